@@ -1,0 +1,27 @@
+"""Fused distillation losses for object detectors: box-wise feature pooling, feature comparison and temperature KL."""
+
+from ._checks import debug_values
+from ._library import use_backend
+from ._version import __version__
+from .ops.kd_sigmoid_loss import kd_sigmoid_loss
+from .ops.kd_softmax_loss import kd_softmax_loss
+from .ops.matched_feature_loss import matched_feature_loss
+from .ops.roi_avg_pool import roi_avg_pool
+from .ops.roi_crop import roi_crop
+from .ops.roi_feature_loss import roi_feature_loss
+from .ops.roi_kd_loss import RoIKDLoss, RoIMap, roi_kd_loss
+
+__all__ = [
+    "RoIKDLoss",
+    "RoIMap",
+    "__version__",
+    "debug_values",
+    "kd_sigmoid_loss",
+    "kd_softmax_loss",
+    "matched_feature_loss",
+    "roi_avg_pool",
+    "roi_crop",
+    "roi_feature_loss",
+    "roi_kd_loss",
+    "use_backend",
+]

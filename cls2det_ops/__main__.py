@@ -1,0 +1,48 @@
+"""``python -m cls2det_ops``: what is installed, which back ends work, and why one is missing."""
+
+import platform
+from pathlib import Path
+
+import torch
+
+from . import __version__
+from ._library import build_info, cpu_missing, cuda_missing
+
+
+def report() -> list[tuple[str, str]]:
+    lines = [
+        ("cls2det_ops", __version__),
+        ("installed in", str(Path(__file__).parent)),
+        ("Python", platform.python_version()),
+        ("torch", f"{torch.__version__} ({torch.get_num_threads()} CPU threads)"),
+        ("CPU back end", f"missing: {cpu_missing}" if cpu_missing else f"native, {_capability()}"),
+        ("CUDA back end", f"missing: {cuda_missing}" if cuda_missing else _cuda()),
+        ("reference back end", "plain PyTorch, always there"),
+    ]
+    if build_info:
+        target = int(build_info["torch_target"].rstrip("ULul"), 16)
+        lines += [
+            ("built with torch", build_info["build_torch"]),
+            ("runs on torch from", f"{target >> 56}.{target >> 48 & 0xFF} (LibTorch stable ABI)"),
+            ("compiler", build_info["compiler"]),
+            ("CUDA archs", build_info["cuda_archs"] or "none"),
+        ]
+    return lines
+
+
+def _capability() -> str:
+    from . import _C
+
+    return _C.cpu_capability()
+
+
+def _cuda() -> str:
+    if not torch.cuda.is_available():
+        return f"native, torch was built for CUDA {torch.version.cuda}, no GPU is visible"
+    names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
+    return f"native, CUDA {torch.version.cuda}, {', '.join(sorted(names))}"
+
+
+if __name__ == "__main__":
+    for name, value in report():
+        print(f"{name:<20} {value}")

@@ -1,0 +1,146 @@
+"""Argument checks shared by the public functions: every message names function, argument, expected and found.
+
+Shapes, dtypes and devices are always checked. Values (indices, boxes, logits) are checked only in debug mode,
+because reading them would make a GPU wait for its host; the kernels are safe for any value without it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+FLOAT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+INDEX_DTYPES = (torch.int64, torch.int32)
+PADDING_MODES = ("zeros", "border")
+LOSSES = ("l1", "l2", "smooth_l1")
+BACKGROUNDS = ("none", "first", "last")
+REDUCTIONS = ("none", "sum", "mean")
+
+_debug = os.environ.get("CLS2DET_DEBUG", "0") not in ("", "0")
+
+
+def debug_enabled() -> bool:
+    return _debug
+
+
+@contextlib.contextmanager
+def debug_values(enabled: bool = True) -> Iterator[None]:
+    """Check the values of indices, boxes and logits in every call inside the block, and raise ``ValueError``.
+
+    Costs a device synchronisation per argument. ``CLS2DET_DEBUG=1`` in the environment switches it on for the process.
+    """
+    global _debug
+    before, _debug = _debug, enabled
+    try:
+        yield
+    finally:
+        _debug = before
+
+
+def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64, float32 for everything else: the dtype of sums, boxes and losses."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def fail(function: str, argument: str, expected: str, found: object) -> ValueError:
+    return ValueError(f"{function}: {argument} must be {expected}, found {found}")
+
+
+def floating(function: str, argument: str, tensor: Tensor, shape: tuple[int | str, ...]) -> None:
+    """A floating-point tensor of the given shape; strings in it stand for any size of at least zero."""
+    _tensor(function, argument, tensor)
+    if tensor.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"{function}: {argument} must be float32, float64, float16 or bfloat16, found {tensor.dtype}")
+    _shape(function, argument, tensor, shape)
+
+
+def index(function: str, argument: str, tensor: Tensor, length: int, of: str) -> Tensor:
+    """An int32 or int64 vector with one entry for each row of ``of``; returned as int64."""
+    _tensor(function, argument, tensor)
+    if tensor.dtype not in INDEX_DTYPES:
+        raise TypeError(f"{function}: {argument} must be int64 or int32, found {tensor.dtype}")
+    if tensor.dim() != 1 or tensor.shape[0] != length:
+        raise fail(function, argument, f"a vector with one entry for each row of {of} ({length})", _found(tensor))
+    return tensor.long()
+
+
+def feature_map(function: str, argument: str, tensor: Tensor) -> None:
+    floating(function, argument, tensor, ("B", "C", "H", "W"))
+    if tensor.shape[2] == 0 or tensor.shape[3] == 0:
+        raise fail(function, argument, "a map of at least one pixel", _found(tensor))
+
+
+def size_pair(function: str, argument: str, size: int | tuple[int, int]) -> tuple[int, int]:
+    pair = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+    if len(pair) != 2 or any(isinstance(n, bool) or not isinstance(n, (int, torch.SymInt)) or n < 1 for n in pair):
+        raise fail(function, argument, "a positive integer or a pair (height, width) of them", size)
+    return pair
+
+
+def choice(function: str, argument: str, value: str, allowed: tuple[str, ...]) -> int:
+    if value not in allowed:
+        raise fail(function, argument, "one of " + ", ".join(map(repr, allowed)), repr(value))
+    return allowed.index(value)
+
+
+def positive(function: str, argument: str, value: float) -> float:
+    if isinstance(value, Tensor) or not value > 0 or value == float("inf"):
+        raise fail(function, argument, "a positive finite number", value)
+    return float(value)
+
+
+def same_device(function: str, **tensors: Tensor | None) -> None:
+    present = {name: t for name, t in tensors.items() if t is not None}
+    first, reference = next(iter(present.items()))
+    for name, tensor in present.items():
+        if tensor.device != reference.device:
+            raise fail(function, name, f"on {reference.device} like {first}", tensor.device)
+
+
+def index_values(function: str, argument: str, tensor: Tensor, size: int, of: str) -> None:
+    """Debug mode only: every entry in [0, size)."""
+    bad = ((tensor < 0) | (tensor >= size)).nonzero().flatten().tolist()
+    if bad:
+        row = bad[0]
+        raise fail(
+            function, argument, f"in [0, {size}), the rows of {of}", f"{tensor[row].item()} at row {row} ({len(bad)} such)"
+        )
+
+
+def box_values(function: str, argument: str, boxes: Tensor) -> None:
+    """Debug mode only: finite boxes with x1 <= x2 and y1 <= y2."""
+    good = boxes.isfinite().all(1) & (boxes[:, 0] <= boxes[:, 2]) & (boxes[:, 1] <= boxes[:, 3])
+    bad = (~good).nonzero().flatten().tolist()
+    if bad:
+        row = bad[0]
+        raise fail(
+            function, argument, "finite with x1 <= x2 and y1 <= y2", f"{boxes[row].tolist()} at row {row} ({len(bad)} such)"
+        )
+
+
+def finite_values(function: str, argument: str, tensor: Tensor) -> None:
+    """Debug mode only: no NaN and no infinity."""
+    bad = int((~tensor.isfinite()).sum())
+    if bad:
+        raise fail(function, argument, "finite", f"{bad} values that are NaN or infinite, of {tensor.numel()}")
+
+
+def _tensor(function: str, argument: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{function}: {argument} must be a torch.Tensor, found {type(value).__name__}")
+
+
+def _shape(function: str, argument: str, tensor: Tensor, shape: tuple[int | str, ...]) -> None:
+    fits = tensor.dim() == len(shape) and all(
+        isinstance(want, str) or got == want for got, want in zip(tensor.shape, shape, strict=True)
+    )
+    if not fits:
+        raise fail(function, argument, "of shape (" + ", ".join(map(str, shape)) + ")", _found(tensor))
+
+
+def _found(tensor: Tensor) -> str:
+    return "shape (" + ", ".join(str(n) for n in tensor.shape) + ")"

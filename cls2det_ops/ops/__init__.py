@@ -1,0 +1,1 @@
+"""One module per operator: public function, fake kernel, autograd formula."""

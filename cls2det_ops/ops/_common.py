@@ -1,0 +1,75 @@
+"""What every operator module shares: registration that needs the compiled schemas, and the reduction of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .. import _checks as check
+from .._library import build_info
+
+
+def register_fake(name: str) -> Callable:
+    """Decorator: the shapes and dtypes of an operator, for torch.compile and export. No-op without compiled schemas."""
+    return torch.library.register_fake(f"cls2det::{name}") if build_info else lambda function: function
+
+
+def register_autograd(name: str, setup_context: Callable, backward: Callable) -> None:
+    if build_info:
+        torch.library.register_autograd(f"cls2det::{name}", backward, setup_context=setup_context)
+
+
+def refuse_second_derivative(name: str) -> None:
+    """Make differentiating through a backward operator an error instead of a silently wrong number."""
+
+    def refuse(ctx: object, *grads: Tensor) -> None:
+        raise NotImplementedError(f"cls2det_ops.{name.removesuffix('_backward')} has no second derivative (create_graph=True)")
+
+    register_autograd(name, lambda ctx, inputs, output: None, refuse)
+
+
+def wants_gradient(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def save_row_gradients(count: int) -> Callable:
+    """setup_context of a loss whose forward left d rows / d input behind as its second output, of the first ``count`` inputs."""
+
+    def setup_context(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(output[1], *inputs[:count])
+        ctx.arguments = [None if isinstance(value, Tensor) else value for value in inputs]  # tensors are saved above
+
+    return setup_context
+
+
+def reduce_rows(
+    function: str, rows: Tensor, weight: Tensor | None, normalizer: float | Tensor | None, reduction: str
+) -> Tensor:
+    """Weight and reduce the (K,) rows of a loss; see the public losses for what each argument means."""
+    check.choice(function, "reduction", reduction, check.REDUCTIONS)
+    if weight is not None:
+        check.floating(function, "weight", weight, (rows.shape[0],))
+        check.same_device(function, rows=rows, weight=weight)
+        rows = rows * weight.detach().to(rows.dtype)
+    if isinstance(normalizer, Tensor):
+        if normalizer.numel() != 1:
+            raise check.fail(function, "normalizer", "a number or a tensor of one element", f"{normalizer.numel()} elements")
+        normalizer = normalizer.detach().reshape(()).to(rows.dtype)
+    elif normalizer is not None and not normalizer > 0:
+        raise check.fail(function, "normalizer", "positive", normalizer)
+    elif normalizer is None and reduction == "mean":
+        normalizer = torch.sym_max(rows.shape[0], 1)
+    result = rows if reduction == "none" else rows.sum()
+    return result if normalizer is None else result / normalizer
+
+
+@register_fake("scale_rows")
+def _(grad_rows: Tensor, row_grads: Tensor, input: Tensor) -> Tensor:
+    return row_grads.new_empty(row_grads.shape, dtype=input.dtype)
+
+
+refuse_second_derivative("scale_rows")

@@ -1,0 +1,77 @@
+"""Temperature-sigmoid distillation, for detectors whose head scores every class on its own."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _checks as check
+from .. import reference
+from .._library import native
+from ._common import reduce_rows, register_autograd, register_fake, save_row_gradients, wants_gradient
+from .kd_softmax_loss import logits_backward, logits_fake, matched_logits
+
+MODES = ("bce", "l1norm")
+
+
+def kd_sigmoid_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    matched_idxs: Tensor,
+    temperature: float = 2.0,
+    *,
+    mode: str = "bce",
+    background: str = "none",
+    weight: Tensor | None = None,
+    normalizer: float | Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    r"""Kullback-Leibler divergence between softened sigmoid scores, :math:`S = \sigma(z / T)`.
+
+    mode "bce", the two-way distribution of every class ("Distilling Image Classifiers in Object Detectors", NeurIPS 2021,
+    equations 5 to 7); the gradient of a row is :math:`\frac{T}{C} (S^s - S^t)`:
+
+    .. math:: L_k = \frac{T^2}{C} \sum_c S^t_c \log\frac{S^t_c}{S^s_c} + (1 - S^t_c) \log\frac{1 - S^t_c}{1 - S^s_c}
+
+    mode "l1norm", scores normalised over the classes, :math:`Q = S / \sum_c S_c`; the gradient of a row is
+    :math:`T (1 - S^s) (Q^s - Q^t)`:
+
+    .. math:: L_k = T^2 \sum_c Q^t_c \log\frac{Q^t_c}{Q^s_c}
+
+    Args:
+        student_logits: (K, C) of the positives, or (K, C + 1) with an unused column; float32, float64, float16 or bfloat16.
+        teacher_logits: (G, C) of the ground-truth crops.
+        matched_idxs: (K,) int64 or int32, the ground truth, in [0, G), of each positive.
+        temperature: T > 0; the paper uses 2.
+        mode: "bce" or "l1norm".
+        background: where the student has a column that the teacher lacks ("first" for torchvision's RetinaNet trained
+            with labels from 1), or "none". The column takes no part and gets no gradient.
+        weight, normalizer, reduction: as in :func:`roi_feature_loss`.
+
+    Returns:
+        A scalar, or (K,) for "none", in float32 (float64 for float64 logits).
+
+    Gradients flow to ``student_logits`` only. Rows with a match outside [0, G) are ignored (0, no gradient).
+    Infinite logits give the limit where it exists in mode "bce" (probability exactly 0 or 1; +inf when the student denies
+    what the teacher is sure of); in mode "l1norm" -inf is a class of share 0. NaN gives a NaN row.
+
+    Raises:
+        TypeError, ValueError: an argument of wrong dtype, shape, device or value range, named with what was found.
+    """
+    name = "kd_sigmoid_loss"
+    student_logits, teacher_logits, matched_idxs, column = matched_logits(
+        name, student_logits, teacher_logits, matched_idxs, background
+    )
+    temperature = check.positive(name, "temperature", temperature)
+    code = check.choice(name, "mode", mode, MODES)
+    if native(student_logits):
+        rows, _ = torch.ops.cls2det.kd_sigmoid_loss(
+            student_logits, teacher_logits, matched_idxs, temperature, code, column, wants_gradient(student_logits)
+        )
+    else:
+        rows = reference.kd_sigmoid_loss(student_logits, teacher_logits, matched_idxs, temperature, mode, background)
+    return reduce_rows(name, rows, weight, normalizer, reduction)
+
+
+register_fake("kd_sigmoid_loss")(logits_fake)
+register_autograd("kd_sigmoid_loss", save_row_gradients(1), logits_backward)

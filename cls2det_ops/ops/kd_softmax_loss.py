@@ -1,0 +1,109 @@
+"""Temperature-softmax distillation of a classifier's logits into the positives of a detector."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _checks as check
+from .. import reference
+from .._library import native
+from ._common import reduce_rows, register_autograd, register_fake, save_row_gradients, wants_gradient
+
+
+def kd_softmax_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    matched_idxs: Tensor,
+    temperature: float = 2.0,
+    background: str = "first",
+    *,
+    weight: Tensor | None = None,
+    normalizer: float | Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    r"""Kullback-Leibler divergence of the student's from the teacher's softened class probabilities.
+
+    .. math:: L_k = T^2 \sum_c P^t_{m(k),c} \big(\log P^t_{m(k),c} - \log P^s_{k,c}\big), \quad
+              P^s = softmax(z^s / T), \; P^t = [softmax(z^t / T), 0]
+
+    The KD-cls term of "Distilling Image Classifiers in Object Detectors" (NeurIPS 2021), equations 1 to 4: the sum runs
+    over classes, the teacher's softmax does not see a background logit, and its background probability is 0.
+    The gradient of a row is :math:`T (P^s - P^t)`.
+
+    Args:
+        student_logits: (K, C + 1) of the positives, or (K, C) with ``background="none"``; float32, float64, float16 or
+            bfloat16, any strides.
+        teacher_logits: (G, C) of the ground-truth crops.
+        matched_idxs: (K,) int64 or int32, the ground truth, in [0, G), of each positive.
+        temperature: T > 0; the paper uses 2.
+        background: the student's background column: "first" (torchvision), "last" (detectron2, mmdetection) or "none".
+        weight, normalizer, reduction: as in :func:`roi_feature_loss`. The paper divides by the number of positives.
+
+    Returns:
+        A scalar, or (K,) for "none", in float32 (float64 for float64 logits).
+
+    Gradients flow to ``student_logits`` only. Rows with a match outside [0, G) are ignored (0, no gradient).
+    A teacher logit of -inf is a class of probability 0 and 0 log 0 is 0; a student logit of -inf where the teacher has
+    probability gives +inf. NaN and +inf logits give a NaN row. :func:`debug_values` reports infinite logits.
+
+    Raises:
+        TypeError, ValueError: an argument of wrong dtype, shape, device or value range, named with what was found.
+    """
+    name = "kd_softmax_loss"
+    student_logits, teacher_logits, matched_idxs, column = matched_logits(
+        name, student_logits, teacher_logits, matched_idxs, background
+    )
+    temperature = check.positive(name, "temperature", temperature)
+    if native(student_logits):
+        rows, _ = torch.ops.cls2det.kd_softmax_loss(
+            student_logits, teacher_logits, matched_idxs, temperature, column, wants_gradient(student_logits)
+        )
+    else:
+        rows = reference.kd_softmax_loss(student_logits, teacher_logits, matched_idxs, temperature, background)
+    return reduce_rows(name, rows, weight, normalizer, reduction)
+
+
+def matched_logits(
+    name: str, student_logits: Tensor, teacher_logits: Tensor, matched_idxs: Tensor, background: str
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """The checked tensors of both kd losses in one dtype, and the code of the background column."""
+    check.floating(name, "student_logits", student_logits, ("K", "C"))
+    check.floating(name, "teacher_logits", teacher_logits, ("G", "C"))
+    matched_idxs = check.index(name, "matched_idxs", matched_idxs, student_logits.shape[0], "student_logits")
+    check.same_device(
+        name, student_logits=student_logits, teacher_logits=teacher_logits, matched_idxs=matched_idxs
+    )
+    column = check.choice(name, "background", background, check.BACKGROUNDS)
+    classes = teacher_logits.shape[1]
+    expected = classes + (background != "none")
+    if student_logits.shape[1] != expected or classes == 0:
+        raise check.fail(
+            name,
+            "student_logits",
+            f"of {expected} columns ({max(classes, 1)} teacher classes, background={background!r})",
+            f"{student_logits.shape[1]} columns (teacher_logits has {classes})",
+        )
+    if check.debug_enabled():
+        check.index_values(name, "matched_idxs", matched_idxs, teacher_logits.shape[0], "teacher_logits")
+        check.finite_values(name, "student_logits", student_logits)
+        check.finite_values(name, "teacher_logits", teacher_logits)
+    dtype = torch.promote_types(student_logits.dtype, teacher_logits.dtype)
+    return student_logits.to(dtype), teacher_logits.detach().to(dtype), matched_idxs, column
+
+
+def logits_fake(student_logits: Tensor, *arguments) -> tuple[Tensor, Tensor]:
+    need_grad = arguments[-1]
+    rows = student_logits.new_empty(student_logits.shape[0], dtype=check.accumulate_dtype(student_logits.dtype))
+    return rows, student_logits.new_empty(student_logits.shape if need_grad else (0,))
+
+
+def logits_backward(ctx, grad_rows, _):
+    grad = None
+    if grad_rows is not None and ctx.needs_input_grad[0]:
+        grad = torch.ops.cls2det.scale_rows(grad_rows, *ctx.saved_tensors)
+    return (grad, *[None] * (len(ctx.arguments) - 1))
+
+
+register_fake("kd_softmax_loss")(logits_fake)
+register_autograd("kd_softmax_loss", save_row_gradients(1), logits_backward)

@@ -1,0 +1,156 @@
+"""Features in predicted boxes compared with features in their ground-truth boxes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _checks as check
+from .. import reference
+from .._library import native
+from ._common import (
+    reduce_rows,
+    refuse_second_derivative,
+    register_autograd,
+    register_fake,
+    save_row_gradients,
+    wants_gradient,
+)
+
+
+def roi_feature_loss(
+    features: Tensor,
+    boxes: Tensor,
+    image_index: Tensor,
+    target_boxes: Tensor,
+    target_image_index: Tensor,
+    matched_idxs: Tensor,
+    output_size: int | tuple[int, int],
+    sampling_size: int | tuple[int, int],
+    spatial_scale: float = 1.0,
+    *,
+    target_features: Tensor | None = None,
+    target_spatial_scale: float | None = None,
+    loss: str = "l1",
+    beta: float = 1.0,
+    padding_mode: str = "zeros",
+    clip: bool = True,
+    weight: Tensor | None = None,
+    normalizer: float | Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    r"""Distance between the pooled features of K predicted boxes and of their ground-truth boxes.
+
+    .. math:: L_k = \frac{1}{C P^2} \sum_{c,p,q} d\big(pool(F, box_k)_{cpq} - pool(F^{target}, box^{gt}_{m(k)})_{cpq}\big)
+
+    with pool the :func:`roi_avg_pool` of both sides and d the absolute value ("l1"), the square ("l2") or smooth-L1 with
+    ``beta`` ("smooth_l1"). Neither the pooled features nor the crops are stored; each ground truth is pooled once.
+    With the images as ``features`` this is the teacher-free "loc" term of "Distilling Image Classifiers in Object
+    Detectors" (NeurIPS 2021), equation 11; with feature maps it is equation 10 on shared maps in place of crops.
+
+    Args:
+        features: (B, C, H, W), float32, float64, float16 or bfloat16, any strides.
+        boxes: (K, 4) predicted boxes (x1, y1, x2, y2) in input pixels; times ``spatial_scale`` in pixels of ``features``.
+        image_index: (K,) int64 or int32, the image of each predicted box.
+        target_boxes: (G, 4) ground-truth boxes of the batch, like ``boxes``.
+        target_image_index: (G,) the image of each ground truth.
+        matched_idxs: (K,) the ground truth, in [0, G), of each predicted box.
+        output_size, sampling_size, spatial_scale, padding_mode, clip: as in :func:`roi_avg_pool`.
+        target_features: (B', C, H', W'), the map of the ground-truth side (a teacher's); default: ``features``.
+        target_spatial_scale: its scale; default: ``spatial_scale``.
+        loss: "l1", "l2" or "smooth_l1"; beta: where smooth-L1 turns from square to linear, in feature units.
+        weight: (K,) weight of each row; a constant, no gradient is sent to it.
+        normalizer: divisor of the result, such as the number of positives over all processes; a tensor of one element
+            keeps a compiled step from recompiling when it changes.
+        reduction: "mean" divides the weighted sum by ``normalizer``, or by max(K, 1) without one; "sum" and "none"
+            (the K rows) are divided only if a normalizer is given.
+
+    Returns:
+        A scalar, or (K,) for "none", in float32 (float64 for float64 features).
+
+    Gradients flow to ``boxes``, and to ``features`` when they require one (through the predicted boxes only); none to the
+    ground-truth side.
+
+    A row is ignored (0, no gradient) when its match, its image or its match's image is out of range: the -1 and -2 of
+    torchvision's matchers may stay in. Boxes that are not finite give NaN. :func:`debug_values` reports both.
+
+    Raises:
+        TypeError, ValueError: an argument of wrong dtype, shape, device or value range, named with what was found.
+    """
+    name = "roi_feature_loss"
+    check.feature_map(name, "features", features)
+    check.floating(name, "boxes", boxes, ("K", 4))
+    check.floating(name, "target_boxes", target_boxes, ("G", 4))
+    image_index = check.index(name, "image_index", image_index, boxes.shape[0], "boxes")
+    matched_idxs = check.index(name, "matched_idxs", matched_idxs, boxes.shape[0], "boxes")
+    target_image_index = check.index(
+        name, "target_image_index", target_image_index, target_boxes.shape[0], "target_boxes"
+    )
+    scale = check.positive(name, "spatial_scale", spatial_scale)
+    target_scale = check.positive(
+        name, "target_spatial_scale", spatial_scale if target_spatial_scale is None else target_spatial_scale
+    )
+    target_features = features if target_features is None else target_features
+    check.feature_map(name, "target_features", target_features)
+    if target_features.shape[1] != features.shape[1]:
+        raise check.fail(name, "target_features", f"of {features.shape[1]} channels like features", target_features.shape[1])
+    check.same_device(
+        name,
+        features=features,
+        boxes=boxes,
+        image_index=image_index,
+        target_features=target_features,
+        target_boxes=target_boxes,
+        target_image_index=target_image_index,
+        matched_idxs=matched_idxs,
+    )
+    size = check.size_pair(name, "output_size", output_size)
+    samples = check.size_pair(name, "sampling_size", sampling_size)
+    border = bool(check.choice(name, "padding_mode", padding_mode, check.PADDING_MODES))
+    kind = check.choice(name, "loss", loss, check.LOSSES)
+    beta = check.positive(name, "beta", beta)
+    if check.debug_enabled():
+        check.index_values(name, "image_index", image_index, features.shape[0], "features")
+        check.index_values(name, "target_image_index", target_image_index, target_features.shape[0], "target_features")
+        check.index_values(name, "matched_idxs", matched_idxs, target_boxes.shape[0], "target_boxes")
+        check.box_values(name, "boxes", boxes)
+        check.box_values(name, "target_boxes", target_boxes)
+    dtype = torch.promote_types(features.dtype, target_features.dtype)
+    features, target_features = features.to(dtype), target_features.detach().to(dtype)
+    acc = check.accumulate_dtype(dtype)
+    boxes, target_boxes = boxes.to(acc), target_boxes.detach().to(acc)
+    tensors = (features, boxes, image_index, target_features, target_boxes, target_image_index, matched_idxs)
+    if native(features):
+        rows, _ = torch.ops.cls2det.roi_feature_loss(
+            *tensors, *size, *samples, scale, target_scale, border, clip, kind, beta, wants_gradient(boxes)
+        )
+    else:
+        rows = reference.roi_feature_loss(*tensors, size, samples, scale, target_scale, padding_mode, clip, loss, beta)
+    return reduce_rows(name, rows, weight, normalizer, reduction)
+
+
+@register_fake("roi_feature_loss")
+def _(features, boxes, *arguments):
+    need_boxes = arguments[-1]
+    return boxes.new_empty(boxes.shape[0]), boxes.new_empty(boxes.shape if need_boxes else (0,))
+
+
+@register_fake("roi_feature_loss_backward")
+def _(grad_rows, features, *arguments):
+    return features.new_empty(features.shape)
+
+
+def _backward(ctx, grad_rows, _):
+    grads = [None] * len(ctx.arguments)
+    if grad_rows is None:
+        return tuple(grads)
+    grad_boxes, *tensors = ctx.saved_tensors
+    if ctx.needs_input_grad[0]:
+        grads[0] = torch.ops.cls2det.roi_feature_loss_backward(grad_rows, *tensors, *ctx.arguments[7:17])
+    if ctx.needs_input_grad[1]:
+        grads[1] = torch.ops.cls2det.scale_rows(grad_rows, grad_boxes, tensors[1])
+    return tuple(grads)
+
+
+register_autograd("roi_feature_loss", save_row_gradients(7), _backward)
+refuse_second_derivative("roi_feature_loss_backward")

@@ -1,0 +1,27 @@
+// kd_sigmoid_loss on the CPU: one pass over each row in mode bce; log-sigmoids, then a softmax row, in mode l1norm.
+#include "cpu/logits.h"
+
+#define CLS2DET_BODY "cpu/kd_sigmoid_loss_body.h"
+#include "cpu/foreach_target.h"
+
+namespace cls2det {
+namespace {
+
+template <typename T>
+std::tuple<Tensor, Tensor> run(
+    const Tensor& student, const Tensor& teacher, const Tensor& matched, double temperature, int64_t mode, int64_t background, bool need_grad) {
+  return logits_loss<T>(
+      student, teacher, matched, temperature, background, mode, need_grad,
+      [](const LogitsArgs<T>& args, int64_t begin, int64_t end) { CLS2DET_CALL(kd_sigmoid_rows<T>, args, begin, end); });
+}
+
+std::tuple<Tensor, Tensor> kd_sigmoid_loss(
+    Tensor student, Tensor teacher, Tensor matched, double temperature, int64_t mode, int64_t background, bool need_grad) {
+  return (student.scalar_type() == ScalarType::Double ? run<double> : run<float>)(
+      student, teacher, matched, temperature, mode, background, need_grad);
+}
+
+}  // namespace
+}  // namespace cls2det
+
+STABLE_TORCH_LIBRARY_IMPL(cls2det, CPU, m) { m.impl("kd_sigmoid_loss", TORCH_BOX(&cls2det::kd_sigmoid_loss)); }

@@ -1,0 +1,135 @@
+// matched_feature_loss on the CPU: ground truths are pooled once, then every crop is pooled, compared and forgotten; the
+// gradient that the forward leaves behind has the pooled size.
+#include <cstring>
+#include <vector>
+
+#include "checks.h"
+#include "math/feature_distance.h"
+#include "math/sampling.h"
+
+namespace cls2det {
+namespace {
+
+template <typename T>
+struct MatchedArgs {
+  const T *features, *target;  // (K, C, height, width), (G, C, height, width)
+  const int64_t* matched;      // (K,)
+  int64_t channels, targets;
+  int height, width, out_h, out_w, loss;
+  T beta;
+  const int *begin_x, *end_x;  // pixels of each bin along x
+  const char* used;            // (G,)
+  T* pooled_target;            // (G, C, bins)
+  T* rows;                     // (K,)
+  T* grad;                     // forward: (K, C, bins) or null; backward: (K, C, height, width)
+  const T *grad_rows, *pooled_grad;  // backward: (K,), (K, C, bins)
+};
+
+}  // namespace
+}  // namespace cls2det
+
+#define CLS2DET_BODY "cpu/matched_feature_loss_body.h"
+#include "cpu/foreach_target.h"
+
+namespace cls2det {
+namespace {
+
+template <typename T>
+struct Bins {  // the part of the arguments that follows from the sizes, and the memory that it points into
+  std::vector<int> begin, end;
+  MatchedArgs<T> args{};
+
+  Bins(const Tensor& features, int64_t out_h, int64_t out_w) {
+    check_sizes(out_h, out_w, 1, 1);
+    args.channels = features.size(1);
+    args.height = int(features.size(2)), args.width = int(features.size(3));
+    args.out_h = int(out_h), args.out_w = int(out_w);
+    for (int q = 0; q < args.out_w; ++q) {
+      begin.push_back(bin_begin(q, args.width, args.out_w));
+      end.push_back(bin_end(q, args.width, args.out_w));
+    }
+    args.begin_x = begin.data(), args.end_x = end.data();
+  }
+};
+
+template <typename T>
+std::tuple<Tensor, Tensor> forward(
+    const Tensor& features, const Tensor& target_features, const Tensor& matched_idxs, int64_t out_h, int64_t out_w, int64_t loss,
+    double beta, bool need_grad) {
+  const ScalarType acc = accumulate_dtype(features.scalar_type());
+  const Tensor crops = contiguous(to_dtype(features, acc)), truths = contiguous(to_dtype(target_features, acc));
+  const Tensor matched = contiguous(matched_idxs);
+  const int64_t count = crops.size(0), channels = crops.size(1), targets = truths.size(0);
+  Bins<T> bins(crops, out_h, out_w);
+  MatchedArgs<T>& args = bins.args;
+  Tensor rows = make(crops, {count}, acc);
+  Tensor grad = make(crops, need_grad ? Shape{count, channels, out_h, out_w} : Shape{0}, acc);
+  Tensor pooled = make(crops, {targets, channels, out_h, out_w}, acc);
+  args.features = static_cast<const T*>(crops.data_ptr());
+  args.target = static_cast<const T*>(truths.data_ptr());
+  args.matched = static_cast<const int64_t*>(matched.data_ptr());
+  args.targets = targets;
+  args.loss = int(loss);
+  args.beta = T(beta);
+  args.pooled_target = static_cast<T*>(pooled.data_ptr());
+  args.rows = static_cast<T*>(rows.data_ptr());
+  args.grad = need_grad ? static_cast<T*>(grad.data_ptr()) : nullptr;
+  std::vector<char> used(targets, 0);
+  for (int64_t k = 0; k < count; ++k) {
+    if (args.matched[k] >= 0 && args.matched[k] < targets) used[args.matched[k]] = 1;
+  }
+  args.used = used.data();
+  torch::stable::parallel_for(0, targets * channels, 8, [&](int64_t begin, int64_t end) {
+    CLS2DET_CALL(matched_targets<T>, args, begin, end);
+  });
+  torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+    CLS2DET_CALL(matched_rows<T>, args, begin, end);
+  });
+  return {rows, grad};
+}
+
+template <typename T>
+Tensor backward(const Tensor& grad_rows, const Tensor& pooled_grad, const Tensor& features) {
+  const ScalarType acc = accumulate_dtype(features.scalar_type());
+  const Tensor upstream = contiguous(to_dtype(grad_rows, acc)), pooled = contiguous(to_dtype(pooled_grad, acc));
+  Bins<T> bins(features, pooled_grad.size(2), pooled_grad.size(3));
+  Tensor grad = make(features, shape_of(features), acc);
+  bins.args.grad_rows = static_cast<const T*>(upstream.data_ptr());
+  bins.args.pooled_grad = static_cast<const T*>(pooled.data_ptr());
+  bins.args.grad = static_cast<T*>(grad.data_ptr());
+  torch::stable::parallel_for(0, features.size(0) * features.size(1), 8, [&](int64_t begin, int64_t end) {
+    CLS2DET_CALL(matched_planes_backward<T>, bins.args, begin, end);
+  });
+  return to_dtype(grad, features.scalar_type());
+}
+
+std::tuple<Tensor, Tensor> matched_feature_loss(
+    Tensor features, Tensor target_features, Tensor matched_idxs, int64_t out_h, int64_t out_w, int64_t loss, double beta,
+    bool need_grad) {
+  check_map("features", features);
+  check_map("target_features", target_features);
+  check_dtype("target_features", target_features, features.scalar_type());
+  for (int64_t d = 1; d < 4; ++d) check_size("target_features", target_features, d, features.size(d));
+  check_index("matched_idxs", matched_idxs, features.size(0));
+  check_positive("beta", beta);
+  if (loss < 0 || loss > 2) fail("loss must be 0, 1 or 2, found ", loss);
+  return (features.scalar_type() == ScalarType::Double ? forward<double> : forward<float>)(
+      features, target_features, matched_idxs, out_h, out_w, loss, beta, need_grad);
+}
+
+Tensor matched_feature_loss_backward(Tensor grad_rows, Tensor pooled_grad, Tensor features) {
+  check_map("features", features);
+  check_dim("grad_rows", grad_rows, 1);
+  check_size("grad_rows", grad_rows, 0, features.size(0));
+  check_dim("pooled_grad", pooled_grad, 4);
+  for (int64_t d = 0; d < 2; ++d) check_size("pooled_grad", pooled_grad, d, features.size(d));
+  return (features.scalar_type() == ScalarType::Double ? backward<double> : backward<float>)(grad_rows, pooled_grad, features);
+}
+
+}  // namespace
+}  // namespace cls2det
+
+STABLE_TORCH_LIBRARY_IMPL(cls2det, CPU, m) {
+  m.impl("matched_feature_loss", TORCH_BOX(&cls2det::matched_feature_loss));
+  m.impl("matched_feature_loss_backward", TORCH_BOX(&cls2det::matched_feature_loss_backward));
+}

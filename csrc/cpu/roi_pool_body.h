@@ -1,0 +1,249 @@
+// Pooling of one box for one block of channels, lanes over channels. Part of a body: see foreach_target.h.
+
+// Maps of few channels are read row by row with lanes over pixels, others channel block by channel block.
+template <typename T>
+bool few_channels(int64_t channels) {
+  return channels < kLanes<T> / 2;
+}
+
+template <typename T>
+int64_t channel_blocks(int64_t channels) {
+  return (channels + kLanes<T> - 1) / kLanes<T>;
+}
+
+// Planes of the output of pool_box: the pooled value and its derivatives by the four edges, in the order of a box.
+enum Plane { kValue, kX1, kY1, kX2, kY2, kPlanes };
+
+#if defined(__GNUC__) && !defined(__clang__)
+template <int kStep, int... kLane>
+CLS2DET_HD void exchange(Vec<float>& a, Vec<float>& b, std::integer_sequence<int, kLane...>) {
+  typedef int Mask __attribute__((vector_size(kVectorBytes)));
+  constexpr int n = kLanes<float>;
+  const Mask low = {(kLane & kStep ? n + kLane - kStep : kLane)...};
+  const Mask high = {(kLane & kStep ? n + kLane : kLane + kStep)...};
+  const Vec<float> x = a;
+  a = __builtin_shuffle(x, b, low);
+  b = __builtin_shuffle(x, b, high);
+}
+
+template <int kStep>
+CLS2DET_HD void transpose_steps(Vec<float>* block) {  // Eklundh: exchange off-diagonal halves of ever larger squares
+  if constexpr (kStep < kLanes<float>) {
+    for (int i = 0; i < kLanes<float>; ++i) {
+      if (!(i & kStep)) exchange<kStep>(block[i], block[i + kStep], std::make_integer_sequence<int, kLanes<float>>());
+    }
+    transpose_steps<2 * kStep>(block);
+  }
+}
+#endif
+
+// count pixels from p on, one vector of n channels each.
+template <typename T>
+void gather_channels(const T* p, int64_t stride_c, int64_t stride_x, int n, int count, Vec<T>* out) {
+  int x = 0;
+#if defined(__GNUC__) && !defined(__clang__)
+  if constexpr (sizeof(T) == 4) {
+    constexpr int lanes = kLanes<T>;
+    for (; stride_x == 1 && n == lanes && x < count; x += lanes) {
+      const int width = count - x < lanes ? count - x : lanes;
+      Vec<T> block[lanes];
+      for (int c = 0; c < lanes; ++c) {
+        block[c] = width == lanes ? load(p + c * stride_c + x) : load_n(p + c * stride_c + x, width, T(0));
+      }
+      transpose_steps<1>(block);
+      for (int i = 0; i < width; ++i) out[x + i] = block[i];
+    }
+  }
+#endif
+  for (; x < count; ++x) {
+    out[x] = Vec<T>{};
+    for (int c = 0; c < n; ++c) out[x][c] = p[c * stride_c + x * stride_x];
+  }
+}
+
+// Scratch of one thread; `axis_x` and `axis_y` hold the taps of the box that was pooled last.
+template <typename T>
+struct PoolScratch {
+  AxisTaps<T> axis_x, axis_y;
+  std::vector<T> buffer;  // raw storage for the vectors below, grown on demand
+
+  Vec<T>* vectors(size_t count) {
+    const size_t need = (count + 1) * kLanes<T>;
+    if (buffer.size() < need) buffer.resize(need);
+    const uintptr_t address = reinterpret_cast<uintptr_t>(buffer.data());
+    return reinterpret_cast<Vec<T>*>((address + kVectorBytes - 1) / kVectorBytes * kVectorBytes);
+  }
+};
+
+template <typename T, bool kGrad>
+void pool_channels(const T* base, const RoiSide<T>& side, const RoiPooling& pooling, int n, PoolScratch<T>& scratch, Vec<T>* out) {
+  using Entry = typename AxisTaps<T>::Entry;
+  const AxisTaps<T>&xs = scratch.axis_x, &ys = scratch.axis_y;
+  const int bins = pooling.bins(), width = xs.last - xs.first + 1;
+  const bool direct = side.stride_c == 1 && n == kLanes<T>;
+  Vec<T>* sums = scratch.vectors(size_t(3) * pooling.out_w + width);
+  Vec<T>* pixels = sums + 3 * pooling.out_w;
+  for (size_t e = 0; e < ys.entries.size();) {
+    const int row = ys.entries[e].pixel;
+    const T* p = base + row * side.stride_y + xs.first * side.stride_x;
+    if (!direct) gather_channels(p, side.stride_c, side.stride_x, n, width, pixels);
+    for (int q = 0; q < pooling.out_w; ++q) {  // contract the row with Wx, dWx / dx1, dWx / dx2
+      Vec<T> value{}, lo{}, hi{};
+      for (int i = xs.start[q]; i < xs.start[q + 1]; ++i) {
+        const Entry& x = xs.entries[i];
+        const int offset = x.pixel - xs.first;
+        const Vec<T> v = direct ? load(p + offset * side.stride_x) : pixels[offset];
+        value += x.weight * v;
+        if (kGrad) lo += x.lo * v, hi += x.hi * v;
+      }
+      sums[q] = value;
+      if (kGrad) sums[pooling.out_w + q] = lo, sums[2 * pooling.out_w + q] = hi;
+    }
+    for (; e < ys.entries.size() && ys.entries[e].pixel == row; ++e) {  // add it to its bins with Wy and its derivatives
+      const Entry& y = ys.entries[e];
+      Vec<T>* o = out + y.bin * pooling.out_w;
+      for (int q = 0; q < pooling.out_w; ++q) {
+        o[kValue * bins + q] += y.weight * sums[q];
+        if (kGrad) {
+          o[kX1 * bins + q] += y.weight * sums[pooling.out_w + q];
+          o[kX2 * bins + q] += y.weight * sums[2 * pooling.out_w + q];
+          o[kY1 * bins + q] += y.lo * sums[q];
+          o[kY2 * bins + q] += y.hi * sums[q];
+        }
+      }
+    }
+  }
+}
+
+// One channel with lanes over the pixels of a row: columns first (Wy), then the rows' dot products with Wx.
+template <typename T, bool kGrad>
+void pool_plane(const T* base, const RoiSide<T>& side, const RoiPooling& pooling, int channel, PoolScratch<T>& scratch, Vec<T>* out) {
+  constexpr int lanes = kLanes<T>;
+  const AxisTaps<T>&xs = scratch.axis_x, &ys = scratch.axis_y;
+  const int bins = pooling.bins(), width = xs.last - xs.first + 1, chunks = (width + lanes - 1) / lanes;
+  const int stride = (chunks + 1) * lanes;  // room for dot products that start anywhere
+  // per output row p: column sums with Wy, dWy / dy1, dWy / dy2; then a copied row; then Wx as dense bands
+  T* column = reinterpret_cast<T*>(scratch.vectors(size_t(chunks + 1) * (3 * pooling.out_h + 1) + 3 * (chunks + 1)));
+  T* copy = column + int64_t(3) * pooling.out_h * stride;
+  T* band = copy + stride;
+  std::memset(column, 0, sizeof(T) * 3 * pooling.out_h * stride);
+  for (size_t e = 0; e < ys.entries.size();) {
+    const int row = ys.entries[e].pixel;
+    const T* p = base + row * side.stride_y + xs.first * side.stride_x;
+    if (side.stride_x != 1) {
+      for (int x = 0; x < width; ++x) copy[x] = p[x * side.stride_x];
+      p = copy;
+    }
+    for (; e < ys.entries.size() && ys.entries[e].pixel == row; ++e) {
+      const auto& y = ys.entries[e];
+      T* sums = column + int64_t(3) * y.bin * stride;
+      for (int x = 0; x < width; x += lanes) {
+        const int n = width - x;
+        const Vec<T> v = n >= lanes ? load(p + x) : load_n(p + x, n, T(0));
+        store(sums + x, Vec<T>(load(sums + x) + y.weight * v));
+        if (kGrad) {
+          store(sums + stride + x, Vec<T>(load(sums + stride + x) + y.lo * v));
+          store(sums + 2 * stride + x, Vec<T>(load(sums + 2 * stride + x) + y.hi * v));
+        }
+      }
+    }
+  }
+  for (int q = 0; q < pooling.out_w; ++q) {
+    if (xs.start[q] == xs.start[q + 1]) continue;
+    int low = xs.last, high = xs.first;
+    for (int i = xs.start[q]; i < xs.start[q + 1]; ++i) {
+      low = xs.entries[i].pixel < low ? xs.entries[i].pixel : low;
+      high = xs.entries[i].pixel > high ? xs.entries[i].pixel : high;
+    }
+    std::memset(band, 0, sizeof(T) * 3 * stride);
+    for (int i = xs.start[q]; i < xs.start[q + 1]; ++i) {
+      const auto& x = xs.entries[i];
+      band[x.pixel - low] += x.weight;
+      band[stride + x.pixel - low] += x.lo;
+      band[2 * stride + x.pixel - low] += x.hi;
+    }
+    for (int p = 0; p < pooling.out_h; ++p) {
+      const T* sums = column + int64_t(3) * p * stride + (low - xs.first);
+      Vec<T> value{}, x1{}, x2{}, y1{}, y2{};
+      for (int x = 0; x <= high - low; x += lanes) {
+        const Vec<T> w = load(band + x), v = load(sums + x);
+        value += w * v;
+        if (kGrad) {
+          x1 += load(band + stride + x) * v;
+          x2 += load(band + 2 * stride + x) * v;
+          y1 += w * load(sums + stride + x);
+          y2 += w * load(sums + 2 * stride + x);
+        }
+      }
+      Vec<T>* o = out + p * pooling.out_w + q;
+      o[kValue * bins][channel] = sum_lanes<T>(value);
+      if (kGrad) {
+        o[kX1 * bins][channel] = sum_lanes<T>(x1);
+        o[kX2 * bins][channel] = sum_lanes<T>(x2);
+        o[kY1 * bins][channel] = sum_lanes<T>(y1);
+        o[kY2 * bins][channel] = sum_lanes<T>(y2);
+      }
+    }
+  }
+}
+
+// out (kGrad ? 5 : 1 planes, bins): pooled features of `box` for channel block `block`; lanes past the last channel are 0,
+// and so is everything for a box whose image is out of range. A box that is not finite gives NaN.
+template <typename T, bool kGrad>
+void pool_box(const RoiSide<T>& side, const RoiPooling& pooling, int64_t box, int64_t block, PoolScratch<T>& scratch, Vec<T>* out) {
+  const int64_t c0 = block * kLanes<T>;
+  const int n = int(side.channels - c0 < kLanes<T> ? side.channels - c0 : kLanes<T>);
+  const int planes = kGrad ? kPlanes : 1;
+  std::memset(reinterpret_cast<T*>(out), 0, sizeof(Vec<T>) * planes * pooling.bins());
+  if (!side.has_image(box)) return;
+  const MapBox<T> b = map_box(side.boxes + 4 * box, side.scale, side.height, side.width, pooling.clip);
+  if (!b.finite) {
+    for (int i = 0; i < planes * pooling.bins(); ++i) out[i] += std::numeric_limits<T>::quiet_NaN();
+    return;
+  }
+  scratch.axis_x.build(b.x1, b.x2, pooling.samples_w, pooling.out_w, side.width, pooling.border);
+  scratch.axis_y.build(b.y1, b.y2, pooling.samples_h, pooling.out_h, side.height, pooling.border);
+  if (scratch.axis_x.last < 0 || scratch.axis_y.last < 0) return;  // wholly outside
+  scratch.axis_y.sort_by_pixel();
+  const T* base = side.data + side.image_index[box] * side.stride_n + c0 * side.stride_c;
+  if (few_channels<T>(side.channels)) {
+    for (int c = 0; c < n; ++c) pool_plane<T, kGrad>(base + c * side.stride_c, side, pooling, c, scratch, out);
+  } else {
+    pool_channels<T, kGrad>(base, side, pooling, n, scratch, out);
+  }
+}
+
+// The transpose of pool_box: map[r, s] += Wy[p, r] Wx[q, s] grad[p, q], lanes over channels. map: (height, width).
+template <typename T>
+void spread_box(
+    const RoiSide<T>& side, const RoiPooling& pooling, int64_t box, const Vec<T>* grad, PoolScratch<T>& scratch, Vec<T>* map) {
+  const MapBox<T> b = map_box(side.boxes + 4 * box, side.scale, side.height, side.width, pooling.clip);
+  if (!b.finite) return;
+  scratch.axis_x.build(b.x1, b.x2, pooling.samples_w, pooling.out_w, side.width, pooling.border);
+  scratch.axis_y.build(b.y1, b.y2, pooling.samples_h, pooling.out_h, side.height, pooling.border);
+  if (scratch.axis_x.last < 0 || scratch.axis_y.last < 0) return;
+  scratch.axis_y.sort_by_pixel();
+  const AxisTaps<T>&xs = scratch.axis_x, &ys = scratch.axis_y;
+  Vec<T>* sums = scratch.vectors(pooling.out_w);
+  for (size_t e = 0; e < ys.entries.size();) {
+    const int row = ys.entries[e].pixel;
+    for (int q = 0; q < pooling.out_w; ++q) sums[q] = Vec<T>{};
+    for (; e < ys.entries.size() && ys.entries[e].pixel == row; ++e) {
+      const Vec<T>* g = grad + ys.entries[e].bin * pooling.out_w;
+      for (int q = 0; q < pooling.out_w; ++q) sums[q] += ys.entries[e].weight * g[q];
+    }
+    Vec<T>* m = map + int64_t(row) * side.width;
+    for (const auto& x : xs.entries) m[x.pixel] += x.weight * sums[x.bin];
+  }
+}
+
+// map (height, width) of block c0 into a contiguous (channels, height, width) tensor.
+template <typename T>
+void write_map(const RoiSide<T>& side, int64_t block, const Vec<T>* map, T* out) {
+  const int64_t c0 = block * kLanes<T>, area = int64_t(side.height) * side.width;
+  const int n = int(side.channels - c0 < kLanes<T> ? side.channels - c0 : kLanes<T>);
+  for (int c = 0; c < n; ++c) {
+    T* plane = out + (c0 + c) * area;
+    for (int64_t i = 0; i < area; ++i) plane[i] = map[i][c];
+  }
+}

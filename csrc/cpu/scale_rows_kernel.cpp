@@ -1,0 +1,36 @@
+// scale_rows on the CPU: the backward of every loss whose forward left the gradient of its rows behind.
+#include "checks.h"
+
+namespace cls2det {
+namespace {
+
+template <typename T>
+Tensor run(const Tensor& grad_rows, const Tensor& row_grads) {
+  const int64_t count = row_grads.size(0), width = count ? row_grads.numel() / count : 0;
+  Tensor out = make(row_grads, shape_of(row_grads), row_grads.scalar_type());
+  const T* upstream = static_cast<const T*>(grad_rows.data_ptr());
+  const int64_t stride = count ? grad_rows.stride(0) : 0;
+  const T* in = static_cast<const T*>(row_grads.data_ptr());
+  T* result = static_cast<T*>(out.data_ptr());
+  torch::stable::parallel_for(0, count, 1 + 16384 / (width + 1), [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) {
+      const T g = upstream[k * stride];
+      for (int64_t i = k * width; i < (k + 1) * width; ++i) result[i] = g * in[i];
+    }
+  });
+  return out;
+}
+
+Tensor scale_rows(Tensor grad_rows, Tensor row_grads, Tensor input) {
+  check_dim("grad_rows", grad_rows, 1);
+  if (row_grads.dim() < 1) fail("row_grads must have rows");
+  check_size("grad_rows", grad_rows, 0, row_grads.size(0));
+  const ScalarType dtype = input.scalar_type(), acc = accumulate_dtype(dtype);
+  const Tensor upstream = to_dtype(grad_rows, acc), rows = contiguous(to_dtype(row_grads, acc));
+  return to_dtype(acc == ScalarType::Double ? run<double>(upstream, rows) : run<float>(upstream, rows), dtype);
+}
+
+}  // namespace
+}  // namespace cls2det
+
+STABLE_TORCH_LIBRARY_IMPL(cls2det, CPU, m) { m.impl("scale_rows", TORCH_BOX(&cls2det::scale_rows)); }

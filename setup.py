@@ -1,0 +1,101 @@
+"""Builds the two libraries of cls2det_ops: _C (operator schemas, CPU kernels, build record) and _C_cuda (CUDA kernels).
+
+Environment:
+  CLS2DET_NO_EXT=1          build neither: the package runs in plain PyTorch
+  CLS2DET_CUDA=auto|0|1     CUDA kernels: when a toolkit is found and torch has CUDA (default), never, or fail without
+  TORCH_CUDA_ARCH_LIST      which GPUs to compile for; default: those present, else 8.0 8.6 8.9 9.0 10.0 12.0 and PTX
+  CUDA_HOME                 where the toolkit is
+"""
+
+import os
+import shutil
+from glob import glob
+from pathlib import Path
+
+from setuptools import setup
+
+TORCH_TARGET = "0x020b000000000000"  # 2.11: the library runs on this torch and every later one
+DEFAULT_ARCHS = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+
+
+def toolkit() -> tuple[str, str]:
+    """(folder of the CUDA toolkit, "") or ("", what was looked for). A wrapper script named nvcc proves nothing."""
+    nvcc = shutil.which("nvcc")
+    candidates = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), nvcc and str(Path(nvcc).resolve().parents[1])]
+    candidates += ["/usr/local/cuda", *sorted(glob("/usr/local/cuda-*"), reverse=True)]
+    looked = [folder for folder in candidates if folder]
+    for folder in looked:
+        if (Path(folder) / "include/cuda_runtime.h").is_file() and (Path(folder) / "bin/nvcc").is_file():
+            return folder, ""
+    return "", "no CUDA toolkit (include/cuda_runtime.h and bin/nvcc) in " + ", ".join(dict.fromkeys(looked))
+
+
+def cuda_plan() -> tuple[str, str]:
+    """(toolkit folder or "", why CUDA is left out)."""
+    wish = os.environ.get("CLS2DET_CUDA", "auto").lower()
+    if wish not in ("auto", "0", "1"):
+        raise SystemExit(f"CLS2DET_CUDA must be auto, 0 or 1, found {wish!r}")
+    if wish == "0":
+        return "", "built with CLS2DET_CUDA=0"
+    import torch
+
+    folder, missing = toolkit()
+    if not missing and torch.version.cuda is None:
+        missing = f"torch {torch.__version__} at build time had no CUDA support"
+    if not missing and wish == "auto":
+        major = torch.version.cuda.split(".")[0]
+        version = (Path(folder) / "include/cuda.h").read_text()
+        found = version.split("#define CUDA_VERSION", 1)[1].split()[0]
+        if found[:-3] != major:
+            missing = f"the toolkit in {folder} is CUDA {found[:-3]}, torch was built for CUDA {torch.version.cuda}"
+    if missing and wish == "1":
+        raise SystemExit(f"CLS2DET_CUDA=1: {missing}")
+    return ("", missing) if missing else (folder, "")
+
+
+def extensions() -> dict:
+    if os.environ.get("CLS2DET_NO_EXT", "0") not in ("", "0"):
+        return {}
+    compiler = os.environ.get("CXX", "c++").split()[0]
+    if not (shutil.which(compiler) or shutil.which("g++")):
+        raise SystemExit(f"no C++ compiler ({compiler}, g++) found: install one, or set CLS2DET_NO_EXT=1 to do without")
+
+    cuda_home, cuda_missing = cuda_plan()
+    if cuda_home:
+        os.environ["CUDA_HOME"] = cuda_home  # before torch guesses
+    import pybind11
+    import torch
+    from torch.utils import cpp_extension
+
+    archs = ""
+    if cuda_home:
+        if not os.environ.get("TORCH_CUDA_ARCH_LIST") and not torch.cuda.is_available():
+            os.environ["TORCH_CUDA_ARCH_LIST"] = DEFAULT_ARCHS
+        archs = os.environ.get("TORCH_CUDA_ARCH_LIST") or "of the GPUs present at build time"
+
+    macros = [("TORCH_TARGET_VERSION", TORCH_TARGET)]
+    cxx = ["-O3", "-std=c++17", "-Wall", "-Wextra", "-Wno-psabi", "-fvisibility=hidden", "-ffp-contract=fast"]
+    record = {"CLS2DET_BUILD_TORCH": torch.__version__, "CLS2DET_CUDA_ARCHS": archs, "CLS2DET_CUDA_MISSING": cuda_missing}
+    modules = [
+        cpp_extension.CppExtension(
+            "cls2det_ops._C",
+            ["csrc/library.cpp", *sorted(glob("csrc/cpu/*.cpp"))],
+            include_dirs=[os.path.abspath("csrc"), pybind11.get_include()],
+            define_macros=macros + [(name, f'"{value}"') for name, value in record.items()],
+            extra_compile_args=cxx,
+        )
+    ]
+    if cuda_home:
+        modules.append(
+            cpp_extension.CUDAExtension(
+                "cls2det_ops._C_cuda",
+                sorted(glob("csrc/cuda/*.cpp") + glob("csrc/cuda/*.cu")),
+                include_dirs=[os.path.abspath("csrc")],
+                define_macros=[*macros, ("USE_CUDA", None)],
+                extra_compile_args={"cxx": cxx, "nvcc": ["-O3", "-std=c++17", "--compress-mode=size", "--threads=2"]},
+            )
+        )
+    return {"ext_modules": modules, "cmdclass": {"build_ext": cpp_extension.BuildExtension}}
+
+
+setup(**extensions())
