@@ -142,7 +142,8 @@ def _crop(
     crops = zero.to(acc).expand(len(boxes), channels, *size)
     if len(boxes) == 0 or channels == 0:
         return crops
-    grid = F.affine_grid(theta, [len(boxes), 1, *size], align_corners=False)
+    with torch.autocast(images.device.type, enabled=False):  # 16-bit positions would be off by pixels
+        grid = F.affine_grid(theta, [len(boxes), 1, *size], align_corners=False)
     rows, parts = [], []
     for i in range(len(images)):
         here = (image_index == i).nonzero().squeeze(1)

@@ -4,7 +4,10 @@
 // AVX-512 would leak into the rest of the library. Include this file once per kernel file, after all other headers;
 // CLS2DET_CALL(function, arguments...) then calls the body that fits the processor.
 #include <cmath>
+#include <cstdint>
 #include <cstring>
+#include <type_traits>
+#include <utility>
 
 #include "cpu/simd_level.h"
 #include "math/host_device.h"

@@ -15,11 +15,9 @@ T kl_row(const T* s, const T* t, int64_t classes, const T* background, T scale, 
     max_sv = sv > max_sv ? sv : max_sv;
     max_tv = tv > max_tv ? tv : max_tv;
   }
-  T max_s = background ? *background : lowest, max_t = lowest;
-  for (int i = 0; i < lanes; ++i) {
-    max_s = max_sv[i] > max_s ? max_sv[i] : max_s;
-    max_t = max_tv[i] > max_t ? max_tv[i] : max_t;
-  }
+  const T max_t = max_lanes<T>(max_tv);
+  T max_s = max_lanes<T>(max_sv);
+  if (background) max_s = *background > max_s ? *background : max_s;
 
   T* exps_t = exps + classes;
   Vec<T> sum_sv{}, sum_tv{}, cross{};

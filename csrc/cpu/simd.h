@@ -54,15 +54,33 @@ CLS2DET_HD void store_n(T* p, Vec<T> v, int n) {
   for (int i = 0; i < n; ++i) p[i] = v[i];
 }
 
-// Lanes added in pairs, always in the same order.
+// Lanes combined in halves, always in the same order: in registers where the compiler has __builtin_shuffle.
+template <int kStep, typename T, typename Combine>
+CLS2DET_HD T fold_lanes(Vec<T> v, const Combine& combine) {
+  if constexpr (kStep == 0) {
+    return v[0];
+  } else {
+    Vec<T> moved;
+#if defined(__GNUC__) && !defined(__clang__)
+    typedef std::conditional_t<sizeof(T) == 4, int32_t, int64_t> Index;
+    Vec<Index> from;
+    for (int i = 0; i < kLanes<T>; ++i) from[i] = i ^ kStep;
+    moved = __builtin_shuffle(v, from);
+#else
+    for (int i = 0; i < kLanes<T>; ++i) moved[i] = v[i ^ kStep];
+#endif
+    return fold_lanes<kStep / 2, T>(combine(v, moved), combine);
+  }
+}
+
 template <typename T>
 CLS2DET_HD T sum_lanes(Vec<T> v) {
-  T lanes[kLanes<T>];
-  store(lanes, v);
-  for (int step = kLanes<T> / 2; step > 0; step /= 2) {
-    for (int i = 0; i < step; ++i) lanes[i] += lanes[i + step];
-  }
-  return lanes[0];
+  return fold_lanes<kLanes<T> / 2, T>(v, [](auto a, auto b) __attribute__((always_inline)) { return a + b; });
+}
+
+template <typename T>
+CLS2DET_HD T max_lanes(Vec<T> v) {
+  return fold_lanes<kLanes<T> / 2, T>(v, [](auto a, auto b) __attribute__((always_inline)) { return a > b ? a : b; });
 }
 
 // exp(x) for x <= 0: 2^n e^r with |r| <= ln 2 / 2 and a degree-6 polynomial; relative error below 2e-7.

@@ -1,0 +1,77 @@
+"""One small call of every public operator, for the tests of properties that all of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+import cls2det_ops
+from cls2det_ops import RoIMap
+from helpers import safe_boxes
+
+
+@dataclass(frozen=True)
+class Case:
+    function: Callable
+    tensors: dict[str, Tensor]  # by argument name, float64 and int64
+    options: dict = field(default_factory=dict)
+    gradients: tuple[str, ...] = ()  # the differentiable arguments
+    rows: bool = True  # whether it takes reduction="none"
+
+
+def roi_kd_loss(features: Tensor, **tensors) -> Tensor:
+    """The composite as a function of tensors alone."""
+    return cls2det_ops.roi_kd_loss(**tensors, maps=RoIMap(features, 3, 6, 0.5)).loss
+
+
+def make_case(name: str, k: int = 9, g: int = 4, b: int = 2, c: int = 5, height: int = 11, width: int = 14) -> Case:
+    """K boxes or rows, G targets, B images, C channels or classes."""
+    random = torch.Generator().manual_seed(3)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=random, dtype=torch.float64)
+
+    def below(size: int, count: int) -> Tensor:
+        return torch.randint(max(size, 1), (count,), generator=random)
+
+    match = below(g, k)
+    of_target = below(b, g)
+    of_box = torch.cat([of_target, of_target.new_zeros(1)])[match]
+    if name == "roi_crop":
+        tensors = {"images": normal(b, c, height, width), "boxes": safe_boxes(k, height, width, 5), "image_index": of_box}
+        return Case(cls2det_ops.roi_crop, tensors, {"output_size": 5}, ("images", "boxes"), rows=False)
+    if name == "roi_avg_pool":
+        tensors = {"features": normal(b, c, height, width), "boxes": safe_boxes(k, height, width, 6, scale=0.5)}
+        options = {"output_size": 3, "sampling_size": 6, "spatial_scale": 0.5}
+        return Case(cls2det_ops.roi_avg_pool, tensors | {"image_index": of_box}, options, ("features", "boxes"), rows=False)
+    if name == "roi_feature_loss":
+        tensors = {
+            "features": normal(b, c, height, width),
+            "boxes": safe_boxes(k, height, width, 6, scale=0.5),
+            "image_index": of_box,
+            "target_boxes": safe_boxes(g, height, width, 6, scale=0.5, seed=1),
+            "target_image_index": of_target,
+            "matched_idxs": match,
+        }
+        options = {"output_size": 3, "sampling_size": 6, "spatial_scale": 0.5}
+        return Case(cls2det_ops.roi_feature_loss, tensors, options, ("features", "boxes"))
+    if name == "matched_feature_loss":
+        tensors = {"features": normal(k, c, 7, 6), "target_features": normal(g, c, 7, 6), "matched_idxs": match}
+        return Case(cls2det_ops.matched_feature_loss, tensors, {"output_size": 3}, ("features",))
+    if name in ("kd_softmax_loss", "kd_sigmoid_loss"):
+        columns = c + (name == "kd_softmax_loss")
+        tensors = {"student_logits": normal(k, columns) * 3, "teacher_logits": normal(g, c) * 3, "matched_idxs": match}
+        return Case(getattr(cls2det_ops, name), tensors, {}, ("student_logits",))
+    if name == "roi_kd_loss":
+        tensors = make_case("roi_feature_loss", k, g, b, c, height, width).tensors
+        tensors = {key: value for key, value in tensors.items() if key != "image_index"}
+        tensors |= {"student_logits": normal(k, c + 1), "teacher_logits": normal(g, c)}
+        return Case(roi_kd_loss, tensors, {}, ("student_logits", "boxes", "features"), rows=False)
+    raise KeyError(f"no case for {name}: write one in op_cases.py")
+
+
+PUBLIC_OPS = [name for name in cls2det_ops.__all__ if name.endswith(("_loss", "_pool", "_crop"))]
+ROW_LOSSES = [name for name in PUBLIC_OPS if make_case(name).rows]
