@@ -74,7 +74,7 @@ def extensions() -> dict:
         archs = os.environ.get("TORCH_CUDA_ARCH_LIST") or "of the GPUs present at build time"
 
     macros = [("TORCH_TARGET_VERSION", TORCH_TARGET)]
-    cxx = ["-O3", "-std=c++17", "-Wall", "-Wextra", "-Wno-psabi", "-fvisibility=hidden", "-ffp-contract=fast"]
+    cxx = ["-O3", "-std=c++17", "-Wall", "-Wextra", "-Wno-psabi", "-fvisibility=hidden", "-ffp-contract=fast", "-g0"]
     record = {"CLS2DET_BUILD_TORCH": torch.__version__, "CLS2DET_CUDA_ARCHS": archs, "CLS2DET_CUDA_MISSING": cuda_missing}
     modules = [
         cpp_extension.CppExtension(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.machinery
 import os
 import warnings
 from collections.abc import Iterator
@@ -38,11 +37,8 @@ def _load_cuda() -> str:
         return "the CPU library, which declares the operators, is missing"
     if torch.version.cuda is None:
         return "this torch has no CUDA support"
-    folder = Path(__file__).parent
-    found = [folder / f"_C_cuda{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES]
-    found = [path for path in found if path.is_file()] + sorted(
-        Path(importlib.import_module("cls2det_ops._C").__file__).parent.glob("_C_cuda*.so")
-    )
+    folder = Path(importlib.import_module("cls2det_ops._C").__file__).parent
+    found = sorted(folder.glob("_C_cuda*.so")) + sorted(folder.glob("_C_cuda*.pyd"))
     if not found:
         return build_info.get("cuda_missing") or "the package was built without CUDA kernels"
     try:

@@ -1,0 +1,159 @@
+"""Inputs, contenders and timers of the benchmarks.
+
+A workload is one call of a public function at one shape. Its contenders get the same tensors: the compiled kernels
+("native"), the plain PyTorch definition ("reference"), the same under torch.compile ("reference, compiled"), and whatever
+else a test file adds. Rounds are interleaved, one call of each contender per round, so that a noisy machine slows all alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from cls2det_ops import use_backend
+
+SECONDS = 2.5  # of measuring per test, rounds permitting
+ROUNDS = (5, 60)
+TOLERANCE = 1e-3  # of the summed magnitude: single samples on a pixel centre may differ in their derivative by rounding
+
+
+@dataclass(frozen=True)
+class Workload:
+    function: Callable[..., Tensor]
+    inputs: dict[str, Tensor]
+    leaves: tuple[str, ...]  # what the backward differentiates
+    baselines: dict[str, Callable[..., Tensor]] = field(default_factory=dict)  # besides the reference
+    compile: bool = False
+
+
+def generator(device: str) -> torch.Generator:
+    return torch.Generator(device).manual_seed(0)
+
+
+def scene(shape: dict, device: str) -> dict[str, Tensor]:
+    """Ground truths with sides of 16 pixels to the image's, log-uniform; predictions within 15 % of a side around theirs."""
+    random = generator("cpu")
+    height, width = shape["image"]
+    size = torch.tensor([width, height], dtype=torch.float32)
+    g, k = shape["g"], shape["k"]
+    side = 16 * (0.9 * size / 16) ** torch.rand(g, 2, generator=random)
+    low = 2 + torch.rand(g, 2, generator=random) * (size - side - 4)
+    targets = torch.cat([low, low + side], 1)
+    match = torch.randint(g, (k,), generator=random)
+    jitter = (torch.rand(k, 4, generator=random) - 0.5) * 0.3 * side.repeat(1, 2)[match]
+    boxes = (targets[match] + jitter).clamp(min=2.3).minimum((size - 2.3).repeat(2))
+    of_target = torch.arange(g) % shape["images"]
+    found = {
+        "boxes": boxes,
+        "target_boxes": targets,
+        "matched_idxs": match,
+        "target_image_index": of_target,
+        "image_index": of_target[match],
+    }
+    return {key: value.to(device) for key, value in found.items()}
+
+
+def feature_map(shape: dict, channels: int, stride: int, device: str) -> Tensor:
+    height, width = (-(-n // stride) for n in shape["image"])
+    return torch.randn(shape["images"], channels, height, width, generator=generator(device), device=device)
+
+
+def logits(shape: dict, columns: int, device: str) -> dict[str, Tensor]:
+    random = generator(device)
+    return {
+        "student_logits": torch.randn(shape["k"], columns, generator=random, device=device) * 3,
+        "teacher_logits": torch.randn(shape["g"], shape["c"], generator=random, device=device) * 3,
+        "matched_idxs": torch.randint(shape["g"], (shape["k"],), generator=random, device=device),
+    }
+
+
+class Contender:
+    """One way to compute a workload, forward alone or forward and backward."""
+
+    def __init__(self, workload: Workload, function: Callable, backend: str, backward: bool) -> None:
+        self.function, self.backend, self.backward = function, backend, backward
+        self.inputs = {
+            key: value.detach().requires_grad_(backward and key in workload.leaves) for key, value in workload.inputs.items()
+        }
+        self.leaves = [self.inputs[key] for key in workload.leaves]
+        self.upstream: Tensor | None = None
+
+    def run(self) -> list[Tensor]:
+        with contextlib.nullcontext() if self.backward else torch.no_grad():
+            output = self.function(**self.inputs)
+            if not self.backward:
+                return [output]
+            if self.upstream is None:
+                self.upstream = torch.randn(output.shape, generator=generator(output.device.type), device=output.device)
+            return [output.detach(), *torch.autograd.grad(output, self.leaves, self.upstream)]
+
+    def timed(self) -> float:
+        """Milliseconds of one call; on a GPU between two events, the queue empty at the start."""
+        with use_backend(self.backend):
+            if self.inputs[next(iter(self.inputs))].is_cuda:
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                torch.cuda.synchronize()
+                start.record()
+                self.run()
+                end.record()
+                end.synchronize()
+                return start.elapsed_time(end)
+            begin = time.perf_counter()
+            self.run()
+            return (time.perf_counter() - begin) * 1e3
+
+
+def contenders(workload: Workload, backward: bool) -> dict[str, Contender]:
+    found = {
+        "native": Contender(workload, workload.function, "native", backward),
+        "reference": Contender(workload, workload.function, "reference", backward),
+    }
+    for name, function in workload.baselines.items():
+        found[name] = Contender(workload, function, "reference", backward)
+    if workload.compile:
+        found["reference, compiled"] = Contender(workload, torch.compile(workload.function), "reference", backward)
+        for name, function in workload.baselines.items():
+            if "torchvision" not in name:
+                found[f"{name}, compiled"] = Contender(workload, torch.compile(function), "reference", backward)
+    return found
+
+
+def warmed_and_checked(found: dict[str, Contender]) -> dict[str, Contender]:
+    """Compile, warm up, and hold every result against the reference. A contender that cannot be compiled is left out."""
+    expected = results(found["reference"])
+    kept = {}
+    for name, contender in found.items():
+        try:
+            values = results(contender)
+            results(contender)
+        except Exception as error:
+            if "compiled" not in name:
+                raise
+            warnings.warn(f"{name} is left out: {type(error).__name__}: {str(error).splitlines()[0]}", stacklevel=2)
+            continue
+        for value, exact in zip(values, expected, strict=True):
+            difference = ((value - exact).abs().sum() / exact.abs().sum()).item()
+            assert difference <= TOLERANCE, f"{name} differs from the reference by {difference:.3g}"  # so does NaN
+        kept[name] = contender
+    return kept
+
+
+def results(contender: Contender) -> list[Tensor]:
+    with use_backend(contender.backend):
+        return contender.run()
+
+
+def rounds_for(found: dict[str, Contender]) -> int:
+    one_round = sum(contender.timed() for contender in found.values()) / 1e3
+    return max(ROUNDS[0], min(ROUNDS[1], int(SECONDS / one_round)))
+
+
+def medians(times: dict[str, list[float]]) -> dict[str, float]:
+    return {name: statistics.median(values) for name, values in times.items()}

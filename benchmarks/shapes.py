@@ -1,0 +1,55 @@
+"""What is measured: the tensors of SSD300, SSD512 and Faster R-CNN training steps. Data, no code.
+
+image: input size (height, width); images: batch; k: positives; g: ground truths; channels, stride: of the compared map
+(stride 1: the pixels themselves); samples S, bins P; c: classes. "map_gradient": the student's own map is compared, so it needs
+a gradient too. "compile": also measured with torch.compile, whose compilation takes from seconds to minutes per shape.
+"""
+
+SSD300 = {"image": (300, 300), "images": 8, "k": 480, "g": 60}
+SSD512 = {"image": (512, 512), "images": 8, "k": 640, "g": 60}
+FASTER_256 = {"image": (800, 1333), "images": 2, "k": 256, "g": 15}
+FASTER_512 = {"image": (800, 1333), "images": 2, "k": 512, "g": 15}
+
+ROI_CROP = {
+    "ssd300 3x300x300 K480 S112": SSD300 | {"channels": 3, "stride": 1, "samples": 112, "compile": True},
+    "ssd512 3x512x512 K640 S112": SSD512 | {"channels": 3, "stride": 1, "samples": 112},
+    "frcnn 3x800x1333 K256 S112": FASTER_256 | {"channels": 3, "stride": 1, "samples": 112},
+}
+
+ROI_AVG_POOL = {
+    "ssd300 64x75x75 K480 S28 P8": SSD300 | {"channels": 64, "stride": 4, "samples": 28, "bins": 8, "compile": True},
+    "frcnn 256x200x334 K256 S14 P7": FASTER_256 | {"channels": 256, "stride": 4, "samples": 14, "bins": 7},
+}
+
+ROI_FEATURE_LOSS = {
+    "ssd300 3x300x300 K480 S112 P4": SSD300 | {"channels": 3, "stride": 1, "samples": 112, "bins": 4},
+    "ssd300 64x75x75 K480 S28 P8": SSD300 | {"channels": 64, "stride": 4, "samples": 28, "bins": 8, "compile": True},
+    "ssd300 64x75x75 K480 S28 P8 +map": SSD300 | {
+        "channels": 64, "stride": 4, "samples": 28, "bins": 8, "map_gradient": True,
+    },
+    "ssd512 64x128x128 K640 S28 P8": SSD512 | {"channels": 64, "stride": 4, "samples": 28, "bins": 8},
+    "frcnn 256x200x334 K256 S14 P7": FASTER_256 | {"channels": 256, "stride": 4, "samples": 14, "bins": 7},
+    "frcnn 256x200x334 K512 S14 P7": FASTER_512 | {"channels": 256, "stride": 4, "samples": 14, "bins": 7},
+}  # fmt: skip
+
+MATCHED_FEATURE_LOSS = {
+    "ssd300 K480 64x28x28 P8": {"k": 480, "g": 60, "channels": 64, "size": 28, "bins": 8, "compile": True},
+    "frcnn K256 256x14x14 P7": {"k": 256, "g": 15, "channels": 256, "size": 14, "bins": 7},
+}
+
+KD_SOFTMAX_LOSS = {
+    "K480 C80+1": {"k": 480, "g": 60, "c": 80},
+    "K4096 C80+1": {"k": 4096, "g": 60, "c": 80, "compile": True},
+    "K16384 C80+1": {"k": 16384, "g": 60, "c": 80},
+}
+
+KD_SIGMOID_LOSS = {
+    "bce K4096 C80": {"k": 4096, "g": 60, "c": 80, "mode": "bce", "compile": True},
+    "bce K16384 C80": {"k": 16384, "g": 60, "c": 80, "mode": "bce"},
+    "l1norm K4096 C80": {"k": 4096, "g": 60, "c": 80, "mode": "l1norm", "compile": True},
+}
+
+ROI_KD_LOSS = {  # the compared maps: channels, stride, samples, bins
+    "ssd300 pixels+64x75x75 K480 C80+1": SSD300 | {"c": 80, "maps": [(3, 1, 112, 4), (64, 4, 28, 8)], "compile": True},
+    "frcnn 256x200x334 K512 C80+1": FASTER_512 | {"c": 80, "maps": [(256, 4, 14, 7)]},
+}

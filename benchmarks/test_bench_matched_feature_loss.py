@@ -1,0 +1,34 @@
+"""matched_feature_loss against adaptive_avg_pool2d on both sides, the gathered target and l1_loss."""
+
+import pytest
+import torch
+from shapes import MATCHED_FEATURE_LOSS
+
+from cls2det_ops import matched_feature_loss
+from harness import Workload, generator
+
+
+def workload(name: str, device: str) -> Workload:
+    shape = MATCHED_FEATURE_LOSS[name]
+    random = generator(device)
+    k, g, channels, size, bins = (shape[key] for key in ("k", "g", "channels", "size", "bins"))
+    inputs = {
+        "features": torch.randn(k, channels, size, size, generator=random, device=device),
+        "target_features": torch.randn(g, channels, size, size, generator=random, device=device),
+        "matched_idxs": torch.randint(g, (k,), generator=random, device=device),
+    }
+    return Workload(
+        lambda **tensors: matched_feature_loss(**tensors, output_size=bins),
+        inputs, ("features",), {"adaptive_avg_pool2d": lambda **tensors: plain(bins, **tensors)}, shape.get("compile", False),
+    )  # fmt: skip
+
+
+def plain(bins, features, target_features, matched_idxs):
+    pool = torch.nn.functional.adaptive_avg_pool2d
+    return torch.nn.functional.l1_loss(pool(features, bins), pool(target_features, bins)[matched_idxs])
+
+
+@pytest.mark.parametrize("shape", MATCHED_FEATURE_LOSS)
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
+def test_matched_feature_loss(bench, shape, backward):
+    bench(workload, shape, backward)

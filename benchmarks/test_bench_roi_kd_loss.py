@@ -1,0 +1,29 @@
+"""roi_kd_loss, everything that one training step adds, against the same composite in plain PyTorch."""
+
+import pytest
+from shapes import ROI_KD_LOSS
+
+from cls2det_ops import RoIMap, roi_kd_loss
+from harness import Workload, feature_map, logits, scene
+
+
+def workload(name: str, device: str) -> Workload:
+    shape = ROI_KD_LOSS[name]
+    inputs = logits(shape, shape["c"] + 1, device) | scene(shape, device)
+    del inputs["image_index"]
+    maps = []
+    for number, (channels, stride, samples, bins) in enumerate(shape["maps"]):
+        inputs[f"map{number}"] = feature_map(shape, channels, stride, device)
+        maps.append((bins, samples, 1 / stride))
+
+    def function(**tensors):
+        compared = [RoIMap(tensors.pop(f"map{number}"), *options) for number, options in enumerate(maps)]
+        return roi_kd_loss(**tensors, maps=compared).loss
+
+    return Workload(function, inputs, ("student_logits", "boxes"), compile=shape.get("compile", False))
+
+
+@pytest.mark.parametrize("shape", ROI_KD_LOSS)
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
+def test_roi_kd_loss(bench, shape, backward):
+    bench(workload, shape, backward)

@@ -1,0 +1,89 @@
+"""Jobs in worker processes with one progress display: two small trainings side by side use two cores better than one at a time.
+
+A job is a function that can be pickled, with its arguments; it gets one more, ``progress(step, steps, text)``.
+Each runs in a fresh process, so a job that is killed leaves nothing behind but its files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import queue
+import signal
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """``function(*arguments, progress=...)`` under a name."""
+
+    name: str
+    function: Callable[..., None]
+    arguments: tuple[Any, ...]
+
+
+class JobFailed(RuntimeError):
+    """A job ended with an error; the message is its traceback."""
+
+
+def run_jobs(jobs: Sequence[Job], workers: int, console: Console) -> None:
+    """Run the jobs, ``workers`` at a time, each with its share of the cores. Ctrl-C ends those that run and raises KeyboardInterrupt."""
+    context = multiprocessing.get_context("spawn")
+    messages, waiting, running = context.Queue(), list(jobs), {}
+    threads = max(1, (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) // workers)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # read by the children when they import torch
+    with progress_display(console) as display:
+        bars = {job.name: display.add_task(job.name, total=None, visible=False, text="") for job in jobs}
+        try:
+            while waiting or running:
+                while waiting and len(running) < workers:
+                    job = waiting.pop(0)
+                    process = context.Process(target=_work, args=(job, threads, messages), name=job.name, daemon=True)
+                    process.start()
+                    running[job.name] = process
+                    display.update(bars[job.name], visible=True, text="starting")
+                    display.reset(bars[job.name], visible=True)
+                try:
+                    name, kind, content = messages.get(timeout=0.5)
+                except queue.Empty:
+                    for name, process in running.items():
+                        if not process.is_alive() and messages.empty():
+                            raise JobFailed(f"{name} ended with exit code {process.exitcode} and no message") from None
+                    continue
+                if kind == "progress":
+                    step, total, text = content
+                    display.update(bars[name], completed=step, total=total or None, text=text)
+                elif kind == "done":
+                    running.pop(name).join()
+                    display.update(bars[name], visible=False)
+                    console.print(f"  [green]✓[/] {name}  [dim]{display.tasks[bars[name]].elapsed or 0:.0f} s[/]")
+                else:
+                    raise JobFailed(f"{name} failed:\n{content}")
+        finally:
+            for process in running.values():
+                process.terminate()
+                process.join()
+
+
+def progress_display(console: Console) -> Progress:
+    """The look of every progress bar of the demo."""
+    return Progress(TextColumn("  {task.description:<24}"), BarColumn(32), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+                    TextColumn("[dim]{task.fields[text]}"), console=console, transient=True)
+
+
+def _work(job: Job, threads: int, messages) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the parent decides what to end
+    try:
+        import torch
+
+        torch.set_num_threads(threads)
+        job.function(*job.arguments, progress=lambda *content: messages.put((job.name, "progress", content)))
+        messages.put((job.name, "done", None))
+    except BaseException:
+        messages.put((job.name, "failed", traceback.format_exc()))
