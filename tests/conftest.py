@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.append(str(Path(__file__).parent))  # for helpers and op_cases, whatever the import mode
+sys.path += [str(Path(__file__).parent), str(Path(__file__).parent / "emu")]  # for helpers, whatever the import mode
+
+import emulated
 
 import cls2det_ops
 from cls2det_ops import _library, use_backend
@@ -24,6 +26,7 @@ def _cuda_missing() -> str:
 BACKENDS = {  # name: (the back end, why it cannot run here or "")
     "reference": (Backend("reference", "cpu", lambda: use_backend("reference")), ""),
     "cpu": (Backend("cpu", "cpu", lambda: use_backend("native")), _library.cpu_missing),
+    "emulated": (Backend("emulated", "cpu", emulated.Emulated), emulated.missing()),  # the CUDA kernels, on the CPU
     "cuda": (Backend("cuda", "cuda", lambda: use_backend("native")), _cuda_missing()),
 }
 
@@ -44,7 +47,7 @@ def backend(request: pytest.FixtureRequest) -> Backend:
     return found
 
 
-@pytest.fixture(params=[name for name in BACKENDS if name != "reference"])
+@pytest.fixture(params=["cpu", "cuda"])
 def native_backend(request: pytest.FixtureRequest) -> Backend:
     """The compiled back ends only, for what plain PyTorch does not promise."""
     found, missing = BACKENDS[request.param]

@@ -2,6 +2,7 @@
 // rows still read them; output rows are a blend of two. Lanes over the samples of a row.
 
 // Resampled input rows of one plane: value[j] = w0[j] row[p0[j]] + w1[j] row[p1[j]], slope[j] = d value[j] / d u_j.
+// A pixel that is not read (weight and slope 0) is replaced by 0: it may be infinite.
 template <typename T, bool kSlope>
 struct RowCache {
   const SampleAxis<T>& xs;
@@ -24,7 +25,8 @@ struct RowCache {
     const T *w0 = xs.weight0.data(), *w1 = xs.weight1.data(), *s0 = xs.slope0.data(), *s1 = xs.slope1.data();
     T *v = value[slot], *s = slope[slot];
     for (int j = 0; j < xs.samples; ++j) {
-      const T a = p[p0[j]], b = p[p1[j]];
+      const T a = s0[j] != T(0) || w0[j] != T(0) ? p[p0[j]] : T(0);
+      const T b = s1[j] != T(0) || w1[j] != T(0) ? p[p1[j]] : T(0);
       v[j] = w0[j] * a + w1[j] * b;
       if (kSlope) s[j] = s0[j] * a + s1[j] * b;
     }
@@ -38,7 +40,7 @@ template <typename T>
 void roi_crop_boxes(const RoiCropArgs<T>& args, int64_t begin, int64_t end) {
   const RoiSide<T>& side = args.side;
   SampleAxis<T> xs, ys;
-  std::vector<T> buffer(2 * args.out_w + side.width);
+  std::vector<T> buffer(2 * args.out_w + side.width), nothing(args.out_w);  // the row beyond the image
   for (int64_t n = begin; n < end; ++n) {
     T* out = args.out + n * side.channels * args.out_h * args.out_w;
     const int64_t area = int64_t(args.out_h) * args.out_w;
@@ -55,8 +57,9 @@ void roi_crop_boxes(const RoiCropArgs<T>& args, int64_t begin, int64_t end) {
       RowCache<T, false> rows{xs, side.data + side.image_index[n] * side.stride_n + c * side.stride_c, side.stride_y,
                               side.stride_x, {v, v + args.out_w}, {nullptr, nullptr}, v + 2 * args.out_w};
       for (int i = 0; i < args.out_h; ++i) {
-        const T* r0 = rows.value[rows.get(ys.pixel0[i], ys.pixel1[i])];
-        const T* r1 = rows.value[rows.get(ys.pixel1[i], ys.pixel0[i])];
+        const int k0 = rows.get(ys.pixel0[i], ys.pixel1[i]), k1 = rows.get(ys.pixel1[i], ys.pixel0[i]);
+        const T* r0 = ys.weight0[i] != T(0) ? rows.value[k0] : nothing.data();
+        const T* r1 = ys.weight1[i] != T(0) ? rows.value[k1] : nothing.data();
         const T w0 = ys.weight0[i], w1 = ys.weight1[i];
         T* o = out + c * area + int64_t(i) * args.out_w;
         for (int j = 0; j < args.out_w; ++j) o[j] = w0 * r0[j] + w1 * r1[j];

@@ -122,8 +122,8 @@ void pool_plane(const T* base, const RoiSide<T>& side, const RoiPooling& pooling
   const AxisTaps<T>&xs = scratch.axis_x, &ys = scratch.axis_y;
   const int bins = pooling.bins(), width = xs.last - xs.first + 1, chunks = (width + lanes - 1) / lanes;
   const int stride = (chunks + 1) * lanes;  // room for dot products that start anywhere
-  // per output row p: column sums with Wy, dWy / dy1, dWy / dy2; then a copied row; then Wx as dense bands
-  T* column = reinterpret_cast<T*>(scratch.vectors(size_t(chunks + 1) * (3 * pooling.out_h + 1) + 3 * (chunks + 1)));
+  // per output row p: column sums with Wy, dWy / dy1, dWy / dy2; then a copied row; then one bin of Wx as a dense band
+  T* column = reinterpret_cast<T*>(scratch.vectors(size_t(chunks + 1) * (3 * pooling.out_h + 1 + 4)));
   T* copy = column + int64_t(3) * pooling.out_h * stride;
   T* band = copy + stride;
   std::memset(column, 0, sizeof(T) * 3 * pooling.out_h * stride);
@@ -155,9 +155,11 @@ void pool_plane(const T* base, const RoiSide<T>& side, const RoiPooling& pooling
       low = xs.entries[i].pixel < low ? xs.entries[i].pixel : low;
       high = xs.entries[i].pixel > high ? xs.entries[i].pixel : high;
     }
-    std::memset(band, 0, sizeof(T) * 3 * stride);
+    std::memset(band, 0, sizeof(T) * 4 * stride);
+    T* read = band + 3 * stride;  // 1 where a sample reads the pixel: those between samples may be infinite
     for (int i = xs.start[q]; i < xs.start[q + 1]; ++i) {
       const auto& x = xs.entries[i];
+      read[x.pixel - low] = T(1);
       band[x.pixel - low] += x.weight;
       band[stride + x.pixel - low] += x.lo;
       band[2 * stride + x.pixel - low] += x.hi;
@@ -166,13 +168,14 @@ void pool_plane(const T* base, const RoiSide<T>& side, const RoiPooling& pooling
       const T* sums = column + int64_t(3) * p * stride + (low - xs.first);
       Vec<T> value{}, x1{}, x2{}, y1{}, y2{};
       for (int x = 0; x <= high - low; x += lanes) {
-        const Vec<T> w = load(band + x), v = load(sums + x);
+        const Vec<T> w = load(band + x), reads = load(read + x);
+        const Vec<T> v = reads != T(0) ? load(sums + x) : Vec<T>{};
         value += w * v;
         if (kGrad) {
           x1 += load(band + stride + x) * v;
           x2 += load(band + 2 * stride + x) * v;
-          y1 += w * load(sums + stride + x);
-          y2 += w * load(sums + 2 * stride + x);
+          y1 += w * (reads != T(0) ? load(sums + stride + x) : Vec<T>{});
+          y2 += w * (reads != T(0) ? load(sums + 2 * stride + x) : Vec<T>{});
         }
       }
       Vec<T>* o = out + p * pooling.out_w + q;
