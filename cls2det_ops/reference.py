@@ -134,6 +134,11 @@ def _crop(
         # where, not clamp: from torch 2.15 on clamp has no gradient at equality, and a box that touches the border must move
         x1, y1 = torch.where(x1 < 0, 0, x1), torch.where(y1 < 0, 0, y1)
         x2, y2 = torch.where(x2 > width, width, x2), torch.where(y2 > height, height, y2)
+    # grid_sample reads out of bounds for positions that are not finite or do not fit an int: such boxes are cropped as if
+    # empty and filled with NaN below, and edges beyond 100,000 image sizes, where nothing is read, are held there
+    finite = torch.stack([x1, y1, x2, y2], 1).isfinite().all(1)
+    x1, x2 = (torch.where(finite, x, 0).clamp(-1e5 * width, 1e5 * width) for x in (x1, x2))
+    y1, y2 = (torch.where(finite, y, 0).clamp(-1e5 * height, 1e5 * height) for y in (y1, y2))
     nothing = torch.zeros_like(x1)
     theta = torch.stack(
         [(x2 - x1) / width, nothing, (x1 + x2) / width - 1, nothing, (y2 - y1) / height, (y1 + y2) / height - 1], dim=1
@@ -155,7 +160,6 @@ def _crop(
     if not rows:
         return crops
     crops = crops.index_copy(0, torch.cat(rows), torch.cat(parts))
-    finite = torch.stack([x1, y1, x2, y2], 1).isfinite().all(1)
     lost = (~finite & _inside(image_index, len(images))).nonzero().squeeze(1)
     return crops.index_fill(0, lost, float("nan")) if len(lost) > 0 else crops
 

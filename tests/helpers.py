@@ -51,7 +51,8 @@ def assert_close(
     if not nan:
         assert not actual.isnan().any(), f"{int(actual.isnan().sum())} NaN among {actual.numel()} values"
         assert not expected.isnan().any(), "the expected value is NaN"
-    assert torch.equal(actual.isnan(), expected.isnan()), f"NaN at {actual.isnan()}, expected at {expected.isnan()}"
+    wrong = (actual.isnan() != expected.isnan()).nonzero().tolist()
+    assert not wrong, f"NaN where none is expected, or none where one is, at {wrong[:5]} ({len(wrong)} such)"
     infinite = expected.isinf() | actual.isinf()
     assert torch.equal(actual[infinite], expected[infinite]), f"{actual[infinite]} where {expected[infinite]} was expected"
     finite = ~infinite & ~expected.isnan()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 
 from helpers import run_python
@@ -51,13 +54,69 @@ print("survived")
 
 
 @pytest.mark.parametrize("name", PUBLIC_OPS)
-def test_hostile_values_in_a_process_of_their_own(native_backend, name):
+def test_hostile_values_in_a_process_of_their_own(backend, name):
     """Also a test of time: a box of 1e18 pixels must not be walked pixel by pixel."""
-    from pathlib import Path
-
-    code = HOSTILE.format(
-        name=name, tests=str(Path(__file__).parent), device=native_backend.device, backend="native"
-    )
+    chosen = "reference" if backend.name == "reference" else "native"
+    code = HOSTILE.format(name=name, tests=str(Path(__file__).parent), device=backend.device, backend=chosen)
     result = run_python(code, MALLOC_PERTURB_="165")  # glibc fills fresh and freed memory: reads outside show
     assert result.returncode == 0, f"exit {result.returncode}\n{result.stdout}{result.stderr}"
+    assert "survived" in result.stdout
+
+
+GUARDED = """
+import ctypes, mmap, sys
+sys.path.append({tests!r})
+import torch
+from cls2det_ops import use_backend
+from op_cases import make_case
+
+libc = ctypes.CDLL(None, use_errno=True)
+keep = []
+
+def guarded(tensor, side):
+    # a copy that ends at ("after"), or starts behind ("before"), a page that may not be touched
+    if tensor.numel() == 0:
+        return tensor
+    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous():
+        return guarded(tensor.permute(0, 2, 3, 1).contiguous(), side).permute(0, 3, 1, 2)
+    size = tensor.numel() * tensor.element_size()
+    pages = -(-size // mmap.PAGESIZE)
+    memory = mmap.mmap(-1, (pages + 1) * mmap.PAGESIZE)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    guard = start if side == "before" else start + pages * mmap.PAGESIZE
+    offset = mmap.PAGESIZE if side == "before" else pages * mmap.PAGESIZE - size
+    view = torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel(), offset=offset).view(tensor.shape).copy_(tensor)
+    assert libc.mprotect(ctypes.c_void_p(guard), mmap.PAGESIZE, 0) == 0
+    keep.append(memory)
+    return view
+
+with use_backend("native"):
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        for c, width in ((3, 13), (4, 16), (16, 17), (17, 9), (33, 7), (64, 15), (80, 4)):
+            case = make_case({name!r}, c=c, width=width)
+            for side in ("before", "after"):
+                for channels_last in (False, True):
+                    tensors = {{}}
+                    for key, value in case.tensors.items():
+                        if value.is_floating_point():
+                            value = value.to(torch.float64 if dtype == torch.float64 else torch.float32 if "boxes" in key else dtype)
+                        if channels_last and value.dim() == 4:
+                            value = value.contiguous(memory_format=torch.channels_last)
+                        tensors[key] = guarded(value, side)
+                    leaves = [tensors[argument].requires_grad_() for argument in case.gradients]
+                    output = case.function(**tensors, **case.options)
+                    upstream = guarded(torch.ones(output.shape, dtype=output.dtype), side)
+                    torch.autograd.grad(output, leaves, upstream)
+print("survived")
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mprotect as on Linux")
+@pytest.mark.parametrize("name", PUBLIC_OPS)
+def test_no_read_beyond_either_end_of_an_input(native_backend, name):
+    """Every input ends at a page that kills the process when it is touched, then starts behind one."""
+    if native_backend.device != "cpu":
+        pytest.skip("the memory of a GPU has no such pages: compute-sanitizer looks there")
+    result = run_python(GUARDED.format(name=name, tests=str(Path(__file__).parent)))
+    assert result.returncode == 0, f"exit {result.returncode}\n{result.stdout}{result.stderr[-2000:]}"
     assert "survived" in result.stdout

@@ -142,6 +142,23 @@ def test_rows_of_unknown_images_are_zero_and_nan_boxes_are_nan(backend):
     assert_close(output[others], clean[others])
 
 
+@pytest.mark.parametrize("channels", [3, 20])
+def test_infinite_pixel_shows_only_where_it_is_read(backend, channels):
+    """Two samples per bin on a wide box leave most pixels unread: what those hold must not matter."""
+    tensors = scene(channels, 24, 40, 4)
+    options = {"output_size": 2, "sampling_size": 4, "clip": False}
+    clean, _ = evaluate(backend, roi_avg_pool, tensors, options)
+    tensors["features"][:, :, ::5, ::3] = float("inf")
+    crops, _ = evaluate(ORACLE, roi_crop, {"images": tensors["features"], "boxes": tensors["boxes"],
+                                           "image_index": tensors["image_index"]}, {"output_size": 4, "clip": False})  # fmt: skip
+    expected = F.adaptive_avg_pool2d(crops, 2)
+    assert expected.isfinite().any() and not expected.isfinite().all()
+    output, _ = evaluate(backend, roi_avg_pool, tensors, options)
+    assert_close(output, expected, nan=True)
+    same = expected.isfinite().to(output.device)
+    assert_close(output[same], clean[same])
+
+
 @pytest.mark.parametrize("wanted", [("features",), ("boxes",)])
 def test_one_gradient_at_a_time(backend, wanted):
     options = {"output_size": 3, "sampling_size": 8}

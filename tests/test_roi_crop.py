@@ -152,6 +152,20 @@ def test_box_that_is_not_finite_gives_nan_in_its_row_alone(backend, edge, value)
     assert_close(output[others], clean[others])
 
 
+def test_infinite_pixel_shows_only_where_it_is_read(backend):
+    """Corner pixels infinite: samples outside of the image, or between other pixels, must not become NaN."""
+    tensors = {key: value[:8] for key, value in scene(3).items()}
+    tensors["images"] = torch.randn(3, 2, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    clean, _ = evaluate(backend, roi_crop, tensors, {"output_size": 6, "clip": False})
+    tensors["images"][:, :, [0, 0, -1, -1], [0, -1, 0, -1]] = float("inf")
+    expected = torch_crop(*tensors.values(), (6, 6), "zeros", False)
+    output, _ = evaluate(backend, roi_crop, tensors, {"output_size": 6, "clip": False})
+    assert expected.isfinite().any() and not expected.isfinite().all()
+    assert_close(output, expected, nan=True)
+    same = expected.isfinite().to(output.device)
+    assert_close(output[same], clean[same])
+
+
 @pytest.mark.parametrize(("padding_mode", "expected"), [("zeros", [1.0, 3.0]), ("border", [0.0, 3.0])])
 def test_gradient_at_pixel_centres_is_the_forward_difference(backend, padding_mode, expected):
     """Samples exactly on pixels 0 and 1 of the row 5, 6, 9, 2: torch's grid_sample differentiates to the right."""

@@ -43,6 +43,33 @@ def test_stride_zero(backend, name):
         assert_close(grads[argument], expected_grads[argument])
 
 
+def _far_apart(tensor: Tensor) -> Tensor:
+    """Rows (or images) 2^31 elements apart, in address space that is never touched between them."""
+    row = tensor[0].contiguous()
+    stride = 2**31 // (len(tensor) - 1) + 1
+    storage = torch.empty(stride * (len(tensor) - 1) + row.numel(), dtype=tensor.dtype, device=tensor.device)
+    return storage.as_strided(tensor.shape, (stride, *row.stride())).copy_(tensor)
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLIC_OPS if name != "roi_kd_loss"])
+def test_offsets_past_32_bits(backend, name):
+    case = make_case(name)
+    tensors = cast(case.tensors, torch.bfloat16)
+    largest = next(iter(tensors))  # the map or the student's logits
+    expected, expected_grads = evaluate(backend, case.function, tensors, case.options, case.gradients)
+    try:
+        output, grads = evaluate(
+            backend, case.function, tensors, case.options, case.gradients, layouts={largest: _far_apart}
+        )
+    except RuntimeError as error:
+        if "memory" not in str(error):
+            raise
+        pytest.skip("this machine does not lend 4 GB of address space")
+    assert_close(output, expected)
+    for argument in case.gradients:
+        assert_close(grads[argument], expected_grads[argument])
+
+
 @pytest.mark.parametrize("name", PUBLIC_OPS)
 def test_upstream_gradient_in_any_layout(backend, name):
     case = make_case(name)
