@@ -1,4 +1,5 @@
-// kd_sigmoid_loss on the CPU: one pass over each row in mode bce; log-sigmoids, then a softmax row, in mode l1norm.
+// kd_sigmoid_loss on the CPU: each matched teacher row once; then one pass over a student row in mode bce, and in l1norm
+// its log-sigmoids and a softmax row.
 #include "cpu/logits.h"
 
 #define CLS2DET_BODY "cpu/kd_sigmoid_loss_body.h"
@@ -11,7 +12,8 @@ template <typename T>
 std::tuple<Tensor, Tensor> run(
     const Tensor& student, const Tensor& teacher, const Tensor& matched, double temperature, int64_t mode, int64_t background, bool need_grad) {
   return logits_loss<T>(
-      student, teacher, matched, temperature, background, mode, need_grad,
+      student, teacher, matched, temperature, background, mode, 4, need_grad,
+      [](const LogitsArgs<T>& args, int64_t begin, int64_t end) { CLS2DET_CALL(kd_sigmoid_teachers<T>, args, begin, end); },
       [](const LogitsArgs<T>& args, int64_t begin, int64_t end) { CLS2DET_CALL(kd_sigmoid_rows<T>, args, begin, end); });
 }
 

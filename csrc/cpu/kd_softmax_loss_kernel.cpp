@@ -1,4 +1,5 @@
-// kd_softmax_loss on the CPU: one pass for the maxima, one for exponentials and loss, one for the gradient of each row.
+// kd_softmax_loss on the CPU: each matched teacher row once; then a pass for the maximum, one for exponentials and loss, one
+// for the gradient of each student row.
 #include "cpu/logits.h"
 
 #define CLS2DET_BODY "cpu/kd_softmax_loss_body.h"
@@ -11,7 +12,8 @@ template <typename T>
 std::tuple<Tensor, Tensor> run(
     const Tensor& student, const Tensor& teacher, const Tensor& matched, double temperature, int64_t background, bool need_grad) {
   return logits_loss<T>(
-      student, teacher, matched, temperature, background, 0, need_grad,
+      student, teacher, matched, temperature, background, 0, 2, need_grad,
+      [](const LogitsArgs<T>& args, int64_t begin, int64_t end) { CLS2DET_CALL(kd_softmax_teachers<T>, args, begin, end); },
       [](const LogitsArgs<T>& args, int64_t begin, int64_t end) { CLS2DET_CALL(kd_softmax_rows<T>, args, begin, end); });
 }
 

@@ -1,55 +1,70 @@
 // KL of two softmax rows, with its gradient. Part of a body: see foreach_target.h.
 
-// Returns sum_c P^t (log P^t - log P^s) with P^t = softmax(t * scale) over `classes` and P^s = softmax(s * scale) over the
-// same classes and, where `background` is given, that one logit more. Leaves P^s - P^t in grad and P^s of the background in
-// grad_background if grad is given. exps: scratch of 2 * classes.
+// The first n values from p on, or all lanes of them; missing lanes hold `fill`.
 template <typename T>
-T kl_row(const T* s, const T* t, int64_t classes, const T* background, T scale, T* grad, T* grad_background, T* exps) {
-  constexpr int lanes = kLanes<T>;
-  const T lowest = -std::numeric_limits<T>::infinity();
-  Vec<T> max_sv = Vec<T>{} + lowest, max_tv = max_sv;
-  for (int64_t c = 0; c < classes; c += lanes) {
-    const int n = int(classes - c < lanes ? classes - c : lanes);
-    const Vec<T> sv = n == lanes ? load(s + c) : load_n(s + c, n, lowest);
-    const Vec<T> tv = n == lanes ? load(t + c) : load_n(t + c, n, lowest);
-    max_sv = sv > max_sv ? sv : max_sv;
-    max_tv = tv > max_tv ? tv : max_tv;
-  }
-  const T max_t = max_lanes<T>(max_tv);
-  T max_s = max_lanes<T>(max_sv);
-  if (background) max_s = *background > max_s ? *background : max_s;
+CLS2DET_HD Vec<T> load_up_to(const T* p, int64_t n, T fill) {
+  return n >= kLanes<T> ? load(p) : load_n(p, int(n), fill);
+}
 
-  T* exps_t = exps + classes;
-  Vec<T> sum_sv{}, sum_tv{}, cross{};
-  for (int64_t c = 0; c < classes; c += lanes) {
-    const int n = int(classes - c < lanes ? classes - c : lanes);
-    const Vec<T> sv = ((n == lanes ? load(s + c) : load_n(s + c, n, lowest)) - max_s) * scale;
-    const Vec<T> tv = ((n == lanes ? load(t + c) : load_n(t + c, n, lowest)) - max_t) * scale;
-    const Vec<T> es = exp_nonpositive(sv), et = exp_nonpositive(tv);
-    sum_sv += es;
-    sum_tv += et;
-    cross += times<Vec<T>>(et, tv - sv);
-    if (grad && n == lanes) {
-      store(exps + c, es);
-      store(exps_t + c, et);
-    } else if (grad) {
-      store_n(exps + c, es, n);
-      store_n(exps_t + c, et, n);
-    }
+template <typename T>
+CLS2DET_HD void store_up_to(T* p, Vec<T> v, int64_t n) {
+  if (n >= kLanes<T>) {
+    store(p, v);
+  } else {
+    store_n(p, v, int(n));
   }
-  const T e_background = background ? std::exp((*background - max_s) * scale) : T(0);
-  const T sum_s = sum_lanes<T>(sum_sv) + e_background, sum_t = sum_lanes<T>(sum_tv);
+}
+
+template <typename T>
+CLS2DET_HD T row_max(const T* p, int64_t n) {
+  const T lowest = -std::numeric_limits<T>::infinity();
+  Vec<T> most = Vec<T>{} + lowest;
+  for (int64_t c = 0; c < n; c += kLanes<T>) {
+    const Vec<T> v = load_up_to(p + c, n - c, lowest);
+    most = v > most ? v : most;
+  }
+  return max_lanes<T>(most);
+}
+
+// p = softmax(z * scale) and log_p, its logarithm.
+template <typename T>
+void softmax_row(const T* z, int64_t classes, T scale, T* p, T* log_p) {
+  const T max = row_max(z, classes), lowest = -std::numeric_limits<T>::infinity();
+  Vec<T> sums{};
+  for (int64_t c = 0; c < classes; c += kLanes<T>) {
+    const Vec<T> a = (load_up_to(z + c, classes - c, lowest) - max) * scale, e = exp_nonpositive(a);
+    sums += e;
+    store_up_to(log_p + c, a, classes - c);
+    store_up_to(p + c, e, classes - c);
+  }
+  const T sum = sum_lanes<T>(sums), norm = T(1) / sum, log_sum = std::log(sum);
+  for (int64_t c = 0; c < classes; ++c) p[c] *= norm, log_p[c] -= log_sum;
+}
+
+// Returns sum_c p (log p - log q) with q = softmax(z * scale) over the classes and, where `background` is given, that one
+// logit more. Leaves factor * (q - p) in grad, and factor * q of the background in grad_background, if grad is given.
+template <typename T>
+T kl_row(
+    const T* z, const T* p, const T* log_p, int64_t classes, const T* background, T scale, T factor, T* grad, T* grad_background) {
+  const T lowest = -std::numeric_limits<T>::infinity();
+  T max = row_max(z, classes);
+  if (background) max = *background > max ? *background : max;
+  Vec<T> sums{}, cross{};
+  for (int64_t c = 0; c < classes; c += kLanes<T>) {
+    const Vec<T> a = (load_up_to(z + c, classes - c, lowest) - max) * scale, e = exp_nonpositive(a);
+    sums += e;
+    cross += times<Vec<T>>(load_up_to(p + c, classes - c, T(0)), load_up_to(log_p + c, classes - c, T(0)) - a);
+    if (grad) store_up_to(grad + c, e, classes - c);
+  }
+  const T e_background = background ? std::exp((*background - max) * scale) : T(0);
+  const T sum = sum_lanes<T>(sums) + e_background;
   if (grad) {
-    const T norm_s = T(1) / sum_s, norm_t = T(1) / sum_t;
-    for (int64_t c = 0; c < classes; c += lanes) {
-      const int n = int(classes - c < lanes ? classes - c : lanes);
-      if (n == lanes) {
-        store(grad + c, Vec<T>(load(exps + c) * norm_s - load(exps_t + c) * norm_t));
-      } else {
-        store_n(grad + c, Vec<T>(load_n(exps + c, n, T(0)) * norm_s - load_n(exps_t + c, n, T(0)) * norm_t), n);
-      }
+    const T norm = factor / sum;
+    for (int64_t c = 0; c < classes; c += kLanes<T>) {
+      const Vec<T> e = load_up_to(grad + c, classes - c, T(0)), target = load_up_to(p + c, classes - c, T(0));
+      store_up_to(grad + c, Vec<T>(e * norm - target * factor), classes - c);
     }
-    if (background) *grad_background = e_background * norm_s;
+    if (background) *grad_background = e_background * norm;
   }
-  return sum_lanes<T>(cross) / sum_t - std::log(sum_t) + std::log(sum_s);
+  return sum_lanes<T>(cross) + std::log(sum);  // p sums to 1
 }

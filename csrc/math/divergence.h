@@ -40,7 +40,7 @@ CLS2DET_HD V minus_size(V a) {  // -|a|
 template <typename V>
 CLS2DET_HD Sigmoid<V> sigmoid_of(V a, V e, V log1p_e) {
   const V zero = V(), one = V() + 1;
-  const V near = one / (one + e), far = e / (one + e);
+  const V near = one / (one + e), far = e * near;
   const V log_near = -log1p_e, log_far = minus_size(a) - log1p_e;
   Sigmoid<V> s;
   s.on = a < zero ? far : near;
