@@ -48,7 +48,9 @@ class SavedModule(lightning.LightningModule):
         """AdamW with a one-cycle schedule by step, from ``learning_rate``, ``weight_decay`` and ``total_steps``."""
         settings = self.hparams
         optimizer = torch.optim.AdamW(self.parameters(), lr=settings["learning_rate"], weight_decay=settings["weight_decay"])
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings["learning_rate"], total_steps=settings["total_steps"] + 1, pct_start=0.15)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, settings["learning_rate"], total_steps=settings["total_steps"] + 1, pct_start=0.15
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
@@ -58,7 +60,7 @@ def to_float(images: Iterable[Tensor]) -> list[Tensor]:
 
 
 def torch_device(name: str) -> torch.device:
-    """"auto" is the GPU if there is one."""
+    """ "auto" is the GPU if there is one."""
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
@@ -71,36 +73,64 @@ def write_json(path: Path, content: dict) -> dict:
     return content
 
 
-def fit(module: SavedModule, loader, folder: str | Path, *, epochs: int, seed: int, device: str = "auto", devices: int = 1, precision: str = "32-true",
-        progress: Progress | None = None) -> float:
+def fit(
+    module: SavedModule,
+    loader,
+    folder: str | Path,
+    *,
+    epochs: int,
+    seed: int,
+    device: str = "auto",
+    devices: int = 1,
+    precision: str = "32-true",
+    progress: Progress | None = None,
+) -> float:
     """Train for ``epochs`` epochs, or go on from ``folder/last.ckpt``; returns seconds of training, interruptions left out.
 
-    A checkpoint is written after each epoch. Data order, augmentation and every random draw are functions of (seed, epoch), so a run
-    that was stopped and started again makes the steps that the unbroken run would have made.
+    A checkpoint is written after each epoch. Data order, augmentation and every random draw are functions of (seed,
+    step), so a run that was stopped and started again makes the steps that the unbroken run would have made.
     """
     quiet()
     folder = Path(folder)
     last, timer = folder / "last.ckpt", Timer(verbose=False)
     trainer = lightning.Trainer(
-        accelerator={"cuda": "gpu"}.get(device, device), devices=devices, precision=precision, max_epochs=epochs, gradient_clip_val=10.0,
-        callbacks=[ModelCheckpoint(folder, "last", save_top_k=1, enable_version_counter=False), _EpochSeed(seed), timer,
-                   _Report(progress) if progress else RichProgressBar()],
-        logger=CSVLogger(folder, name="", version="log"), log_every_n_steps=25, default_root_dir=folder,
-        enable_model_summary=False, enable_progress_bar=progress is None, use_distributed_sampler=False, num_sanity_val_steps=0)
+        accelerator={"cuda": "gpu"}.get(device, device),
+        devices=devices,
+        precision=precision,
+        max_epochs=epochs,
+        gradient_clip_val=10.0,
+        callbacks=[
+            ModelCheckpoint(folder, "last", save_top_k=1, enable_version_counter=False),
+            _StepSeed(seed),
+            timer,
+            _Report(progress) if progress else RichProgressBar(),
+        ],
+        logger=CSVLogger(folder, name="", version="log"),
+        log_every_n_steps=min(25, len(loader)),
+        default_root_dir=folder,
+        enable_model_summary=False,
+        enable_progress_bar=progress is None,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+    )
     trainer.fit(module, loader, ckpt_path=last if last.is_file() else None)
     if trainer.interrupted:
         raise KeyboardInterrupt
     return timer.time_elapsed("train")
 
 
-class _EpochSeed(Callback):
-    """Seeds torch at each epoch's start, so that what is random in a step does not depend on what ran before a restart."""
+class _StepSeed(Callback):
+    """Seeds torch before each step: what is random in it does not depend on what ran before a restart.
+
+    Not once per epoch: Lightning makes the loader's iterator, which draws a number, sometimes before an epoch's start
+    (after a restart) and sometimes after it.
+    """
 
     def __init__(self, seed: int):
         self.seed = seed
 
-    def on_train_epoch_start(self, trainer: lightning.Trainer, *_) -> None:
-        torch.manual_seed(self.seed * 100_003 + trainer.current_epoch * 101 + trainer.global_rank)
+    def on_train_batch_start(self, trainer: lightning.Trainer, *_) -> None:
+        torch.manual_seed(self.seed * 1_000_003 + trainer.global_step * trainer.world_size + trainer.global_rank)
 
 
 class _Report(Callback):
@@ -120,6 +150,14 @@ def quiet() -> None:
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    for message in (".*does not have many workers.*", ".*exists and is not empty.*", ".*litlogger.*", ".*LeafSpec.*", ".*isinstance.treespec.*",
-                    ".*lr_scheduler.step.*", ".*Experiment logs directory.*", ".*GPU available but not used.*"):
+    for message in (
+        ".*does not have many workers.*",
+        ".*exists and is not empty.*",
+        ".*litlogger.*",
+        ".*LeafSpec.*",
+        ".*isinstance.treespec.*",
+        ".*lr_scheduler.step.*",
+        ".*Experiment logs directory.*",
+        ".*GPU available but not used.*",
+    ):
         warnings.filterwarnings("ignore", message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -14,6 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``cls2det <command>``; returns the exit status."""
     from cls2det import commands
     from cls2det.demo import demo
+    from cls2det.jobs import JobFailed
 
     functions = {"demo": demo, "teacher": commands.teacher, "train": commands.train, "evaluate": commands.evaluate}
     parser = ArgumentParser(prog="cls2det", description="Distil an image classifier into an object detector.")
@@ -24,7 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name != "demo":
             command.add_argument("--config", action="config", help="a YAML file with these options")
         subcommands.add_subcommand(name, command, help=function.__doc__.split("\n")[0])
-    parsed = parser.instantiate_classes(parser.parse_args(arguments))
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parsed = parser.instantiate_classes(parser.parse_args([_underscored(argument) for argument in arguments]))
     options: Namespace = parsed[parsed.subcommand]
     keywords = {key: value for key, value in options.as_dict().items() if key != "config"}
     try:
@@ -35,9 +38,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (FileNotFoundError, FileExistsError, ValueError) as error:
         print(f"cls2det {parsed.subcommand}: {error}", file=sys.stderr)
         return 2
+    except JobFailed as error:
+        print(f"cls2det {parsed.subcommand}: {error}", file=sys.stderr)
+        return 1
     if result:
         _print(result)
     return 0
+
+
+def _underscored(argument: str) -> str:
+    """``--data-root`` means ``--data_root``."""
+    return re.sub(r"^--[\w-]+", lambda match: "--" + match[0][2:].replace("-", "_"), argument)
 
 
 def _add_arguments(command: ArgumentParser, function: Callable) -> None:

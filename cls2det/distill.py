@@ -54,12 +54,17 @@ class ClassifierDistiller:
     def check(self, classes: list[str], transform) -> None:
         """Raise unless the teacher knows these classes, in this order, on inputs normalised like the student's."""
         if list(classes) != list(self.teacher.classes):
-            only = [name for name in self.teacher.classes if name not in classes], [name for name in classes if name not in self.teacher.classes]
-            raise ValueError(f"the teacher knows {len(self.teacher.classes)} classes, the data has {len(classes)}: only the teacher knows {only[0]}, "
-                             f"only the data has {only[1]}" + ("; the order differs" if only == ([], []) else ""))
+            teacher_only = [name for name in self.teacher.classes if name not in classes]
+            data_only = [name for name in classes if name not in self.teacher.classes]
+            raise ValueError(
+                f"the teacher knows {len(self.teacher.classes)} classes, the data has {len(classes)}: "
+                f"only the teacher knows {teacher_only}, only the data has {data_only}"
+                + ("" if teacher_only or data_only else "; the order differs")
+            )
         for name in ("image_mean", "image_std"):
-            if list(getattr(transform, name)) != list(getattr(self.teacher.transform, name)):
-                raise ValueError(f"{name} is {getattr(transform, name)} in the student and {getattr(self.teacher.transform, name)} in the teacher; crops must look alike")
+            students, teachers = list(getattr(transform, name)), list(getattr(self.teacher.transform, name))
+            if students != teachers:
+                raise ValueError(f"{name} is {students} in the student and {teachers} in the teacher; crops must look alike")
 
     def to(self, device: torch.device) -> ClassifierDistiller:
         self.teacher.to(device)
@@ -74,23 +79,45 @@ class ClassifierDistiller:
         if settings.cls_weight:
             terms["kd_cls"] = settings.cls_weight * self._classification(positives, target_crops)
         if settings.loc_weight:
-            terms["kd_loc"] = settings.loc_weight * self._localisation(positives.thinned(settings.most_positives), target_crops)
+            terms["kd_loc"] = settings.loc_weight * self._localisation(
+                positives.thinned(settings.most_positives), target_crops
+            )
         return terms
 
     def _classification(self, positives: Positives, target_crops: Tensor) -> Tensor:
         with torch.no_grad():
-            teacher_logits = self.teacher(target_crops) if len(target_crops) else target_crops.new_zeros(0, len(self.teacher.classes))
+            teacher_logits = (
+                self.teacher(target_crops) if len(target_crops) else target_crops.new_zeros(0, len(self.teacher.classes))
+            )
         if self.settings.one_hot:
             truth = torch.arange(teacher_logits.shape[1], device=teacher_logits.device) == positives.target_labels[:, None] - 1
             teacher_logits = torch.zeros_like(teacher_logits).masked_fill(~truth, -torch.inf)
         if positives.background == "none":  # RetinaNet: sigmoids, column = label, column 0 unused
-            return kd_sigmoid_loss(positives.logits, teacher_logits, positives.matched_idxs, self.settings.temperature, background="first")
-        return kd_softmax_loss(positives.logits, teacher_logits, positives.matched_idxs, self.settings.temperature, background=positives.background)
+            return kd_sigmoid_loss(
+                positives.logits, teacher_logits, positives.matched_idxs, self.settings.temperature, background="first"
+            )
+        return kd_softmax_loss(
+            positives.logits,
+            teacher_logits,
+            positives.matched_idxs,
+            self.settings.temperature,
+            background=positives.background,
+        )
 
     def _localisation(self, positives: Positives, target_crops: Tensor) -> Tensor:
         settings, size = self.settings, self.teacher.crop_size
-        pixels = roi_feature_loss(positives.images, positives.boxes, positives.image_index, positives.target_boxes, positives.target_image_index,
-                                  positives.matched_idxs, settings.pixel_pool, size, padding_mode=PADDING, clip=False)
+        pixels = roi_feature_loss(
+            positives.images,
+            positives.boxes,
+            positives.image_index,
+            positives.target_boxes,
+            positives.target_image_index,
+            positives.matched_idxs,
+            settings.pixel_pool,
+            size,
+            padding_mode=PADDING,
+            clip=False,
+        )
         with torch.no_grad():
             target_features = self.stem(target_crops)
         features = self.stem(self.teacher.crop(positives.images, positives.boxes, positives.image_index))

@@ -1,4 +1,4 @@
-"""Jobs in worker processes with one progress display: two small trainings side by side use two cores better than one at a time.
+"""Jobs in worker processes with one progress display: two small trainings side by side use two cores well.
 
 A job is a function that can be pickled, with its arguments; it gets one more, ``progress(step, steps, text)``.
 Each runs in a fresh process, so a job that is killed leaves nothing behind but its files.
@@ -33,7 +33,10 @@ class JobFailed(RuntimeError):
 
 
 def run_jobs(jobs: Sequence[Job], workers: int, console: Console) -> None:
-    """Run the jobs, ``workers`` at a time, each with its share of the cores. Ctrl-C ends those that run and raises KeyboardInterrupt."""
+    """Run the jobs, ``workers`` at a time, each with its share of the cores.
+
+    Ctrl-C ends those that run and raises KeyboardInterrupt.
+    """
     context = multiprocessing.get_context("spawn")
     messages, waiting, running = context.Queue(), list(jobs), {}
     threads = max(1, (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) // workers)
@@ -67,14 +70,22 @@ def run_jobs(jobs: Sequence[Job], workers: int, console: Console) -> None:
                     raise JobFailed(f"{name} failed:\n{content}")
         finally:
             for process in running.values():
-                process.terminate()
+                process.kill()  # checkpoints are written whole or not at all; nothing else needs care
                 process.join()
 
 
 def progress_display(console: Console) -> Progress:
     """The look of every progress bar of the demo."""
-    return Progress(TextColumn("  {task.description:<24}"), BarColumn(32), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-                    TextColumn("[dim]{task.fields[text]}"), console=console, transient=True)
+    return Progress(
+        TextColumn("  {task.description:<24}"),
+        BarColumn(32),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("[dim]{task.fields[text]}"),
+        console=console,
+        transient=True,
+    )
 
 
 def _work(job: Job, threads: int, messages) -> None:

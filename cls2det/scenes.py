@@ -19,7 +19,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from importlib.resources import files
 from multiprocessing import get_context
 from pathlib import Path
@@ -31,13 +31,22 @@ FORMAT = 1  # raise it when the pictures change: scenes made by an older version
 
 # Photographs by split, as (package, path inside its wheel).
 PHOTOGRAPHS = {
-    "train": [("skimage", f"data/{name}") for name in (
-        "astronaut.png", "coffee.png", "brick.png", "grass.png", "motorcycle_left.png", "retina.jpg",
-        "camera.png")] + [("sklearn", "datasets/images/china.jpg")],
-    "val": [("skimage", f"data/{name}") for name in (
-        "hubble_deep_field.jpg", "coins.png", "moon.png", "clock_motion.png")],
-    "test": [("skimage", f"data/{name}") for name in (
-        "chelsea.png", "gravel.png", "rocket.jpg", "ihc.png")] + [("sklearn", "datasets/images/flower.jpg")],
+    "train": [
+        ("skimage", f"data/{name}")
+        for name in (
+            "astronaut.png",
+            "coffee.png",
+            "brick.png",
+            "grass.png",
+            "motorcycle_left.png",
+            "retina.jpg",
+            "camera.png",
+        )
+    ]
+    + [("sklearn", "datasets/images/china.jpg")],
+    "val": [("skimage", f"data/{name}") for name in ("hubble_deep_field.jpg", "coins.png", "moon.png", "clock_motion.png")],
+    "test": [("skimage", f"data/{name}") for name in ("chelsea.png", "gravel.png", "rocket.jpg", "ihc.png")]
+    + [("sklearn", "datasets/images/flower.jpg")],
 }
 # Rows of load_digits by split. Later rows come from other writers.
 GLYPHS = {"train": (0, 1058), "val": (1058, 1258), "test": (1258, 1797)}
@@ -70,13 +79,17 @@ class SceneSettings:
     max_objects: int = 5
     height: tuple[float, float] = (14.0, 48.0)
     rotation: float = 15.0
-    contrast: tuple[float, float] = (0.15, 0.60)
-    distractors: float = 3.0
+    contrast: tuple[float, float] = (0.25, 0.65)
+    distractors: float = 2.0
     noise: float = 0.08
 
 
-def make_scenes(root: str | Path, settings: SceneSettings = SceneSettings(), workers: int = 1,
-                on_progress: Callable[[int, int], None] = lambda done, total: None) -> Path:
+def make_scenes(
+    root: str | Path,
+    settings: SceneSettings = SceneSettings(),
+    workers: int = 1,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Path:
     """Render the scenes under ``root`` unless they are there already; returns ``root``.
 
     They are built in a folder beside ``root`` and renamed at the end: what is there is whole.
@@ -129,10 +142,15 @@ def render_scene(split: str, index: int, settings: SceneSettings) -> tuple[np.nd
             boxes.append(box)
             labels.append(int(digits[glyph]))
     canvas += rng.normal(0.0, rng.uniform(0.0, settings.noise), canvas.shape)
-    return (np.clip(canvas, 0.0, 1.0) * 255 + 0.5).astype(np.uint8), np.array(boxes, float).reshape(-1, 4), np.array(labels, int)
+    return (
+        (np.clip(canvas, 0.0, 1.0) * 255 + 0.5).astype(np.uint8),
+        np.array(boxes, float).reshape(-1, 4),
+        np.array(labels, int),
+    )
 
 
 # ---------------------------------------------------------------- parts of a scene
+
 
 @lru_cache(maxsize=1)
 def _glyphs() -> tuple[np.ndarray, np.ndarray]:
@@ -143,7 +161,7 @@ def _glyphs() -> tuple[np.ndarray, np.ndarray]:
     return (data.images / 16.0).astype(np.float32), data.target
 
 
-@lru_cache(maxsize=None)
+@cache
 def _photograph(package: str, path: str) -> np.ndarray:
     """A photograph as float32 RGB in [0, 1]; large ones are halved so that a crop shows something."""
     file = files(package) / path
@@ -163,7 +181,7 @@ def _background(rng: np.random.Generator, split: str, size: int) -> np.ndarray:
     side = int(min(size * rng.uniform(1.0, 2.5), *photograph.shape[:2]))
     top = rng.integers(photograph.shape[0] - side + 1)
     left = rng.integers(photograph.shape[1] - side + 1)
-    crop = Image.fromarray((photograph[top:top + side, left:left + side] * 255).astype(np.uint8))
+    crop = Image.fromarray((photograph[top : top + side, left : left + side] * 255).astype(np.uint8))
     canvas = np.asarray(crop.resize((size, size), Image.Resampling.BILINEAR), np.float32) / 255
     if rng.random() < 0.5:
         canvas = canvas[:, ::-1]
@@ -173,7 +191,7 @@ def _background(rng: np.random.Generator, split: str, size: int) -> np.ndarray:
 
 def _paste(canvas: np.ndarray, alpha: np.ndarray, colour: np.ndarray, top: int, left: int) -> None:
     """Blend ``colour`` into the canvas where ``alpha`` (h, w) says so."""
-    region = canvas[top:top + alpha.shape[0], left:left + alpha.shape[1]]
+    region = canvas[top : top + alpha.shape[0], left : left + alpha.shape[1]]
     region += alpha[..., None] * (colour - region)
 
 
@@ -193,16 +211,19 @@ def _paste_distractor(rng: np.random.Generator, canvas: np.ndarray) -> None:
         cells = int(rng.integers(2, 5))
         for row in range(cells):
             for column in range(row % 2, cells, 2):
-                draw.rectangle([full * column / cells, full * row / cells,
-                                full * (column + 1) / cells, full * (row + 1) / cells], fill=255)
+                draw.rectangle(
+                    [full * column / cells, full * row / cells, full * (column + 1) / cells, full * (row + 1) / cells],
+                    fill=255,
+                )
     shape = shape.rotate(rng.uniform(0, 360), Image.Resampling.BILINEAR).reduce(scale)
     alpha = np.asarray(shape, np.float32) / 255 * rng.uniform(0.5, 1.0)
     top, left = rng.integers(size - side + 1, size=2)
     _paste(canvas, alpha, rng.random(3), top, left)
 
 
-def _paste_glyph(rng: np.random.Generator, canvas: np.ndarray, glyph: np.ndarray, taken: Iterable,
-                 settings: SceneSettings) -> tuple[float, float, float, float] | None:
+def _paste_glyph(
+    rng: np.random.Generator, canvas: np.ndarray, glyph: np.ndarray, taken: Iterable, settings: SceneSettings
+) -> tuple[float, float, float, float] | None:
     """Paste one digit; returns its tight box (alpha > 0.3), or None if no free place was found."""
     low, high = settings.height
     for _ in range(20):
@@ -219,7 +240,7 @@ def _paste_glyph(rng: np.random.Generator, canvas: np.ndarray, glyph: np.ndarray
         box = (float(left + columns[0]), float(top + rows[0]), float(left + columns[-1] + 1), float(top + rows[-1] + 1))
         if any(_iou(box, other) > 0.1 for other in taken):
             continue
-        behind = canvas[int(box[1]):int(box[3]), int(box[0]):int(box[2])].mean((0, 1))
+        behind = canvas[int(box[1]) : int(box[3]), int(box[0]) : int(box[2])].mean((0, 1))
         for _ in range(50):
             colour = rng.random(3)
             if settings.contrast[0] <= np.abs(colour - behind).mean() <= settings.contrast[1]:
@@ -237,6 +258,7 @@ def _iou(a: tuple, b: tuple) -> float:
 
 # ---------------------------------------------------------------- files
 
+
 def _write_scene(root: Path, split: str, settings: SceneSettings, index: int) -> tuple[str, np.ndarray, np.ndarray]:
     image, boxes, labels = render_scene(split, index, settings)
     name = f"{index:06d}.jpg"
@@ -249,14 +271,24 @@ def _as_coco(scenes: list, settings: SceneSettings) -> dict:
     images, annotations = [], []
     for image_id, (name, boxes, labels) in enumerate(scenes, start=1):
         images.append({"id": image_id, "file_name": name, "width": settings.size, "height": settings.size})
-        for (x1, y1, x2, y2), label in zip(boxes.tolist(), labels.tolist()):
-            annotations.append({
-                "id": len(annotations) + 1, "image_id": image_id, "category_id": label + 1, "iscrowd": 0,
-                "bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1),
-            })
+        for (x1, y1, x2, y2), label in zip(boxes.tolist(), labels.tolist(), strict=True):
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": label + 1,
+                    "iscrowd": 0,
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": (x2 - x1) * (y2 - y1),
+                }
+            )
     categories = [{"id": digit + 1, "name": str(digit)} for digit in range(10)]
-    return {"info": {"description": "cls2det demo scenes"}, "images": images,
-            "annotations": annotations, "categories": categories}
+    return {
+        "info": {"description": "cls2det demo scenes"},
+        "images": images,
+        "annotations": annotations,
+        "categories": categories,
+    }
 
 
 def _read_stamp(root: Path) -> dict | None:

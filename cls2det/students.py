@@ -24,10 +24,13 @@ class CompactResNet(nn.Module):
 
     def __init__(self, widths: Sequence[int] = (16, 32, 64, 128)):
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, widths[0], 3, 2, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True))
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, widths[0], 3, 2, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True)
+        )
         self.stages = nn.ModuleList(
             BasicBlock(before, width, 2, nn.Sequential(nn.Conv2d(before, width, 1, 2, bias=False), nn.BatchNorm2d(width)))
-            for before, width in zip((widths[0], *widths[:-1]), widths))
+            for before, width in zip((widths[0], *widths[:-1]), widths, strict=True)
+        )
         self.out_channels = list(widths[1:])
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
@@ -40,15 +43,18 @@ class CompactResNet(nn.Module):
 def ssd_compact(classes: int, size: int) -> SSD:
     """SSD with default boxes of 0.15, 0.25 and 0.40 of the image at strides 8, 16 and 32: 0.43 M parameters for 10 classes."""
     anchors = DefaultBoxGenerator([[2], [2], [2]], scales=[0.15, 0.25, 0.40, 0.60])
-    return SSD(CompactResNet(), anchors, (size, size), classes + 1, image_mean=IMAGE_MEAN, image_std=IMAGE_STD,
-                         detections_per_img=100)
+    return SSD(
+        CompactResNet(), anchors, (size, size), classes + 1, image_mean=IMAGE_MEAN, image_std=IMAGE_STD, detections_per_img=100
+    )
 
 
 def _torchvision(builder: Callable[..., nn.Module], fixed_size: bool = False) -> Callable[[int, int], nn.Module]:
     def build(classes: int, size: int) -> nn.Module:
         sizes = {} if fixed_size else {"min_size": size, "max_size": 2 * size}
-        return builder(weights=None, weights_backbone=None, num_classes=classes + 1,
-                       image_mean=IMAGE_MEAN, image_std=IMAGE_STD, **sizes)
+        return builder(
+            weights=None, weights_backbone=None, num_classes=classes + 1, image_mean=IMAGE_MEAN, image_std=IMAGE_STD, **sizes
+        )
+
     return build
 
 
@@ -75,5 +81,8 @@ def parameter_count(model: nn.Module) -> int:
 def load_backbone(student: nn.Module, classifier: nn.Module) -> None:
     """Start a student's backbone from that of a classifier trained on crops."""
     if not isinstance(getattr(classifier, "backbone", None), type(student.backbone)):
-        raise ValueError(f"the start holds no {type(student.backbone).__name__}; `cls2det teacher --architecture compact` trains one for ssd_compact")
+        raise ValueError(
+            f"the start holds no {type(student.backbone).__name__}; "
+            "`cls2det teacher --architecture compact` trains one for ssd_compact"
+        )
     student.backbone.load_state_dict(classifier.backbone.state_dict())

@@ -7,7 +7,7 @@
 
 Nothing is written again and nothing stays on the model: inside the ``with`` the method that receives the matches is
 wrapped, after it the model is as before. SSD, RetinaNet and Faster R-CNN are known. Which attributes are
-used was read in torchvision 0.26 to 0.29; ``PositiveTap(model)`` checks that they are there.
+used was read in torchvision 0.29; ``PositiveTap(model)`` checks that they are there.
 """
 
 from __future__ import annotations
@@ -63,21 +63,28 @@ class PositiveTap:
     """Collects the positives of each training forward that runs inside ``with tap:``."""
 
     def __init__(self, model: nn.Module):
-        kinds = [(SSD, ("compute_loss", "box_coder.decode_single"), self._tap_dense),
-                 (RetinaNet, ("head.compute_loss", "box_coder.decode_single"), self._tap_dense),
-                 (FasterRCNN, ("roi_heads.select_training_samples", "roi_heads.box_predictor", "roi_heads.box_coder.decode_single"), self._tap_roi_heads)]
-        for kind, needed, install in kinds:
-            if isinstance(model, kind):
-                break
-        else:
+        kinds = [
+            (SSD, ("compute_loss", "box_coder.decode_single"), self._tap_dense),
+            (RetinaNet, ("head.compute_loss", "box_coder.decode_single"), self._tap_dense),
+            (
+                FasterRCNN,
+                ("roi_heads.select_training_samples", "roi_heads.box_predictor", "roi_heads.box_coder.decode_single"),
+                self._tap_roi_heads,
+            ),
+        ]
+        kind, needed, install = next((entry for entry in kinds if isinstance(model, entry[0])), (None, (), None))
+        if kind is None:
             raise TypeError(f"PositiveTap knows torchvision's SSD, RetinaNet and FasterRCNN, not {type(model).__name__}")
         for path in ("transform", *needed):
             if not _has(model, path):
-                raise RuntimeError(f"torchvision {torchvision.__version__}: {kind.__name__} has no {path}, from which its positives are taken; "
-                                   "the tap was written for torchvision 0.26 to 0.29")
+                raise RuntimeError(
+                    f"torchvision {torchvision.__version__}: {kind.__name__} has no {path}, "
+                    "from which its positives are taken; the tap was written for torchvision 0.29"
+                )
         self.model, self._install = model, install
         self._undo: list[Callable[[], Any]] = []
-        self._parts: dict[str, Any] = {}
+        self._parts: dict[str, Any] = {}  # what Positives is made of
+        self._first = torch.empty(0)  # each image's first ground truth in the list of all
 
     def __enter__(self) -> PositiveTap:
         self._parts = {}
@@ -103,12 +110,14 @@ class PositiveTap:
             return
         counts = [len(target["boxes"]) for target in targets]
         device = images.tensors.device
-        self._first = torch.tensor([sum(counts[:number]) for number in range(len(counts))], device=device)  # image's first ground truth
+        self._first = torch.tensor([sum(counts[:number]) for number in range(len(counts))], device=device)
         self._parts = {
             "images": images.tensors,
             "target_boxes": torch.cat([target["boxes"] for target in targets]),
             "target_labels": torch.cat([target["labels"] for target in targets]),
-            "target_image_index": torch.repeat_interleave(torch.arange(len(counts), device=device), torch.tensor(counts, device=device)),
+            "target_image_index": torch.repeat_interleave(
+                torch.arange(len(counts), device=device), torch.tensor(counts, device=device)
+            ),
         }
 
     def _wrap(self, owner: nn.Module, name: str, before: Callable | None = None, after: Callable | None = None) -> None:
@@ -151,8 +160,12 @@ class PositiveTap:
         def keep_samples(result):
             proposals, matched, labels, _ = result
             counts = torch.tensor([len(rows) for rows in labels], device=labels[0].device)
-            sampled.update(proposals=torch.cat(proposals), matched=torch.cat(matched), labels=torch.cat(labels),
-                           image=torch.repeat_interleave(torch.arange(len(labels), device=counts.device), counts))
+            sampled.update(
+                proposals=torch.cat(proposals),
+                matched=torch.cat(matched),
+                labels=torch.cat(labels),
+                image=torch.repeat_interleave(torch.arange(len(labels), device=counts.device), counts),
+            )
 
         def keep_predictions(_module, _arguments, outputs):
             logits, deltas = outputs

@@ -29,8 +29,18 @@ def narrow_resnet18(classes: int, width: int) -> nn.Module:
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Conv2d):
                 first = child.in_channels == 3
-                setattr(module, name, nn.Conv2d(3 if first else child.in_channels * width // 64, child.out_channels * width // 64,
-                                                child.kernel_size, child.stride, child.padding, bias=False))
+                setattr(
+                    module,
+                    name,
+                    nn.Conv2d(
+                        3 if first else child.in_channels * width // 64,
+                        child.out_channels * width // 64,
+                        child.kernel_size,
+                        child.stride,
+                        child.padding,
+                        bias=False,
+                    ),
+                )
             elif isinstance(child, nn.BatchNorm2d):
                 setattr(module, name, nn.BatchNorm2d(child.num_features * width // 64))
             elif isinstance(child, nn.Linear):
@@ -71,11 +81,23 @@ class CropClassifier(SavedModule):
         total_steps: length of the schedule
     """
 
-    def __init__(self, classes: list[str], architecture: str = "resnet18", width: int = 16, image_size: int = 96, crop_size: int = 32,
-                 jitter: float = 0.05, learning_rate: float = 4e-3, weight_decay: float = 0.05, total_steps: int = 1000):
+    def __init__(
+        self,
+        classes: list[str],
+        architecture: str = "resnet18",
+        width: int = 16,
+        image_size: int = 96,
+        crop_size: int = 32,
+        jitter: float = 0.05,
+        learning_rate: float = 4e-3,
+        weight_decay: float = 0.05,
+        total_steps: int = 1000,
+    ):
         super().__init__()
         self.save_hyperparameters()
-        self.transform = GeneralizedRCNNTransform(image_size, image_size, IMAGE_MEAN, IMAGE_STD, size_divisible=1, fixed_size=(image_size, image_size))
+        self.transform = GeneralizedRCNNTransform(
+            image_size, image_size, IMAGE_MEAN, IMAGE_STD, size_divisible=1, fixed_size=(image_size, image_size)
+        )
         self.network = ARCHITECTURES[architecture](len(classes), width)
 
     @property
@@ -105,10 +127,12 @@ class CropClassifier(SavedModule):
             boxes = boxes + sides * self.hparams["jitter"] * (2 * torch.rand_like(boxes) - 1)
         return self.crop(images.tensors, boxes, image_index), torch.cat([target["labels"] for target in targets]) - 1
 
-    def training_step(self, batch: tuple[list, list], _index: int) -> Tensor:
+    def training_step(self, batch: tuple[list, list], _index: int) -> Tensor | None:
         crops, classes = self.crops_of_batch(batch)
-        loss = F.cross_entropy(self(crops), classes, label_smoothing=0.05, reduction="sum") / max(len(classes), 1)
-        self.log("loss", loss, prog_bar=True, batch_size=max(len(classes), 1))
+        if len(classes) < 2:
+            return None  # batch norm needs two; Lightning skips the step
+        loss = F.cross_entropy(self(crops), classes, label_smoothing=0.05)
+        self.log("loss", loss, prog_bar=True, batch_size=len(classes))
         return loss
 
     def stem(self) -> nn.Module:
@@ -116,7 +140,9 @@ class CropClassifier(SavedModule):
         if self.hparams["architecture"] != "resnet18":
             raise ValueError("KD-loc compares stem features of a ResNet teacher; this one is " + self.hparams["architecture"])
         network = self.network.eval()
-        return nn.Sequential(fuse_conv_bn_eval(network.conv1, network.bn1), nn.ReLU(inplace=True), network.maxpool).requires_grad_(False)
+        return nn.Sequential(
+            fuse_conv_bn_eval(network.conv1, network.bn1), nn.ReLU(inplace=True), network.maxpool
+        ).requires_grad_(False)
 
 
 @torch.no_grad()
@@ -125,7 +151,10 @@ def crop_accuracy(model: CropClassifier, loader, device: str | torch.device = "c
     model.eval().to(device)
     right = total = 0
     for images, targets in loader:
-        batch = [image.to(device) for image in images], [{name: value.to(device) for name, value in target.items()} for target in targets]
+        batch = (
+            [image.to(device) for image in images],
+            [{name: value.to(device) for name, value in target.items()} for target in targets],
+        )
         crops, classes = model.crops_of_batch(batch)
         right += int((model(crops).argmax(1) == classes).sum())
         total += len(classes)

@@ -24,8 +24,17 @@ class DetectorTraining(SavedModule):
         distiller: gives the distillation terms, or None; it is in no checkpoint
     """
 
-    def __init__(self, classes: list[str], student: str = "ssd_compact", image_size: int = 96, box_weight: float = 2.0, learning_rate: float = 3e-3,
-                 weight_decay: float = 0.05, total_steps: int = 2000, distiller: ClassifierDistiller | None = None):
+    def __init__(
+        self,
+        classes: list[str],
+        student: str = "ssd_compact",
+        image_size: int = 96,
+        box_weight: float = 2.0,
+        learning_rate: float = 3e-3,
+        weight_decay: float = 0.05,
+        total_steps: int = 2000,
+        distiller: ClassifierDistiller | None = None,
+    ):
         super().__init__()
         self.save_hyperparameters(ignore=["distiller"])
         self.detector = build_student(student, len(classes), image_size)
@@ -45,7 +54,8 @@ class DetectorTraining(SavedModule):
     def training_step(self, batch: tuple[list, list], _index: int) -> Tensor:
         terms = self.losses(*batch)
         loss = sum(terms.values())
-        self.log_dict({"loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}}, prog_bar=True, batch_size=len(batch[0]))
+        self.log("loss", loss.detach(), prog_bar=True, batch_size=len(batch[0]))
+        self.log_dict({name: term.detach() for name, term in terms.items()}, batch_size=len(batch[0]))
         return loss
 
     def losses(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
