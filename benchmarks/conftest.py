@@ -120,7 +120,21 @@ def best_baseline(row: dict) -> tuple[str, float]:
 
 
 def table() -> list[list[str]]:
-    lines = [["op", "shape", "pass", "native ms", "reference ms", "ratio", "best baseline ms", "which", "ratio", "memory MB", "ratio"]]
+    lines = [
+        [
+            "op",
+            "shape",
+            "pass",
+            "native ms",
+            "reference ms",
+            "ratio",
+            "best baseline ms",
+            "which",
+            "ratio",
+            "memory MB",
+            "ratio",
+        ]
+    ]
     for row in ROWS:
         name, best = best_baseline(row)
         native, plain = row["ms"]["native"], row["ms"]["reference"]
@@ -142,8 +156,12 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
     terminalreporter.write_line(", ".join(f"{key} {value}" for key, value in facts.items()))
     for line in lines:
         terminalreporter.write_line("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-    terminalreporter.write_line("ratio: baseline time over native time, higher is better for native. memory: peak of one forward")
-    terminalreporter.write_line("and backward above the inputs, native / reference, to 0.1 MB. torch.compile is tried at one shape per op.")
+    terminalreporter.write_line(
+        "ratio: baseline time over native time, higher is better for native. memory: peak of one forward"
+    )
+    terminalreporter.write_line(
+        "and backward above the inputs, native / reference, to 0.1 MB. torch.compile is tried at one shape per op."
+    )
     out = config.getoption("--bench-out")
     if out:
         write(out, facts, lines)

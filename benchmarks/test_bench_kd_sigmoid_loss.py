@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from shapes import KD_SIGMOID_LOSS
 
 from cls2det_ops import kd_sigmoid_loss
 from harness import Workload, logits
+from shapes import KD_SIGMOID_LOSS
 
 TEMPERATURE = 2.0
 

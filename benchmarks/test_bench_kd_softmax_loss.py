@@ -2,10 +2,10 @@
 
 import pytest
 import torch.nn.functional as F
-from shapes import KD_SOFTMAX_LOSS
 
 from cls2det_ops import kd_softmax_loss
 from harness import Workload, logits
+from shapes import KD_SOFTMAX_LOSS
 
 TEMPERATURE = 2.0
 

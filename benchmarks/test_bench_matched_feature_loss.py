@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from shapes import MATCHED_FEATURE_LOSS
 
 from cls2det_ops import matched_feature_loss
 from harness import Workload, generator
+from shapes import MATCHED_FEATURE_LOSS
 
 
 def workload(name: str, device: str) -> Workload:

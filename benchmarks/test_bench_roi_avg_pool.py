@@ -1,10 +1,10 @@
 """roi_avg_pool against grid_sample + adaptive_avg_pool2d; forward also against torchvision's roi_align, which has no box gradient."""
 
 import pytest
-from shapes import ROI_AVG_POOL
 
 from cls2det_ops import roi_avg_pool
 from harness import Workload, feature_map, scene
+from shapes import ROI_AVG_POOL
 
 
 def workload(name: str, device: str, backward: bool = True) -> Workload:

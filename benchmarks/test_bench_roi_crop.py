@@ -1,10 +1,10 @@
 """roi_crop against one grid_sample per image: no contender replicates an image."""
 
 import pytest
-from shapes import ROI_CROP
 
 from cls2det_ops import roi_crop
 from harness import Workload, feature_map, scene
+from shapes import ROI_CROP
 
 
 def workload(name: str, device: str) -> Workload:

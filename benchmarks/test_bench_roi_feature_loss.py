@@ -1,10 +1,10 @@
 """roi_feature_loss against the careful PyTorch version: one grid_sample per image, each ground truth pooled once."""
 
 import pytest
-from shapes import ROI_FEATURE_LOSS
 
 from cls2det_ops import roi_feature_loss
 from harness import Workload, feature_map, scene
+from shapes import ROI_FEATURE_LOSS
 
 
 def workload(name: str, device: str) -> Workload:

@@ -1,10 +1,10 @@
 """roi_kd_loss, everything that one training step adds, against the same composite in plain PyTorch."""
 
 import pytest
-from shapes import ROI_KD_LOSS
 
 from cls2det_ops import RoIMap, roi_kd_loss
 from harness import Workload, feature_map, logits, scene
+from shapes import ROI_KD_LOSS
 
 
 def workload(name: str, device: str) -> Workload:

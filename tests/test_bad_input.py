@@ -22,7 +22,12 @@ def call(backend: Backend, case: Case, **changes):
 BAD = [  # op, changed arguments, error, what its message must hold: argument, expected, found
     ("roi_crop", {"images": torch.zeros(3, 4, 5)}, ValueError, "images must be of shape .B, C, H, W.*shape .3, 4, 5"),
     ("roi_crop", {"images": [1, 2]}, TypeError, "images must be a torch.Tensor, found list"),
-    ("roi_crop", {"images": torch.zeros(1, 1, 4, 4, dtype=torch.uint8)}, TypeError, "images must be float32.*found torch.uint8"),
+    (
+        "roi_crop",
+        {"images": torch.zeros(1, 1, 4, 4, dtype=torch.uint8)},
+        TypeError,
+        "images must be float32.*found torch.uint8",
+    ),
     ("roi_crop", {"images": torch.zeros(1, 1, 0, 4)}, ValueError, "images must be.*one pixel.*0, 4"),
     ("roi_crop", {"boxes": torch.zeros(9, 5)}, ValueError, "boxes must be of shape .N, 4.*9, 5"),
     ("roi_crop", {"boxes": torch.zeros(9, 4, dtype=torch.int64)}, TypeError, "boxes must be float32.*torch.int64"),
@@ -84,10 +89,10 @@ def test_message_names_argument_expected_and_found(backend, name, changes, error
 @pytest.mark.parametrize("name", PUBLIC_OPS)
 def test_tensors_on_two_devices(name):
     case = make_case(name)
-    first, *others = case.tensors
+    _, *others = case.tensors
     for other in others:
         tensors = {key: value.cuda() if key == other else value for key, value in case.tensors.items()}
-        with pytest.raises(ValueError, match="must be on .*found .*"):
+        with pytest.raises(ValueError, match=r"must be on .*found .*"):
             case.function(**tensors, **case.options)
 
 

@@ -33,7 +33,8 @@ def call(case, tensors, options, dtype):
     return output
 
 case = make_case({name!r})
-bounded = {{"clip": [True, False], "padding_mode": ["zeros", "border"]}} if {name!r} in ("roi_crop", "roi_avg_pool", "roi_feature_loss") else {{"": [None]}}
+on_boxes = {name!r} in ("roi_crop", "roi_avg_pool", "roi_feature_loss")
+bounded = {{"clip": [True, False], "padding_mode": ["zeros", "border"]}} if on_boxes else {{"": [None]}}
 for dtype in (torch.float32, torch.bfloat16):
     for argument, value in case.tensors.items():
         if not value.is_floating_point():  # indices: all rows hostile

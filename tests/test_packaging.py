@@ -63,9 +63,7 @@ def test_native_without_a_compiled_library_is_an_error(without_libraries):
     result = run_python("import cls2det_ops", folder=without_libraries, CLS2DET_BACKEND="native")
     assert result.returncode != 0
     assert "CLS2DET_BACKEND is 'native', but the package was built without its compiled library" in result.stderr
-    result = run_python(
-        "import cls2det_ops\nwith cls2det_ops.use_backend('native'): pass", folder=without_libraries
-    )
+    result = run_python("import cls2det_ops\nwith cls2det_ops.use_backend('native'): pass", folder=without_libraries)
     assert "RuntimeError: use_backend: name is 'native', but" in result.stderr
 
 
@@ -109,7 +107,17 @@ cls2det_ops.kd_softmax_loss(torch.zeros(2, 4), torch.zeros(1, 3), torch.tensor([
 
 
 def test_imports_torch_alone():
-    heavy = ["torchvision", "lightning", "pytorch_lightning", "pycocotools", "matplotlib", "sklearn", "skimage", "PIL", "cls2det"]
+    heavy = [
+        "torchvision",
+        "lightning",
+        "pytorch_lightning",
+        "pycocotools",
+        "matplotlib",
+        "sklearn",
+        "skimage",
+        "PIL",
+        "cls2det",
+    ]
     code = f"import sys, torch; before = set(sys.modules); import cls2det_ops; print([m for m in {heavy} + ['numpy'] " \
            "if m in sys.modules and m not in before])"  # fmt: skip
     result = run_python(code)
@@ -119,7 +127,9 @@ def test_imports_torch_alone():
 def test_build_record():
     if _library.cpu_missing:
         pytest.skip(_library.cpu_missing)
-    assert int(_library.build_info["torch_target"].rstrip("ULul"), 16) == 0x020B000000000000, "not the stable ABI of torch 2.11"
+    assert int(_library.build_info["torch_target"].rstrip("ULul"), 16) == 0x020B000000000000, (
+        "not the stable ABI of torch 2.11"
+    )
     assert _library.build_info["build_torch"]
     assert _library.build_info["compiler"]
 

@@ -64,7 +64,9 @@ def sample(name: str, dtype: torch.dtype, device: str) -> list[tuple]:
 
 
 def registered() -> list[str]:
-    names = {name.split("::")[1].split(".")[0] for name in torch._C._dispatch_get_all_op_names() if name.startswith("cls2det::")}
+    names = {
+        name.split("::")[1].split(".")[0] for name in torch._C._dispatch_get_all_op_names() if name.startswith("cls2det::")
+    }
     return sorted(names)
 
 

@@ -87,9 +87,7 @@ def test_equals_the_literal_formula(backend, loss, samples, bins):
         (91, 5, 6, 14, 7, 0.125, "l1", "zeros", False, torch.int64),
     ],
 )
-def test_matches_reference(
-    backend, dtype, channels, height, width, samples, bins, scale, loss, padding_mode, two_maps, index
-):
+def test_matches_reference(backend, dtype, channels, height, width, samples, bins, scale, loss, padding_mode, two_maps, index):
     tensors = scene(channels, height, width, samples, scale, two_maps=two_maps)
     options = {"output_size": bins, "sampling_size": samples, "spatial_scale": scale, "loss": loss, "beta": 0.3,
                "padding_mode": padding_mode, "reduction": "none", "clip": channels != 4}  # fmt: skip

@@ -112,7 +112,8 @@ def test_returns_a_named_tuple_and_takes_one_map_or_none(backend):
 
 def test_another_map_for_the_ground_truth_side(backend):
     tensors = {key: value.to(backend.device) for key, value in scene().items()}
-    images, stem = tensors.pop("images"), tensors.pop("stem")
+    del tensors["images"]
+    stem = tensors.pop("stem")
     teacher_map = torch.nn.functional.interpolate(stem, scale_factor=2)
     with backend.context():
         found = roi_kd_loss(

@@ -58,9 +58,7 @@ def test_offsets_past_32_bits(backend, name):
     largest = next(iter(tensors))  # the map or the student's logits
     expected, expected_grads = evaluate(backend, case.function, tensors, case.options, case.gradients)
     try:
-        output, grads = evaluate(
-            backend, case.function, tensors, case.options, case.gradients, layouts={largest: _far_apart}
-        )
+        output, grads = evaluate(backend, case.function, tensors, case.options, case.gradients, layouts={largest: _far_apart})
     except RuntimeError as error:
         if "memory" not in str(error):
             raise

@@ -71,9 +71,7 @@ def matched_logits(
     check.floating(name, "student_logits", student_logits, ("K", "C"))
     check.floating(name, "teacher_logits", teacher_logits, ("G", "C"))
     matched_idxs = check.index(name, "matched_idxs", matched_idxs, student_logits.shape[0], "student_logits")
-    check.same_device(
-        name, student_logits=student_logits, teacher_logits=teacher_logits, matched_idxs=matched_idxs
-    )
+    check.same_device(name, student_logits=student_logits, teacher_logits=teacher_logits, matched_idxs=matched_idxs)
     column = check.choice(name, "background", background, check.BACKGROUNDS)
     classes = teacher_logits.shape[1]
     expected = classes + (background != "none")

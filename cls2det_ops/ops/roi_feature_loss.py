@@ -83,9 +83,7 @@ def roi_feature_loss(
     check.floating(name, "target_boxes", target_boxes, ("G", 4))
     image_index = check.index(name, "image_index", image_index, boxes.shape[0], "boxes")
     matched_idxs = check.index(name, "matched_idxs", matched_idxs, boxes.shape[0], "boxes")
-    target_image_index = check.index(
-        name, "target_image_index", target_image_index, target_boxes.shape[0], "target_boxes"
-    )
+    target_image_index = check.index(name, "target_image_index", target_image_index, target_boxes.shape[0], "target_boxes")
     scale = check.positive(name, "spatial_scale", spatial_scale)
     target_scale = check.positive(
         name, "target_spatial_scale", spatial_scale if target_spatial_scale is None else target_spatial_scale

@@ -102,14 +102,10 @@ def roi_kd_loss(
     check.floating(name, "target_boxes", target_boxes, ("G", 4))
     check.floating(name, "teacher_logits", teacher_logits, (target_boxes.shape[0], "C"))
     matched_idxs = check.index(name, "matched_idxs", matched_idxs, boxes.shape[0], "boxes")
-    target_image_index = check.index(
-        name, "target_image_index", target_image_index, target_boxes.shape[0], "target_boxes"
-    )
+    target_image_index = check.index(name, "target_image_index", target_image_index, target_boxes.shape[0], "target_boxes")
     rows = {"weight": weight, "normalizer": normalizer, "reduction": "mean"}
     if head == "softmax":
-        cls = kd_softmax_loss(
-            student_logits, teacher_logits, matched_idxs, temperature, background or "first", **rows
-        )
+        cls = kd_softmax_loss(student_logits, teacher_logits, matched_idxs, temperature, background or "first", **rows)
     else:
         cls = kd_sigmoid_loss(
             student_logits, teacher_logits, matched_idxs, temperature, background=background or "none", **rows
