@@ -48,6 +48,26 @@ struct Call {  // the arguments of both operators, as the schema has them
   }
 };
 
+// The tensors of a call in accumulate dtype, kept alive, and the arguments that point into them.
+template <typename T>
+struct Operands {
+  RoiTensors predicted, truths;
+  Tensor matched;
+  RoiLossArgs<T> args{};
+
+  explicit Operands(const Call& call)
+      : predicted(call.features, call.boxes, call.image_index),
+        truths(call.target_features, call.target_boxes, call.target_image_index),
+        matched(contiguous(call.matched_idxs)) {
+    args.side = predicted.side<T>(call.spatial_scale);
+    args.target = truths.side<T>(call.target_spatial_scale);
+    args.pooling = call.pooling;
+    args.matched = static_cast<const int64_t*>(matched.data_ptr());
+    args.loss = int(call.loss);
+    args.beta = T(call.beta);
+  }
+};
+
 // The ground truth that row k counts for, or -1: match, image and the match's image must all be in range.
 template <typename T>
 int64_t counted_match(const RoiLossArgs<T>& args, int64_t k) {
@@ -58,17 +78,10 @@ int64_t counted_match(const RoiLossArgs<T>& args, int64_t k) {
 
 template <typename T>
 std::tuple<Tensor, Tensor> forward(const Call& call, bool need_boxes) {
-  const RoiTensors predicted(call.features, call.boxes, call.image_index);
-  const RoiTensors truths(call.target_features, call.target_boxes, call.target_image_index);
-  const Tensor matched = contiguous(call.matched_idxs);
-  const ScalarType acc = predicted.map.scalar_type();
-  RoiLossArgs<T> args{};
-  args.side = predicted.side<T>(call.spatial_scale);
-  args.target = truths.side<T>(call.target_spatial_scale);
-  args.pooling = call.pooling;
-  args.matched = static_cast<const int64_t*>(matched.data_ptr());
-  args.loss = int(call.loss);
-  args.beta = T(call.beta);
+  Operands<T> operands(call);
+  RoiLossArgs<T>& args = operands.args;
+  const Tensor& map = operands.predicted.map;
+  const ScalarType acc = map.scalar_type();
   args.need_boxes = need_boxes;
   const int64_t count = args.side.count;
   const Groups groups(count, args.target.count, [&](int64_t k) { return counted_match(args, k); });
@@ -80,8 +93,8 @@ std::tuple<Tensor, Tensor> forward(const Call& call, bool need_boxes) {
     CLS2DET_CALL(roi_feature_loss_tasks<T>, args, begin, end);
   });
 
-  Tensor rows = make(predicted.map, {count}, acc);
-  Tensor grad_boxes = make(predicted.map, need_boxes ? Shape{count, 4} : Shape{0}, acc);
+  Tensor rows = make(map, {count}, acc);
+  Tensor grad_boxes = make(map, need_boxes ? Shape{count, 4} : Shape{0}, acc);
   T* row = static_cast<T*>(rows.data_ptr());
   T* grad = static_cast<T*>(grad_boxes.data_ptr());
   const T share = T(1) / std::max(T(args.side.channels) * T(args.pooling.bins()), T(1));
@@ -102,19 +115,11 @@ std::tuple<Tensor, Tensor> forward(const Call& call, bool need_boxes) {
 
 template <typename T>
 Tensor backward(const Call& call, const Tensor& grad_rows) {
-  const RoiTensors predicted(call.features, call.boxes, call.image_index);
-  const RoiTensors truths(call.target_features, call.target_boxes, call.target_image_index);
-  const Tensor matched = contiguous(call.matched_idxs);
-  const ScalarType acc = predicted.map.scalar_type();
-  const Tensor upstream = contiguous(to_dtype(grad_rows, acc));
-  Tensor grad = make(predicted.map, shape_of(predicted.map), acc);
-  RoiLossArgs<T> args{};
-  args.side = predicted.side<T>(call.spatial_scale);
-  args.target = truths.side<T>(call.target_spatial_scale);
-  args.pooling = call.pooling;
-  args.matched = static_cast<const int64_t*>(matched.data_ptr());
-  args.loss = int(call.loss);
-  args.beta = T(call.beta);
+  Operands<T> operands(call);
+  RoiLossArgs<T>& args = operands.args;
+  const Tensor& map = operands.predicted.map;
+  const Tensor upstream = contiguous(to_dtype(grad_rows, map.scalar_type()));
+  Tensor grad = make(map, shape_of(map), map.scalar_type());
   args.grad_rows = static_cast<const T*>(upstream.data_ptr());
   args.grad_features = static_cast<T*>(grad.data_ptr());
   const Groups groups(args.side.count, args.side.images, [&](int64_t k) {
