@@ -10,11 +10,14 @@ import torch
 
 sys.path += [str(Path(__file__).parent), str(Path(__file__).parent / "emu")]  # for helpers, whatever the import mode
 
-import emulated
-
 import cls2det_ops
+import emulated
 from cls2det_ops import _library, use_backend
 from helpers import Backend
+
+torch.set_num_threads(
+    1
+)  # small tensors gain nothing from more, and a busy machine loses much; test_determinism.py sets its own
 
 
 def _cuda_missing() -> str:

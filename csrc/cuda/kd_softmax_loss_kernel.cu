@@ -1,48 +1,40 @@
-// kd_softmax_loss on the GPU: a warp per row. L = T^2 KL(P^t, P^s), dL/dz^s = T (P^s - P^t).
-#include "cuda/kernels.h"
-#include "cuda/kl_row.cuh"
+// kd_softmax_loss: L_k = T^2 KL(softmax(z^t / T), softmax(z^s / T)), dL/dz^s = T (P^s - P^t); the background column of the
+// student has teacher probability 0. One warp per row.
+#include "cuda/kd_row.cuh"
 
 namespace cls2det {
 namespace {
 
-template <typename S>
-__global__ void kd_softmax_loss(Logits<S> args) {
-  using A = Accumulate<S>;
-  const int lane = threadIdx.x % kWarp;
-  const int64_t k = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) / kWarp;
-  if (k >= args.count) return;  // the same for all lanes of the warp
-  const int64_t match = args.matched[k];
-  S* grad = args.grad ? args.grad + k * args.columns : nullptr;
-  if (match < 0 || match >= args.teachers) {  // ignored
-    if (lane == 0) args.rows[k] = A(0);
-    for (int64_t c = lane; grad && c < args.columns; c += kWarp) grad[c] = static_cast<S>(0.0f);
-    return;
-  }
-  const A scale = A(1) / args.temperature;
-  const int64_t first = first_class_column(args.background), other = background_column(args.background, int(args.classes));
-  const S *student = args.student + k * args.student_row, *teacher = args.teacher + match * args.teacher_row;
-  const auto column = [&](int64_t c) { return static_cast<A>(student[c * args.student_column]) * scale; };
-  const auto s = [&](int64_t c) { return column(first + c); };
-  const auto t = [&](int64_t c) { return static_cast<A>(teacher[c * args.teacher_column]) * scale; };
-  const SoftmaxRow<A> row_s = softmax_row<A>(args.columns, column), row_t = softmax_row<A>(args.classes, t);
-  const A kl = kl_of_rows(args.classes, row_s, s, row_t, t);
-  if (lane == 0) args.rows[k] = args.temperature * args.temperature * kl;
-  for (int64_t c = lane; grad && c < args.columns; c += kWarp) {
-    const A p_t = c == other ? A(0) : row_t.probability(t(c - first));
-    grad[c] = static_cast<S>(args.temperature * (row_s.probability(column(c)) - p_t));
-  }
+template <typename S, int kHeld>
+__global__ void __launch_bounds__(kBlock) kd_softmax_kernel(LogitsLoss<S> a) {
+  using T = Accumulate<S>;
+  each_row(a, [&](int64_t k, int64_t match) {
+    LogitsRow<S, kHeld> row = logits_row<S, kHeld>(a, k, match);
+    const auto same = [](T z) { return z; };
+    row.load(same);
+    const int first = first_class_column(a.background);
+    const int64_t other = a.background == kNone ? -1 : a.background == kFirst ? 0 : a.classes;
+    const T background = other < 0 ? T(0) : static_cast<T>(a.student[k * a.student_row + other * a.student_column]);
+    S* grad = a.grad ? a.grad + k * a.columns : nullptr;
+    T kl, background_share;
+    kl_row(
+        row, same, other < 0 ? nullptr : &background, T(1) / a.temperature, &kl, &background_share, a.grad != nullptr,
+        [&](int64_t c, T, T difference) { grad[first + c] = static_cast<S>(a.temperature * difference); });
+    if (threadIdx.x % kWarp == 0) {
+      a.rows[k] = a.temperature * a.temperature * kl;
+      if (a.grad && other >= 0) grad[other] = static_cast<S>(a.temperature * background_share);
+    }
+  });
 }
 
 }  // namespace
 
 template <typename S>
-void launch_kd_softmax_loss(const Logits<S>& args, cudaStream_t stream) {
-  CLS2DET_LAUNCH(kd_softmax_loss<S>, blocks_for(args.count, kThreads / kWarp), kThreads, 0, stream, args);
+void kd_softmax_rows(const LogitsLoss<S>& args, cudaStream_t stream) {
+  CLS2DET_LAUNCH_ROWS(kd_softmax_kernel, S, args, stream);
 }
 
-template void launch_kd_softmax_loss<float>(const Logits<float>&, cudaStream_t);
-template void launch_kd_softmax_loss<double>(const Logits<double>&, cudaStream_t);
-template void launch_kd_softmax_loss<Half>(const Logits<Half>&, cudaStream_t);
-template void launch_kd_softmax_loss<BFloat16>(const Logits<BFloat16>&, cudaStream_t);
+#define INSTANTIATE(S) template void kd_softmax_rows(const LogitsLoss<S>&, cudaStream_t);
+CLS2DET_FOR_STORAGE(INSTANTIATE)
 
 }  // namespace cls2det

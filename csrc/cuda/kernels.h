@@ -1,92 +1,179 @@
-// The launchers, one list for all operators. Each is defined in the .cu file of its operator and instantiated for float,
-// double, Half and BFloat16. Every pointer is device memory; sizes and strides are in elements.
+// The launchers of the CUDA kernels, free of torch's tensors: pointers, sizes, strides and a stream.
+//
+// S is the storage type of maps and logits (float, double, Half, BFloat16), Accumulate<S> that of sums, boxes and losses.
+// All launchers are asynchronous, allocate nothing and take counts of 0.
 #pragma once
 
-#include "cuda/roi.h"
+#include <cuda_runtime.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <cstdint>
+#include <type_traits>
 
 namespace cls2det {
 
-// roi_tables.cu: fill the tables of every box of `side`.
 template <typename S>
-void launch_roi_tables(const RoiSide<S>& side, const RoiPooling& pooling, const RoiTables<Accumulate<S>>& tables, cudaStream_t stream);
+using Accumulate = std::conditional_t<std::is_same_v<S, double>, double, float>;
 
-// roi_avg_pool_kernel.cu
-template <typename S, typename O>  // out (N, C, bins)
-void launch_roi_avg_pool(
-    const RoiSide<S>& side, const RoiPooling& pooling, const RoiTables<Accumulate<S>>& tables, O* out, cudaStream_t stream);
-template <typename S>  // grad (N, C, bins) -> partial (N, chunks, 4), then grad_boxes (N, 4)
-void launch_roi_avg_pool_boxes(
-    const RoiSide<S>& side, const RoiPooling& pooling, const RoiTables<Accumulate<S>>& tables, const Accumulate<S>* grad,
-    int64_t chunks, Accumulate<S>* partial, Accumulate<S>* grad_boxes, cudaStream_t stream);
-template <typename S>  // grad (N, C, bins) -> grad_map (images, C, height, width), zeroed by the caller
-void launch_roi_spread(
-    const RoiSide<S>& side, const RoiPooling& pooling, const RoiTables<Accumulate<S>>& tables, const Accumulate<S>* grad,
-    Accumulate<S>* grad_map, cudaStream_t stream);
-
-// roi_crop_kernel.cu: out, grad (N, C, h, w), h = pooling.out_h = pooling.samples_h
+// (images, channels, height, width), at any strides.
 template <typename S>
-void launch_roi_crop(const RoiSide<S>& side, const RoiPooling& pooling, S* out, cudaStream_t stream);
-template <typename S>
-void launch_roi_crop_boxes(
-    const RoiSide<S>& side, const RoiPooling& pooling, const Accumulate<S>* grad, Accumulate<S>* grad_boxes, cudaStream_t stream);
-
-// roi_feature_loss_kernel.cu
-template <typename S>
-struct RoiLoss {
-  RoiSide<S> side, target;
-  RoiPooling pooling;
-  RoiTables<Accumulate<S>> tables;
-  const Accumulate<S>* pooled_target;  // (G, C, bins)
-  const int64_t* matched;              // (K,)
-  int loss;
-  Accumulate<S> beta;
+struct MapView {
+  const S* data;
+  int64_t images, channels, stride_n, stride_c, stride_y, stride_x;
+  int height, width;
 };
-template <typename S>  // partial (K, chunks, 5) -> rows (K,), grad_boxes (K, 4) or null
-void launch_roi_feature_loss(
-    const RoiLoss<S>& args, int64_t chunks, Accumulate<S>* partial, Accumulate<S>* rows, Accumulate<S>* grad_boxes, cudaStream_t stream);
-template <typename S>  // scratch (images, C, bins); grad_map (images, C, height, width), zeroed by the caller
-void launch_roi_feature_loss_backward(
-    const RoiLoss<S>& args, const Accumulate<S>* grad_rows, Accumulate<S>* scratch, Accumulate<S>* grad_map, cudaStream_t stream);
-// Channel chunks that the kernels with a `partial` buffer use.
-template <typename S>
-int64_t channel_chunks(const RoiSide<S>& side, const RoiPooling& pooling);
 
-// matched_feature_loss_kernel.cu
+template <typename T>
+struct BoxList {
+  const T* boxes;              // (count, 4)
+  const int64_t* image_index;  // (count,)
+  int64_t count;
+  T scale;
+};
+
+struct Pooling {
+  int out_h, out_w, samples_h, samples_w;
+  bool border, clip;
+};
+
+// One pixel that a bin reads along one axis: W, dW / d lo and dW / d hi of the separable form.
+template <typename T>
+struct alignas(16) AxisEntry {
+  int pixel;
+  T weight, lo, hi;
+};
+
+enum BoxState { kIgnored = 0, kPooled = 1, kNotFinite = 2 };
+
+// The sparse rows of Wy and Wx of every box:
+//     pooled[c, p, q] = sum over e in row p of Wy, f in row q of Wx:  e.weight f.weight I[c, e.pixel, f.pixel]
+template <typename T>
+struct Axes {
+  AxisEntry<T>* entries;  // (count, out_h slots_y + out_w slots_x), the rows of Wy, then those of Wx
+  int* counts;            // (count, 1 + out_h + out_w): BoxState, then the entries used in each row
+  int64_t count;
+  bool shared;  // one table serves all boxes
+  int out_h, out_w, slots_y, slots_x;
+
+  int64_t entries_per_box() const { return int64_t(out_h) * slots_y + int64_t(out_w) * slots_x; }
+  int64_t counts_per_box() const { return 1 + int64_t(out_h) + out_w; }
+};
+
+// The slots that a row of W needs: every sample reads two pixels.
+int slots_per_bin(int samples, int bins);
+
+// Fills `axes` for boxes on a map.
+template <typename T>
+void build_axes(
+    const BoxList<T>& boxes, int64_t images, int height, int width, const Pooling& pooling, const Axes<T>& axes, cudaStream_t stream);
+
+// Fills the one shared table of plain adaptive average pooling of a whole (height, width) map.
+template <typename T>
+void build_window_axes(int height, int width, const Axes<T>& axes, cudaStream_t stream);
+
+// How the values (channels, bins) of one box are split over blocks: the number of partial sums per box.
+struct Tiling {
+  int lanes;             // lanes of a warp that share one value
+  bool channels_first;   // neighbouring lanes take neighbouring channels instead of bins
+  int64_t items, tiles;  // values per block, blocks per box
+};
 template <typename S>
-struct Matched {
-  const S *features, *target;  // (K, C, height, width), (G, C, height, width), contiguous
+Tiling pool_tiling(const MapView<S>& map, const Axes<Accumulate<S>>& axes);
+
+// out (count, C, bins): pooled map; 0 for ignored boxes, NaN for boxes that are not finite.
+// image_index null: box k lies on image k.
+template <typename S, typename Out>
+void roi_avg_pool_forward(
+    const MapView<S>& map, const int64_t* image_index, const Axes<Accumulate<S>>& axes, Out* out, cudaStream_t stream);
+
+// partial (count, tiles, 5): {0, d / dx1, dy1, dx2, dy2} of sum grad * pooled. grad: (count, C, bins).
+template <typename S>
+void roi_avg_pool_edges(
+    const MapView<S>& map, const int64_t* image_index, const Axes<Accumulate<S>>& axes, const Accumulate<S>* grad,
+    Accumulate<S>* partial, cudaStream_t stream);
+
+// out (N, C, h, w), h and w as in `pooling`.
+template <typename S>
+void roi_crop_forward(
+    const MapView<S>& map, const BoxList<Accumulate<S>>& boxes, const Pooling& pooling, S* out, cudaStream_t stream);
+
+int64_t roi_crop_tiles(const Pooling& pooling);
+// partial (N, tiles, 5) like roi_avg_pool_edges.
+template <typename S>
+void roi_crop_edges(
+    const MapView<S>& map, const BoxList<Accumulate<S>>& boxes, const Pooling& pooling, const Accumulate<S>* grad,
+    Accumulate<S>* partial, cudaStream_t stream);
+
+// rows (count,) = share * sum of partial[.., 0]; grad_boxes (count, 4) = share * scale * sum of partial[.., 1..4], 0 for
+// clipped edges. Either may be null.
+template <typename T>
+void sum_partials(
+    const T* partial, int64_t tiles, T share, const BoxList<T>& boxes, int height, int width, bool clip, T* rows, T* grad_boxes,
+    cudaStream_t stream);
+
+// grad_map (images, C, height, width): the transpose of pooling, for grad (count, C, bins). Written, not added to.
+// image_stride: elements from one image of grad_map to the next.
+template <typename S, typename T>
+void roi_map_gradient(
+    const T* grad, int64_t channels, const BoxList<T>& boxes, const Pooling& pooling, const Axes<T>& axes, int64_t images,
+    int height, int width, int64_t image_stride, S* grad_map, cudaStream_t stream);
+
+// Compares pooled boxes with pooled targets (G, C, bins), row k with target matched[k].
+template <typename S>
+struct FeatureLoss {
+  using T = Accumulate<S>;
+  MapView<S> map;
+  const int64_t* image_index;  // (K,) or null: row k lies on image k
+  Axes<T> axes;
+  const T* target;             // (G, C, bins)
+  const int* target_counts;    // counts of the targets' Axes, or null: all are pooled
+  int64_t target_counts_stride, targets;
   const int64_t* matched;      // (K,)
-  int64_t count, targets, channels;
-  int height, width, out_h, out_w, loss;
-  Accumulate<S> beta;
+  int loss;
+  T beta;
+  T share;             // 1 / (C bins)
+  const T* grad_rows;  // (K,) or null: 1
+  T* partial;          // (K, tiles, 5) or null: {loss, d loss / dx1, dy1, dx2, dy2}, not yet times share
+  bool edges;          // whether the last four are wanted
+  T* pooled_grad;      // (K, C, bins) or null: grad_rows[k] * share * d'(difference)
 };
-template <typename S>  // pooled_target: scratch (G, C, bins); rows (K,); grad (K, C, bins) or null
-void launch_matched_feature_loss(
-    const Matched<S>& args, Accumulate<S>* pooled_target, Accumulate<S>* rows, Accumulate<S>* grad, cudaStream_t stream);
-template <typename S>  // grad (K, C, height, width)
-void launch_matched_feature_loss_backward(
-    const Matched<S>& args, const Accumulate<S>* grad_rows, const Accumulate<S>* pooled_grad, S* grad, cudaStream_t stream);
-
-// kd_softmax_loss_kernel.cu, kd_sigmoid_loss_kernel.cu
 template <typename S>
-struct Logits {
-  const S *student, *teacher;  // (rows, columns), (teachers, classes) at the strides below
+void feature_loss(const FeatureLoss<S>& args, cudaStream_t stream);
+
+// grad (K, C, height, width) = grad_rows[k] * the transpose of adaptive average pooling of pooled_grad (K, C, bins).
+template <typename S>
+void unpool_windows(
+    const Accumulate<S>* grad_rows, const Accumulate<S>* pooled_grad, int64_t rows, int64_t channels, int height, int width,
+    int out_h, int out_w, S* grad, cudaStream_t stream);
+
+template <typename S>
+struct LogitsLoss {
+  using T = Accumulate<S>;
+  const S *student, *teacher;  // (K, columns), (G, classes), at the strides below
   int64_t student_row, student_column, teacher_row, teacher_column;
-  const int64_t* matched;  // (rows,)
-  int64_t count, columns, classes, teachers;
-  Accumulate<S> temperature;
+  const int64_t* matched;  // (K,)
+  int64_t count, teachers, classes, columns;
+  T temperature;
   int background, mode;
-  Accumulate<S>* rows;  // (rows,)
-  S* grad;              // (rows, columns) or null
+  T* rows;  // (K,)
+  S* grad;  // (K, columns) or null
 };
 template <typename S>
-void launch_kd_softmax_loss(const Logits<S>& args, cudaStream_t stream);
+void kd_softmax_rows(const LogitsLoss<S>& args, cudaStream_t stream);
 template <typename S>
-void launch_kd_sigmoid_loss(const Logits<S>& args, cudaStream_t stream);
+void kd_sigmoid_rows(const LogitsLoss<S>& args, cudaStream_t stream);
 
-// scale_rows_kernel.cu: out (count, width) = upstream (count,) * row_grads (count, width)
-template <typename In, typename Out>
-void launch_scale_rows(
-    const Accumulate<In>* upstream, int64_t upstream_stride, const In* row_grads, int64_t count, int64_t width, Out* out, cudaStream_t stream);
+// out (count, width) = grad_rows[k] * row_grads[k, i]
+template <typename S>
+void multiply_rows(
+    const Accumulate<S>* grad_rows, const S* row_grads, int64_t count, int64_t width, S* out, cudaStream_t stream);
+
+// Instantiates a launcher for every storage type.
+#define CLS2DET_FOR_STORAGE(INSTANTIATE) \
+  INSTANTIATE(float)                     \
+  INSTANTIATE(double)                    \
+  INSTANTIATE(c10::Half)                 \
+  INSTANTIATE(c10::BFloat16)
 
 }  // namespace cls2det

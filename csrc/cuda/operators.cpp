@@ -1,134 +1,122 @@
-// The CUDA operators: tensors in, launchers of kernels.h, tensors out. The only file here that knows torch.
-//
-// CLS2DET_NAMESPACE and CLS2DET_KEY let a test build register the same code a second time for CPU tensors.
-#include <algorithm>
-#include <limits>
-
+// From tensors to launchers: checks, scratch memory and the switch over dtypes of every CUDA operator. The only CUDA file
+// that knows torch. The emulation in tests/emu registers it once more under a name of its own.
 #include "checks.h"
-#include "cuda/device.h"
+#include "cuda/current_device.h"
 #include "cuda/kernels.h"
-#include "math/divergence.h"
 
-#if !defined(CLS2DET_NAMESPACE)
+#ifndef CLS2DET_NAMESPACE
 #define CLS2DET_NAMESPACE cls2det
 #define CLS2DET_KEY CUDA
+#endif
+#ifndef CLS2DET_SCRATCH_VALUES  // the tests make it small
+#define CLS2DET_SCRATCH_VALUES (int64_t(1) << 24)
 #endif
 
 namespace cls2det {
 namespace {
 
+// ---- tensors as the launchers want them ----
+
+// run(S()) with the storage type of `dtype`, which has been checked to be one of the four.
+template <typename Run>
+auto for_storage(ScalarType dtype, const Run& run) {
+  switch (dtype) {
+    case ScalarType::Double: return run(double());
+    case ScalarType::Half: return run(c10::Half());
+    case ScalarType::BFloat16: return run(c10::BFloat16());
+    default: return run(float());
+  }
+}
+
 template <typename T>
-T* pointer(const Tensor& tensor) {
+T* data(const Tensor& tensor) {
   return static_cast<T*>(tensor.data_ptr());
 }
 
-// Calls f with a null pointer to the storage type of `dtype`.
-template <typename F>
-auto by_dtype(ScalarType dtype, const F& f) {
-  switch (dtype) {
-    case ScalarType::Double: return f(static_cast<double*>(nullptr));
-    case ScalarType::Half: return f(static_cast<Half*>(nullptr));
-    case ScalarType::BFloat16: return f(static_cast<BFloat16*>(nullptr));
-    default: return f(static_cast<float*>(nullptr));
+template <typename S>
+MapView<S> view(const Tensor& map) {
+  return {data<const S>(map), map.size(0),  map.size(1),      map.stride(0),    map.stride(1),
+          map.stride(2),      map.stride(3), int(map.size(2)), int(map.size(3))};
+}
+
+Tensor plain(const Tensor& tensor, ScalarType dtype) { return torch::stable::contiguous(to_dtype(tensor, dtype)); }
+
+void check_together(const Tensor& first, std::initializer_list<Tensor> others) {
+  for (const Tensor& other : others) {
+    if (other.is_cuda() != first.is_cuda() || other.get_device_index() != first.get_device_index()) {
+      fail("all tensors must be on one device");
+    }
   }
 }
-#define STORAGE_OF(argument) std::remove_pointer_t<decltype(argument)>
 
-void check_blocks(int64_t blocks) {
-  if (blocks > std::numeric_limits<int32_t>::max()) fail("the call needs ", blocks, " thread blocks, more than a grid has");
+void check_roi(const Tensor& map, const Tensor& boxes, const Tensor& image_index) {
+  check_map("features", map);
+  check_boxes("boxes", boxes, map);
+  check_index("image_index", image_index, boxes.size(0));
+  check_together(map, {boxes, image_index});
 }
 
-RoiPooling pooling_of(int64_t out_h, int64_t out_w, int64_t samples_h, int64_t samples_w, bool border, bool clip) {
+Pooling pooling_of(int64_t out_h, int64_t out_w, int64_t samples_h, int64_t samples_w, bool border, bool clip) {
   check_sizes(out_h, out_w, samples_h, samples_w);
-  if (out_w > 1024 || out_h > 1024) fail("output sizes above 1024 are not supported on CUDA");
   return {int(out_h), int(out_w), int(samples_h), int(samples_w), border, clip};
 }
 
-// The tensors behind a RoiSide, kept alive, and the tables of its boxes.
-template <typename S>
-struct Side {
-  using A = Accumulate<S>;
-  Tensor map, boxes, image_index;
-  Tensor memory[4];
-  RoiSide<S> side;
-  RoiTables<A> tables{};
+struct Boxes {  // contiguous
+  Tensor boxes, image_index;
 
-  Side(const Tensor& features, const Tensor& b, const Tensor& index, double scale)
-      : map(features), boxes(contiguous(b)), image_index(contiguous(index)) {
-    side = {pointer<const S>(map), map.size(0), map.size(1), map.stride(0), map.stride(1), map.stride(2), map.stride(3),
-            int(map.size(2)), int(map.size(3)), pointer<const A>(boxes), pointer<const int64_t>(image_index), boxes.size(0), A(scale)};
-  }
+  Boxes(const Tensor& b, const Tensor& index)
+      : boxes(torch::stable::contiguous(b)), image_index(torch::stable::contiguous(index)) {}
 
-  void make_tables(const RoiPooling& pooling, cudaStream_t stream) {
-    tables.x = table(pooling.out_w, pooling.samples_w, 0);
-    tables.y = table(pooling.out_h, pooling.samples_h, 2);
-    check_blocks(side.count * (pooling.out_w + pooling.out_h) / kThreads);
-    launch_roi_tables(side, pooling, tables, stream);
-  }
-
- private:
-  AxisTable<A> table(int bins, int samples, int slot) {
-    const int64_t capacity = axis_capacity(samples, bins);
-    memory[slot] = make(boxes, {side.count * bins * capacity * int64_t(sizeof(AxisEntry<A>))}, ScalarType::Byte);
-    memory[slot + 1] = make(boxes, {side.count * bins}, ScalarType::Int);
-    return {pointer<AxisEntry<A>>(memory[slot]), pointer<int>(memory[slot + 1]), bins, samples, int(capacity)};
+  template <typename T>
+  BoxList<T> list(double scale) const {
+    return {data<const T>(boxes), data<const int64_t>(image_index), boxes.size(0), T(scale)};
   }
 };
 
-void check_roi(const Tensor& features, const Tensor& boxes, const Tensor& image_index) {
-  check_map("features", features);
-  check_boxes("boxes", boxes, features);
-  check_index("image_index", image_index, boxes.size(0));
-}
+// Axes and the memory behind them.
+template <typename T>
+struct AxisTables {
+  Axes<T> axes;
+  Tensor entries, counts;
+
+  AxisTables(const Tensor& like, int64_t boxes, bool shared, int out_h, int out_w, int samples_h, int samples_w)
+      : axes{nullptr, nullptr, boxes, shared, out_h, out_w, slots_per_bin(samples_h, out_h), slots_per_bin(samples_w, out_w)},
+        entries(make(like, {(shared ? 1 : boxes) * axes.entries_per_box() * int64_t(sizeof(AxisEntry<T>))}, ScalarType::Byte)),
+        counts(make(like, {(shared ? 1 : boxes) * axes.counts_per_box()}, ScalarType::Int)) {
+    axes.entries = data<AxisEntry<T>>(entries);
+    axes.counts = data<int>(counts);
+  }
+
+  // of boxes on a map
+  static AxisTables of(const Tensor& map, const BoxList<T>& boxes, const Pooling& p, cudaStream_t stream) {
+    AxisTables tables(map, boxes.count, false, p.out_h, p.out_w, p.samples_h, p.samples_w);
+    build_axes(boxes, map.size(0), int(map.size(2)), int(map.size(3)), p, tables.axes, stream);
+    return tables;
+  }
+
+  // of adaptive average pooling of whole maps
+  static AxisTables of_windows(const Tensor& maps, int64_t out_h, int64_t out_w, cudaStream_t stream) {
+    const int height = int(maps.size(2)), width = int(maps.size(3));
+    AxisTables tables(maps, maps.size(0), true, int(out_h), int(out_w), height, width);
+    build_window_axes(height, width, tables.axes, stream);
+    return tables;
+  }
+};
+
+// ---- roi_crop and roi_avg_pool ----
 
 Tensor roi_crop(Tensor images, Tensor boxes, Tensor image_index, int64_t out_h, int64_t out_w, bool border, bool clip) {
   check_roi(images, boxes, image_index);
-  const RoiPooling pooling = pooling_of(out_h, out_w, out_h, out_w, border, clip);
-  const DeviceScope device(images);
+  const Pooling pooling = pooling_of(out_h, out_w, out_h, out_w, border, clip);
+  const CurrentDevice device(images);
+  const Boxes rois(boxes, image_index);
   Tensor out = make(images, {boxes.size(0), images.size(1), out_h, out_w}, images.scalar_type());
-  check_blocks(boxes.size(0) * out_h * out_w / kThreads);
-  by_dtype(images.scalar_type(), [&](auto* storage) {
-    using S = STORAGE_OF(storage);
-    launch_roi_crop(Side<S>(images, boxes, image_index, 1.0).side, pooling, pointer<S>(out), device.stream());
+  for_storage(images.scalar_type(), [&](auto storage) {
+    using S = decltype(storage);
+    roi_crop_forward(view<S>(images), rois.list<Accumulate<S>>(1.0), pooling, data<S>(out), device.stream());
   });
-  device.check_launches();
+  device.check_launch();
   return out;
-}
-
-// d / d features of both pooling and cropping, from grad (N, C, bins).
-template <typename S>
-Tensor spread(Side<S>& side, const RoiPooling& pooling, const Tensor& grad, const DeviceScope& device) {
-  const ScalarType acc = accumulate_dtype(side.map.scalar_type());
-  Tensor out = make_zeros(side.map, shape_of(side.map), acc);
-  check_blocks(side.side.images * side.side.channels);
-  side.make_tables(pooling, device.stream());
-  launch_roi_spread(side.side, pooling, side.tables, pointer<const Accumulate<S>>(grad), pointer<Accumulate<S>>(out), device.stream());
-  return to_dtype(out, side.map.scalar_type());
-}
-
-std::tuple<Tensor, Tensor> roi_crop_backward(
-    Tensor grad, Tensor images, Tensor boxes, Tensor image_index, bool border, bool clip, bool need_images, bool need_boxes) {
-  check_roi(images, boxes, image_index);
-  check_dim("grad", grad, 4);
-  check_size("grad", grad, 0, boxes.size(0));
-  check_size("grad", grad, 1, images.size(1));
-  const RoiPooling pooling = pooling_of(grad.size(2), grad.size(3), grad.size(2), grad.size(3), border, clip);
-  const DeviceScope device(images);
-  const ScalarType acc = accumulate_dtype(images.scalar_type());
-  const Tensor upstream = contiguous(to_dtype(grad, acc));
-  Tensor grad_images = make(images, {0}, images.scalar_type());
-  Tensor grad_boxes = make(boxes, need_boxes ? Shape{boxes.size(0), 4} : Shape{0}, acc);
-  by_dtype(images.scalar_type(), [&](auto* storage) {
-    using S = STORAGE_OF(storage);
-    Side<S> side(images, boxes, image_index, 1.0);
-    if (need_images) grad_images = spread(side, pooling, upstream, device);
-    if (need_boxes) {
-      launch_roi_crop_boxes(
-          side.side, pooling, pointer<const Accumulate<S>>(upstream), pointer<Accumulate<S>>(grad_boxes), device.stream());
-    }
-  });
-  device.check_launches();
-  return {grad_images, grad_boxes};
 }
 
 Tensor roi_avg_pool(
@@ -136,56 +124,101 @@ Tensor roi_avg_pool(
     double spatial_scale, bool border, bool clip) {
   check_roi(features, boxes, image_index);
   check_positive("spatial_scale", spatial_scale);
-  const RoiPooling pooling = pooling_of(out_h, out_w, samples_h, samples_w, border, clip);
-  const DeviceScope device(features);
+  const Pooling pooling = pooling_of(out_h, out_w, samples_h, samples_w, border, clip);
+  const CurrentDevice device(features);
+  const Boxes rois(boxes, image_index);
   Tensor out = make(features, {boxes.size(0), features.size(1), out_h, out_w}, features.scalar_type());
-  check_blocks(out.numel() / (kThreads / kWarp));
-  by_dtype(features.scalar_type(), [&](auto* storage) {
-    using S = STORAGE_OF(storage);
-    Side<S> side(features, boxes, image_index, spatial_scale);
-    side.make_tables(pooling, device.stream());
-    launch_roi_avg_pool(side.side, pooling, side.tables, pointer<S>(out), device.stream());
+  for_storage(features.scalar_type(), [&](auto storage) {
+    using S = decltype(storage);
+    const BoxList<Accumulate<S>> list = rois.list<Accumulate<S>>(spatial_scale);
+    const auto tables = AxisTables<Accumulate<S>>::of(features, list, pooling, device.stream());
+    roi_avg_pool_forward(view<S>(features), list.image_index, tables.axes, data<S>(out), device.stream());
   });
-  device.check_launches();
+  device.check_launch();
   return out;
+}
+
+// Both operators: a crop is a pooling of one sample per bin, with box gradients of its own.
+std::tuple<Tensor, Tensor> backward(
+    const Tensor& grad, const Tensor& map, const Tensor& boxes, const Tensor& image_index, const Pooling& pooling,
+    double spatial_scale, bool crop, bool need_map, bool need_boxes) {
+  const CurrentDevice device(map);
+  check_together(map, {grad});
+  const ScalarType dtype = map.scalar_type(), acc = accumulate_dtype(dtype);
+  const Boxes rois(boxes, image_index);
+  const Tensor upstream = plain(grad, acc);
+  Tensor grad_map = make(map, need_map ? shape_of(map) : Shape{0}, dtype);
+  Tensor grad_boxes = make(boxes, need_boxes ? Shape{boxes.size(0), 4} : Shape{0}, acc);
+  const int height = int(map.size(2)), width = int(map.size(3));
+  for_storage(dtype, [&](auto storage) {
+    using S = decltype(storage);
+    using T = Accumulate<S>;
+    const BoxList<T> list = rois.list<T>(spatial_scale);
+    const MapView<S> features = view<S>(map);
+    const auto partials = [&](int64_t tiles) { return make(map, {list.count, tiles, 5}, acc); };
+    const auto reduce = [&](const Tensor& partial) {
+      sum_partials<T>(
+          data<const T>(partial), partial.size(1), T(1), list, height, width, pooling.clip, nullptr, data<T>(grad_boxes),
+          device.stream());
+    };
+    if (need_boxes && crop) {
+      const Tensor partial = partials(roi_crop_tiles(pooling));
+      roi_crop_edges(features, list, pooling, data<const T>(upstream), data<T>(partial), device.stream());
+      reduce(partial);
+    }
+    if (!need_map && (crop || !need_boxes)) return;
+    const auto tables = AxisTables<T>::of(map, list, pooling, device.stream());
+    if (need_boxes && !crop) {
+      const Tensor partial = partials(pool_tiling(features, tables.axes).tiles);
+      roi_avg_pool_edges(features, list.image_index, tables.axes, data<const T>(upstream), data<T>(partial), device.stream());
+      reduce(partial);
+    }
+    if (need_map) {
+      roi_map_gradient(
+          data<const T>(upstream), map.size(1), list, pooling, tables.axes, map.size(0), height, width,
+          map.size(1) * height * width, data<S>(grad_map), device.stream());
+    }
+  });
+  device.check_launch();
+  return {grad_map, grad_boxes};
+}
+
+void check_grad(const Tensor& grad, const Tensor& map, const Tensor& boxes) {
+  check_dim("grad", grad, 4);
+  check_size("grad", grad, 0, boxes.size(0));
+  check_size("grad", grad, 1, map.size(1));
+}
+
+std::tuple<Tensor, Tensor> roi_crop_backward(
+    Tensor grad, Tensor images, Tensor boxes, Tensor image_index, bool border, bool clip, bool need_images, bool need_boxes) {
+  check_roi(images, boxes, image_index);
+  check_grad(grad, images, boxes);
+  const Pooling pooling = pooling_of(grad.size(2), grad.size(3), grad.size(2), grad.size(3), border, clip);
+  return backward(grad, images, boxes, image_index, pooling, 1.0, true, need_images, need_boxes);
 }
 
 std::tuple<Tensor, Tensor> roi_avg_pool_backward(
     Tensor grad, Tensor features, Tensor boxes, Tensor image_index, int64_t samples_h, int64_t samples_w, double spatial_scale,
     bool border, bool clip, bool need_features, bool need_boxes) {
   check_roi(features, boxes, image_index);
+  check_grad(grad, features, boxes);
   check_positive("spatial_scale", spatial_scale);
-  check_dim("grad", grad, 4);
-  check_size("grad", grad, 0, boxes.size(0));
-  check_size("grad", grad, 1, features.size(1));
-  const RoiPooling pooling = pooling_of(grad.size(2), grad.size(3), samples_h, samples_w, border, clip);
-  const DeviceScope device(features);
-  const ScalarType acc = accumulate_dtype(features.scalar_type());
-  const Tensor upstream = contiguous(to_dtype(grad, acc));
-  Tensor grad_features = make(features, {0}, features.scalar_type());
-  Tensor grad_boxes = make(boxes, need_boxes ? Shape{boxes.size(0), 4} : Shape{0}, acc);
-  by_dtype(features.scalar_type(), [&](auto* storage) {
-    using S = STORAGE_OF(storage);
-    using A = Accumulate<S>;
-    Side<S> side(features, boxes, image_index, spatial_scale);
-    if (need_features) grad_features = spread(side, pooling, upstream, device);
-    if (need_boxes) {
-      if (!need_features) side.make_tables(pooling, device.stream());
-      const int64_t chunks = channel_chunks(side.side, pooling);
-      check_blocks(side.side.count * chunks);
-      const Tensor partial = make(boxes, {side.side.count * chunks * 4}, acc);
-      launch_roi_avg_pool_boxes(
-          side.side, pooling, side.tables, pointer<const A>(upstream), chunks, pointer<A>(partial), pointer<A>(grad_boxes),
-          device.stream());
-    }
-  });
-  device.check_launches();
-  return {grad_features, grad_boxes};
+  const Pooling pooling = pooling_of(grad.size(2), grad.size(3), samples_h, samples_w, border, clip);
+  return backward(grad, features, boxes, image_index, pooling, spatial_scale, false, need_features, need_boxes);
 }
 
-struct LossCall {  // the arguments of roi_feature_loss and its backward, as the schema has them
+// ---- feature losses ----
+
+void check_distance(int64_t loss, double beta) {
+  check_positive("beta", beta);
+  if (loss < 0 || loss > 2) fail("loss must be 0, 1 or 2, found ", loss);
+}
+
+double share_of(const Tensor& map, int64_t bins) { return 1.0 / (double(map.size(1) > 0 ? map.size(1) : 1) * double(bins)); }
+
+struct RoiLossCall {  // the arguments of both operators, as the schema has them
   Tensor features, boxes, image_index, target_features, target_boxes, target_image_index, matched_idxs;
-  RoiPooling pooling;
+  Pooling pooling;
   double spatial_scale, target_spatial_scale;
   int64_t loss;
   double beta;
@@ -196,95 +229,171 @@ struct LossCall {  // the arguments of roi_feature_loss and its backward, as the
     check_dtype("target_features", target_features, features.scalar_type());
     check_size("target_features", target_features, 1, features.size(1));
     check_index("matched_idxs", matched_idxs, boxes.size(0));
+    check_together(features, {target_features, matched_idxs});
     check_positive("spatial_scale", spatial_scale);
     check_positive("target_spatial_scale", target_spatial_scale);
-    check_positive("beta", beta);
-    if (loss < 0 || loss > 2) fail("loss must be 0, 1 or 2, found ", loss);
+    check_distance(loss, beta);
   }
+
+  int64_t bins() const { return int64_t(pooling.out_h) * pooling.out_w; }
 };
 
-// Both sides' tables and the pooled ground truths, each once.
+// What both directions need on the device: the tables of both sides, and the loss arguments without outputs.
 template <typename S>
-struct LossState {
-  using A = Accumulate<S>;
-  Side<S> predicted, target;
-  Tensor matched, pooled;
-  RoiLoss<S> args;
+struct RoiLossSides {
+  using T = Accumulate<S>;
+  Boxes rois, target_rois;
+  Tensor matched;
+  BoxList<T> boxes, target_boxes;
+  AxisTables<T> tables, target_tables;
 
-  LossState(const LossCall& call, const DeviceScope& device)
-      : predicted(call.features, call.boxes, call.image_index, call.spatial_scale),
-        target(call.target_features, call.target_boxes, call.target_image_index, call.target_spatial_scale),
-        matched(contiguous(call.matched_idxs)),
-        pooled(make(
-            call.boxes, {call.target_boxes.size(0), call.features.size(1), call.pooling.out_h, call.pooling.out_w},
-            accumulate_dtype(call.features.scalar_type()))) {
-    check_blocks(pooled.numel() / (kThreads / kWarp));
-    predicted.make_tables(call.pooling, device.stream());
-    target.make_tables(call.pooling, device.stream());
-    launch_roi_avg_pool(target.side, call.pooling, target.tables, pointer<A>(pooled), device.stream());
-    args = {predicted.side, target.side, call.pooling, predicted.tables, pointer<const A>(pooled), pointer<const int64_t>(matched),
-            int(call.loss), A(call.beta)};
+  RoiLossSides(const RoiLossCall& call, cudaStream_t stream)
+      : rois(call.boxes, call.image_index),
+        target_rois(call.target_boxes, call.target_image_index),
+        matched(torch::stable::contiguous(call.matched_idxs)),
+        boxes(rois.list<T>(call.spatial_scale)),
+        target_boxes(target_rois.list<T>(call.target_spatial_scale)),
+        tables(AxisTables<T>::of(call.features, boxes, call.pooling, stream)),
+        target_tables(AxisTables<T>::of(call.target_features, target_boxes, call.pooling, stream)) {}
+
+  // The channels [c0, c0 + channels) of the comparison; pools the targets' into `target` (G, channels, bins).
+  FeatureLoss<S> compare(const RoiLossCall& call, int64_t c0, int64_t channels, const Tensor& target, cudaStream_t stream) const {
+    MapView<S> map = view<S>(call.features), target_map = view<S>(call.target_features);
+    map.data += c0 * map.stride_c;
+    target_map.data += c0 * target_map.stride_c;
+    map.channels = target_map.channels = channels;
+    roi_avg_pool_forward(target_map, target_boxes.image_index, target_tables.axes, data<T>(target), stream);
+    FeatureLoss<S> args{};
+    args.map = map;
+    args.image_index = boxes.image_index;
+    args.axes = tables.axes;
+    args.target = data<const T>(target);
+    args.target_counts = target_tables.axes.counts;
+    args.target_counts_stride = target_tables.axes.counts_per_box();
+    args.targets = target_boxes.count;
+    args.matched = data<const int64_t>(matched);
+    args.loss = int(call.loss);
+    args.beta = T(call.beta);
+    args.share = T(share_of(call.features, call.bins()));
+    return args;
   }
 };
+
+template <typename S>
+std::tuple<Tensor, Tensor> roi_loss_forward(const RoiLossCall& call, bool need_boxes) {
+  using T = Accumulate<S>;
+  const CurrentDevice device(call.features);
+  const ScalarType acc = accumulate_dtype(call.features.scalar_type());
+  const RoiLossSides<S> sides(call, device.stream());
+  const int64_t count = call.boxes.size(0), channels = call.features.size(1);
+  Tensor rows = make(call.features, {count}, acc);
+  Tensor grad_boxes = make(call.features, need_boxes ? Shape{count, 4} : Shape{0}, acc);
+  const Tensor target = make(call.features, {call.target_boxes.size(0), channels, call.bins()}, acc);
+  FeatureLoss<S> args = sides.compare(call, 0, channels, target, device.stream());
+  const int64_t tiles = pool_tiling(args.map, args.axes).tiles;
+  const Tensor partial = make(call.features, {count, tiles, 5}, acc);
+  args.partial = data<T>(partial);
+  args.edges = need_boxes;
+  feature_loss(args, device.stream());
+  sum_partials(
+      data<const T>(partial), tiles, args.share, sides.boxes, args.map.height, args.map.width, call.pooling.clip, data<T>(rows),
+      need_boxes ? data<T>(grad_boxes) : nullptr, device.stream());
+  device.check_launch();
+  return {rows, grad_boxes};
+}
+
+template <typename S>
+Tensor roi_loss_backward(const RoiLossCall& call, const Tensor& grad_rows) {
+  using T = Accumulate<S>;
+  const CurrentDevice device(call.features);
+  const ScalarType acc = accumulate_dtype(call.features.scalar_type());
+  const RoiLossSides<S> sides(call, device.stream());
+  const Tensor upstream = plain(grad_rows, acc);
+  const Tensor grad = make(call.features, shape_of(call.features), call.features.scalar_type());
+  const int64_t count = call.boxes.size(0), channels = call.features.size(1), bins = call.bins();
+  const int64_t area = call.features.size(2) * call.features.size(3);
+  // the gradient of the pooled values is held for a few channels at a time: a bound on memory, not below 8 channels
+  const int64_t fit = CLS2DET_SCRATCH_VALUES / (count * bins + 1) / 8 * 8, most = fit > 8 ? fit : 8;
+  const int64_t step = most < channels ? most : channels;
+  const Tensor target = make(call.features, {call.target_boxes.size(0), step, bins}, acc);
+  const Tensor pooled_grad = make(call.features, {count, step, bins}, acc);
+  for (int64_t c0 = 0; c0 < channels; c0 += step) {
+    const int64_t part = channels - c0 < step ? channels - c0 : step;
+    FeatureLoss<S> args = sides.compare(call, c0, part, target, device.stream());
+    args.grad_rows = data<const T>(upstream);
+    args.pooled_grad = data<T>(pooled_grad);
+    feature_loss(args, device.stream());
+    roi_map_gradient(
+        data<const T>(pooled_grad), part, sides.boxes, call.pooling, args.axes, args.map.images, args.map.height, args.map.width,
+        channels * area, data<S>(grad) + c0 * area, device.stream());
+  }
+  device.check_launch();
+  return grad;
+}
 
 std::tuple<Tensor, Tensor> roi_feature_loss(
     Tensor features, Tensor boxes, Tensor image_index, Tensor target_features, Tensor target_boxes, Tensor target_image_index,
     Tensor matched_idxs, int64_t out_h, int64_t out_w, int64_t samples_h, int64_t samples_w, double spatial_scale,
     double target_spatial_scale, bool border, bool clip, int64_t loss, double beta, bool need_boxes) {
-  const LossCall call{features, boxes, image_index, target_features, target_boxes, target_image_index, matched_idxs,
-                      pooling_of(out_h, out_w, samples_h, samples_w, border, clip), spatial_scale, target_spatial_scale, loss, beta};
+  const RoiLossCall call{features, boxes, image_index, target_features, target_boxes, target_image_index, matched_idxs,
+                         pooling_of(out_h, out_w, samples_h, samples_w, border, clip), spatial_scale, target_spatial_scale,
+                         loss, beta};
   call.check();
-  const DeviceScope device(features);
-  const ScalarType acc = accumulate_dtype(features.scalar_type());
-  const int64_t count = boxes.size(0);
-  Tensor rows = make(boxes, {count}, acc), grad_boxes = make(boxes, need_boxes ? Shape{count, 4} : Shape{0}, acc);
-  by_dtype(features.scalar_type(), [&](auto* storage) {
-    using S = STORAGE_OF(storage);
-    using A = Accumulate<S>;
-    const LossState<S> state(call, device);
-    const int64_t chunks = channel_chunks(state.args.side, call.pooling);
-    check_blocks(count * chunks);
-    const Tensor partial = make(boxes, {count * chunks * 5}, acc);
-    launch_roi_feature_loss(
-        state.args, chunks, pointer<A>(partial), pointer<A>(rows), need_boxes ? pointer<A>(grad_boxes) : nullptr, device.stream());
-  });
-  device.check_launches();
-  return {rows, grad_boxes};
+  return for_storage(
+      features.scalar_type(), [&](auto storage) { return roi_loss_forward<decltype(storage)>(call, need_boxes); });
 }
 
 Tensor roi_feature_loss_backward(
     Tensor grad_rows, Tensor features, Tensor boxes, Tensor image_index, Tensor target_features, Tensor target_boxes,
     Tensor target_image_index, Tensor matched_idxs, int64_t out_h, int64_t out_w, int64_t samples_h, int64_t samples_w,
     double spatial_scale, double target_spatial_scale, bool border, bool clip, int64_t loss, double beta) {
-  const LossCall call{features, boxes, image_index, target_features, target_boxes, target_image_index, matched_idxs,
-                      pooling_of(out_h, out_w, samples_h, samples_w, border, clip), spatial_scale, target_spatial_scale, loss, beta};
+  const RoiLossCall call{features, boxes, image_index, target_features, target_boxes, target_image_index, matched_idxs,
+                         pooling_of(out_h, out_w, samples_h, samples_w, border, clip), spatial_scale, target_spatial_scale,
+                         loss, beta};
   call.check();
   check_dim("grad_rows", grad_rows, 1);
   check_size("grad_rows", grad_rows, 0, boxes.size(0));
-  const DeviceScope device(features);
-  const ScalarType acc = accumulate_dtype(features.scalar_type());
-  const Tensor upstream = contiguous(to_dtype(grad_rows, acc));
-  Tensor grad = make_zeros(features, shape_of(features), acc);
-  const int64_t planes = features.size(0) * features.size(1);
-  check_blocks(planes);
-  by_dtype(features.scalar_type(), [&](auto* storage) {
-    using S = STORAGE_OF(storage);
-    using A = Accumulate<S>;
-    const LossState<S> state(call, device);
-    const Tensor scratch = make(boxes, {planes * out_h * out_w}, acc);
-    launch_roi_feature_loss_backward(state.args, pointer<const A>(upstream), pointer<A>(scratch), pointer<A>(grad), device.stream());
-  });
-  device.check_launches();
-  return to_dtype(grad, features.scalar_type());
+  check_together(features, {grad_rows});
+  return for_storage(
+      features.scalar_type(), [&](auto storage) { return roi_loss_backward<decltype(storage)>(call, grad_rows); });
 }
 
 template <typename S>
-Matched<S> matched_arguments(const Tensor& features, int64_t out_h, int64_t out_w) {
-  Matched<S> args{};
-  args.count = features.size(0), args.channels = features.size(1);
-  args.height = int(features.size(2)), args.width = int(features.size(3));
-  args.out_h = int(out_h), args.out_w = int(out_w);
-  return args;
+std::tuple<Tensor, Tensor> matched_loss_forward(
+    const Tensor& features, const Tensor& target_features, const Tensor& matched_idxs, int64_t out_h, int64_t out_w, int64_t loss,
+    double beta, bool need_grad) {
+  using T = Accumulate<S>;
+  const CurrentDevice device(features);
+  const ScalarType acc = accumulate_dtype(features.scalar_type());
+  const int64_t count = features.size(0), channels = features.size(1), targets = target_features.size(0);
+  const Tensor matched = torch::stable::contiguous(matched_idxs);
+  Tensor rows = make(features, {count}, acc);
+  Tensor grad = make(features, need_grad ? Shape{count, channels, out_h, out_w} : Shape{0}, acc);
+  const auto tables = AxisTables<T>::of_windows(features, out_h, out_w, device.stream());
+  Axes<T> target_axes = tables.axes;
+  target_axes.count = targets;
+  const Tensor target = make(features, {targets, channels, out_h * out_w}, acc);
+  roi_avg_pool_forward(view<S>(target_features), nullptr, target_axes, data<T>(target), device.stream());
+  FeatureLoss<S> args{};
+  args.map = view<S>(features);
+  args.axes = tables.axes;
+  args.target = data<const T>(target);
+  args.targets = targets;
+  args.matched = data<const int64_t>(matched);
+  args.loss = int(loss);
+  args.beta = T(beta);
+  args.share = T(share_of(features, out_h * out_w));
+  const int64_t tiles = pool_tiling(args.map, args.axes).tiles;
+  const Tensor partial = make(features, {count, tiles, 5}, acc);
+  args.partial = data<T>(partial);
+  args.pooled_grad = need_grad ? data<T>(grad) : nullptr;
+  feature_loss(args, device.stream());
+  const BoxList<T> no_boxes{nullptr, nullptr, count, T(1)};
+  sum_partials<T>(
+      data<const T>(partial), tiles, args.share, no_boxes, args.map.height, args.map.width, false, data<T>(rows), nullptr,
+      device.stream());
+  device.check_launch();
+  return {rows, grad};
 }
 
 std::tuple<Tensor, Tensor> matched_feature_loss(
@@ -295,31 +404,12 @@ std::tuple<Tensor, Tensor> matched_feature_loss(
   check_dtype("target_features", target_features, features.scalar_type());
   for (int64_t d = 1; d < 4; ++d) check_size("target_features", target_features, d, features.size(d));
   check_index("matched_idxs", matched_idxs, features.size(0));
-  check_positive("beta", beta);
+  check_together(features, {target_features, matched_idxs});
   check_sizes(out_h, out_w, 1, 1);
-  if (loss < 0 || loss > 2) fail("loss must be 0, 1 or 2, found ", loss);
-  const DeviceScope device(features);
-  const ScalarType acc = accumulate_dtype(features.scalar_type());
-  const Tensor crops = contiguous(features), truths = contiguous(target_features), matched = contiguous(matched_idxs);
-  const int64_t count = crops.size(0), channels = crops.size(1);
-  Tensor rows = make(crops, {count}, acc);
-  Tensor grad = make(crops, need_grad ? Shape{count, channels, out_h, out_w} : Shape{0}, acc);
-  const Tensor pooled = make(crops, {truths.size(0), channels, out_h, out_w}, acc);
-  check_blocks(std::max(pooled.numel() / kThreads, count));
-  by_dtype(features.scalar_type(), [&](auto* storage) {
-    using S = STORAGE_OF(storage);
-    using A = Accumulate<S>;
-    Matched<S> args = matched_arguments<S>(crops, out_h, out_w);
-    args.features = pointer<const S>(crops);
-    args.target = pointer<const S>(truths);
-    args.matched = pointer<const int64_t>(matched);
-    args.targets = truths.size(0);
-    args.loss = int(loss);
-    args.beta = A(beta);
-    launch_matched_feature_loss(args, pointer<A>(pooled), pointer<A>(rows), need_grad ? pointer<A>(grad) : nullptr, device.stream());
+  check_distance(loss, beta);
+  return for_storage(features.scalar_type(), [&](auto storage) {
+    return matched_loss_forward<decltype(storage)>(features, target_features, matched_idxs, out_h, out_w, loss, beta, need_grad);
   });
-  device.check_launches();
-  return {rows, grad};
 }
 
 Tensor matched_feature_loss_backward(Tensor grad_rows, Tensor pooled_grad, Tensor features) {
@@ -328,79 +418,85 @@ Tensor matched_feature_loss_backward(Tensor grad_rows, Tensor pooled_grad, Tenso
   check_size("grad_rows", grad_rows, 0, features.size(0));
   check_dim("pooled_grad", pooled_grad, 4);
   for (int64_t d = 0; d < 2; ++d) check_size("pooled_grad", pooled_grad, d, features.size(d));
-  const DeviceScope device(features);
+  check_sizes(pooled_grad.size(2), pooled_grad.size(3), 1, 1);
+  check_together(features, {grad_rows, pooled_grad});
+  const CurrentDevice device(features);
   const ScalarType acc = accumulate_dtype(features.scalar_type());
-  const Tensor upstream = contiguous(to_dtype(grad_rows, acc)), pooled = contiguous(to_dtype(pooled_grad, acc));
+  const Tensor upstream = plain(grad_rows, acc), pooled = plain(pooled_grad, acc);
   Tensor grad = make(features, shape_of(features), features.scalar_type());
-  check_blocks(grad.numel() / kThreads);
-  by_dtype(features.scalar_type(), [&](auto* storage) {
-    using S = STORAGE_OF(storage);
-    using A = Accumulate<S>;
-    launch_matched_feature_loss_backward(
-        matched_arguments<S>(features, pooled.size(2), pooled.size(3)), pointer<const A>(upstream), pointer<const A>(pooled),
-        pointer<S>(grad), device.stream());
+  for_storage(features.scalar_type(), [&](auto storage) {
+    using S = decltype(storage);
+    using T = Accumulate<S>;
+    unpool_windows(
+        data<const T>(upstream), data<const T>(pooled), features.size(0), features.size(1), int(features.size(2)),
+        int(features.size(3)), int(pooled.size(2)), int(pooled.size(3)), data<S>(grad), device.stream());
   });
-  device.check_launches();
+  device.check_launch();
   return grad;
 }
 
-// Both logits losses; launch(args, stream) runs the kernel.
+// ---- logits ----
+
+// launch(LogitsLoss<S>) for the storage type of the logits.
 template <typename Launch>
 std::tuple<Tensor, Tensor> logits_loss(
-    const Tensor& student, const Tensor& teacher, const Tensor& matched_idxs, double temperature, int64_t background, int64_t mode,
-    bool need_grad, const Launch& launch) {
+    const Tensor& student, const Tensor& teacher, const Tensor& matched_idxs, double temperature, int64_t mode,
+    int64_t background, bool need_grad, const Launch& launch) {
   const int64_t classes = check_logits(student, teacher, matched_idxs, temperature, background);
-  const DeviceScope device(student);
-  const Tensor matched = contiguous(matched_idxs);
+  check_together(student, {teacher, matched_idxs});
+  const CurrentDevice device(student);
+  const ScalarType dtype = student.scalar_type();
   const int64_t count = student.size(0), columns = student.size(1);
-  Tensor rows = make(student, {count}, accumulate_dtype(student.scalar_type()));
-  Tensor grad = make(student, need_grad ? Shape{count, columns} : Shape{0}, student.scalar_type());
-  check_blocks(count / (kThreads / kWarp));
-  by_dtype(student.scalar_type(), [&](auto* storage) {
-    using S = STORAGE_OF(storage);
-    using A = Accumulate<S>;
-    const Logits<S> args{
-        pointer<const S>(student), pointer<const S>(teacher), student.stride(0), student.stride(1), teacher.stride(0),
-        teacher.stride(1), pointer<const int64_t>(matched), count, columns, classes, teacher.size(0), A(temperature),
-        int(background), int(mode), pointer<A>(rows), need_grad ? pointer<S>(grad) : nullptr};
-    launch(args, device.stream());
+  const Tensor matched = torch::stable::contiguous(matched_idxs);
+  Tensor rows = make(student, {count}, accumulate_dtype(dtype));
+  Tensor grad = make(student, need_grad ? Shape{count, columns} : Shape{0}, dtype);
+  for_storage(dtype, [&](auto storage) {
+    using S = decltype(storage);
+    using T = Accumulate<S>;
+    launch(
+        LogitsLoss<S>{
+            data<const S>(student), data<const S>(teacher), student.stride(0), student.stride(1), teacher.stride(0),
+            teacher.stride(1), data<const int64_t>(matched), count, teacher.size(0), classes, columns, T(temperature),
+            int(background), int(mode), data<T>(rows), need_grad ? data<S>(grad) : nullptr},
+        device.stream());
   });
-  device.check_launches();
+  device.check_launch();
   return {rows, grad};
 }
 
 std::tuple<Tensor, Tensor> kd_softmax_loss(
     Tensor student, Tensor teacher, Tensor matched, double temperature, int64_t background, bool need_grad) {
-  return logits_loss(student, teacher, matched, temperature, background, 0, need_grad, [](const auto& args, cudaStream_t stream) {
-    launch_kd_softmax_loss(args, stream);
-  });
+  return logits_loss(
+      student, teacher, matched, temperature, 0, background, need_grad,
+      [](const auto& args, cudaStream_t stream) { kd_softmax_rows(args, stream); });
 }
 
 std::tuple<Tensor, Tensor> kd_sigmoid_loss(
     Tensor student, Tensor teacher, Tensor matched, double temperature, int64_t mode, int64_t background, bool need_grad) {
-  return logits_loss(student, teacher, matched, temperature, background, mode, need_grad, [](const auto& args, cudaStream_t stream) {
-    launch_kd_sigmoid_loss(args, stream);
-  });
+  if (mode < 0 || mode > 1) fail("mode must be 0 or 1, found ", mode);
+  return logits_loss(
+      student, teacher, matched, temperature, mode, background, need_grad,
+      [](const auto& args, cudaStream_t stream) { kd_sigmoid_rows(args, stream); });
 }
 
 Tensor scale_rows(Tensor grad_rows, Tensor row_grads, Tensor input) {
+  check_floating("input", input);
   check_dim("grad_rows", grad_rows, 1);
   if (row_grads.dim() < 1) fail("row_grads must have rows");
   check_size("grad_rows", grad_rows, 0, row_grads.size(0));
-  check_floating("row_grads", row_grads);
-  const DeviceScope device(row_grads);
-  const Tensor rows = contiguous(row_grads), upstream = to_dtype(grad_rows, accumulate_dtype(row_grads.scalar_type()));
-  const int64_t count = rows.size(0), width = count ? rows.numel() / count : 0;
-  Tensor out = make(rows, shape_of(rows), rows.scalar_type());
-  check_blocks(rows.numel() / kThreads);
-  by_dtype(rows.scalar_type(), [&](auto* storage) {
-    using S = STORAGE_OF(storage);
-    launch_scale_rows(
-        pointer<const Accumulate<S>>(upstream), upstream.stride(0), pointer<const S>(rows), count, width, pointer<S>(out),
-        device.stream());
+  check_together(input, {grad_rows, row_grads});
+  const CurrentDevice device(input);
+  const ScalarType dtype = input.scalar_type();
+  const Tensor upstream = plain(grad_rows, accumulate_dtype(dtype)), grads = plain(row_grads, dtype);
+  Tensor out = make(grads, shape_of(grads), dtype);
+  const int64_t count = grads.size(0), width = count ? grads.numel() / count : 0;
+  for_storage(dtype, [&](auto storage) {
+    using S = decltype(storage);
+    multiply_rows(
+        data<const Accumulate<S>>(upstream), data<const S>(grads), count, width, data<S>(out), device.stream());
   });
-  device.check_launches();
-  return to_dtype(out, input.scalar_type());
+  device.check_launch();
+  return out;
 }
 
 }  // namespace

@@ -1,150 +1,138 @@
-// roi_avg_pool on the GPU: a thread (or, for large bins, a warp) per bin and channel; d / d boxes summed over blocks of
-// channels in a fixed order; d / d features by one block per image and channel, boxes in their order.
-#include "cuda/kernels.h"
+// roi_avg_pool: adaptive average pooling of the bilinear crop of each box, from the axis tables; the crop is never made.
+//
+//     out[n, c, p, q] = sum_r sum_s Wy[p, r] Wx[q, s] I[c, r, s]
+//
+// Also the partial sums of the box gradients, and their reduction, which every operator on boxes shares.
 #include "cuda/roi_pool.cuh"
+#include "math/sampling.h"
 
 namespace cls2det {
 namespace {
 
-// Large bins are shared by the lanes of a warp: with S = 112 and P = 4 a bin has up to 56 pixels in a row.
-bool wide_bins(const RoiPooling& pooling) { return pooling.samples_w >= 16 * pooling.out_w; }
-
-template <typename S, typename O, bool kWide>
-__global__ void roi_avg_pool(RoiSide<S> side, RoiPooling pooling, RoiTables<Accumulate<S>> tables, O* out) {
-  using A = Accumulate<S>;
-  const int lanes = kWide ? kWarp : 1, lane = kWide ? threadIdx.x % kWarp : 0;
-  const int64_t bins = int64_t(pooling.out_h) * pooling.out_w;
-  const int64_t item = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) / lanes;
-  if (item >= side.count * side.channels * bins) return;  // the same for all lanes of a warp where they share an item
-  int64_t box, channel, bin;
-  if (side.stride_c == 1) {  // channels-last: neighbouring threads read neighbouring channels
-    channel = item % side.channels, bin = item / side.channels % bins, box = item / side.channels / bins;
-  } else {
-    bin = item % bins, channel = item / bins % side.channels, box = item / bins / side.channels;
-  }
-  Pooled<A> pooled =
-      pool_bin<false>(side, tables, box, channel, int(bin / pooling.out_w), int(bin % pooling.out_w), lane, lanes);
-  if (kWide) pooled.value = warp_sum(pooled.value);
-  if (lane == 0) out[(box * side.channels + channel) * bins + bin] = static_cast<O>(pooled.value);
-}
-
-// Block (box, channel chunk): partial (boxes, chunks, 4) = sum grad * d pooled / d edge.
-template <typename S>
-__global__ void roi_avg_pool_boxes(
-    RoiSide<S> side, RoiPooling pooling, RoiTables<Accumulate<S>> tables, const Accumulate<S>* grad, int64_t chunks,
-    Accumulate<S>* partial) {
-  using A = Accumulate<S>;
-  __shared__ A shared[kThreads / kWarp * 4];
-  const int64_t bins = int64_t(pooling.out_h) * pooling.out_w, box = blockIdx.x / chunks, chunk = blockIdx.x % chunks;
-  const int64_t size = (side.channels + chunks - 1) / chunks, first = chunk * size;
-  const int64_t last = first + size < side.channels ? first + size : side.channels;
-  A edges[4] = {0, 0, 0, 0};
-  for (int64_t item = threadIdx.x; item < (last - first) * bins; item += blockDim.x) {
-    const int64_t channel = first + item / bins, bin = item % bins;
-    const Pooled<A> pooled =
-        pool_bin<true>(side, tables, box, channel, int(bin / pooling.out_w), int(bin % pooling.out_w), 0, 1);
-    const A g = grad[(box * side.channels + channel) * bins + bin];
-    edges[0] += g * pooled.x1;
-    edges[1] += g * pooled.y1;
-    edges[2] += g * pooled.x2;
-    edges[3] += g * pooled.y2;
-  }
-  block_sum(edges, shared);
-  if (threadIdx.x == 0) {
-    for (int e = 0; e < 4; ++e) partial[int64_t(blockIdx.x) * 4 + e] = edges[e];
+template <typename S, typename T, typename Out>
+__global__ void __launch_bounds__(kBlock) pool_kernel(
+    MapView<S> map, const int64_t* image_index, Axes<T> axes, Tiling tiling, Out* out) {
+  const int64_t values = map.channels * int64_t(axes.out_h) * axes.out_w;
+  for (int64_t block = blockIdx.x; block < axes.count * tiling.tiles; block += gridDim.x) {
+    const int64_t n = divide(block, tiling.tiles), tile = block - n * tiling.tiles;
+    const BoxAxes<T> box = box_axes(axes, n);
+    // an ignored box has no entries and so pools to 0, on image 0 for want of one
+    const int64_t image = box.state == kIgnored ? 0 : image_index ? image_index[n] : n;
+    Out* o = out + n * values;
+    pool_tile<false>(
+        map, image, axes, box, tiling, tile, [&](int64_t i, const Pooled<T>& pooled) { o[i] = static_cast<Out>(pooled.value); });
   }
 }
 
-template <typename S>
-__global__ void sum_box_gradients(
-    RoiSide<S> side, bool clip, int64_t chunks, const Accumulate<S>* partial, Accumulate<S>* grad_boxes) {
-  using A = Accumulate<S>;
-  const int64_t box = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (box >= side.count) return;
-  A edges[4] = {0, 0, 0, 0};
-  if (has_image(side, box)) {
-    for (int64_t i = box * chunks; i < (box + 1) * chunks; ++i) {
-      for (int e = 0; e < 4; ++e) edges[e] += partial[4 * i + e];
+// d L / d edge = sum g * d pooled / d edge
+template <typename S, typename T>
+__global__ void __launch_bounds__(kBlock) pool_edges_kernel(
+    MapView<S> map, const int64_t* image_index, Axes<T> axes, Tiling tiling, const T* grad, T* partial) {
+  CLS2DET_SHARED(T, shared, 5 * kWarps);
+  const int64_t values = map.channels * int64_t(axes.out_h) * axes.out_w;
+  for (int64_t block = blockIdx.x; block < axes.count * tiling.tiles; block += gridDim.x) {
+    const int64_t n = divide(block, tiling.tiles), tile = block - n * tiling.tiles;
+    const BoxAxes<T> box = box_axes(axes, n);
+    T sums[5] = {};
+    if (box.state != kIgnored) {
+      const T* g = grad + n * values;
+      pool_tile<true>(
+          map, image_index ? image_index[n] : n, axes, box, tiling, tile, [&](int64_t i, const Pooled<T>& pooled) {
+            sums[1] += g[i] * pooled.x1;
+            sums[2] += g[i] * pooled.y1;
+            sums[3] += g[i] * pooled.x2;
+            sums[4] += g[i] * pooled.y2;
+          });
     }
-    write_box_gradient(side, clip, box, edges, grad_boxes);
-  } else {
-    for (int e = 0; e < 4; ++e) grad_boxes[4 * box + e] = A(0);
+    block_sum<5>(sums, shared);
+    if (threadIdx.x == 0) {
+      for (int e = 0; e < 5; ++e) partial[block * 5 + e] = sums[e];
+    }
   }
 }
 
-// Block (image, channel): grad_map (images, C, height, width) += every box of the image, in order.
-template <typename S>
-__global__ void roi_spread(
-    RoiSide<S> side, RoiPooling pooling, RoiTables<Accumulate<S>> tables, const Accumulate<S>* grad, Accumulate<S>* grad_map) {
-  using A = Accumulate<S>;
-  CLS2DET_DYNAMIC_SHARED(shared);
-  A* line = reinterpret_cast<A*>(shared) + threadIdx.x / kWarp * pooling.out_w;
-  const int64_t image = blockIdx.x / side.channels, channel = blockIdx.x % side.channels;
-  const int64_t bins = int64_t(pooling.out_h) * pooling.out_w;
-  A* plane = grad_map + int64_t(blockIdx.x) * side.height * side.width;
-  for (int64_t box = 0; box < side.count; ++box) {
-    if (side.image_index[box] != image) continue;
-    spread_bins(side, pooling, tables, box, grad + (box * side.channels + channel) * bins, line, plane);
-    __syncthreads();
+template <typename T>
+__global__ void __launch_bounds__(kBlock) sum_partials_kernel(
+    const T* partial, int64_t tiles, T share, BoxList<T> boxes, int height, int width, bool clip, T* rows, T* grad_boxes) {
+  for (int64_t k = int64_t(blockIdx.x) * kBlock + threadIdx.x; k < boxes.count; k += int64_t(gridDim.x) * kBlock) {
+    T sums[5] = {};
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      for (int e = 0; e < 5; ++e) sums[e] += partial[(k * tiles + tile) * 5 + e];
+    }
+    if (rows) rows[k] = sums[0] * share;
+    if (grad_boxes) {
+      const MapBox<T> b = map_box(boxes.boxes + 4 * k, boxes.scale, height, width, clip);
+      const bool moves[4] = {b.moves_x1, b.moves_y1, b.moves_x2, b.moves_y2};
+      for (int e = 0; e < 4; ++e) {  // a box that is not finite has left NaN in its sums, an ignored one 0
+        const bool lost = !b.finite && sums[1 + e] != T(0);
+        grad_boxes[4 * k + e] = moves[e] || lost ? sums[1 + e] * share * boxes.scale : T(0);
+      }
+    }
   }
 }
 
 }  // namespace
 
 template <typename S>
-int64_t channel_chunks(const RoiSide<S>& side, const RoiPooling& pooling) {
-  const int64_t bins = int64_t(pooling.out_h) * pooling.out_w;
-  int64_t size = 2 * kThreads / (bins * (wide_bins(pooling) ? kWarp : 1));  // channels that keep a block's threads busy
-  size = size < 1 ? 1 : size;
-  return side.channels > 0 ? (side.channels + size - 1) / size : 1;
+Tiling pool_tiling(const MapView<S>& map, const Axes<Accumulate<S>>& axes) {
+  // Neighbouring lanes should read neighbouring memory: channels of a channels-last map, else pixels of one bin's row, for
+  // which several lanes share a bin that is wide enough. A row's entries are about half of its slots.
+  const bool channels_first = map.stride_c == 1 && map.stride_x != 1 && map.channels >= 16;
+  const int lanes = channels_first || axes.slots_x < 8 ? 1 : axes.slots_x < 32 ? 4 : 16;
+  const int64_t values = map.channels * int64_t(axes.out_h) * axes.out_w;
+  const int64_t items = 8 * (kBlock / lanes);  // a fixed share, so that the sums of a row do not depend on other rows
+  return {lanes, channels_first, items, ceil_div(values, items)};
 }
 
-template <typename S, typename O>
-void launch_roi_avg_pool(
-    const RoiSide<S>& side, const RoiPooling& pooling, const RoiTables<Accumulate<S>>& tables, O* out, cudaStream_t stream) {
-  const int64_t items = side.count * side.channels * pooling.out_h * pooling.out_w;
-  if (wide_bins(pooling)) {
-    CLS2DET_LAUNCH((roi_avg_pool<S, O, true>), blocks_for(items, kThreads / kWarp), kThreads, 0, stream, side, pooling, tables, out);
-  } else {
-    CLS2DET_LAUNCH((roi_avg_pool<S, O, false>), blocks_for(items, kThreads), kThreads, 0, stream, side, pooling, tables, out);
+template <typename S, typename Out>
+void roi_avg_pool_forward(
+    const MapView<S>& map, const int64_t* image_index, const Axes<Accumulate<S>>& axes, Out* out, cudaStream_t stream) {
+  const Tiling tiling = pool_tiling(map, axes);
+  if (axes.count * tiling.tiles == 0) return;
+  if (map.images == 0) {  // every box is ignored and there is no image to pretend with
+    cudaMemsetAsync(out, 0, sizeof(Out) * axes.count * map.channels * axes.out_h * axes.out_w, stream);
+    return;
   }
-}
-
-template <typename S>
-void launch_roi_avg_pool_boxes(
-    const RoiSide<S>& side, const RoiPooling& pooling, const RoiTables<Accumulate<S>>& tables, const Accumulate<S>* grad,
-    int64_t chunks, Accumulate<S>* partial, Accumulate<S>* grad_boxes, cudaStream_t stream) {
-  if (side.count == 0) return;
-  CLS2DET_LAUNCH(roi_avg_pool_boxes<S>, side.count * chunks, kThreads, 0, stream, side, pooling, tables, grad, chunks, partial);
   CLS2DET_LAUNCH(
-      sum_box_gradients<S>, blocks_for(side.count, kThreads), kThreads, 0, stream, side, pooling.clip, chunks, partial, grad_boxes);
+      (pool_kernel<S, Accumulate<S>, Out>), grid_of(axes.count * tiling.tiles), stream, map, image_index, axes, tiling, out);
 }
 
 template <typename S>
-void launch_roi_spread(
-    const RoiSide<S>& side, const RoiPooling& pooling, const RoiTables<Accumulate<S>>& tables, const Accumulate<S>* grad,
-    Accumulate<S>* grad_map, cudaStream_t stream) {
-  if (side.images * side.channels == 0) return;
-  const size_t shared = sizeof(Accumulate<S>) * pooling.out_w * (kThreads / kWarp);
-  CLS2DET_LAUNCH(roi_spread<S>, side.images * side.channels, kThreads, shared, stream, side, pooling, tables, grad, grad_map);
+void roi_avg_pool_edges(
+    const MapView<S>& map, const int64_t* image_index, const Axes<Accumulate<S>>& axes, const Accumulate<S>* grad,
+    Accumulate<S>* partial, cudaStream_t stream) {
+  const Tiling tiling = pool_tiling(map, axes);
+  if (axes.count * tiling.tiles == 0) return;
+  CLS2DET_LAUNCH(
+      (pool_edges_kernel<S, Accumulate<S>>), grid_of(axes.count * tiling.tiles), stream, map, image_index, axes, tiling, grad,
+      partial);
 }
 
-#define INSTANTIATE(S)                                                                                                      \
-  template int64_t channel_chunks<S>(const RoiSide<S>&, const RoiPooling&);                                                 \
-  template void launch_roi_avg_pool<S, S>(                                                                                  \
-      const RoiSide<S>&, const RoiPooling&, const RoiTables<Accumulate<S>>&, S*, cudaStream_t);                             \
-  template void launch_roi_avg_pool_boxes<S>(                                                                               \
-      const RoiSide<S>&, const RoiPooling&, const RoiTables<Accumulate<S>>&, const Accumulate<S>*, int64_t, Accumulate<S>*, \
-      Accumulate<S>*, cudaStream_t);                                                                                        \
-  template void launch_roi_spread<S>(                                                                                       \
-      const RoiSide<S>&, const RoiPooling&, const RoiTables<Accumulate<S>>&, const Accumulate<S>*, Accumulate<S>*, cudaStream_t);
-INSTANTIATE(float)
-INSTANTIATE(double)
-INSTANTIATE(Half)
-INSTANTIATE(BFloat16)
-// the ground-truth side of 16-bit maps is kept in float32
-template void launch_roi_avg_pool<Half, float>(const RoiSide<Half>&, const RoiPooling&, const RoiTables<float>&, float*, cudaStream_t);
-template void launch_roi_avg_pool<BFloat16, float>(
-    const RoiSide<BFloat16>&, const RoiPooling&, const RoiTables<float>&, float*, cudaStream_t);
+template <typename T>
+void sum_partials(
+    const T* partial, int64_t tiles, T share, const BoxList<T>& boxes, int height, int width, bool clip, T* rows, T* grad_boxes,
+    cudaStream_t stream) {
+  if (boxes.count == 0) return;
+  CLS2DET_LAUNCH(
+      sum_partials_kernel<T>, grid_of(ceil_div(boxes.count, kBlock)), stream, partial, tiles, share, boxes, height, width, clip,
+      rows, grad_boxes);
+}
+
+#define INSTANTIATE(S)                                                                                                       \
+  template Tiling pool_tiling(const MapView<S>&, const Axes<Accumulate<S>>&);                                                \
+  template void roi_avg_pool_forward(const MapView<S>&, const int64_t*, const Axes<Accumulate<S>>&, S*, cudaStream_t);       \
+  template void roi_avg_pool_edges(                                                                                          \
+      const MapView<S>&, const int64_t*, const Axes<Accumulate<S>>&, const Accumulate<S>*, Accumulate<S>*, cudaStream_t);
+CLS2DET_FOR_STORAGE(INSTANTIATE)
+
+#define INSTANTIATE_TARGET(S) \
+  template void roi_avg_pool_forward(const MapView<S>&, const int64_t*, const Axes<float>&, float*, cudaStream_t);
+INSTANTIATE_TARGET(c10::Half)
+INSTANTIATE_TARGET(c10::BFloat16)
+
+#define INSTANTIATE_SUM(T) \
+  template void sum_partials(const T*, int64_t, T, const BoxList<T>&, int, int, bool, T*, T*, cudaStream_t);
+INSTANTIATE_SUM(float)
+INSTANTIATE_SUM(double)
 
 }  // namespace cls2det

@@ -1,33 +1,30 @@
-// scale_rows on the GPU: the backward of every loss whose forward left the gradient of its rows behind.
+// scale_rows: out[k, i] = grad_rows[k] * row_grads[k, i], the backward of every loss whose forward left its gradient behind.
 #include "cuda/kernels.h"
+#include "cuda/launch.cuh"
 
 namespace cls2det {
 namespace {
 
-template <typename In, typename Out>
-__global__ void scale_rows(
-    const Accumulate<In>* upstream, int64_t upstream_stride, const In* row_grads, int64_t count, int64_t width, Out* out) {
-  using A = Accumulate<In>;
-  const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i >= count * width) return;
-  out[i] = static_cast<Out>(upstream[i / width * upstream_stride] * static_cast<A>(row_grads[i]));
+template <typename S, typename T>
+__global__ void __launch_bounds__(kBlock) scale_rows_kernel(
+    const T* grad_rows, const S* row_grads, int64_t count, int64_t width, S* out) {
+  for (int64_t i = int64_t(blockIdx.x) * kBlock + threadIdx.x; i < count * width; i += int64_t(gridDim.x) * kBlock) {
+    out[i] = static_cast<S>(grad_rows[divide(i, width)] * static_cast<T>(row_grads[i]));
+  }
 }
 
 }  // namespace
 
-template <typename In, typename Out>
-void launch_scale_rows(
-    const Accumulate<In>* upstream, int64_t upstream_stride, const In* row_grads, int64_t count, int64_t width, Out* out, cudaStream_t stream) {
+template <typename S>
+void multiply_rows(
+    const Accumulate<S>* grad_rows, const S* row_grads, int64_t count, int64_t width, S* out, cudaStream_t stream) {
+  if (count * width == 0) return;
   CLS2DET_LAUNCH(
-      (scale_rows<In, Out>), blocks_for(count * width, kThreads), kThreads, 0, stream, upstream, upstream_stride, row_grads, count,
+      (scale_rows_kernel<S, Accumulate<S>>), grid_of(ceil_div(count * width, kBlock)), stream, grad_rows, row_grads, count,
       width, out);
 }
 
-#define INSTANTIATE(S) \
-  template void launch_scale_rows<S, S>(const Accumulate<S>*, int64_t, const S*, int64_t, int64_t, S*, cudaStream_t);
-INSTANTIATE(float)
-INSTANTIATE(double)
-INSTANTIATE(Half)
-INSTANTIATE(BFloat16)
+#define INSTANTIATE(S) template void multiply_rows(const Accumulate<S>*, const S*, int64_t, int64_t, S*, cudaStream_t);
+CLS2DET_FOR_STORAGE(INSTANTIATE)
 
 }  // namespace cls2det

@@ -30,11 +30,11 @@ def missing() -> str:
 @functools.cache
 def load() -> None:
     """Compile (once for given sources, torch and compiler) and register the kernels under their own namespace."""
-    sources = [*sorted((ROOT / "csrc/cuda").glob("*.cu")), ROOT / "csrc/cuda/operators.cpp", ROOT / "tests/emu/scheduler.cpp"]
+    sources = [*sorted((ROOT / "csrc/cuda").glob("*.cu")), ROOT / "csrc/cuda/operators.cpp", ROOT / "tests/emu/emulator.cpp"]
     headers = [*ROOT.glob("csrc/**/*.h"), *ROOT.glob("csrc/**/*.cuh"), *ROOT.glob("tests/emu/**/*.h")]
     include = Path(torch.__file__).parent / "include"
     flags = ["-O2", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
-    flags += [f"-DCLS2DET_NAMESPACE={NAMESPACE}", "-DCLS2DET_KEY=CPU", "-include", "cuda_runtime.h"]
+    flags += [f"-DCLS2DET_NAMESPACE={NAMESPACE}", "-DCLS2DET_KEY=CPU", "-DCLS2DET_SCRATCH_VALUES=4096"]
     flags += ["-I", str(ROOT / "tests/emu/include"), "-I", str(ROOT / "csrc"), "-isystem", str(include)]
     text = "".join(path.read_text() for path in sorted([*sources, *headers]))
     digest = hashlib.sha256(f"{torch.__version__} {COMPILER} {flags} {text}".encode()).hexdigest()[:16]

@@ -1,90 +1,90 @@
-// Stand-in for CUDA's header: runs the unmodified kernels of csrc/cuda on the CPU, one fiber per CUDA thread.
-//
-// Blocks run one after another. Inside a block the scheduler is greedy: a thread runs until it waits for others, which shows
-// a missing barrier that a fair scheduler would hide. A collective checks that all threads it waits for are still alive;
-// when nobody can go on, the launch fails with the kernel's name. Dynamic shared memory is filled with NaN for each block.
+// Stands in for CUDA's header when the kernels are compiled for the CPU: every thread of a block runs as a fiber, blocks run
+// one after another. See emulator.cpp for what is checked; what is not declared here does not compile.
 #pragma once
 
-#include <ucontext.h>
-
-#include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <functional>
-#include <stdexcept>
-#include <string>
-#include <vector>
 
-#define CLS2DET_EMULATED 1
 #define __global__
 #define __device__
 #define __host__
-#define __shared__ static
-#define CLS2DET_LAUNCH(kernel, blocks, threads, shared_bytes, stream, ...) \
-  ((void)(stream), ::emulated::launch(#kernel, blocks, threads, shared_bytes, [=] { (kernel)(__VA_ARGS__); }))
-#define CLS2DET_DYNAMIC_SHARED(name) unsigned char* name = ::emulated::shared_memory()
+#define __forceinline__ inline
+#define __launch_bounds__(threads)
 
-typedef void* cudaStream_t;
+#define CLS2DET_LAUNCH(kernel, blocks, stream, ...) \
+  ((void)(stream), ::emulator::launch(blocks, ::cls2det::kBlock, [&] { (kernel)(__VA_ARGS__); }))
+#define CLS2DET_SHARED(type, name, size) \
+  static const char name##_site = 0;     \
+  type* const name = static_cast<type*>(::emulator::shared_memory(&name##_site, sizeof(type) * (size)))
 
-struct Index3 {
-  unsigned x = 0, y = 0, z = 0;
+struct EmulatedIndex {
+  unsigned x;
 };
+extern EmulatedIndex threadIdx, blockIdx, gridDim, blockDim;
 
-namespace emulated {
+using cudaStream_t = void*;
 
-enum class Wait { nothing, warp, block };
-
-struct Thread {
-  ucontext_t context;
-  std::vector<char> stack;
-  bool done = false;
-  Wait wait = Wait::nothing;
-  const char* at = "";
-};
-
-struct Block {
-  const char* kernel = "";
-  std::function<void()> body;
-  std::vector<Thread> threads;
-  std::vector<unsigned char> shared;
-  std::vector<uint64_t> exchange;  // one slot per thread, for shuffles
-  std::string error;
-  ucontext_t scheduler;
-  int current = 0;
-};
-
-Block& block();
-void launch(const char* kernel, int64_t blocks, int threads, size_t shared_bytes, const std::function<void()>& body);
-void wait(Wait kind, const char* at);
-unsigned char* shared_memory();
-
-// All lanes of a warp hand in a value and read another lane's. Two barriers: hand in, read.
-template <typename T>
-T shuffle_xor(unsigned mask, T value, int step) {
-  static_assert(sizeof(T) <= sizeof(uint64_t), "one slot per lane");
-  if (mask != 0xffffffffu) throw std::runtime_error("emulated: only full masks are supported");
-  Block& b = block();
-  const int me = b.current;
-  std::memcpy(&b.exchange[me], &value, sizeof(T));
-  wait(Wait::warp, "__shfl_xor_sync");
-  T other;
-  std::memcpy(&other, &b.exchange[(me & ~31) | ((me & 31) ^ step)], sizeof(T));
-  wait(Wait::warp, "__shfl_xor_sync");
-  return other;
+inline void cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t) {
+  if (bytes > 0) std::memset(memory, value, bytes);
 }
 
-}  // namespace emulated
+namespace emulator {
 
-extern Index3 threadIdx, blockIdx, blockDim, gridDim;
+struct Site {  // where a collective was called
+  const char* file;
+  int line;
+};
 
-inline void __syncthreads() { ::emulated::wait(::emulated::Wait::block, "__syncthreads"); }
-inline void __syncwarp() { ::emulated::wait(::emulated::Wait::warp, "__syncwarp"); }
+void launch(unsigned blocks, unsigned threads, const std::function<void()>& thread);
+
+// The same memory for all threads of a block, filled with 0xFF (NaN) when the block starts.
+void* shared_memory(const void* site, size_t bytes);
+
+void block_barrier(Site site);
+
+// Waits for all 32 lanes of the warp; returns what each of them brought. Valid until the next collective.
+const uint64_t* exchange(unsigned mask, uint64_t brought, Site site);
+
+unsigned lane();
+
 template <typename T>
-T __shfl_xor_sync(unsigned mask, T value, int step) {
-  return ::emulated::shuffle_xor(mask, value, step);
-}
-inline float __int_as_float(int bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
+T shuffle(unsigned mask, T value, unsigned source, Site site) {
+  static_assert(sizeof(T) <= 8);
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof(T));
+  const uint64_t received = exchange(mask, bits, site)[source % 32];
+  std::memcpy(&value, &received, sizeof(T));
   return value;
 }
+
+}  // namespace emulator
+
+#define EMULATED_SITE emulator::Site site = {__builtin_FILE(), __builtin_LINE()}
+
+inline void __syncthreads(EMULATED_SITE) { emulator::block_barrier(site); }
+inline void __syncwarp(unsigned mask = ~0u, EMULATED_SITE) { emulator::exchange(mask, 0, site); }
+
+template <typename T>
+T __shfl_sync(unsigned mask, T value, int source, EMULATED_SITE) {
+  return emulator::shuffle(mask, value, unsigned(source), site);
+}
+template <typename T>
+T __shfl_xor_sync(unsigned mask, T value, int step, EMULATED_SITE) {
+  return emulator::shuffle(mask, value, emulator::lane() ^ unsigned(step), site);
+}
+template <typename T>
+T __shfl_down_sync(unsigned mask, T value, unsigned step, EMULATED_SITE) {
+  const unsigned lane = emulator::lane();
+  return emulator::shuffle(mask, value, lane + step < 32 ? lane + step : lane, site);
+}
+
+inline unsigned __ballot_sync(unsigned mask, bool vote, EMULATED_SITE) {
+  const uint64_t* votes = emulator::exchange(mask, vote, site);
+  unsigned bits = 0;
+  for (int i = 0; i < 32; ++i) bits |= unsigned(votes[i]) << i;
+  return bits;
+}
+
+inline int __ffs(int bits) { return __builtin_ffs(bits); }

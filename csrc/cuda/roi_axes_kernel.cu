@@ -1,0 +1,133 @@
+// The axis tables of every box (see Axes in kernels.h): what each bin reads along y and x, computed once per box, whatever
+// the number of channels. One thread per box, axis and bin.
+#include "cuda/kernels.h"
+#include "cuda/launch.cuh"
+#include "math/sampling.h"
+
+namespace cls2det {
+namespace {
+
+// Appends entries to one row of W. Samples move steadily along the axis, so those that read a pixel follow each other: two
+// pending entries merge nearly all. A pixel that comes twice is two entries, which is as good.
+template <typename T>
+struct RowBuilder {
+  AxisEntry<T>* out;
+  int count;
+  AxisEntry<T> older, newer;  // pixel -1: empty
+
+  __device__ explicit RowBuilder(AxisEntry<T>* row) : out(row), count(0), older{-1, T(0), T(0), T(0)}, newer(older) {}
+
+  // lo, hi: dW / d lo = slope (1 - a), dW / d hi = slope a
+  __device__ void add(int pixel, T weight, T slope, T a) {
+    if (weight == T(0) && slope == T(0)) return;  // outside the map: not even an infinite pixel counts
+    const AxisEntry<T> entry{pixel, weight, slope * (T(1) - a), slope * a};
+    if (older.pixel == pixel) {
+      merge(older, entry);
+    } else if (newer.pixel == pixel) {
+      merge(newer, entry);
+    } else {
+      flush(older);
+      older = newer;
+      newer = entry;
+    }
+  }
+
+  __device__ void flush(const AxisEntry<T>& entry) {
+    if (entry.pixel >= 0) out[count++] = entry;
+  }
+
+  __device__ static void merge(AxisEntry<T>& into, const AxisEntry<T>& entry) {
+    into.weight += entry.weight;
+    into.lo += entry.lo;
+    into.hi += entry.hi;
+  }
+};
+
+template <typename T>
+__device__ int build_row(T lo, T hi, int samples, int bins, int bin, int size, bool border, AxisEntry<T>* row) {
+  RowBuilder<T> builder(row);
+  const int begin = bin_begin(bin, samples, bins), end = bin_end(bin, samples, bins);
+  const T share = T(1) / T(end - begin);
+  for (int i = begin; i < end; ++i) {
+    const Tap<T> tap = sample_tap(lo, hi, i, samples, size, border);
+    builder.add(tap.pixel0, tap.weight0 * share, tap.slope0 * share, tap.a);
+    builder.add(tap.pixel1, tap.weight1 * share, tap.slope1 * share, tap.a);
+  }
+  builder.flush(builder.older);
+  builder.flush(builder.newer);
+  return builder.count;
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kBlock) build_axes_kernel(
+    BoxList<T> boxes, int64_t images, int height, int width, Pooling pooling, Axes<T> axes) {
+  const int64_t rows = int64_t(axes.out_h) + axes.out_w;
+  const int64_t y_entries = int64_t(axes.out_h) * axes.slots_y, all_entries = y_entries + int64_t(axes.out_w) * axes.slots_x;
+  for (int64_t task = int64_t(blockIdx.x) * kBlock + threadIdx.x; task < boxes.count * rows; task += int64_t(gridDim.x) * kBlock) {
+    const int64_t box = divide(task, rows), row = task - box * rows;
+    const int64_t image = boxes.image_index[box];
+    const MapBox<T> b = map_box(boxes.boxes + 4 * box, boxes.scale, height, width, pooling.clip);
+    const int state = image < 0 || image >= images ? kIgnored : b.finite ? kPooled : kNotFinite;
+    AxisEntry<T>* entries = axes.entries + box * all_entries;
+    int* counts = axes.counts + box * (1 + rows);
+    if (row == 0) counts[0] = state;
+    int used = 0;
+    if (state == kPooled && row < axes.out_h) {
+      used = build_row(b.y1, b.y2, pooling.samples_h, axes.out_h, int(row), height, pooling.border, entries + row * axes.slots_y);
+    } else if (state == kPooled) {
+      const int64_t q = row - axes.out_h;
+      used = build_row(
+          b.x1, b.x2, pooling.samples_w, axes.out_w, int(q), width, pooling.border, entries + y_entries + q * axes.slots_x);
+    }
+    counts[1 + row] = used;
+  }
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kBlock) build_window_axes_kernel(int height, int width, Axes<T> axes) {
+  const int64_t rows = int64_t(axes.out_h) + axes.out_w;
+  for (int64_t row = int64_t(blockIdx.x) * kBlock + threadIdx.x; row < rows; row += int64_t(gridDim.x) * kBlock) {
+    const bool along_y = row < axes.out_h;
+    const int bin = int(along_y ? row : row - axes.out_h), size = along_y ? height : width;
+    const int bins = along_y ? axes.out_h : axes.out_w;
+    const int begin = bin_begin(bin, size, bins), end = bin_end(bin, size, bins);
+    AxisEntry<T>* entries = axes.entries + (along_y ? int64_t(bin) * axes.slots_y
+                                                    : int64_t(axes.out_h) * axes.slots_y + int64_t(bin) * axes.slots_x);
+    for (int i = begin; i < end; ++i) entries[i - begin] = {i, T(1) / T(end - begin), T(0), T(0)};
+    axes.counts[1 + row] = end - begin;
+    if (row == 0) axes.counts[0] = kPooled;
+  }
+}
+
+}  // namespace
+
+int slots_per_bin(int samples, int bins) {
+  int most = 0;
+  for (int q = 0; q < bins; ++q) {
+    const int size = bin_end(q, samples, bins) - bin_begin(q, samples, bins);
+    most = size > most ? size : most;
+  }
+  return 2 * most;
+}
+
+template <typename T>
+void build_axes(
+    const BoxList<T>& boxes, int64_t images, int height, int width, const Pooling& pooling, const Axes<T>& axes, cudaStream_t stream) {
+  const int64_t tasks = boxes.count * (int64_t(axes.out_h) + axes.out_w);
+  if (tasks == 0) return;
+  CLS2DET_LAUNCH(build_axes_kernel<T>, grid_of(ceil_div(tasks, kBlock)), stream, boxes, images, height, width, pooling, axes);
+}
+
+template <typename T>
+void build_window_axes(int height, int width, const Axes<T>& axes, cudaStream_t stream) {
+  const int64_t rows = int64_t(axes.out_h) + axes.out_w;
+  CLS2DET_LAUNCH(build_window_axes_kernel<T>, grid_of(ceil_div(rows, kBlock)), stream, height, width, axes);
+}
+
+#define INSTANTIATE(T)                                                                                                         \
+  template void build_axes(const BoxList<T>&, int64_t, int, int, const Pooling&, const Axes<T>&, cudaStream_t);                \
+  template void build_window_axes(int, int, const Axes<T>&, cudaStream_t);
+INSTANTIATE(float)
+INSTANTIATE(double)
+
+}  // namespace cls2det
