@@ -1,6 +1,7 @@
 // Last line of defence of the raw operators. The public Python functions check first, with better messages.
 #pragma once
 
+#include <initializer_list>
 #include <sstream>
 #include <stdexcept>
 
@@ -66,7 +67,86 @@ inline void check_sizes(int64_t out_h, int64_t out_w, int64_t samples_h, int64_t
   if (out_h > limit || out_w > limit || samples_h > limit || samples_w > limit) fail("output and sampling sizes are too large");
 }
 
-// What every logits operator requires; returns the number of classes.
+inline void check_together(const Tensor& first, std::initializer_list<Tensor> others) {
+  for (const Tensor& other : others) {
+    if (other.is_cuda() != first.is_cuda() || other.get_device_index() != first.get_device_index()) {
+      fail("all tensors must be on one device");
+    }
+  }
+}
+
+// One function per operator, for both back ends.
+
+inline void check_roi(const Tensor& map, const Tensor& boxes, const Tensor& image_index) {
+  check_map("features", map);
+  check_boxes("boxes", boxes, map);
+  check_index("image_index", image_index, boxes.size(0));
+  check_together(map, {boxes, image_index});
+}
+
+inline void check_roi_grad(const Tensor& grad, const Tensor& map, const Tensor& boxes) {
+  check_dim("grad", grad, 4);
+  check_size("grad", grad, 0, boxes.size(0));
+  check_size("grad", grad, 1, map.size(1));
+  check_together(map, {grad});
+}
+
+inline void check_grad_rows(const Tensor& grad_rows, const Tensor& rows) {
+  check_dim("grad_rows", grad_rows, 1);
+  check_size("grad_rows", grad_rows, 0, rows.size(0));
+  check_together(rows, {grad_rows});
+}
+
+inline void check_distance(int64_t loss, double beta) {
+  check_positive("beta", beta);
+  if (loss < 0 || loss > 2) fail("loss must be 0, 1 or 2, found ", loss);
+}
+
+inline void check_feature_loss(
+    const Tensor& features, const Tensor& boxes, const Tensor& image_index, const Tensor& target_features,
+    const Tensor& target_boxes, const Tensor& target_image_index, const Tensor& matched_idxs, double spatial_scale,
+    double target_spatial_scale, int64_t loss, double beta) {
+  check_roi(features, boxes, image_index);
+  check_roi(target_features, target_boxes, target_image_index);
+  check_dtype("target_features", target_features, features.scalar_type());
+  check_size("target_features", target_features, 1, features.size(1));
+  check_index("matched_idxs", matched_idxs, boxes.size(0));
+  check_together(features, {target_features, matched_idxs});
+  check_positive("spatial_scale", spatial_scale);
+  check_positive("target_spatial_scale", target_spatial_scale);
+  check_distance(loss, beta);
+}
+
+inline void check_matched_loss(
+    const Tensor& features, const Tensor& target_features, const Tensor& matched_idxs, int64_t out_h, int64_t out_w,
+    int64_t loss, double beta) {
+  check_map("features", features);
+  check_map("target_features", target_features);
+  check_dtype("target_features", target_features, features.scalar_type());
+  for (int64_t d = 1; d < 4; ++d) check_size("target_features", target_features, d, features.size(d));
+  check_index("matched_idxs", matched_idxs, features.size(0));
+  check_together(features, {target_features, matched_idxs});
+  check_sizes(out_h, out_w, 1, 1);
+  check_distance(loss, beta);
+}
+
+inline void check_matched_loss_backward(const Tensor& grad_rows, const Tensor& pooled_grad, const Tensor& features) {
+  check_map("features", features);
+  check_grad_rows(grad_rows, features);
+  check_dim("pooled_grad", pooled_grad, 4);
+  for (int64_t d = 0; d < 2; ++d) check_size("pooled_grad", pooled_grad, d, features.size(d));
+  check_sizes(pooled_grad.size(2), pooled_grad.size(3), 1, 1);
+  check_together(features, {pooled_grad});
+}
+
+inline void check_scale_rows(const Tensor& grad_rows, const Tensor& row_grads, const Tensor& input) {
+  check_floating("input", input);
+  if (row_grads.dim() < 1) fail("row_grads must have rows");
+  check_grad_rows(grad_rows, row_grads);
+  check_together(input, {row_grads});
+}
+
+// Both logits losses; returns the number of classes.
 inline int64_t check_logits(const Tensor& student, const Tensor& teacher, const Tensor& matched, double temperature, int64_t background) {
   check_dim("student_logits", student, 2);
   check_dim("teacher_logits", teacher, 2);
@@ -76,6 +156,7 @@ inline int64_t check_logits(const Tensor& student, const Tensor& teacher, const 
   check_positive("temperature", temperature);
   if (background < 0 || background > 2) fail("background must be 0, 1 or 2, found ", background);
   check_size("student_logits", student, 1, teacher.size(1) + (background != 0));
+  check_together(student, {teacher, matched});
   return teacher.size(1);
 }
 

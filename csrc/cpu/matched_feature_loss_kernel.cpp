@@ -40,7 +40,6 @@ struct Bins {  // the part of the arguments that follows from the sizes, and the
   MatchedArgs<T> args{};
 
   Bins(const Tensor& features, int64_t out_h, int64_t out_w) {
-    check_sizes(out_h, out_w, 1, 1);
     args.channels = features.size(1);
     args.height = int(features.size(2)), args.width = int(features.size(3));
     args.out_h = int(out_h), args.out_w = int(out_w);
@@ -106,23 +105,13 @@ Tensor backward(const Tensor& grad_rows, const Tensor& pooled_grad, const Tensor
 std::tuple<Tensor, Tensor> matched_feature_loss(
     Tensor features, Tensor target_features, Tensor matched_idxs, int64_t out_h, int64_t out_w, int64_t loss, double beta,
     bool need_grad) {
-  check_map("features", features);
-  check_map("target_features", target_features);
-  check_dtype("target_features", target_features, features.scalar_type());
-  for (int64_t d = 1; d < 4; ++d) check_size("target_features", target_features, d, features.size(d));
-  check_index("matched_idxs", matched_idxs, features.size(0));
-  check_positive("beta", beta);
-  if (loss < 0 || loss > 2) fail("loss must be 0, 1 or 2, found ", loss);
+  check_matched_loss(features, target_features, matched_idxs, out_h, out_w, loss, beta);
   return (features.scalar_type() == ScalarType::Double ? forward<double> : forward<float>)(
       features, target_features, matched_idxs, out_h, out_w, loss, beta, need_grad);
 }
 
 Tensor matched_feature_loss_backward(Tensor grad_rows, Tensor pooled_grad, Tensor features) {
-  check_map("features", features);
-  check_dim("grad_rows", grad_rows, 1);
-  check_size("grad_rows", grad_rows, 0, features.size(0));
-  check_dim("pooled_grad", pooled_grad, 4);
-  for (int64_t d = 0; d < 2; ++d) check_size("pooled_grad", pooled_grad, d, features.size(d));
+  check_matched_loss_backward(grad_rows, pooled_grad, features);
   return (features.scalar_type() == ScalarType::Double ? backward<double> : backward<float>)(grad_rows, pooled_grad, features);
 }
 

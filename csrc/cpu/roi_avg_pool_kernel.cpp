@@ -100,9 +100,7 @@ std::tuple<Tensor, Tensor> roi_avg_pool_backward(
     Tensor grad, Tensor features, Tensor boxes, Tensor image_index, int64_t samples_h, int64_t samples_w, double spatial_scale,
     bool border, bool clip, bool need_features, bool need_boxes) {
   check_roi(features, boxes, image_index);
-  check_dim("grad", grad, 4);
-  check_size("grad", grad, 0, boxes.size(0));
-  check_size("grad", grad, 1, features.size(1));
+  check_roi_grad(grad, features, boxes);
   check_sizes(grad.size(2), grad.size(3), samples_h, samples_w);
   check_positive("spatial_scale", spatial_scale);
   const RoiPooling pooling{int(grad.size(2)), int(grad.size(3)), int(samples_h), int(samples_w), border, clip};

@@ -109,9 +109,7 @@ Tensor roi_crop(Tensor images, Tensor boxes, Tensor image_index, int64_t out_h, 
 std::tuple<Tensor, Tensor> roi_crop_backward(
     Tensor grad, Tensor images, Tensor boxes, Tensor image_index, bool border, bool clip, bool need_images, bool need_boxes) {
   check_roi(images, boxes, image_index);
-  check_dim("grad", grad, 4);
-  check_size("grad", grad, 0, boxes.size(0));
-  check_size("grad", grad, 1, images.size(1));
+  check_roi_grad(grad, images, boxes);
   check_sizes(grad.size(2), grad.size(3), 1, 1);
   return (images.scalar_type() == ScalarType::Double ? backward<double> : backward<float>)(
       grad, images, boxes, image_index, border, clip, need_images, need_boxes);

@@ -36,15 +36,9 @@ struct Call {  // the arguments of both operators, as the schema has them
   double beta;
 
   void check() const {
-    check_roi(features, boxes, image_index);
-    check_roi(target_features, target_boxes, target_image_index);
-    check_dtype("target_features", target_features, features.scalar_type());
-    check_size("target_features", target_features, 1, features.size(1));
-    check_index("matched_idxs", matched_idxs, boxes.size(0));
-    check_positive("spatial_scale", spatial_scale);
-    check_positive("target_spatial_scale", target_spatial_scale);
-    check_positive("beta", beta);
-    if (loss < 0 || loss > 2) fail("loss must be 0, 1 or 2, found ", loss);
+    check_feature_loss(
+        features, boxes, image_index, target_features, target_boxes, target_image_index, matched_idxs, spatial_scale,
+        target_spatial_scale, loss, beta);
   }
 };
 
@@ -155,8 +149,7 @@ Tensor roi_feature_loss_backward(
   const Call call{features, boxes, image_index, target_features, target_boxes, target_image_index, matched_idxs,
                   pooling_of(out_h, out_w, samples_h, samples_w, border, clip), spatial_scale, target_spatial_scale, loss, beta};
   call.check();
-  check_dim("grad_rows", grad_rows, 1);
-  check_size("grad_rows", grad_rows, 0, boxes.size(0));
+  check_grad_rows(grad_rows, boxes);
   return features.scalar_type() == ScalarType::Double ? backward<double>(call, grad_rows) : backward<float>(call, grad_rows);
 }
 

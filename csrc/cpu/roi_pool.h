@@ -102,12 +102,6 @@ struct RoiTensors {
   }
 };
 
-inline void check_roi(const Tensor& features, const Tensor& boxes, const Tensor& image_index) {
-  check_map("features", features);
-  check_boxes("boxes", boxes, features);
-  check_index("image_index", image_index, boxes.size(0));
-}
-
 // Rows 0..n-1 sorted by key (rows with key < 0 left out), rows of one key in their order: rows of key j are
 // order[start[j]] .. order[start[j + 1] - 1].
 struct Groups {

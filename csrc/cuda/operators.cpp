@@ -41,21 +41,6 @@ MapView<S> view(const Tensor& map) {
 
 Tensor plain(const Tensor& tensor, ScalarType dtype) { return torch::stable::contiguous(to_dtype(tensor, dtype)); }
 
-void check_together(const Tensor& first, std::initializer_list<Tensor> others) {
-  for (const Tensor& other : others) {
-    if (other.is_cuda() != first.is_cuda() || other.get_device_index() != first.get_device_index()) {
-      fail("all tensors must be on one device");
-    }
-  }
-}
-
-void check_roi(const Tensor& map, const Tensor& boxes, const Tensor& image_index) {
-  check_map("features", map);
-  check_boxes("boxes", boxes, map);
-  check_index("image_index", image_index, boxes.size(0));
-  check_together(map, {boxes, image_index});
-}
-
 Pooling pooling_of(int64_t out_h, int64_t out_w, int64_t samples_h, int64_t samples_w, bool border, bool clip) {
   check_sizes(out_h, out_w, samples_h, samples_w);
   return {int(out_h), int(out_w), int(samples_h), int(samples_w), border, clip};
@@ -143,7 +128,6 @@ std::tuple<Tensor, Tensor> backward(
     const Tensor& grad, const Tensor& map, const Tensor& boxes, const Tensor& image_index, const Pooling& pooling,
     double spatial_scale, bool crop, bool need_map, bool need_boxes) {
   const CurrentDevice device(map);
-  check_together(map, {grad});
   const ScalarType dtype = map.scalar_type(), acc = accumulate_dtype(dtype);
   const Boxes rois(boxes, image_index);
   const Tensor upstream = plain(grad, acc);
@@ -183,16 +167,10 @@ std::tuple<Tensor, Tensor> backward(
   return {grad_map, grad_boxes};
 }
 
-void check_grad(const Tensor& grad, const Tensor& map, const Tensor& boxes) {
-  check_dim("grad", grad, 4);
-  check_size("grad", grad, 0, boxes.size(0));
-  check_size("grad", grad, 1, map.size(1));
-}
-
 std::tuple<Tensor, Tensor> roi_crop_backward(
     Tensor grad, Tensor images, Tensor boxes, Tensor image_index, bool border, bool clip, bool need_images, bool need_boxes) {
   check_roi(images, boxes, image_index);
-  check_grad(grad, images, boxes);
+  check_roi_grad(grad, images, boxes);
   const Pooling pooling = pooling_of(grad.size(2), grad.size(3), grad.size(2), grad.size(3), border, clip);
   return backward(grad, images, boxes, image_index, pooling, 1.0, true, need_images, need_boxes);
 }
@@ -201,18 +179,13 @@ std::tuple<Tensor, Tensor> roi_avg_pool_backward(
     Tensor grad, Tensor features, Tensor boxes, Tensor image_index, int64_t samples_h, int64_t samples_w, double spatial_scale,
     bool border, bool clip, bool need_features, bool need_boxes) {
   check_roi(features, boxes, image_index);
-  check_grad(grad, features, boxes);
+  check_roi_grad(grad, features, boxes);
   check_positive("spatial_scale", spatial_scale);
   const Pooling pooling = pooling_of(grad.size(2), grad.size(3), samples_h, samples_w, border, clip);
   return backward(grad, features, boxes, image_index, pooling, spatial_scale, false, need_features, need_boxes);
 }
 
 // ---- feature losses ----
-
-void check_distance(int64_t loss, double beta) {
-  check_positive("beta", beta);
-  if (loss < 0 || loss > 2) fail("loss must be 0, 1 or 2, found ", loss);
-}
 
 double share_of(const Tensor& map, int64_t bins) { return 1.0 / (double(map.size(1) > 0 ? map.size(1) : 1) * double(bins)); }
 
@@ -224,15 +197,9 @@ struct RoiLossCall {  // the arguments of both operators, as the schema has them
   double beta;
 
   void check() const {
-    check_roi(features, boxes, image_index);
-    check_roi(target_features, target_boxes, target_image_index);
-    check_dtype("target_features", target_features, features.scalar_type());
-    check_size("target_features", target_features, 1, features.size(1));
-    check_index("matched_idxs", matched_idxs, boxes.size(0));
-    check_together(features, {target_features, matched_idxs});
-    check_positive("spatial_scale", spatial_scale);
-    check_positive("target_spatial_scale", target_spatial_scale);
-    check_distance(loss, beta);
+    check_feature_loss(
+        features, boxes, image_index, target_features, target_boxes, target_image_index, matched_idxs, spatial_scale,
+        target_spatial_scale, loss, beta);
   }
 
   int64_t bins() const { return int64_t(pooling.out_h) * pooling.out_w; }
@@ -351,9 +318,7 @@ Tensor roi_feature_loss_backward(
                          pooling_of(out_h, out_w, samples_h, samples_w, border, clip), spatial_scale, target_spatial_scale,
                          loss, beta};
   call.check();
-  check_dim("grad_rows", grad_rows, 1);
-  check_size("grad_rows", grad_rows, 0, boxes.size(0));
-  check_together(features, {grad_rows});
+  check_grad_rows(grad_rows, boxes);
   return for_storage(
       features.scalar_type(), [&](auto storage) { return roi_loss_backward<decltype(storage)>(call, grad_rows); });
 }
@@ -399,27 +364,14 @@ std::tuple<Tensor, Tensor> matched_loss_forward(
 std::tuple<Tensor, Tensor> matched_feature_loss(
     Tensor features, Tensor target_features, Tensor matched_idxs, int64_t out_h, int64_t out_w, int64_t loss, double beta,
     bool need_grad) {
-  check_map("features", features);
-  check_map("target_features", target_features);
-  check_dtype("target_features", target_features, features.scalar_type());
-  for (int64_t d = 1; d < 4; ++d) check_size("target_features", target_features, d, features.size(d));
-  check_index("matched_idxs", matched_idxs, features.size(0));
-  check_together(features, {target_features, matched_idxs});
-  check_sizes(out_h, out_w, 1, 1);
-  check_distance(loss, beta);
+  check_matched_loss(features, target_features, matched_idxs, out_h, out_w, loss, beta);
   return for_storage(features.scalar_type(), [&](auto storage) {
     return matched_loss_forward<decltype(storage)>(features, target_features, matched_idxs, out_h, out_w, loss, beta, need_grad);
   });
 }
 
 Tensor matched_feature_loss_backward(Tensor grad_rows, Tensor pooled_grad, Tensor features) {
-  check_map("features", features);
-  check_dim("grad_rows", grad_rows, 1);
-  check_size("grad_rows", grad_rows, 0, features.size(0));
-  check_dim("pooled_grad", pooled_grad, 4);
-  for (int64_t d = 0; d < 2; ++d) check_size("pooled_grad", pooled_grad, d, features.size(d));
-  check_sizes(pooled_grad.size(2), pooled_grad.size(3), 1, 1);
-  check_together(features, {grad_rows, pooled_grad});
+  check_matched_loss_backward(grad_rows, pooled_grad, features);
   const CurrentDevice device(features);
   const ScalarType acc = accumulate_dtype(features.scalar_type());
   const Tensor upstream = plain(grad_rows, acc), pooled = plain(pooled_grad, acc);
@@ -443,7 +395,6 @@ std::tuple<Tensor, Tensor> logits_loss(
     const Tensor& student, const Tensor& teacher, const Tensor& matched_idxs, double temperature, int64_t mode,
     int64_t background, bool need_grad, const Launch& launch) {
   const int64_t classes = check_logits(student, teacher, matched_idxs, temperature, background);
-  check_together(student, {teacher, matched_idxs});
   const CurrentDevice device(student);
   const ScalarType dtype = student.scalar_type();
   const int64_t count = student.size(0), columns = student.size(1);
@@ -480,11 +431,7 @@ std::tuple<Tensor, Tensor> kd_sigmoid_loss(
 }
 
 Tensor scale_rows(Tensor grad_rows, Tensor row_grads, Tensor input) {
-  check_floating("input", input);
-  check_dim("grad_rows", grad_rows, 1);
-  if (row_grads.dim() < 1) fail("row_grads must have rows");
-  check_size("grad_rows", grad_rows, 0, row_grads.size(0));
-  check_together(input, {grad_rows, row_grads});
+  check_scale_rows(grad_rows, row_grads, input);
   const CurrentDevice device(input);
   const ScalarType dtype = input.scalar_type();
   const Tensor upstream = plain(grad_rows, accumulate_dtype(dtype)), grads = plain(row_grads, dtype);
