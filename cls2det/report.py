@@ -103,7 +103,7 @@ def markdown(table: Mapping[str, Mapping[str, Any]], notes: list[str], machine: 
 
 
 def _print(table: Mapping[str, Mapping[str, Any]], notes: list[str], console: Console) -> None:
-    wide = console if console.width >= 100 else Console(width=100)  # wrapped numbers cannot be read
+    wide = console if console.width >= 120 else Console(width=120)  # cut numbers cannot be read
     shown = Table(title="Distilling a classifier into a detector", box=SIMPLE_HEAD)
     shown.add_column("arm", no_wrap=True)
     for column in (*COLUMNS, GAIN):
