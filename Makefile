@@ -10,7 +10,7 @@ BIN    := $(VENV)/bin
 $(VENV)/.ready: pyproject.toml setup.py $(shell find csrc cls2det_ops cls2det -name '*.py' -o -name '*.h' -o -name '*.c*')
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch torchvision 'setuptools>=77' wheel ninja 'pybind11>=2.13' numpy
-	$(BIN)/python -m pip install --verbose --disable-pip-version-check --no-build-isolation '.[train,test,dev]' \
+	$(BIN)/python -m pip install --verbose --disable-pip-version-check --no-build-isolation -e '.[train,test,dev]' \
 		> $(VENV)/build.log 2>&1 || { tail -n 40 $(VENV)/build.log; exit 1; }
 	$(BIN)/python -m cls2det_ops
 	touch $@

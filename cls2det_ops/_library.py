@@ -25,10 +25,20 @@ def _load_cpu() -> tuple[dict[str, str], str]:
     try:
         library = importlib.import_module("cls2det_ops._C")
     except ModuleNotFoundError:
-        return {}, "the package was built without its compiled library (no C++ compiler, or CLS2DET_NO_EXT=1)"
+        return {}, _not_built()
     except ImportError as error:
         return {}, f"the compiled library could not be loaded: {error}"
     return library.build_info(), ""
+
+
+def _not_built() -> str:
+    source = Path(__file__).parents[1]
+    if (source / "setup.py").is_file():
+        return (
+            f"it was imported from the source folder {source}, which holds no compiled library: "
+            "leave that folder to use the installed package, or install with `pip install -e`"
+        )
+    return "the package was built without its compiled library (no C++ compiler, or CLS2DET_NO_EXT=1)"
 
 
 def _load_cuda() -> str:

@@ -12,26 +12,9 @@ pytest.importorskip("rich")
 from rich.console import Console
 
 from cls2det.jobs import Job, JobFailed, run_jobs
+from job_functions import bad_job, dying_job, endless_job, good_job
 
 QUIET = Console(quiet=True)
-
-
-def good_job(path, progress):
-    progress(1, 2, "half")
-    path.write_text(str(os.getpid()))
-
-
-def bad_job(progress):
-    raise ValueError("broken on purpose")
-
-
-def dying_job(progress):
-    os._exit(7)
-
-
-def endless_job(path, progress):
-    path.write_text(str(os.getpid()))
-    time.sleep(600)
 
 
 def test_each_job_has_its_own_process(tmp_path):

@@ -251,7 +251,7 @@ def test_demo_writes_its_report_and_does_nothing_twice(tmp_path, monkeypatch, ca
     in_this_process.ran = []
     out, command = tmp_path / "demo", ["demo", "--quick", "--out", str(tmp_path / "demo"), "--device", "cpu", "--workers", "1"]
     assert main(command) == 0
-    assert in_this_process.ran == ["teacher", "start"] + [f"{arm}, seed 1" for arm in demo_module.ARMS]
+    assert in_this_process.ran == ["teacher", "start"] + [f"{arm}, seed 11" for arm in demo_module.ARMS]
     for name in ("report.md", "report.json", "gain.png", "detections.png"):
         assert (out / name).stat().st_size > 500
     text, content = (out / "report.md").read_text(), json.loads((out / "report.json").read_text())
@@ -259,7 +259,7 @@ def test_demo_writes_its_report_and_does_nothing_twice(tmp_path, monkeypatch, ca
     assert list(content["table"]) == list(demo_module.ARMS) and content["table"]["+ both"]["standard error"] is None
     assert os.listdir(tmp_path) == ["demo"]
     assert main([*command, "--seeds", "2"]) == 0  # the first seed is kept, the second is trained
-    assert in_this_process.ran[6:] == [f"{arm}, seed 2" for arm in demo_module.ARMS]
+    assert in_this_process.ran[6:] == [f"{arm}, seed 12" for arm in demo_module.ARMS]
     monkeypatch.setattr(demo_module, "QUICK", dataclasses.replace(tiny, steps=3))
     capsys.readouterr()
     assert main(command) == 2 and "other settings" in capsys.readouterr().err

@@ -1,0 +1,22 @@
+"""What test_cls2det_jobs.py runs: in a module of its own, which the processes can import."""
+
+import os
+import time
+
+
+def good_job(path, progress):
+    progress(1, 2, "half")
+    path.write_text(str(os.getpid()))
+
+
+def bad_job(progress):
+    raise ValueError("broken on purpose")
+
+
+def dying_job(progress):
+    os._exit(7)
+
+
+def endless_job(path, progress):
+    path.write_text(str(os.getpid()))
+    time.sleep(600)
