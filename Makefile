@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 
 # The package and everything for training and testing. torch comes first, so that the extension builds against the torch
 # that it will run with and no second one is downloaded into an isolated build.
-$(VENV)/.ready: pyproject.toml setup.py $(shell find csrc cls2det_ops cls2det -name '*.py' -o -name '*.h' -o -name '*.c*')
+$(VENV)/.ready: pyproject.toml setup.py $(shell find csrc -type f)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch torchvision 'setuptools>=77' wheel ninja 'pybind11>=2.13' numpy
 	$(BIN)/python -m pip install --verbose --disable-pip-version-check --no-build-isolation -e '.[train,test,dev]' \

@@ -16,6 +16,7 @@ from setuptools import setup
 
 TORCH_TARGET = "0x020b000000000000"  # 2.11: the library runs on this torch and every later one
 DEFAULT_ARCHS = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+OLDEST_TOOLKIT = 12080  # the first nvcc that knows 10.0, 12.0 and --compress-mode
 
 
 def toolkit() -> tuple[str, str]:
@@ -30,6 +31,13 @@ def toolkit() -> tuple[str, str]:
     return "", "no CUDA toolkit (include/cuda_runtime.h and bin/nvcc) in " + ", ".join(dict.fromkeys(looked))
 
 
+def toolkit_version(folder: str) -> int:
+    """CUDA_VERSION of the toolkit's headers, such as 13000; 0 if they do not say."""
+    header = Path(folder) / "include/cuda.h"
+    words = header.read_text(errors="ignore").split("#define CUDA_VERSION", 1) if header.is_file() else [""]
+    return int(words[1].split()[0]) if len(words) == 2 else 0
+
+
 def cuda_plan() -> tuple[str, str]:
     """(toolkit folder or "", why CUDA is left out)."""
     wish = os.environ.get("CLS2DET_CUDA", "auto").lower()
@@ -42,12 +50,12 @@ def cuda_plan() -> tuple[str, str]:
     folder, missing = toolkit()
     if not missing and torch.version.cuda is None:
         missing = f"torch {torch.__version__} at build time had no CUDA support"
-    if not missing and wish == "auto":
-        major = torch.version.cuda.split(".")[0]
-        version = (Path(folder) / "include/cuda.h").read_text()
-        found = version.split("#define CUDA_VERSION", 1)[1].split()[0]
-        if found[:-3] != major:
-            missing = f"the toolkit in {folder} is CUDA {found[:-3]}, torch was built for CUDA {torch.version.cuda}"
+    if not missing:
+        version = toolkit_version(folder)
+        if version < OLDEST_TOOLKIT:
+            missing = f"the toolkit in {folder} is older than CUDA 12.8"
+        elif str(version // 1000) != torch.version.cuda.split(".")[0]:
+            missing = f"the toolkit in {folder} is CUDA {version // 1000}, torch was built for CUDA {torch.version.cuda}"
     if missing and wish == "1":
         raise SystemExit(f"CLS2DET_CUDA=1: {missing}")
     return ("", missing) if missing else (folder, "")

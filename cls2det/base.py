@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import lightning
 import torch
@@ -71,6 +73,33 @@ def write_json(path: Path, content: dict) -> dict:
     part.write_text(json.dumps(content, indent=2))
     part.replace(path)
     return content
+
+
+# Options that a restart may change: they decide where and how a run happens, not what comes out.
+NOT_CLAIMED = {"out", "progress", "device", "devices", "precision", "cache", "loader_workers"}
+
+
+def claim(folder: str | Path, options: dict[str, Any]) -> None:
+    """Make ``folder`` the place of a run with these options; refuse one that holds a run with others, which would be resumed."""
+    stamp = {name: _plain(value) for name, value in options.items() if name not in NOT_CLAIMED}
+    file = Path(folder) / "options.json"
+    if file.is_file():
+        held = json.loads(file.read_text())
+        other = sorted(name for name in stamp.keys() | held.keys() if stamp.get(name) != held.get(name))
+        if other:
+            raise FileExistsError(
+                f"{folder} holds a run with other options ({', '.join(other)}); give another --out or remove it"
+            )
+    else:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        write_json(file, stamp)
+
+
+def _plain(value: Any) -> Any:
+    """As it comes back from JSON."""
+    if dataclasses.is_dataclass(value):
+        return dataclasses.asdict(value)
+    return str(value) if isinstance(value, Path) else value
 
 
 def fit(

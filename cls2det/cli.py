@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _underscored(argument: str) -> str:
     """``--data-root`` means ``--data_root``."""
-    return re.sub(r"^--[\w-]+", lambda match: "--" + match[0][2:].replace("-", "_"), argument)
+    return re.sub(r"^--[\w.-]+", lambda match: "--" + match[0][2:].replace("-", "_"), argument)
 
 
 def _add_arguments(command: ArgumentParser, function: Callable) -> None:

@@ -66,6 +66,7 @@ def teacher(
         precision: of Lightning: 32-true, bf16-mixed, 16-mixed
         loader_workers: processes that load images
     """
+    base.claim(out, locals())
     data = DetectionData(data_root, train_split, augment=Augmentation(flip=flip), labelled_only=True, cache=cache)
     test = DetectionData(data_root, test_split) if test_split else None
     steps = math.ceil(len(data) / batch_size)
@@ -140,6 +141,7 @@ def train(
         loader_workers: processes that load images
         checkpoint_every: steps between checkpoints
     """
+    base.claim(out, locals())
     keep = None
     if images:
         labelled = len(DetectionData(data_root, train_split, labelled_only=True))

@@ -3,6 +3,9 @@
 KD-cls (eq. 1-7): the student's class distribution at a positive follows the teacher's on the crop of its ground truth.
 KD-loc (eq. 8-11): the crop of the predicted box looks, to the teacher's frozen stem and in its pixels, like the crop of the
 ground truth. The gradient flows through ``roi_crop`` to the box and to nothing else.
+
+Two choices differ from the paper, which clamps boxes to the image and pads with zeros: here, and in the teacher's training, boxes
+are not clamped and crops repeat the border, so that a box that leaves the image still feels a pull back.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ PADDING_MODES = ("zeros", "border")
 LOSSES = ("l1", "l2", "smooth_l1")
 BACKGROUNDS = ("none", "first", "last")
 REDUCTIONS = ("none", "sum", "mean")
+LARGEST_SIZE = 4096  # of crops, bins and samples along one axis
 
 _debug = os.environ.get("CLS2DET_DEBUG", "0") not in ("", "0")
 
@@ -78,6 +79,8 @@ def size_pair(function: str, argument: str, size: int | tuple[int, int]) -> tupl
     pair = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
     if len(pair) != 2 or any(isinstance(n, bool) or not isinstance(n, (int, torch.SymInt)) or n < 1 for n in pair):
         raise fail(function, argument, "a positive integer or a pair (height, width) of them", size)
+    if max(pair) > LARGEST_SIZE:
+        raise fail(function, argument, f"at most {LARGEST_SIZE} along each axis", size)
     return pair
 
 
@@ -88,9 +91,17 @@ def choice(function: str, argument: str, value: str, allowed: tuple[str, ...]) -
 
 
 def positive(function: str, argument: str, value: float) -> float:
-    if isinstance(value, Tensor) or not value > 0 or value == float("inf"):
+    if not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)) or isinstance(value, bool):
+        raise TypeError(f"{function}: {argument} must be a number, found {type(value).__name__}")
+    if not value > 0 or value == float("inf"):
         raise fail(function, argument, "a positive finite number", value)
     return float(value)
+
+
+def flag(function: str, argument: str, value: bool) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{function}: {argument} must be True or False, found {value!r}")
+    return value
 
 
 def same_device(function: str, **tensors: Tensor | None) -> None:
@@ -101,14 +112,14 @@ def same_device(function: str, **tensors: Tensor | None) -> None:
             raise fail(function, name, f"on {reference.device} like {first}", tensor.device)
 
 
-def index_values(function: str, argument: str, tensor: Tensor, size: int, of: str) -> None:
-    """Debug mode only: every entry in [0, size)."""
-    bad = ((tensor < 0) | (tensor >= size)).nonzero().flatten().tolist()
+def index_values(function: str, argument: str, tensor: Tensor, size: int, of: str, ignored: bool = False) -> None:
+    """Debug mode only: every entry in [0, size); with ``ignored``, negative ones are the caller's way to leave a row out."""
+    outside = tensor >= size if ignored else (tensor < 0) | (tensor >= size)
+    bad = outside.nonzero().flatten().tolist()
     if bad:
         row = bad[0]
-        raise fail(
-            function, argument, f"in [0, {size}), the rows of {of}", f"{tensor[row].item()} at row {row} ({len(bad)} such)"
-        )
+        expected = f"below {size}, the rows of {of} (negative: ignored)" if ignored else f"in [0, {size}), the rows of {of}"
+        raise fail(function, argument, expected, f"{tensor[row].item()} at row {row} ({len(bad)} such)")
 
 
 def box_values(function: str, argument: str, boxes: Tensor) -> None:

@@ -62,7 +62,7 @@ inline void check_positive(const char* name, double value) {
 }
 
 inline void check_sizes(int64_t out_h, int64_t out_w, int64_t samples_h, int64_t samples_w) {
-  const int64_t limit = 1 << 20;
+  const int64_t limit = 4096;  // keeps every product of two sizes well inside an int
   if (out_h < 1 || out_w < 1 || samples_h < 1 || samples_w < 1) fail("output and sampling sizes must be positive");
   if (out_h > limit || out_w > limit || samples_h > limit || samples_w > limit) fail("output and sampling sizes are too large");
 }

@@ -52,7 +52,7 @@ BAD = [  # op, changed arguments, error, what its message must hold: argument, e
     ("roi_feature_loss", {"reduction": "max"}, ValueError, "reduction must be one of.*'max'"),
     ("roi_feature_loss", {"weight": torch.ones(8)}, ValueError, "weight must be of shape .9.*8"),
     ("roi_feature_loss", {"weight": torch.ones(9, dtype=torch.int64)}, TypeError, "weight must be float.*torch.int64"),
-    ("roi_feature_loss", {"normalizer": 0}, ValueError, "normalizer must be positive, found 0"),
+    ("roi_feature_loss", {"normalizer": 0}, ValueError, "normalizer must be a positive finite number, found 0"),
     ("roi_feature_loss", {"normalizer": torch.ones(2)}, ValueError, "normalizer must be.*2 elements"),
     ("matched_feature_loss", {"target_features": torch.zeros(4, 5, 7, 7)}, ValueError, "target_features.*5, 7, 6.*5, 7, 7"),
     ("matched_feature_loss", {"features": torch.zeros(9, 5)}, ValueError, "features must be of shape.*9, 5"),
@@ -109,11 +109,11 @@ BAD_VALUES = [  # op, argument, position, value, what the report must hold
     ("roi_crop", "boxes", (4, 0), 1e6, "boxes must be.*x1 <= x2.*at row 4"),
     ("roi_avg_pool", "boxes", (1, 3), float("inf"), "boxes must be finite.*at row 1"),
     ("roi_avg_pool", "image_index", (0,), 77, "image_index.*found 77 at row 0"),
-    ("roi_feature_loss", "matched_idxs", (8,), -2, "matched_idxs must be in \\[0, 4\\).*found -2 at row 8"),
+    ("roi_feature_loss", "matched_idxs", (8,), 4, "matched_idxs must be below 4.*found 4 at row 8"),
     ("roi_feature_loss", "target_image_index", (1,), 5, "target_image_index.*found 5 at row 1"),
     ("roi_feature_loss", "target_boxes", (2, 2), float("nan"), "target_boxes must be finite.*at row 2"),
     ("matched_feature_loss", "matched_idxs", (0,), 4, "matched_idxs.*found 4 at row 0"),
-    ("kd_softmax_loss", "matched_idxs", (7,), -1, "matched_idxs.*found -1 at row 7"),
+    ("kd_softmax_loss", "matched_idxs", (7,), 17, "matched_idxs.*found 17 at row 7"),
     ("kd_softmax_loss", "student_logits", (7, 2), float("inf"), "student_logits must be finite, found 1 value"),
     ("kd_softmax_loss", "teacher_logits", (0, 2), float("nan"), "teacher_logits must be finite, found 1 value"),
     ("kd_sigmoid_loss", "student_logits", (0, 0), float("-inf"), "student_logits must be finite, found 1 value"),
@@ -148,3 +148,34 @@ def test_backend_is_restored_after_an_error():
     with pytest.raises(ValueError, match="temperature"), use_backend("reference"):
         case.function(**case.tensors, temperature=-1)
     assert _library._backend == before
+
+
+@pytest.mark.parametrize("size", [4097, 65536])
+def test_sizes_whose_product_would_not_fit(backend, size):
+    image, box, first = torch.zeros(1, 1, 8, 8), torch.tensor([[1.0, 1, 5, 5]]), torch.zeros(1, dtype=torch.int64)
+    tensors = [tensor.to(backend.device) for tensor in (image, box, first)]
+    with backend.context(), pytest.raises(ValueError, match=r"output_size must be at most 4096 .* found"):
+        cls2det_ops.roi_avg_pool(*tensors, size, 4)
+    if backend.name == "cpu":  # and behind the public function
+        with pytest.raises(RuntimeError, match="too large"):
+            torch.ops.cls2det.roi_avg_pool(*tensors, size, size, 4, 4, 1.0, False, True)
+
+
+def test_debug_values_leaves_ignored_rows_alone(backend):
+    case = make_case("kd_softmax_loss")
+    tensors = {key: value.to(backend.device) for key, value in case.tensors.items()}
+    tensors["matched_idxs"][:2] = torch.tensor([-1, -2])
+    with backend.context(), cls2det_ops.debug_values():
+        case.function(**tensors)
+        tensors["matched_idxs"][0] = 99
+        with pytest.raises(ValueError, match="matched_idxs must be below"):
+            case.function(**tensors)
+
+
+def test_maps_of_the_composite():
+    case = make_case("roi_kd_loss")
+    tensors = dict(case.tensors)
+    image = tensors.pop("features")
+    for wrong in (image, (image, 4, 8), [image]):
+        with pytest.raises(TypeError, match="maps must be a RoIMap or a sequence of them, found"):
+            cls2det_ops.roi_kd_loss(**tensors, maps=wrong)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from cls2det_ops import kd_softmax_loss
 from helpers import assert_close, evaluate
 from op_cases import ROW_LOSSES, make_case
 
@@ -105,3 +106,19 @@ def test_nothing_to_differentiate_gives_a_plain_number(backend, name):
     attached, _ = evaluate(backend, case.function, case.tensors, case.options, case.gradients)
     assert_close(plain, attached)
     assert_close(quiet, attached)
+
+
+def test_nothing_to_average_is_zero_and_weight_zero_hides_a_bad_row(backend):
+    """A normalizer tensor of 0 is an empty step, not NaN; a row of weight 0 may hold anything."""
+    student = torch.tensor([[1.0, 2.0, 3.0], [float("nan"), 0.0, 1.0]], device=backend.device, requires_grad=True)
+    teacher, match = torch.zeros(1, 2, device=backend.device), torch.zeros(2, dtype=torch.int64, device=backend.device)
+    with backend.context():
+        weight = torch.tensor([1.0, 0.0], device=backend.device)
+        loss = kd_softmax_loss(student, teacher, match, weight=weight)
+        (grad,) = torch.autograd.grad(loss, student)
+        nothing = kd_softmax_loss(student[:0], teacher, match[:0], normalizer=torch.zeros((), device=backend.device))
+    assert loss.isfinite() and loss > 0
+    assert grad[0].isfinite().all() and (grad[0] != 0).any()
+    if backend.name != "reference":  # there 0 * NaN of autograd stays NaN
+        assert (grad[1] == 0).all()
+    assert nothing == 0

@@ -54,14 +54,16 @@ def reduce_rows(
     if weight is not None:
         check.floating(function, "weight", weight, (rows.shape[0],))
         check.same_device(function, rows=rows, weight=weight)
-        rows = rows * weight.detach().to(rows.dtype)
+        weight = weight.detach().to(rows.dtype)
+        rows = torch.where(weight == 0, 0, rows * weight)  # a row of weight 0 is out, even if it is NaN
     if isinstance(normalizer, Tensor):
         if normalizer.numel() != 1:
             raise check.fail(function, "normalizer", "a number or a tensor of one element", f"{normalizer.numel()} elements")
         normalizer = normalizer.detach().reshape(()).to(rows.dtype)
-    elif normalizer is not None and not normalizer > 0:
-        raise check.fail(function, "normalizer", "positive", normalizer)
-    elif normalizer is None and reduction == "mean":
+        normalizer = torch.where(normalizer <= 0, 1, normalizer)  # no positives on any process: a zero, not NaN
+    elif normalizer is not None:
+        normalizer = check.positive(function, "normalizer", normalizer)
+    elif reduction == "mean":
         normalizer = torch.sym_max(rows.shape[0], 1)
     result = rows if reduction == "none" else rows.sum()
     return result if normalizer is None else result / normalizer

@@ -34,8 +34,9 @@ def kd_softmax_loss(
     Args:
         student_logits: (K, C + 1) of the positives, or (K, C) with ``background="none"``; float32, float64, float16 or
             bfloat16, any strides.
-        teacher_logits: (G, C) of the ground-truth crops.
-        matched_idxs: (K,) int64 or int32, the ground truth, in [0, G), of each positive.
+        teacher_logits: (G, C) of the ground-truth crops, the same classes in the same order. A student with more columns
+            than that (torchvision's COCO models have 91, with gaps) is cut to match: ``student_logits[:, [0, *category_ids]]``.
+        matched_idxs: (K,) int64 or int32, the ground truth, in [0, G), of each positive: not its label.
         temperature: T > 0; the paper uses 2.
         background: the student's background column: "first" (torchvision), "last" (detectron2, mmdetection) or "none".
         weight, normalizer, reduction: as in :func:`roi_feature_loss`. The paper divides by the number of positives.
@@ -83,7 +84,7 @@ def matched_logits(
             f"{student_logits.shape[1]} columns (teacher_logits has {classes})",
         )
     if check.debug_enabled():
-        check.index_values(name, "matched_idxs", matched_idxs, teacher_logits.shape[0], "teacher_logits")
+        check.index_values(name, "matched_idxs", matched_idxs, teacher_logits.shape[0], "teacher_logits", ignored=True)
         check.finite_values(name, "student_logits", student_logits)
         check.finite_values(name, "teacher_logits", teacher_logits)
     dtype = torch.promote_types(student_logits.dtype, teacher_logits.dtype)

@@ -62,7 +62,7 @@ def matched_feature_loss(
     kind = check.choice(name, "loss", loss, check.LOSSES)
     beta = check.positive(name, "beta", beta)
     if check.debug_enabled():
-        check.index_values(name, "matched_idxs", matched_idxs, target_features.shape[0], "target_features")
+        check.index_values(name, "matched_idxs", matched_idxs, target_features.shape[0], "target_features", ignored=True)
     dtype = torch.promote_types(features.dtype, target_features.dtype)
     features, target_features = features.to(dtype), target_features.detach().to(dtype)
     if native(features):

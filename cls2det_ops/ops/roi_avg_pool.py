@@ -56,6 +56,7 @@ def roi_avg_pool(
     samples = check.size_pair(name, "sampling_size", sampling_size)
     scale = check.positive(name, "spatial_scale", spatial_scale)
     border = bool(check.choice(name, "padding_mode", padding_mode, check.PADDING_MODES))
+    clip = check.flag(name, "clip", clip)
     if check.debug_enabled():
         check.index_values(name, "image_index", image_index, features.shape[0], "features")
         check.box_values(name, "boxes", boxes)

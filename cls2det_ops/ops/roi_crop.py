@@ -44,7 +44,7 @@ def roi_crop(
     Gradients flow to ``boxes``, and to ``images`` when they require one. None flows to an edge that was clipped.
 
     A box whose ``image_index`` is outside [0, B) gives zeros and passes no gradient. A box that is not finite gives NaN;
-    an inverted box gives a mirrored crop. :func:`debug_values` reports all three.
+    (its gradient is undefined); an inverted box gives a mirrored crop. :func:`debug_values` reports all three.
 
     Raises:
         TypeError, ValueError: an argument of wrong dtype, shape, device or value range, named with what was found.
@@ -56,6 +56,7 @@ def roi_crop(
     check.same_device(name, images=images, boxes=boxes, image_index=image_index)
     size = check.size_pair(name, "output_size", output_size)
     border = bool(check.choice(name, "padding_mode", padding_mode, check.PADDING_MODES))
+    clip = check.flag(name, "clip", clip)
     if check.debug_enabled():
         check.index_values(name, "image_index", image_index, images.shape[0], "images")
         check.box_values(name, "boxes", boxes)

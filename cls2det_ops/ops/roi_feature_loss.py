@@ -44,7 +44,8 @@ def roi_feature_loss(
     .. math:: L_k = \frac{1}{C P^2} \sum_{c,p,q} d\big(pool(F, box_k)_{cpq} - pool(F^{target}, box^{gt}_{m(k)})_{cpq}\big)
 
     with pool the :func:`roi_avg_pool` of both sides and d the absolute value ("l1"), the square ("l2") or smooth-L1 with
-    ``beta`` ("smooth_l1"). Neither the pooled features nor the crops are stored; each ground truth is pooled once.
+    ``beta`` ("smooth_l1"). Crops and the pooled features of predicted boxes are never stored; each ground truth is pooled
+    once (the CUDA kernels keep those (G, C, P, P) for the call, the CPU kernels one at a time).
     With the images as ``features`` this is the teacher-free "loc" term of "Distilling Image Classifiers in Object
     Detectors" (NeurIPS 2021), equation 11; with feature maps it is equation 10 on shared maps in place of crops.
 
@@ -62,8 +63,10 @@ def roi_feature_loss(
         weight: (K,) weight of each row; a constant, no gradient is sent to it.
         normalizer: divisor of the result, such as the number of positives over all processes; a tensor of one element
             keeps a compiled step from recompiling when it changes.
+            A tensor that is not positive counts as 1.
         reduction: "mean" divides the weighted sum by ``normalizer``, or by max(K, 1) without one; "sum" and "none"
-            (the K rows) are divided only if a normalizer is given.
+            (the K rows) are divided only if a normalizer is given. K counts ignored rows too: to divide by the positives
+            alone, pass only those or give the normalizer.
 
     Returns:
         A scalar, or (K,) for "none", in float32 (float64 for float64 features).
@@ -72,7 +75,8 @@ def roi_feature_loss(
     ground-truth side.
 
     A row is ignored (0, no gradient) when its match, its image or its match's image is out of range: the -1 and -2 of
-    torchvision's matchers may stay in. Boxes that are not finite give NaN. :func:`debug_values` reports both.
+    torchvision's matchers may stay in. Boxes that are not finite give NaN. :func:`debug_values` reports both, and leaves
+    negative indices alone.
 
     Raises:
         TypeError, ValueError: an argument of wrong dtype, shape, device or value range, named with what was found.
@@ -105,12 +109,13 @@ def roi_feature_loss(
     size = check.size_pair(name, "output_size", output_size)
     samples = check.size_pair(name, "sampling_size", sampling_size)
     border = bool(check.choice(name, "padding_mode", padding_mode, check.PADDING_MODES))
+    clip = check.flag(name, "clip", clip)
     kind = check.choice(name, "loss", loss, check.LOSSES)
     beta = check.positive(name, "beta", beta)
     if check.debug_enabled():
-        check.index_values(name, "image_index", image_index, features.shape[0], "features")
+        check.index_values(name, "image_index", image_index, features.shape[0], "features", ignored=True)
         check.index_values(name, "target_image_index", target_image_index, target_features.shape[0], "target_features")
-        check.index_values(name, "matched_idxs", matched_idxs, target_boxes.shape[0], "target_boxes")
+        check.index_values(name, "matched_idxs", matched_idxs, target_boxes.shape[0], "target_boxes", ignored=True)
         check.box_values(name, "boxes", boxes)
         check.box_values(name, "target_boxes", target_boxes)
     dtype = torch.promote_types(features.dtype, target_features.dtype)

@@ -76,7 +76,8 @@ def roi_kd_loss(
         boxes: (K, 4) decoded boxes of the positives, (x1, y1, x2, y2) in input pixels, with their gradient.
         teacher_logits: (G, C), the classifier's logits of the ground-truth crops.
         target_boxes: (G, 4) ground-truth boxes of the whole batch, concatenated.
-        matched_idxs: (K,) the ground truth of each positive, an index into the concatenation.
+        matched_idxs: (K,) the ground truth of each positive, an index into the concatenation; negative: the row is ignored,
+            but it still counts in the default normalizer.
         target_image_index: (G,) the image of each ground truth; a positive lies in the image of its ground truth.
         maps: one :class:`RoIMap` or several to compare on; none leaves the localisation term at 0.
         head: "softmax" or "sigmoid" (its "bce" mode), the student's classification head.
@@ -113,7 +114,9 @@ def roi_kd_loss(
     cls = cls_weight * cls
     image_index = _image_of_match(matched_idxs, target_image_index)
     loc = boxes[:0].sum().to(cls.dtype)
-    for roi_map in [maps] if isinstance(maps, RoIMap) else maps:
+    for number, roi_map in enumerate([maps] if isinstance(maps, RoIMap) else maps):
+        if not isinstance(roi_map, RoIMap):
+            raise TypeError(f"{name}: maps must be a RoIMap or a sequence of them, found {type(roi_map).__name__} at {number}")
         term = roi_feature_loss(
             roi_map.features,
             boxes,

@@ -9,7 +9,8 @@ template <typename S, typename T>
 __global__ void __launch_bounds__(kBlock) scale_rows_kernel(
     const T* grad_rows, const S* row_grads, int64_t count, int64_t width, S* out) {
   for (int64_t i = int64_t(blockIdx.x) * kBlock + threadIdx.x; i < count * width; i += int64_t(gridDim.x) * kBlock) {
-    out[i] = static_cast<S>(grad_rows[divide(i, width)] * static_cast<T>(row_grads[i]));
+    const T g = grad_rows[divide(i, width)];  // a row that nothing asks for stays 0, even if its gradient is NaN
+    out[i] = static_cast<S>(g == T(0) ? T(0) : g * static_cast<T>(row_grads[i]));
   }
 }
 
