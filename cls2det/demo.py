@@ -92,7 +92,7 @@ def demo(
 
     Args:
         out: folder for everything that is written (default: runs/demo, or runs/demo-quick)
-        seeds: paired runs per arm (default: 2, or 1 with --quick)
+        seeds: paired runs per arm (default: 3, or 1 with --quick)
         quick: see in 3 minutes that everything runs; too short to show the gain
         controls: train two control arms as well (half as long again)
         first_seed: the first of the seeds (those below 11 were seen while settings were chosen)
@@ -104,7 +104,7 @@ def demo(
     """
     console, began = Console(), time.time()
     settings = QUICK if quick else DemoSettings()
-    seeds = (1 if quick else 2) if seeds is None else seeds
+    seeds = (1 if quick else 3) if seeds is None else seeds
     if seeds < 1:
         raise ValueError(f"--seeds must be at least 1, got {seeds}")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
