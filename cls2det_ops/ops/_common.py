@@ -69,6 +69,33 @@ def reduce_rows(
     return result if normalizer is None else result / normalizer
 
 
+def register_box_sampling(name: str) -> None:
+    """Fakes and gradients of an operator (map, boxes, image_index, out_h, out_w, *options) -> (N, C, out_h, out_w) with the
+    backward operator (grad, map, boxes, image_index, *options, need_map, need_boxes) -> (grad_map, grad_boxes)."""
+
+    @register_fake(name)
+    def _(map, boxes, image_index, out_h, out_w, *options):
+        return map.new_empty(boxes.shape[0], map.shape[1], out_h, out_w)
+
+    @register_fake(f"{name}_backward")
+    def _(grad, map, boxes, image_index, *options):
+        need_map, need_boxes = options[-2:]
+        return map.new_empty(map.shape if need_map else (0,)), boxes.new_empty(boxes.shape if need_boxes else (0,))
+
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[:3])
+        ctx.options = inputs[5:]
+
+    def backward(ctx, grad):
+        needed = ctx.needs_input_grad[:2]
+        grads = getattr(torch.ops.cls2det, f"{name}_backward")(grad, *ctx.saved_tensors, *ctx.options, *needed)
+        grads = [found if need else None for found, need in zip(grads, needed, strict=True)]
+        return (*grads, *[None] * (3 + len(ctx.options)))
+
+    register_autograd(name, setup_context, backward)
+    refuse_second_derivative(f"{name}_backward")
+
+
 @register_fake("scale_rows")
 def _(grad_rows: Tensor, row_grads: Tensor, input: Tensor) -> Tensor:
     return row_grads.new_empty(row_grads.shape, dtype=input.dtype)

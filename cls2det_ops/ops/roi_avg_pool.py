@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import _checks as check
 from .. import reference
 from .._library import native
-from ._common import refuse_second_derivative, register_autograd, register_fake
+from ._common import register_box_sampling
 
 
 def roi_avg_pool(
@@ -66,31 +66,4 @@ def roi_avg_pool(
     return torch.ops.cls2det.roi_avg_pool(features, boxes, image_index, *size, *samples, scale, border, clip)
 
 
-@register_fake("roi_avg_pool")
-def _(features, boxes, image_index, out_h, out_w, samples_h, samples_w, spatial_scale, border, clip):
-    return features.new_empty(boxes.shape[0], features.shape[1], out_h, out_w)
-
-
-@register_fake("roi_avg_pool_backward")
-def _(grad, features, boxes, image_index, samples_h, samples_w, spatial_scale, border, clip, need_features, need_boxes):
-    return (
-        features.new_empty(features.shape if need_features else (0,)),
-        boxes.new_empty(boxes.shape if need_boxes else (0,)),
-    )
-
-
-def _setup_context(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[:3])
-    ctx.options = inputs[5:]
-
-
-def _backward(ctx, grad):
-    need_features, need_boxes = ctx.needs_input_grad[:2]
-    grad_features, grad_boxes = torch.ops.cls2det.roi_avg_pool_backward(
-        grad, *ctx.saved_tensors, *ctx.options, need_features, need_boxes
-    )
-    return (grad_features if need_features else None, grad_boxes if need_boxes else None, *[None] * 8)
-
-
-register_autograd("roi_avg_pool", _setup_context, _backward)
-refuse_second_derivative("roi_avg_pool_backward")
+register_box_sampling("roi_avg_pool")

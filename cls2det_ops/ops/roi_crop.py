@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import _checks as check
 from .. import reference
 from .._library import native
-from ._common import refuse_second_derivative, register_autograd, register_fake
+from ._common import register_box_sampling
 
 
 def roi_crop(
@@ -66,31 +66,4 @@ def roi_crop(
     return torch.ops.cls2det.roi_crop(images, boxes, image_index, *size, border, clip)
 
 
-@register_fake("roi_crop")
-def _(images, boxes, image_index, out_h, out_w, border, clip):
-    return images.new_empty(boxes.shape[0], images.shape[1], out_h, out_w)
-
-
-@register_fake("roi_crop_backward")
-def _(grad, images, boxes, image_index, border, clip, need_images, need_boxes):
-    return (
-        images.new_empty(images.shape if need_images else (0,)),
-        boxes.new_empty(boxes.shape if need_boxes else (0,)),
-    )
-
-
-def _setup_context(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[:3])
-    ctx.options = inputs[5:]
-
-
-def _backward(ctx, grad):
-    need_images, need_boxes = ctx.needs_input_grad[:2]
-    grad_images, grad_boxes = torch.ops.cls2det.roi_crop_backward(
-        grad, *ctx.saved_tensors, *ctx.options, need_images, need_boxes
-    )
-    return grad_images if need_images else None, grad_boxes if need_boxes else None, None, None, None, None, None
-
-
-register_autograd("roi_crop", _setup_context, _backward)
-refuse_second_derivative("roi_crop_backward")
+register_box_sampling("roi_crop")
