@@ -1,64 +1,120 @@
-"""The CUDA kernels as a CPU back end: builds csrc/cuda unmodified with the C++ compiler, and routes the operators to it."""
+"""The CUDA kernels as a CPU back end: compiles csrc/cuda unmodified with a C++ compiler, and routes the operators to it.
+
+``CLS2DET_EMULATOR`` chooses the build: ``plain``; ``sanitize``, with AddressSanitizer and UBSan, whose library must have been
+loaded before Python's (LD_PRELOAD, see the Makefile); or ``races``, with the race detector.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
 import os
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 ROOT = Path(__file__).parents[2]
+EMU = Path(__file__).parent
 NAMESPACE = "cls2det_emulated"
-COMPILER = os.environ.get("CXX", "g++")
+SANITIZE = ["-fsanitize=address,undefined", "-fsanitize=float-cast-overflow", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+
+
+@dataclass(frozen=True)
+class Build:
+    compilers: tuple[str, ...]  # the first that is there
+    flags: list[str]
+    kernel_flags: list[str]
+    link_flags: list[str]
+    sources: list[Path]
+
+    def compiler(self) -> str | None:
+        return next((found for name in self.compilers if (found := shutil.which(name))), None)
+
+
+GNU = (os.environ.get("CXX", "g++"), "g++", "clang++")
+EMULATOR = EMU / "emulator.cpp"
+BUILDS = {
+    "plain": Build(GNU, ["-O2"], [], [], [EMULATOR]),
+    "sanitize": Build(GNU, ["-O1", "-g1", *SANITIZE], [], SANITIZE[:1], [EMULATOR]),
+    "races": Build(
+        ("clang++", *GNU),
+        ["-O1", "-g1", "-DCLS2DET_EMULATE_RACES"],
+        ["-fsanitize=thread"],  # when compiling only: race_detector.cpp is its library
+        ["-Wl,--wrap=memcpy,--wrap=memmove,--wrap=memset", "-ldl"],
+        [EMULATOR, EMU / "race_detector.cpp"],
+    ),
+}
+
+
+def chosen() -> str:
+    name = os.environ.get("CLS2DET_EMULATOR", "plain")
+    if name not in BUILDS:
+        raise ValueError(f"CLS2DET_EMULATOR must be one of {', '.join(BUILDS)}, found {name!r}")
+    return name
 
 
 def missing() -> str:
     """Why the emulated back end cannot run here, or ""."""
-    if shutil.which(COMPILER) is None:
-        return f"no C++ compiler ({COMPILER})"
+    if BUILDS[chosen()].compiler() is None:
+        return f"no C++ compiler ({', '.join(BUILDS[chosen()].compilers)})"
     if not (ROOT / "csrc/cuda").is_dir():
         return "the CUDA sources are not beside the tests"
     return "" if hasattr(torch.ops.cls2det, "roi_crop") else "the operators are not declared: the extension is not built"
 
 
+def compile_sources(build: Build, kernels: list[Path], others: list[Path], flags: list[str], link: list[str], name: str) -> Path:
+    """Compile and link once for given sources, torch and compiler; the path of the result."""
+    compiler = build.compiler()
+    common = [*build.flags, "-std=c++17", "-fPIC", *flags, "-I", str(EMU / "include"), "-I", str(ROOT / "csrc")]
+    headers = [*ROOT.glob("csrc/**/*.h"), *ROOT.glob("csrc/**/*.cuh"), *EMU.glob("**/*.h")]
+    text = "".join(path.read_text() for path in [*kernels, *others, *sorted(headers)])
+    digest = hashlib.sha256(f"{torch.__version__} {compiler} {build} {flags} {text}".encode()).hexdigest()[:16]
+    folder = ROOT / "build" / f"{Path(name).stem}-{digest}"
+    result = folder / name
+    if result.is_file():
+        return result
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def compile_one(source: Path) -> str:
+        target = folder / f"{source.name}.{os.getpid()}.o"
+        extra = build.kernel_flags if source in kernels else []
+        subprocess.run([compiler, *common, *extra, "-x", "c++", "-c", str(source), "-o", str(target)], check=True)
+        return str(target)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compile_one, [*kernels, *others]))  # kernels first: their copies of inline functions are kept
+    part = folder / f"{name}.{os.getpid()}"
+    subprocess.run([compiler, "-o", str(part), *objects, *build.link_flags, *link], check=True)
+    part.replace(result)
+    return result
+
+
+@functools.cache
+def library() -> Path:
+    include, libraries = (Path(torch.__file__).parent / name for name in ("include", "lib"))
+    flags = ["-fvisibility=hidden", "-DTORCH_TARGET_VERSION=0x020b000000000000", "-isystem", str(include)]
+    flags += [f"-DCLS2DET_NAMESPACE={NAMESPACE}", "-DCLS2DET_KEY=CPU", "-DCLS2DET_SCRATCH_VALUES=4096"]
+    build = BUILDS[chosen()]
+    kernels = sorted((ROOT / "csrc/cuda").glob("*.cu"))
+    others = [ROOT / "csrc/cuda/operators.cpp", *build.sources]
+    link = ["-shared", f"-L{libraries}", "-ltorch_cpu"]
+    return compile_sources(build, kernels, others, flags, link, "emulated.so")
+
+
 @functools.cache
 def load() -> None:
-    """Compile (once for given sources, torch and compiler) and register the kernels under their own namespace."""
-    sources = [*sorted((ROOT / "csrc/cuda").glob("*.cu")), ROOT / "csrc/cuda/operators.cpp", ROOT / "tests/emu/emulator.cpp"]
-    headers = [*ROOT.glob("csrc/**/*.h"), *ROOT.glob("csrc/**/*.cuh"), *ROOT.glob("tests/emu/**/*.h")]
-    include = Path(torch.__file__).parent / "include"
-    flags = ["-O2", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
-    flags += [f"-DCLS2DET_NAMESPACE={NAMESPACE}", "-DCLS2DET_KEY=CPU", "-DCLS2DET_SCRATCH_VALUES=4096"]
-    flags += ["-I", str(ROOT / "tests/emu/include"), "-I", str(ROOT / "csrc"), "-isystem", str(include)]
-    text = "".join(path.read_text() for path in sorted([*sources, *headers]))
-    digest = hashlib.sha256(f"{torch.__version__} {COMPILER} {flags} {text}".encode()).hexdigest()[:16]
-    folder = ROOT / "build" / f"emulated-{digest}"
-    library = folder / "emulated.so"
-    if not library.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-
-        def compile_one(source: Path) -> str:
-            target = folder / f"{source.name}.o"
-            subprocess.run([COMPILER, *flags, "-x", "c++", "-c", str(source), "-o", str(target)], check=True)
-            return str(target)
-
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = list(pool.map(compile_one, sources))
-        part = folder / f"emulated.{os.getpid()}.so"
-        torch_libraries = Path(torch.__file__).parent / "lib"
-        subprocess.run([COMPILER, "-shared", "-o", str(part), *objects, f"-L{torch_libraries}", "-ltorch_cpu"], check=True)
-        part.replace(library)
+    """Register the kernels under their own namespace."""
     declarations = torch.library.Library(NAMESPACE, "DEF")  # the schemas of csrc/library.cpp, under the other name
     for name in operator_names():
         declarations.define(str(getattr(torch.ops.cls2det, name).default._schema).removeprefix("cls2det::"))
     _keep_alive.append(declarations)
-    torch.ops.load_library(str(library))
+    torch.ops.load_library(str(library()))
 
 
 _keep_alive: list[torch.library.Library] = []
@@ -67,6 +123,14 @@ _keep_alive: list[torch.library.Library] = []
 def operator_names() -> list[str]:
     names = torch._C._dispatch_get_all_op_names()
     return sorted({name.split("::")[1].split(".")[0] for name in names if name.startswith("cls2det::")})
+
+
+def launched_kernels() -> set[str]:
+    """The names of the kernels that this process has launched."""
+    load()
+    function = ctypes.CDLL(str(library())).cls2det_emulated_kernels
+    function.restype = ctypes.c_char_p
+    return set(function().decode().split())
 
 
 class Emulated(TorchDispatchMode):

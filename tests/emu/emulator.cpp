@@ -1,87 +1,43 @@
 // Runs CUDA kernels on the CPU: one fiber per thread of a block, one block after another.
 //
 // Scheduling is greedy: a warp runs until every lane of it waits, which shows a missing __syncthreads that taking turns
-// would hide; CLS2DET_EMULATOR_ORDER=reverse starts from the last warp and lane. A launch fails, naming threads and lines,
-// when lanes of a warp meet at different collectives, when a mask is not full, when a thread ends while others wait for it,
-// and when shared memory exceeds what every GPU has. Shared memory starts as NaN.
+// would hide. Shared memory starts as NaN. A launch fails, naming kernel, threads and source lines, when
+//   - a lane calls a collective with a mask that leaves it out, or reads a lane that the mask leaves out,
+//   - lanes wait for others that have ended, wait elsewhere, or brought another mask (so nobody can go on),
+//   - the threads of a block stand at different __syncthreads, or some have ended before one,
+//   - shared memory exceeds what every GPU has.
+// CLS2DET_EMULATOR_ORDER  forward (default), reverse, or random:SEED: the order of blocks, warps and lanes
+// CLS2DET_EMULATOR_BLOCKS ends: run the first and the last two blocks of each grid only, for sizes beyond patience
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <random>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
-#if !defined(__x86_64__)
-#include <ucontext.h>
-#endif
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/common_interface_defs.h>
-#endif
+#include "fiber.h"
+#include "race_detector.h"
 
 EmulatedIndex threadIdx, blockIdx, gridDim, blockDim;
 
 namespace {
 
 constexpr unsigned kWarpLanes = 32;
-constexpr size_t kStack = 256 * 1024, kMostShared = 48 * 1024;
-
-// ---- fibers ----
-
-#if defined(__x86_64__)
-// Saves the registers that a call must keep on the current stack, its top in *from, and continues on the stack `to`.
-extern "C" void emulator_switch(void** from, void* to);
-asm(R"(
-.text
-.globl emulator_switch
-.hidden emulator_switch
-.type emulator_switch, @function
-emulator_switch:
-  pushq %rbp; pushq %rbx; pushq %r12; pushq %r13; pushq %r14; pushq %r15
-  movq %rsp, (%rdi)
-  movq %rsi, %rsp
-  popq %r15; popq %r14; popq %r13; popq %r12; popq %rbx; popq %rbp
-  ret
-.size emulator_switch, .-emulator_switch
-)");
-
-struct Context {
-  void* top = nullptr;
-  void start(char* stack, void (*entry)()) {
-    void** slots = reinterpret_cast<void**>(stack + kStack);  // aligned to 16
-    slots[-1] = nullptr;                                      // so that entry starts as if it had been called
-    slots[-2] = reinterpret_cast<void*>(entry);
-    for (int i = 3; i <= 8; ++i) slots[-i] = nullptr;
-    top = slots - 8;
-  }
-  void switch_to(Context& other) { emulator_switch(&top, other.top); }
-};
-#else
-struct Context {
-  ucontext_t state;
-  void start(char* stack, void (*entry)()) {
-    getcontext(&state);
-    state.uc_stack.ss_sp = stack;
-    state.uc_stack.ss_size = kStack;
-    state.uc_link = nullptr;
-    makecontext(&state, entry, 0);
-  }
-  void switch_to(Context& other) { swapcontext(&state, &other.state); }
-};
-#endif
+constexpr size_t kMostShared = 48 * 1024;
 
 enum class Waits { runs, at_warp, at_block, ended };
 
 struct Thread {
-  Context context;
-  std::unique_ptr<char[]> stack{new char[kStack]};
+  Fiber fiber;
   Waits waits = Waits::ended;
   emulator::Site site{};
+  unsigned mask = 0;
   uint64_t brought = 0;
-#if defined(__SANITIZE_ADDRESS__)
-  void* fake_stack = nullptr;
-#endif
 };
 
 struct SharedArray {
@@ -90,107 +46,145 @@ struct SharedArray {
   std::unique_ptr<char[]> memory;
 };
 
-std::vector<std::unique_ptr<Thread>> threads;  // of the block that runs
-unsigned current, alive_threads;
-Context scheduler;
+std::vector<std::unique_ptr<Thread>> threads;
+unsigned current, count;  // the thread that runs; threads of the block
 const std::function<void()>* body;
+std::string kernel, failure;  // failure: found inside a fiber, thrown by the scheduler
 std::vector<SharedArray> shared;
 uint64_t received[1024 / kWarpLanes][kWarpLanes];
-std::string failure;  // found inside a fiber, thrown by the scheduler
-#if defined(__SANITIZE_ADDRESS__)
-const void* main_stack;
-size_t main_stack_size;
-#endif
+std::set<std::string> launched;
 
-void leave_fiber([[maybe_unused]] bool for_good) {
-  Thread& thread = *threads[current];
-#if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_start_switch_fiber(for_good ? nullptr : &thread.fake_stack, main_stack, main_stack_size);
-#endif
-  thread.context.switch_to(scheduler);
-#if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_finish_switch_fiber(thread.fake_stack, nullptr, nullptr);
-#endif
+// ---- errors ----
+
+std::string place(const emulator::Site& site) {
+  const char* slash = std::strrchr(site.file, '/');
+  return std::string(site.name) + " (" + (slash ? slash + 1 : site.file) + ":" + std::to_string(site.line) + ")";
 }
-
-void fiber_main() {
-#if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_finish_switch_fiber(nullptr, &main_stack, &main_stack_size);
-#endif
-  (*body)();
-  threads[current]->waits = Waits::ended;
-  leave_fiber(true);
-  std::abort();  // an ended fiber is not resumed
-}
-
-void resume(unsigned index) {
-  Thread& thread = *threads[index];
-  current = threadIdx.x = index;
-#if defined(__SANITIZE_ADDRESS__)
-  void* fake_stack = nullptr;
-  __sanitizer_start_switch_fiber(&fake_stack, thread.stack.get(), kStack);
-#endif
-  scheduler.switch_to(thread.context);
-#if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
-#endif
-  if (!failure.empty()) throw std::runtime_error("emulated kernel, block " + std::to_string(blockIdx.x) + ": " + failure);
-}
-
-// ---- scheduling ----
 
 std::string describe(unsigned index) {
   const Thread& thread = *threads[index];
   const std::string name = "thread " + std::to_string(index);
   if (thread.waits == Waits::ended) return name + " has ended";
-  return name + (thread.waits == Waits::at_warp ? " waits for its warp at " : " waits for its block at ") + thread.site.file + ":" +
-         std::to_string(thread.site.line);
+  if (thread.waits == Waits::at_block) return name + " waits at " + place(thread.site);
+  char mask[16];
+  std::snprintf(mask, sizeof mask, "0x%08x", thread.mask);
+  return name + " waits at " + place(thread.site) + " with mask " + mask;
 }
 
-[[noreturn]] void fail_apart(unsigned a, unsigned b) {
-  throw std::runtime_error("emulated kernel, block " + std::to_string(blockIdx.x) + ": " + describe(a) + ", " + describe(b));
+[[noreturn]] void give_up(const std::string& message) {
+  threads.clear();  // abandoned fibers are not resumed
+  races::stop_thread();
+  throw std::runtime_error("emulated " + kernel + ", block " + std::to_string(blockIdx.x) + ": " + message);
 }
 
-bool together(const Thread& a, const Thread& b) {
-  return a.waits == b.waits && a.site.line == b.site.line && std::strcmp(a.site.file, b.site.file) == 0;
+// ---- scheduling ----
+
+struct Order {
+  bool reverse = false, random = false;
+  std::minstd_rand engine;
+
+  Order() {
+    const char* wish = std::getenv("CLS2DET_EMULATOR_ORDER");
+    reverse = wish && std::strcmp(wish, "reverse") == 0;
+    random = wish && std::strncmp(wish, "random:", 7) == 0;
+    if (random) engine.seed(unsigned(std::atoi(wish + 7)) + 1);
+    if (wish && !reverse && !random && std::strcmp(wish, "forward") != 0) {
+      throw std::runtime_error(std::string("CLS2DET_EMULATOR_ORDER must be forward, reverse or random:SEED, found ") + wish);
+    }
+  }
+
+  void arrange(unsigned* items, unsigned n) {
+    for (unsigned i = 0; i < n; ++i) items[i] = reverse ? n - 1 - i : i;
+    if (random) std::shuffle(items, items + n, engine);
+  }
+};
+
+void thread_main() {
+  (*body)();
+  threads[current]->waits = Waits::ended;
+  threads[current]->fiber.leave(true);
 }
 
-// Runs a warp until it has ended or waits for the block.
-void run_warp(unsigned warp, bool reverse) {
+void wait(Waits what, emulator::Site site) {
+  threads[current]->waits = what;
+  threads[current]->site = site;
+  threads[current]->fiber.leave(false);
+}
+
+void resume(unsigned index) {
+  Fiber& fiber = threads[index]->fiber;
+  current = threadIdx.x = index;
+  races::start_thread(index, fiber.stack(), Fiber::kStack);
+  fiber.enter();
+  races::stop_thread();
+  if (!failure.empty()) give_up(failure);
+}
+
+bool together(const Thread& a, const Thread& b) {  // both have ended, or both wait in the same call
+  if (a.waits != b.waits || a.waits == Waits::ended) return a.waits == b.waits;
+  return a.site.line == b.site.line && std::strcmp(a.site.file, b.site.file) == 0 &&
+         std::strcmp(a.site.name, b.site.name) == 0 && (a.waits == Waits::at_block || a.mask == b.mask);
+}
+
+// The lane of `first`'s mask that keeps it waiting, or kWarpLanes.
+unsigned absent_lane(unsigned warp, const Thread& first) {
+  for (unsigned i = 0; i < kWarpLanes; ++i) {
+    if ((first.mask >> i & 1) && !together(first, *threads[warp * kWarpLanes + i])) return i;
+  }
+  return kWarpLanes;
+}
+
+// Runs a warp until each of its lanes has ended or waits for the block.
+void run_warp(unsigned warp, Order& order) {
   const unsigned begin = warp * kWarpLanes;
-  while (true) {
-    for (unsigned i = 0; i < kWarpLanes; ++i) {
-      const unsigned index = begin + (reverse ? kWarpLanes - 1 - i : i);
-      if (threads[index]->waits == Waits::runs) resume(index);
+  unsigned lanes[kWarpLanes];
+  for (bool moved = true; moved;) {
+    order.arrange(lanes, kWarpLanes);
+    for (unsigned lane : lanes) {
+      if (threads[begin + lane]->waits == Waits::runs) resume(begin + lane);
     }
-    for (unsigned i = begin + 1; i < begin + kWarpLanes; ++i) {
-      const Thread &a = *threads[begin], &b = *threads[i];
-      if (a.waits == Waits::ended ? b.waits != Waits::ended : !together(a, b)) fail_apart(begin, i);
+    moved = false;  // every lane waits or has ended: complete the collectives that can be
+    for (unsigned lane = 0; lane < kWarpLanes; ++lane) {
+      const Thread& thread = *threads[begin + lane];
+      if (thread.waits != Waits::at_warp || absent_lane(warp, thread) != kWarpLanes) continue;
+      if (std::strcmp(thread.site.name, "__syncwarp") == 0) races::warp_barrier(warp, thread.mask);  // others order nothing
+      const unsigned mask = thread.mask;
+      for (unsigned i = 0; i < kWarpLanes; ++i) {
+        if (!(mask >> i & 1)) continue;
+        received[warp][i] = threads[begin + i]->brought;
+        threads[begin + i]->waits = Waits::runs;
+      }
+      moved = true;
     }
-    if (threads[begin]->waits != Waits::at_warp) return;
-    for (unsigned i = 0; i < kWarpLanes; ++i) {
-      received[warp][i] = threads[begin + i]->brought;
-      threads[begin + i]->waits = Waits::runs;
+  }
+  for (unsigned lane = 0; lane < kWarpLanes; ++lane) {
+    const Thread& thread = *threads[begin + lane];
+    if (thread.waits == Waits::at_warp) {
+      give_up(describe(begin + lane) + ", but " + describe(begin + absent_lane(warp, thread)));
     }
   }
 }
 
-void run_block(bool reverse) {
-  const unsigned warps = alive_threads / kWarpLanes;
-  for (SharedArray& array : shared) std::memset(array.memory.get(), 0xff, array.bytes);
-  for (unsigned i = 0; i < alive_threads; ++i) {
-    threads[i]->context.start(threads[i]->stack.get(), fiber_main);
+void run_block(Order& order) {
+  for (SharedArray& array : shared) {
+    std::memset(array.memory.get(), 0xff, array.bytes);
+    races::forget(array.memory.get(), array.bytes);
+  }
+  races::start_block(blockIdx.x);
+  for (unsigned i = 0; i < count; ++i) {
+    threads[i]->fiber.start(thread_main);
     threads[i]->waits = Waits::runs;
   }
+  unsigned warps[1024 / kWarpLanes];
   while (true) {
-    for (unsigned w = 0; w < warps; ++w) run_warp(reverse ? warps - 1 - w : w, reverse);
-    for (unsigned i = 1; i < alive_threads; ++i) {
-      if (threads[0]->waits == Waits::ended ? threads[i]->waits != Waits::ended : !together(*threads[0], *threads[i])) {
-        fail_apart(0, i);
-      }
+    order.arrange(warps, count / kWarpLanes);
+    for (unsigned i = 0; i < count / kWarpLanes; ++i) run_warp(warps[i], order);
+    for (unsigned i = 1; i < count; ++i) {
+      if (!together(*threads[0], *threads[i])) give_up(describe(0) + ", but " + describe(i));
     }
     if (threads[0]->waits == Waits::ended) return;
-    for (unsigned i = 0; i < alive_threads; ++i) threads[i]->waits = Waits::runs;
+    races::block_barrier();
+    for (unsigned i = 0; i < count; ++i) threads[i]->waits = Waits::runs;
   }
 }
 
@@ -198,19 +192,32 @@ void run_block(bool reverse) {
 
 namespace emulator {
 
-void launch(unsigned blocks, unsigned count, const std::function<void()>& thread) {
-  if (blocks == 0 || blocks > INT32_MAX || count == 0 || count > 1024 || count % kWarpLanes != 0) {
-    throw std::runtime_error("emulated launch of " + std::to_string(blocks) + " blocks of " + std::to_string(count) + " threads");
+void launch(const char* name, unsigned blocks, unsigned block_threads, const std::function<void()>& thread) {
+  kernel = name;  // such as (pool_kernel<S, T>)
+  kernel.erase(0, kernel.find_first_not_of('('));
+  kernel.erase(std::min(kernel.find('<'), kernel.find(')')));
+  launched.insert(kernel);
+  if (blocks == 0 || blocks > INT32_MAX || block_threads == 0 || block_threads > 1024 || block_threads % kWarpLanes != 0) {
+    throw std::runtime_error(
+        "emulated " + kernel + ": launched with " + std::to_string(blocks) + " blocks of " + std::to_string(block_threads) +
+        " threads");
   }
-  const char* order = std::getenv("CLS2DET_EMULATOR_ORDER");
-  const bool reverse = order && std::strcmp(order, "reverse") == 0;
-  while (threads.size() < count) threads.push_back(std::make_unique<Thread>());
+  Order order;
+  const char* which = std::getenv("CLS2DET_EMULATOR_BLOCKS");
+  const bool ends = which && std::strcmp(which, "ends") == 0;
+  while (threads.size() < block_threads) threads.push_back(std::make_unique<Thread>());
   failure.clear();
   shared.clear();
   body = &thread;
-  alive_threads = blockDim.x = count;
+  count = blockDim.x = block_threads;
   gridDim.x = blocks;
-  for (blockIdx.x = 0; blockIdx.x < blocks; ++blockIdx.x) run_block(reverse);
+  races::start_launch();
+  const unsigned start = order.random ? order.engine() % blocks : 0;
+  for (unsigned i = 0; i < blocks; ++i) {
+    if (ends && i >= 2 && i + 2 < blocks) i = blocks - 2;
+    blockIdx.x = order.reverse ? blocks - 1 - i : (i + start) % blocks;
+    run_block(order);
+  }
 }
 
 void* shared_memory(const void* site, size_t bytes) {
@@ -219,31 +226,49 @@ void* shared_memory(const void* site, size_t bytes) {
     if (array.site == site) return array.memory.get();
     used += array.bytes;
   }
-  if (used > kMostShared) {
-    failure = std::to_string(used) + " bytes of shared memory";
-    leave_fiber(false);
-  }
+  if (used > kMostShared) fail(std::to_string(used) + " bytes of shared memory, a GPU has " + std::to_string(kMostShared));
   shared.push_back({site, bytes, std::unique_ptr<char[]>(new char[bytes])});
   std::memset(shared.back().memory.get(), 0xff, bytes);
+  races::forget(shared.back().memory.get(), bytes);
   return shared.back().memory.get();
 }
 
-void block_barrier(Site site) {
-  threads[current]->waits = Waits::at_block;
-  threads[current]->site = site;
-  leave_fiber(false);
-}
+void block_barrier(Site site) { wait(Waits::at_block, site); }
 
 const uint64_t* exchange(unsigned mask, uint64_t brought, Site site) {
-  Thread& thread = *threads[current];
-  if (mask != ~0u) failure = std::string("a mask that is not full at ") + site.file + ":" + std::to_string(site.line);
-  thread.waits = Waits::at_warp;
-  thread.site = site;
-  thread.brought = brought;
-  leave_fiber(false);
+  threads[current]->mask = mask;
+  threads[current]->brought = brought;
+  if (!(mask >> lane() & 1)) {
+    threads[current]->waits = Waits::at_warp;
+    threads[current]->site = site;
+    fail(describe(current) + ", which leaves it out");
+  }
+  wait(Waits::at_warp, site);
   return received[current / kWarpLanes];
 }
 
+void check_source(unsigned mask, unsigned source, Site site) {
+  if (source < kWarpLanes && (mask >> source & 1)) return;
+  fail("thread " + std::to_string(current) + " reads lane " + std::to_string(source) + ", which its mask leaves out, at " + place(site));
+}
+
+void begin_atomic(const volatile void* address, size_t bytes) { races::begin_atomic(address, bytes); }
+void end_atomic() { races::end_atomic(); }
+
 unsigned lane() { return current % kWarpLanes; }
 
+void fail(const std::string& message) {
+  failure = message;
+  threads[current]->fiber.leave(false);
+  std::abort();  // a failed launch does not go on
+}
+
 }  // namespace emulator
+
+// The names of all kernels that this process has launched, for tests of coverage.
+extern "C" __attribute__((visibility("default"))) const char* cls2det_emulated_kernels() {
+  static std::string names;
+  names.clear();
+  for (const std::string& name : launched) names += name + "\n";
+  return names.c_str();
+}

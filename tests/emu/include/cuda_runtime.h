@@ -14,7 +14,7 @@
 #define __launch_bounds__(threads)
 
 #define CLS2DET_LAUNCH(kernel, blocks, stream, ...) \
-  ((void)(stream), ::emulator::launch(blocks, ::cls2det::kBlock, [&] { (kernel)(__VA_ARGS__); }))
+  ((void)(stream), ::emulator::launch(#kernel, blocks, ::cls2det::kBlock, [&] { (kernel)(__VA_ARGS__); }))
 #define CLS2DET_SHARED(type, name, size) \
   static const char name##_site = 0;     \
   type* const name = static_cast<type*>(::emulator::shared_memory(&name##_site, sizeof(type) * (size)))
@@ -32,59 +32,75 @@ inline void cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t)
 
 namespace emulator {
 
-struct Site {  // where a collective was called
-  const char* file;
+struct Site {  // one call of a collective in the source
+  const char *name, *file;
   int line;
 };
 
-void launch(unsigned blocks, unsigned threads, const std::function<void()>& thread);
+void launch(const char* kernel, unsigned blocks, unsigned threads, const std::function<void()>& thread);
 
 // The same memory for all threads of a block, filled with 0xFF (NaN) when the block starts.
 void* shared_memory(const void* site, size_t bytes);
 
 void block_barrier(Site site);
 
-// Waits for all 32 lanes of the warp; returns what each of them brought. Valid until the next collective.
+// Waits for the lanes of `mask`; returns what each of them brought. Valid until the next collective.
 const uint64_t* exchange(unsigned mask, uint64_t brought, Site site);
+
+void check_source(unsigned mask, unsigned source, Site site);
+
+void begin_atomic(const volatile void* address, size_t bytes);
+void end_atomic();
 
 unsigned lane();
 
 template <typename T>
 T shuffle(unsigned mask, T value, unsigned source, Site site) {
   static_assert(sizeof(T) <= 8);
+  check_source(mask, source, site);
   uint64_t bits = 0;
   std::memcpy(&bits, &value, sizeof(T));
-  const uint64_t received = exchange(mask, bits, site)[source % 32];
+  const uint64_t received = exchange(mask, bits, site)[source];
   std::memcpy(&value, &received, sizeof(T));
   return value;
 }
 
 }  // namespace emulator
 
-#define EMULATED_SITE emulator::Site site = {__builtin_FILE(), __builtin_LINE()}
+#define EMULATED_SITE(name) \
+  emulator::Site site = { name, __builtin_FILE(), __builtin_LINE() }
 
-inline void __syncthreads(EMULATED_SITE) { emulator::block_barrier(site); }
-inline void __syncwarp(unsigned mask = ~0u, EMULATED_SITE) { emulator::exchange(mask, 0, site); }
+inline void __syncthreads(EMULATED_SITE("__syncthreads")) { emulator::block_barrier(site); }
+inline void __syncwarp(unsigned mask = ~0u, EMULATED_SITE("__syncwarp")) { emulator::exchange(mask, 0, site); }
 
 template <typename T>
-T __shfl_sync(unsigned mask, T value, int source, EMULATED_SITE) {
-  return emulator::shuffle(mask, value, unsigned(source), site);
+T __shfl_sync(unsigned mask, T value, int source, EMULATED_SITE("__shfl_sync")) {
+  return emulator::shuffle(mask, value, unsigned(source) % 32, site);
 }
 template <typename T>
-T __shfl_xor_sync(unsigned mask, T value, int step, EMULATED_SITE) {
+T __shfl_xor_sync(unsigned mask, T value, int step, EMULATED_SITE("__shfl_xor_sync")) {
   return emulator::shuffle(mask, value, emulator::lane() ^ unsigned(step), site);
 }
 template <typename T>
-T __shfl_down_sync(unsigned mask, T value, unsigned step, EMULATED_SITE) {
+T __shfl_down_sync(unsigned mask, T value, unsigned step, EMULATED_SITE("__shfl_down_sync")) {
   const unsigned lane = emulator::lane();
   return emulator::shuffle(mask, value, lane + step < 32 ? lane + step : lane, site);
 }
 
-inline unsigned __ballot_sync(unsigned mask, bool vote, EMULATED_SITE) {
+inline unsigned __ballot_sync(unsigned mask, bool vote, EMULATED_SITE("__ballot_sync")) {
   const uint64_t* votes = emulator::exchange(mask, vote, site);
   unsigned bits = 0;
-  for (int i = 0; i < 32; ++i) bits |= unsigned(votes[i]) << i;
+  for (unsigned i = 0; i < 32; ++i) bits |= unsigned(mask >> i & 1 && votes[i]) << i;
   return bits;
+}
+
+template <typename T>
+T atomicAdd(T* address, T value) {
+  emulator::begin_atomic(address, sizeof(T));
+  const T before = *address;
+  *address = before + value;
+  emulator::end_atomic();
+  return before;
 }
 
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
