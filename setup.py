@@ -5,6 +5,7 @@ Environment:
   CLS2DET_CUDA=auto|0|1     CUDA kernels: when a toolkit is found and torch has CUDA (default), never, or fail without
   TORCH_CUDA_ARCH_LIST      which GPUs to compile for; default: those present, else 8.0 8.6 8.9 9.0 10.0 12.0 and PTX
   CUDA_HOME                 where the toolkit is
+  CLS2DET_SANITIZE=1        CPU kernels with AddressSanitizer and UBSan, for `make sanitize`
 """
 
 import os
@@ -83,6 +84,10 @@ def extensions() -> dict:
 
     macros = [("TORCH_TARGET_VERSION", TORCH_TARGET)]
     cxx = ["-O3", "-std=c++17", "-Wall", "-Wextra", "-Wno-psabi", "-fvisibility=hidden", "-ffp-contract=fast", "-g0"]
+    link = []
+    if os.environ.get("CLS2DET_SANITIZE", "0") not in ("", "0"):
+        link = ["-fsanitize=address,undefined"]
+        cxx += ["-O1", "-g1", "-fno-omit-frame-pointer", *link, "-fsanitize=float-cast-overflow", "-fno-sanitize-recover=all"]
     record = {"CLS2DET_BUILD_TORCH": torch.__version__, "CLS2DET_CUDA_ARCHS": archs, "CLS2DET_CUDA_MISSING": cuda_missing}
     modules = [
         cpp_extension.CppExtension(
@@ -91,6 +96,7 @@ def extensions() -> dict:
             include_dirs=[os.path.abspath("csrc"), pybind11.get_include()],
             define_macros=macros + [(name, f'"{value}"') for name, value in record.items()],
             extra_compile_args=cxx,
+            extra_link_args=link,
         )
     ]
     if cuda_home:

@@ -39,7 +39,7 @@ def roi_avg_pool(
 ) -> Tensor:
     """adaptive_avg_pool2d of the crop of ``sampling_size``."""
     crops = _crop(features, boxes, image_index, sampling_size, spatial_scale, padding_mode, clip)
-    return F.adaptive_avg_pool2d(crops, output_size).to(features.dtype)
+    return _pool(crops, output_size).to(features.dtype)
 
 
 def roi_feature_loss(
@@ -66,11 +66,11 @@ def roi_feature_loss(
         kept = kept & _inside(target_image_index, len(target_features))[matched]
     kept = kept.nonzero().squeeze(1)
     acc = accumulate_dtype(features.dtype)
-    pooled = F.adaptive_avg_pool2d(
+    pooled = _pool(
         _crop(features, boxes[kept], image_index[kept], sampling_size, spatial_scale, padding_mode, clip), output_size
     )
     with torch.no_grad():
-        target = F.adaptive_avg_pool2d(
+        target = _pool(
             _crop(target_features, target_boxes, target_image_index, sampling_size, target_spatial_scale, padding_mode, clip),
             output_size,
         )
@@ -84,8 +84,8 @@ def matched_feature_loss(
     """Rows (K,): mean over channels and bins of the difference of the two pooled feature crops."""
     acc = accumulate_dtype(features.dtype)
     kept = _inside(matched_idxs, len(target_features)).nonzero().squeeze(1)
-    pooled = F.adaptive_avg_pool2d(features[kept].to(acc), output_size)
-    target = F.adaptive_avg_pool2d(target_features.detach().to(acc), output_size)
+    pooled = _pool(features[kept].to(acc), output_size)
+    target = _pool(target_features.detach().to(acc), output_size)
     values = _compare(pooled, target[matched_idxs[kept]], loss, beta)
     return _scatter_rows(values, kept, len(features), acc)
 
@@ -162,6 +162,12 @@ def _crop(
     crops = crops.index_copy(0, torch.cat(rows), torch.cat(parts))
     lost = (~finite & _inside(image_index, len(images))).nonzero().squeeze(1)
     return crops.index_fill(0, lost, float("nan")) if len(lost) > 0 else crops
+
+
+def _pool(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    if maps.shape[1] == 0:  # without channels adaptive_avg_pool2d has no backward
+        return maps.sum() + maps.new_zeros(len(maps), 0, *size)
+    return F.adaptive_avg_pool2d(maps, size)
 
 
 def _compare(pooled: Tensor, target: Tensor, loss: str, beta: float) -> Tensor:

@@ -1,59 +1,84 @@
-"""The back ends every operator test runs on. A new one is an entry in BACKENDS; no test file needs to change."""
+"""Fixtures that run a test once per back end, and the count of tests on each at the end."""
 
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 
-sys.path += [str(Path(__file__).parent), str(Path(__file__).parent / "emu")]  # for helpers, whatever the import mode
+sys.path.append(str(Path(__file__).parent))  # for backends and helpers, whatever the import mode
 
 import cls2det_ops
-import emulated
-from cls2det_ops import _library, use_backend
-from helpers import Backend
+from backends import BACKENDS, Backend
 
 torch.set_num_threads(
     1
 )  # small tensors gain nothing from more, and a busy machine loses much; test_determinism.py sets its own
 
-
-def _cuda_missing() -> str:
-    if not torch.cuda.is_available():
-        return "no GPU that this torch can use"
-    return _library.cuda_missing
+FIXTURES = ("backend", "kernel_backend", "emulated_backend", "native_backend")
+OUTCOMES: dict[str, Counter[str]] = {name: Counter() for name in BACKENDS}
 
 
-BACKENDS = {  # name: (the back end, why it cannot run here or "")
-    "reference": (Backend("reference", "cpu", lambda: use_backend("reference")), ""),
-    "cpu": (Backend("cpu", "cpu", lambda: use_backend("native")), _library.cpu_missing),
-    "emulated": (Backend("emulated", "cpu", emulated.Emulated), emulated.missing()),  # the CUDA kernels, on the CPU
-    "cuda": (Backend("cuda", "cuda", lambda: use_backend("native")), _cuda_missing()),
-}
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--backends", help="run only the tests on these back ends, such as cpu,emulated")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    wanted = config.getoption("--backends")
+    if not wanted:
+        return
+    if unknown := set(wanted.split(",")) - BACKENDS.keys():
+        raise pytest.UsageError(f"--backends takes {', '.join(BACKENDS)}, found {', '.join(unknown)}")
+
+    def is_wanted(item: pytest.Item) -> bool:
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        return any(params.get(name) in wanted.split(",") for name in FIXTURES)
+
+    config.hook.pytest_deselected(items=[item for item in items if not is_wanted(item)])
+    items[:] = filter(is_wanted, items)
 
 
 def pytest_report_header() -> list[str]:
-    state = ", ".join(f"{name} ({missing or 'runs'})" for name, (_, missing) in BACKENDS.items())
+    state = ", ".join(f"{name} ({backend.missing or 'runs'})" for name, backend in BACKENDS.items())
     return [
         f"cls2det_ops {cls2det_ops.__version__} from {cls2det_ops.__file__}",
         f"torch {torch.__version__}, threads {torch.get_num_threads()}, back ends: {state}",
     ]
 
 
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> Backend:
-    found, missing = BACKENDS[request.param]
-    if missing:
-        pytest.skip(f"{request.param}: {missing}")
-    return found
+def _backend_fixture(*names: str):
+    @pytest.fixture(params=names)
+    def fixture(request: pytest.FixtureRequest) -> Backend:
+        found = BACKENDS[request.param]
+        request.node.user_properties.append(("backend", found.name))
+        if found.missing:
+            pytest.skip(f"{found.name}: {found.missing}")
+        return found
+
+    return fixture
 
 
-@pytest.fixture(params=["cpu", "cuda"])
-def native_backend(request: pytest.FixtureRequest) -> Backend:
-    """The compiled back ends only, for what plain PyTorch does not promise."""
-    found, missing = BACKENDS[request.param]
-    if missing:
-        pytest.skip(f"{request.param}: {missing}")
-    return found
+backend = _backend_fixture(*BACKENDS)
+kernel_backend = _backend_fixture("cpu", "emulated", "cuda")  # what plain PyTorch does not promise
+emulated_backend = _backend_fixture("emulated")
+native_backend = _backend_fixture("cpu", "cuda")  # and what needs the operators themselves: torch.compile, threads
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call" or report.outcome != "passed":
+        for key, name in report.user_properties:
+            if key == "backend":
+                OUTCOMES[name][report.outcome] += 1
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    if not any(OUTCOMES.values()):
+        return
+    terminalreporter.section("tests on each back end")
+    for name, outcomes in OUTCOMES.items():
+        counts = ", ".join(f"{outcomes[outcome]} {outcome}" for outcome in ("passed", "failed", "skipped") if outcomes[outcome])
+        why = f" ({BACKENDS[name].missing})" if BACKENDS[name].missing else ""
+        terminalreporter.write_line(f"{name:<10} {counts or 'none'}{why}")

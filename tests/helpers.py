@@ -6,31 +6,20 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import cls2det_ops
-from cls2det_ops import use_backend
+from backends import REFERENCE, Backend
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 3e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 BOX_ARGUMENTS = ("boxes", "target_boxes")
 
 
-@dataclass(frozen=True)
-class Backend:
-    """One implementation: where its tensors live and what makes the public functions use it."""
-
-    name: str
-    device: str
-    context: Callable[[], AbstractContextManager]
-
-
-ORACLE = Backend("oracle", "cpu", lambda: use_backend("reference"))  # always fed with float64
+ORACLE = REFERENCE  # fed with float64
 
 
 def accumulate(dtype: torch.dtype) -> torch.dtype:
@@ -38,11 +27,18 @@ def accumulate(dtype: torch.dtype) -> torch.dtype:
 
 
 def assert_close(
-    actual: Tensor, expected: Tensor, dtype: torch.dtype | None = None, *, nan: bool = False, tolerance: float | None = None
+    actual: Tensor,
+    expected: Tensor,
+    dtype: torch.dtype | None = None,
+    *,
+    nan: bool = False,
+    tolerance: float | None = None,
+    least_scale: float = 1e-30,
 ) -> None:
     """Equal shapes, and equal values to the tolerance of ``dtype`` times the largest expected value.
 
-    NaN fails unless ``nan``, and then it must stand in the same places; infinities must be the same.
+    NaN fails unless ``nan``, and then it must stand in the same places; infinities must be the same. ``least_scale``: where
+    the values are differences of larger ones, a scale that rounding may be measured by.
     """
     actual, expected = actual.detach().cpu(), expected.detach().cpu()
     assert actual.shape == expected.shape, f"shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
@@ -61,7 +57,7 @@ def assert_close(
         return
     scale = expected.abs().max().item()
     error = (actual - expected).abs().max().item()
-    assert error <= tolerance * max(scale, 1e-30), f"off by {error:.3g} at scale {scale:.3g}, allowed {tolerance:.1g} of it"
+    assert error <= tolerance * max(scale, least_scale), f"off by {error:.3g} at scale {scale:.3g}, allowed {tolerance:.1g} of it"
 
 
 def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype, index: torch.dtype = torch.int64) -> dict[str, Tensor]:
@@ -196,7 +192,8 @@ def safe_boxes(
 def run_python(code: str, *arguments: str, folder: Path | None = None, **environment: str) -> subprocess.CompletedProcess:
     """Run Python in a fresh process that imports cls2det_ops from ``folder``, by default the one under test."""
     folder = folder or Path(cls2det_ops.__file__).parents[1]
-    env = {name: value for name, value in os.environ.items() if not name.startswith("CLS2DET_")}
+    kept = ("CLS2DET_EMULATOR",)
+    env = {name: value for name, value in os.environ.items() if not name.startswith("CLS2DET_") or name in kept}
     env |= {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", **environment}
     return subprocess.run(
         [sys.executable, *(["-c", code] if code else []), *arguments],

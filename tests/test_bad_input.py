@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import cls2det_ops
+from backends import Backend
 from cls2det_ops import _library, debug_values, use_backend
-from helpers import Backend
 from op_cases import PUBLIC_OPS, Case, make_case
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from helpers import Backend, cast, evaluate
+from backends import Backend
+from helpers import cast, evaluate
 from op_cases import PUBLIC_OPS, Case, make_case
 
 LARGE = {"k": 300, "g": 40, "b": 3, "c": 33, "height": 23, "width": 30}  # enough rows to be shared among threads
@@ -65,7 +66,7 @@ def test_two_calls_at_once_from_two_python_threads(native_backend, name):
 
 
 @pytest.mark.parametrize("name", ["kd_softmax_loss", "kd_sigmoid_loss", "matched_feature_loss", "roi_feature_loss"])
-def test_a_row_does_not_depend_on_its_neighbours(native_backend, name):
+def test_a_row_does_not_depend_on_its_neighbours(kernel_backend, name):
     case = make_case(name, **LARGE)
     few = make_case(name, **(LARGE | {"k": 5}))
     few_tensors = dict(case.tensors)
@@ -73,6 +74,6 @@ def test_a_row_does_not_depend_on_its_neighbours(native_backend, name):
         if len(value) == 5 and not key.startswith(("target", "teacher")):
             few_tensors[key] = case.tensors[key][7:12]
     options = case.options | {"reduction": "none"}
-    everything, _ = evaluate(native_backend, case.function, cast(case.tensors, torch.float32), options)
-    alone, _ = evaluate(native_backend, case.function, cast(few_tensors, torch.float32), options)
+    everything, _ = evaluate(kernel_backend, case.function, cast(case.tensors, torch.float32), options)
+    alone, _ = evaluate(kernel_backend, case.function, cast(few_tensors, torch.float32), options)
     assert torch.equal(everything[7:12], alone)

@@ -14,10 +14,11 @@ HOSTILE = """
 import sys
 sys.path.append({tests!r})
 import torch
-from cls2det_ops import use_backend
+from backends import BACKENDS
 from op_cases import make_case
 
-device, backend = {device!r}, {backend!r}
+backend = BACKENDS[{backend!r}]
+device = backend.device
 HUGE = [2**63 - 1, -(2**63), 2**62, 2**31, -(2**31) - 1, 2**32, 4, -1, 0]
 VALUES = [float("nan"), float("inf"), float("-inf"), 3e38, -3e38, 1e18, -1e18, 2.0**31, -(2.0**31), 1e-45, 2.0**24 + 2]
 
@@ -27,7 +28,7 @@ def call(case, tensors, options, dtype):
     moved = {{key: value.to(device) for key, value in moved.items()}}
     leaves = [moved[name].detach().requires_grad_() for name in case.gradients]
     moved.update(zip(case.gradients, leaves))
-    with use_backend(backend):
+    with backend.context():
         output = case.function(**moved, **options)
         torch.autograd.grad(output.sum(), leaves)
     return output
@@ -57,8 +58,7 @@ print("survived")
 @pytest.mark.parametrize("name", PUBLIC_OPS)
 def test_hostile_values_in_a_process_of_their_own(backend, name):
     """Also a test of time: a box of 1e18 pixels must not be walked pixel by pixel."""
-    chosen = "reference" if backend.name == "reference" else "native"
-    code = HOSTILE.format(name=name, tests=str(Path(__file__).parent), device=backend.device, backend=chosen)
+    code = HOSTILE.format(name=name, tests=str(Path(__file__).parent), backend=backend.name)
     result = run_python(code, MALLOC_PERTURB_="165")  # glibc fills fresh and freed memory: reads outside show
     assert result.returncode == 0, f"exit {result.returncode}\n{result.stdout}{result.stderr}"
     assert "survived" in result.stdout
@@ -68,7 +68,7 @@ GUARDED = """
 import ctypes, mmap, sys
 sys.path.append({tests!r})
 import torch
-from cls2det_ops import use_backend
+from backends import BACKENDS
 from op_cases import make_case
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -91,7 +91,7 @@ def guarded(tensor, side):
     keep.append(memory)
     return view
 
-with use_backend("native"):
+with BACKENDS[{backend!r}].context():
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         for c, width in ((3, 13), (4, 16), (16, 17), (17, 9), (33, 7), (64, 15), (80, 4)):
             case = make_case({name!r}, c=c, width=width)
@@ -114,10 +114,10 @@ print("survived")
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mprotect as on Linux")
 @pytest.mark.parametrize("name", PUBLIC_OPS)
-def test_no_read_beyond_either_end_of_an_input(native_backend, name):
+def test_no_read_beyond_either_end_of_an_input(kernel_backend, name):
     """Every input ends at a page that kills the process when it is touched, then starts behind one."""
-    if native_backend.device != "cpu":
+    if kernel_backend.device != "cpu":
         pytest.skip("the memory of a GPU has no such pages: compute-sanitizer looks there")
-    result = run_python(GUARDED.format(name=name, tests=str(Path(__file__).parent)))
+    result = run_python(GUARDED.format(name=name, tests=str(Path(__file__).parent), backend=kernel_backend.name))
     assert result.returncode == 0, f"exit {result.returncode}\n{result.stdout}{result.stderr[-2000:]}"
     assert "survived" in result.stdout

@@ -153,17 +153,17 @@ def test_box_that_is_not_finite_gives_nan_in_its_row_alone(backend):
 
 
 @pytest.mark.parametrize("padding_mode", ["zeros", "border"])
-def test_box_that_is_not_finite_leaves_the_other_gradients_alone(native_backend, padding_mode):
+def test_box_that_is_not_finite_leaves_the_other_gradients_alone(kernel_backend, padding_mode):
     tensors = scene()
     options = {"output_size": 3, "sampling_size": 6, "reduction": "none", "padding_mode": padding_mode, "clip": False}
     upstream = torch.linspace(1, 2, 9, dtype=torch.float64)
     silent = tensors | {"matched_idxs": tensors["matched_idxs"].clone()}
     silent["matched_idxs"][3] = -1
-    _, expected = evaluate(native_backend, roi_feature_loss, silent, options, ("features", "boxes"), upstream)
+    _, expected = evaluate(kernel_backend, roi_feature_loss, silent, options, ("features", "boxes"), upstream)
     others = torch.arange(9) != 3
     for value in (float("nan"), float("inf"), float("-inf")):
         tensors["boxes"][3, 0] = value
-        _, grads = evaluate(native_backend, roi_feature_loss, tensors, options, ("features", "boxes"), upstream)
+        _, grads = evaluate(kernel_backend, roi_feature_loss, tensors, options, ("features", "boxes"), upstream)
         assert_close(grads["boxes"][others], expected["boxes"][others])
         assert_close(grads["features"], expected["features"])
 

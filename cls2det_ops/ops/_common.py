@@ -52,8 +52,7 @@ def reduce_rows(
     """Weight and reduce the (K,) rows of a loss; see the public losses for what each argument means."""
     check.choice(function, "reduction", reduction, check.REDUCTIONS)
     if weight is not None:
-        check.floating(function, "weight", weight, (rows.shape[0],))
-        check.same_device(function, rows=rows, weight=weight)
+        _check_weight(function, weight, rows)
         weight = weight.detach().to(rows.dtype)
         rows = torch.where(weight == 0, 0, rows * weight)  # a row of weight 0 is out, even if it is NaN
     if isinstance(normalizer, Tensor):
@@ -67,6 +66,19 @@ def reduce_rows(
         normalizer = torch.sym_max(rows.shape[0], 1)
     result = rows if reduction == "none" else rows.sum()
     return result if normalizer is None else result / normalizer
+
+
+def without_weightless(function: str, matched_idxs: Tensor, weight: Tensor | None) -> Tensor:
+    """matched_idxs for plain PyTorch, with the rows of weight 0 ignored: a NaN there would reach their gradient."""
+    if weight is None:
+        return matched_idxs
+    _check_weight(function, weight, matched_idxs)
+    return torch.where(weight == 0, -1, matched_idxs)
+
+
+def _check_weight(function: str, weight: Tensor, rows: Tensor) -> None:
+    check.floating(function, "weight", weight, (rows.shape[0],))
+    check.same_device(function, rows=rows, weight=weight)
 
 
 def register_box_sampling(name: str) -> None:

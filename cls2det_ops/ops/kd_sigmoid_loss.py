@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import _checks as check
 from .. import reference
 from .._library import native
-from ._common import reduce_rows, register_autograd, register_fake, save_row_gradients, wants_gradient
+from ._common import reduce_rows, register_autograd, register_fake, save_row_gradients, wants_gradient, without_weightless
 from .kd_softmax_loss import logits_backward, logits_fake, matched_logits
 
 MODES = ("bce", "l1norm")
@@ -69,7 +69,8 @@ def kd_sigmoid_loss(
             student_logits, teacher_logits, matched_idxs, temperature, code, column, wants_gradient(student_logits)
         )
     else:
-        rows = reference.kd_sigmoid_loss(student_logits, teacher_logits, matched_idxs, temperature, mode, background)
+        kept = without_weightless(name, matched_idxs, weight)
+        rows = reference.kd_sigmoid_loss(student_logits, teacher_logits, kept, temperature, mode, background)
     return reduce_rows(name, rows, weight, normalizer, reduction)
 
 

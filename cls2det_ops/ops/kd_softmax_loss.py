@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import _checks as check
 from .. import reference
 from .._library import native
-from ._common import reduce_rows, register_autograd, register_fake, save_row_gradients, wants_gradient
+from ._common import reduce_rows, register_autograd, register_fake, save_row_gradients, wants_gradient, without_weightless
 
 
 def kd_softmax_loss(
@@ -61,7 +61,8 @@ def kd_softmax_loss(
             student_logits, teacher_logits, matched_idxs, temperature, column, wants_gradient(student_logits)
         )
     else:
-        rows = reference.kd_softmax_loss(student_logits, teacher_logits, matched_idxs, temperature, background)
+        kept = without_weightless(name, matched_idxs, weight)
+        rows = reference.kd_softmax_loss(student_logits, teacher_logits, kept, temperature, background)
     return reduce_rows(name, rows, weight, normalizer, reduction)
 
 

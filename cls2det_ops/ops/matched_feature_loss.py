@@ -15,6 +15,7 @@ from ._common import (
     register_fake,
     save_row_gradients,
     wants_gradient,
+    without_weightless,
 )
 
 
@@ -70,7 +71,8 @@ def matched_feature_loss(
             features, target_features, matched_idxs, *size, kind, beta, wants_gradient(features)
         )
     else:
-        rows = reference.matched_feature_loss(features, target_features, matched_idxs, size, loss, beta)
+        kept = without_weightless(name, matched_idxs, weight)
+        rows = reference.matched_feature_loss(features, target_features, kept, size, loss, beta)
     return reduce_rows(name, rows, weight, normalizer, reduction)
 
 

@@ -15,6 +15,7 @@ from ._common import (
     register_fake,
     save_row_gradients,
     wants_gradient,
+    without_weightless,
 )
 
 
@@ -128,7 +129,10 @@ def roi_feature_loss(
             *tensors, *size, *samples, scale, target_scale, border, clip, kind, beta, wants_gradient(boxes)
         )
     else:
-        rows = reference.roi_feature_loss(*tensors, size, samples, scale, target_scale, padding_mode, clip, loss, beta)
+        kept = without_weightless(name, matched_idxs, weight)
+        rows = reference.roi_feature_loss(
+            *tensors[:-1], kept, size, samples, scale, target_scale, padding_mode, clip, loss, beta
+        )
     return reduce_rows(name, rows, weight, normalizer, reduction)
 
 

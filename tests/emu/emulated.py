@@ -44,8 +44,8 @@ BUILDS = {
     "sanitize": Build(GNU, ["-O1", "-g1", *SANITIZE], [], SANITIZE[:1], [EMULATOR]),
     "races": Build(
         ("clang++", *GNU),
-        ["-O1", "-g1", "-DCLS2DET_EMULATE_RACES"],
-        ["-fsanitize=thread"],  # when compiling only: race_detector.cpp is its library
+        ["-O2", "-g1", "-DCLS2DET_EMULATE_RACES"],
+        ["-O1", "-fsanitize=thread"],  # when compiling only: race_detector.cpp is its library
         ["-Wl,--wrap=memcpy,--wrap=memmove,--wrap=memset", "-ldl"],
         [EMULATOR, EMU / "race_detector.cpp"],
     ),

@@ -34,11 +34,23 @@ struct Page {
 };
 
 std::unordered_map<uintptr_t, std::unique_ptr<Page>> pages;
+uintptr_t last_number = ~uintptr_t(0);
+Page* last_page;
 uint32_t launch, block, interval;
 uint16_t thread;
 uint32_t clocks[kThreads][kLanes];  // of each thread, the lanes of its warp as it knows them
 const char *stack_begin, *stack_end;
 bool listening, in_atomic;
+
+Page* page_of(uintptr_t at) {
+  if (at / kPage != last_number) {
+    std::unique_ptr<Page>& page = pages[at / kPage];
+    if (!page) page = std::make_unique<Page>();
+    last_number = at / kPage;
+    last_page = page.get();
+  }
+  return last_page;
+}
 
 bool same_warp(const Access& a, const Access& b) { return a.block == b.block && a.thread / kLanes == b.thread / kLanes; }
 
@@ -79,9 +91,7 @@ void access(const void* address, size_t bytes, bool write, bool atomic, const vo
   listening = false;  // what happens in here is not the kernel's
   const Access now{launch, block, interval, clocks[thread][thread % kLanes], thread, write, atomic, code};
   for (uintptr_t at = uintptr_t(p), end = at + bytes; at < end; ++at) {
-    std::unique_ptr<Page>& page = pages[at / kPage];
-    if (!page) page = std::make_unique<Page>();
-    Cell& cell = page->cells[at % kPage];
+    Cell& cell = page_of(at)->cells[at % kPage];
     check(cell.written, now);
     for (const Access& before : cell.since) check(before, now);
     if (write && !atomic) {
@@ -107,7 +117,9 @@ namespace races {
 
 void start_launch() {
   ++launch;
-  if (pages.size() > 4000) pages.clear();  // about 400 MB
+  if (pages.size() < 4000) return;  // about 400 MB
+  pages.clear();
+  last_number = ~uintptr_t(0);
 }
 
 void start_block(unsigned index) {
