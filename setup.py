@@ -76,8 +76,9 @@ def extensions() -> dict:
     import torch
     from torch.utils import cpp_extension
 
-    archs = ""
+    archs = cuda_version = ""
     if cuda_home:
+        cuda_version = "{}.{}".format(*divmod(toolkit_version(cuda_home) // 10, 100))
         if not os.environ.get("TORCH_CUDA_ARCH_LIST") and not torch.cuda.is_available():
             os.environ["TORCH_CUDA_ARCH_LIST"] = DEFAULT_ARCHS
         archs = os.environ.get("TORCH_CUDA_ARCH_LIST") or "of the GPUs present at build time"
@@ -88,7 +89,12 @@ def extensions() -> dict:
     if os.environ.get("CLS2DET_SANITIZE", "0") not in ("", "0"):
         link = ["-fsanitize=address,undefined"]
         cxx += ["-O1", "-g1", "-fno-omit-frame-pointer", *link, "-fsanitize=float-cast-overflow", "-fno-sanitize-recover=all"]
-    record = {"CLS2DET_BUILD_TORCH": torch.__version__, "CLS2DET_CUDA_ARCHS": archs, "CLS2DET_CUDA_MISSING": cuda_missing}
+    record = {
+        "CLS2DET_BUILD_TORCH": torch.__version__,
+        "CLS2DET_CUDA_VERSION": cuda_version,
+        "CLS2DET_CUDA_ARCHS": archs,
+        "CLS2DET_CUDA_MISSING": cuda_missing,
+    }
     modules = [
         cpp_extension.CppExtension(
             "cls2det_ops._C",

@@ -25,9 +25,14 @@ def report() -> list[tuple[str, str]]:
             ("built with torch", build_info["build_torch"]),
             ("runs on torch from", f"{target >> 56}.{target >> 48 & 0xFF} (LibTorch stable ABI)"),
             ("compiler", build_info["compiler"]),
-            ("CUDA archs", build_info["cuda_archs"] or "none"),
+            ("CUDA kernels", _kernels()),
         ]
     return lines
+
+
+def _kernels() -> str:
+    archs, version = build_info["cuda_archs"], build_info["cuda_version"]
+    return f"built with CUDA {version} for {archs}" if archs else "none"
 
 
 def _capability() -> str:

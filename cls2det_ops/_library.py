@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.machinery
+import importlib.util
 import os
+import struct
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,23 +26,63 @@ BACKENDS = ("auto", "native", "reference")
 
 def _load_cpu() -> tuple[dict[str, str], str]:
     """Load ``_C``: (its build record, "") or ({}, why not)."""
+    spec = importlib.util.find_spec("cls2det_ops._C")
+    if spec is None or spec.origin is None:
+        return {}, _not_built()
+    if problem := _other_copy(Path(spec.origin)) or _damage(Path(spec.origin)):
+        return {}, problem
     try:
         library = importlib.import_module("cls2det_ops._C")
-    except ModuleNotFoundError:
-        return {}, _not_built()
     except ImportError as error:
         return {}, f"the compiled library could not be loaded: {error}"
     return library.build_info(), ""
 
 
 def _not_built() -> str:
-    source = Path(__file__).parents[1]
-    if (source / "setup.py").is_file():
+    folder = Path(__file__).parent
+    others = [path.name for path in (*folder.glob("_C.*"), *folder.glob("_C_cuda.*")) if path.suffix in (".so", ".pyd", ".dylib")]
+    if others:
+        suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
+        return f"{', '.join(sorted(others))} in {folder} was built for another Python or platform: this one loads _C{suffix}"
+    if (folder.parent / "setup.py").is_file():
         return (
-            f"it was imported from the source folder {source}, which holds no compiled library: "
+            f"it was imported from the source folder {folder.parent}, which holds no compiled library: "
             "leave that folder to use the installed package, or install with `pip install -e`"
         )
     return "the package was built without its compiled library (no C++ compiler, or CLS2DET_NO_EXT=1)"
+
+
+def _other_copy(library: Path) -> str:
+    """Whether this process has the operators from another file: declaring them a second time would end it."""
+    if not hasattr(torch.ops.cls2det, "roi_crop"):
+        return ""
+    maps = Path("/proc/self/maps")
+    lines = maps.read_text().splitlines() if maps.is_file() else []
+    loaded = {line.split(maxsplit=5)[5] for line in lines if "/_C." in line and "cls2det_ops" in line}
+    if str(library.resolve()) in loaded:
+        return ""
+    return f"another copy of cls2det_ops is loaded in this process ({', '.join(sorted(loaded)) or 'from an unknown place'})"
+
+
+def _damage(library: Path) -> str:
+    """What is wrong with an ELF file that the system would load and then end the process, or report in riddles; or ""."""
+    if sys.platform != "linux":
+        return ""
+    size = library.stat().st_size
+    with library.open("rb") as file, Path("/proc/self/exe").open("rb") as python:
+        head, ours = file.read(64), python.read(64)
+        if head[:4] != b"\x7fELF":
+            return f"{library} is no shared library: install the package again"
+        if len(head) == 64 and (head[4:6], head[18:20]) != (ours[4:6], ours[18:20]):
+            return f"{library} was built for another platform: install the package again on this one"
+        end = 64
+        if len(head) == 64 and head[4:6] == b"\2\1":  # 64 bits, little-endian
+            sections, segments = struct.unpack_from("<Q", head, 40)[0], struct.unpack_from("<Q", head, 32)[0]
+            segment_size, segment_count, section_size, section_count = struct.unpack_from("<4H", head, 54)
+            end = max(sections + section_size * section_count, segments + segment_size * segment_count)
+    if size < end:
+        return f"{library} is damaged ({size} bytes of at least {end}): install the package again"
+    return ""
 
 
 def _load_cuda() -> str:
@@ -51,9 +95,14 @@ def _load_cuda() -> str:
     found = sorted(folder.glob("_C_cuda*.so")) + sorted(folder.glob("_C_cuda*.pyd"))
     if not found:
         return build_info.get("cuda_missing") or "the package was built without CUDA kernels"
+    built = build_info.get("cuda_version", "")
+    if built.split(".")[0] != torch.version.cuda.split(".")[0]:
+        return f"its kernels were built for CUDA {built or 'of unknown version'}, this torch uses CUDA {torch.version.cuda}"
+    if problem := _damage(found[0]):
+        return problem
     try:
         torch.ops.load_library(str(found[0]))
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         return f"the CUDA library could not be loaded: {error}"
     return ""
 

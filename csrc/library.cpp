@@ -61,6 +61,7 @@ PYBIND11_MODULE(_C, m) {
             {"compiler", __VERSION__},
             {"build_torch", CLS2DET_BUILD_TORCH},
             {"torch_target", CLS2DET_STRING(TORCH_TARGET_VERSION)},
+            {"cuda_version", CLS2DET_CUDA_VERSION},
             {"cuda_archs", CLS2DET_CUDA_ARCHS},
             {"cuda_missing", CLS2DET_CUDA_MISSING},
         };

@@ -1,15 +1,89 @@
-"""One process of test_ddp.py: python ddp_worker.py RANK WORLD RENDEZVOUS_FILE OUTPUT_FILE."""
+"""One process of test_ddp.py: python ddp_worker.py RANK RENDEZVOUS_FILE OUTPUT_FILE. It sees one image of two."""
 
 from __future__ import annotations
 
+import os
 import sys
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+sys.path.append(str(Path(__file__).parent))
+
 from cls2det_ops import RoIMap, roi_kd_loss
+from op_cases import PUBLIC_OPS, Case, make_case
+
+WORLD = 2
+
+# ---- every operator on its own ----
+
+
+class Gains(torch.nn.Module):
+    """Parameters that every differentiable argument of a case goes through: one for each column, or channel."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        self.gains = torch.nn.ParameterDict(
+            {name: torch.nn.Parameter(torch.linspace(0.9, 1.1, case.tensors[name].shape[1])) for name in case.gradients}
+        )
+
+    def forward(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        shaped = {name: gain.view(1, -1, *[1] * (tensors[name].dim() - 2)) for name, gain in self.gains.items()}
+        return tensors | {name: tensors[name] * gain for name, gain in shaped.items()}
+
+
+def shard(case: Case, rank: int) -> dict[str, Tensor]:
+    """The part of a batch of two images that one process sees: its image, and the rows on it."""
+    tensors = dict(case.tensors)
+    if "target_image_index" in tensors:
+        rows = tensors["target_image_index"][tensors["matched_idxs"]] == rank
+    else:
+        rows = tensors.get("image_index", torch.arange(len(tensors["matched_idxs"])) % WORLD if "matched_idxs" in tensors else 0)
+        rows = rows == rank
+    for name in ("boxes", "image_index", "matched_idxs", "student_logits"):
+        if name in tensors:
+            tensors[name] = tensors[name][rows]
+    if "target_boxes" not in tensors and "matched_idxs" in tensors and "features" in tensors:  # crops of features
+        tensors["features"] = tensors["features"][rows]
+    elif "images" in tensors or "features" in tensors:
+        name = "images" if "images" in tensors else "features"
+        tensors[name] = tensors[name][rank : rank + 1]
+    for name in ("image_index", "target_image_index"):
+        if name in tensors:
+            tensors[name] = torch.where(tensors[name] == rank, 0, -1)
+    return tensors
+
+
+def op_loss(case: Case, tensors: dict[str, Tensor], student: torch.nn.Module, normalizer: float) -> Tensor:
+    arguments = student({name: value.float() if value.is_floating_point() else value for name, value in tensors.items()})
+    options = case.options | ({"reduction": "sum"} if case.rows else {})
+    output = case.function(**arguments, **options)
+    if output.dim() > 0:  # crops and pooled features: any function of them will do
+        output = output.square().mean((1, 2, 3)).sum()
+    elif not case.rows:  # the composite divides by the rows it sees
+        output = output * len(arguments["boxes"])
+    return output / normalizer
+
+
+def op_results(name: str, rank: int | None) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss and gradients of one operator, for one of two processes, or for one that sees the whole batch."""
+    case = make_case(name)
+    student: torch.nn.Module = Gains(case)
+    count = float(len(case.tensors.get("boxes", case.tensors.get("matched_idxs"))))
+    if rank is None:
+        loss = op_loss(case, case.tensors, student, count)
+    else:
+        student = DistributedDataParallel(student)
+        loss = op_loss(case, shard(case, rank), student, count / WORLD)
+    loss.backward()
+    return loss.detach(), gradients(student)
+
+
+# ---- the composite in a stand-in for a detector, also in steps without positives ----
 
 POSITIVES = (7, 0, 5)  # of each image; the second one has none
 STEPS = ((0, 2), (1, 2), (1, 1))  # the image that each of the two processes sees
@@ -45,10 +119,7 @@ def gradients(student: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name.removeprefix("module."): parameter.grad.clone() for name, parameter in student.named_parameters()}
 
 
-def main(rank: int, world: int, rendezvous: str, output: str) -> None:
-    dist.init_process_group(
-        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world, timeout=timedelta(seconds=90)
-    )
+def steps(rank: int) -> list[dict[str, Tensor]]:
     student = DistributedDataParallel(Student())
     found = []
     for step in STEPS:
@@ -56,14 +127,27 @@ def main(rank: int, world: int, rendezvous: str, output: str) -> None:
         student.zero_grad()
         total = torch.tensor(float(POSITIVES[image]))
         dist.all_reduce(total)
-        normalizer = total.clamp(min=1) / world  # DDP averages, so each process divides by its share of the sum
+        normalizer = total.clamp(min=1) / WORLD  # DDP averages, so each process divides by its share of the sum
         loss_of(student, image, normalizer).backward()
         found.append(gradients(student))
+    return found
+
+
+def main(rank: int, rendezvous: str, output: str) -> None:
+    dist.init_process_group(
+        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=WORLD, timeout=timedelta(seconds=90)
+    )
+    found: dict[str, object] = {"steps": steps(rank)}
+    for name in PUBLIC_OPS:
+        loss, grads = op_results(name, rank)
+        dist.all_reduce(loss)
+        found[name] = (loss / WORLD, grads)
     if rank == 0:
         torch.save(found, output)
     dist.barrier()
     dist.destroy_process_group()
+    os._exit(0)  # at a usual exit gloo now and then ends the process with an error after all is done
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4])
+    main(int(sys.argv[1]), *sys.argv[2:])

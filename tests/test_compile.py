@@ -149,3 +149,25 @@ def test_export(native_backend, name):
         program = torch.export.export(Step(), (), tensors)
         assert_close(program.module()(**tensors), case.function(**tensors, **case.options))
     assert any("cls2det" in str(node.target) for node in program.graph.nodes)
+
+
+@pytest.mark.parametrize("name", PUBLIC_OPS)
+def test_export_for_any_number_of_positives(native_backend, name):
+    """One exported program serves every K."""
+    case = make_case(name)
+
+    class Step(torch.nn.Module):
+        def forward(self, tensors):
+            return case.function(**tensors, **case.options)
+
+    def tensors_of(k: int) -> dict[str, torch.Tensor]:
+        return {key: value.to(native_backend.device) for key, value in cast(make_case(name, k=k).tensors, torch.float32).items()}
+
+    positives = torch.export.Dim("positives", min=2)
+    few, many = make_case(name, k=9).tensors, make_case(name, k=12).tensors
+    dynamic = {key: {0: positives} if few[key].shape != many[key].shape else None for key in few}
+    assert any(dynamic.values())
+    with native_backend.context():
+        program = torch.export.export(Step(), (tensors_of(9),), dynamic_shapes=(dynamic,))
+        for k in (9, 5, 33):
+            assert_close(program.module()(tensors_of(k)), case.function(**tensors_of(k), **case.options))

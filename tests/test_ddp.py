@@ -1,8 +1,7 @@
-"""Two processes with an all-reduced normalizer give the gradients of one process that sees both images."""
+"""Two processes with an all-reduced normalizer give the loss and gradients of one process that sees both images."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -13,32 +12,27 @@ import torch
 import torch.distributed as dist
 
 import cls2det_ops
+import ddp_worker
 from cls2det_ops import use_backend
 from helpers import assert_close
+from op_cases import PUBLIC_OPS
 
-WORKER = Path(__file__).with_name("ddp_worker.py")
-
-
-def load_worker():
-    spec = importlib.util.spec_from_file_location("ddp_worker", WORKER)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+pytestmark = pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="this torch has no gloo")
 
 
-@pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="this torch has no gloo")
-@pytest.mark.parametrize("backend_name", ["reference", "native"])
-def test_two_processes_equal_one(tmp_path, backend_name):
-    """Also when one of the two, or both, have no positive in a step: no process waits for a gradient that never comes."""
-    if backend_name == "native" and cls2det_ops._library.cpu_missing:
+@pytest.fixture(scope="module", params=["reference", "native"])
+def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    """What the two processes found; while the test runs, this one uses the same back end."""
+    if request.param == "native" and cls2det_ops._library.cpu_missing:
         pytest.skip(cls2det_ops._library.cpu_missing)
+    folder = tmp_path_factory.mktemp("ddp")
     env = os.environ | {
-        "PYTHONPATH": str(Path(cls2det_ops.__file__).parents[1]), "OMP_NUM_THREADS": "1", "CLS2DET_BACKEND": backend_name,
+        "PYTHONPATH": str(Path(cls2det_ops.__file__).parents[1]), "OMP_NUM_THREADS": "1", "CLS2DET_BACKEND": request.param,
     }  # fmt: skip
-    arguments = [str(tmp_path / "rendezvous"), str(tmp_path / "gradients.pt")]
+    arguments = [str(folder / "rendezvous"), str(folder / "found.pt")]
     workers = [
-        subprocess.Popen([sys.executable, str(WORKER), str(rank), "2", *arguments], env=env, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
+        subprocess.Popen([sys.executable, ddp_worker.__file__, str(rank), *arguments], env=env, stderr=subprocess.PIPE, text=True)
+        for rank in range(ddp_worker.WORLD)
     ]
     try:
         errors = [worker.communicate(timeout=120)[1] for worker in workers]
@@ -46,14 +40,28 @@ def test_two_processes_equal_one(tmp_path, backend_name):
         for worker in workers:
             worker.kill()
     assert all(worker.returncode == 0 for worker in workers), "\n".join(errors)
-    found = torch.load(tmp_path / "gradients.pt")
+    with use_backend(request.param):
+        yield torch.load(arguments[1], weights_only=True)
 
-    worker = load_worker()
-    for step, grads in zip(worker.STEPS, found, strict=True):
-        student = worker.Student()
-        total = torch.tensor(float(sum(worker.POSITIVES[image] for image in step)))
-        with use_backend(backend_name):
-            sum(worker.loss_of(student, image, total.clamp(min=1)) for image in step).backward()
-        for name, expected in worker.gradients(student).items():
-            assert_close(grads[name], expected, tolerance=1e-5)
-            assert expected.any() == (total > 0)
+
+@pytest.mark.parametrize("name", PUBLIC_OPS)
+def test_every_operator(found, name):
+    loss, grads = found[name]
+    expected, expected_grads = ddp_worker.op_results(name, None)
+    assert expected > 0
+    assert_close(loss, expected, tolerance=1e-5)
+    for argument, grad in expected_grads.items():
+        assert grad.any()
+        assert_close(grads[argument], grad, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("index", range(len(ddp_worker.STEPS)))
+def test_steps_of_a_detector(found, index):
+    """Also when one of the two, or both, have no positive in a step: no process waits for a gradient that never comes."""
+    step = ddp_worker.STEPS[index]
+    student = ddp_worker.Student()
+    total = torch.tensor(float(sum(ddp_worker.POSITIVES[image] for image in step)))
+    sum(ddp_worker.loss_of(student, image, total.clamp(min=1)) for image in step).backward()
+    for name, expected in ddp_worker.gradients(student).items():
+        assert_close(found["steps"][index][name], expected, tolerance=1e-5)
+        assert expected.any() == (total > 0)

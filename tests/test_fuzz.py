@@ -104,8 +104,9 @@ def calls(draw, name: str) -> tuple[Case, dict, dict]:
         if name != "roi_crop":
             options |= {"sampling_size": samples, "spatial_scale": scale}
         features = normal(b, c, height, width)
-        if special["boxes"] == "safe":
-            features = sprinkled(draw, features, (INF, -INF, NAN, 1e30))
+        if special["boxes"] == "safe" and options["padding_mode"] == "zeros":
+            # with "border" torch multiplies pixels that it does not need by 0
+            features = sprinkled(draw, features, (INF, -INF, NAN, 1e15))
         tensors = {
             "images" if name == "roi_crop" else "features": features,
             "boxes": box_list(draw, special["boxes"], k, height, width, samples, scale, seed),
@@ -119,7 +120,9 @@ def calls(draw, name: str) -> tuple[Case, dict, dict]:
         tensors["matched_idxs"] = index_of(draw, k, g)
         options["reduction"] = draw(st.sampled_from(("none", "sum", "mean")))
         if name.endswith("feature_loss"):
-            options |= {"loss": draw(st.sampled_from(("l1", "l2", "smooth_l1"))), "beta": draw(st.sampled_from((0.1, 1.0)))}
+            smooth = special["dtype"] != torch.float64  # rounding in fewer bits turns the sign of a difference near 0
+            losses = ("l2", "smooth_l1") if smooth else ("l1", "l2", "smooth_l1")
+            options |= {"loss": draw(st.sampled_from(losses)), "beta": draw(st.sampled_from((0.1, 1.0)))}
         if draw(st.booleans()):
             tensors["weight"] = torch.rand(k, generator=random, dtype=torch.float64).round(decimals=1)
     layouts = {key: LAYOUTS[layout] for key in tensors if (layout := draw(st.sampled_from(("", *LAYOUTS))))}
@@ -138,11 +141,13 @@ def check(backend, case: Case, layouts: dict, special: dict) -> None:
         output, grads = output.cpu().clone(), {key: grad.cpu().clone() for key, grad in grads.items()}
         if special["dtype"] != torch.float64:  # a probability that is 0 in float32 alone keeps an infinite divergence out
             expected = torch.where(expected.isposinf() & output.isfinite(), output.double(), expected)
+        least = 1e-4 if special["dtype"] == torch.float16 else 1e-30  # below, float16 has fewer bits
         temperature = case.options.get("temperature", 0.0)  # divergences are differences of terms of size T^2
-        assert_close(output, expected, nan=True, least_scale=0.1 * temperature**2 + 1e-30)
+        terms = len(tensors["matched_idxs"]) if case.options.get("reduction") == "sum" else 1
+        assert_close(output, expected, nan=True, least_scale=0.1 * temperature**2 * terms + least)
         for key, grad in grads.items():
             assert grad.dtype == tensors[key].dtype
-            compare_gradient(key, grad, expected_grads[key], exact, expected, special, 0.1 * temperature + 1e-30)
+            compare_gradient(key, grad, expected_grads[key], exact, expected, special, 0.1 * temperature + least)
         del output, grads
 
 

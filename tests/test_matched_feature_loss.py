@@ -36,6 +36,23 @@ def test_equals_adaptive_pooling_and_torch_loss(backend, loss, bins):
     assert_close(grads["features"], expected_grads["features"])
 
 
+@pytest.mark.parametrize("channels", [1, 17])
+@pytest.mark.parametrize("loss", ["l1", "l2", "smooth_l1"])
+def test_infinite_difference_is_an_infinite_loss_and_nan_stays(backend, loss, channels):
+    tensors = scene(channels)
+    tensors["matched_idxs"][:] = 0
+    for row, value in enumerate((float("inf"), float("-inf"), float("nan"))):
+        tensors["features"][row, 0, 2, 3] = value
+    output, grads = evaluate(
+        backend, matched_feature_loss, tensors, {"output_size": (7, 6), "loss": loss, "reduction": "none"}, ("features",)
+    )
+    assert (output[:2] == float("inf")).all()
+    assert output[2].isnan()
+    assert output[3:].isfinite().all()
+    assert loss == "l1" or grads["features"][2, 0, 2, 3].isnan()  # torch's own l1 sends 0
+    assert grads["features"][3:].isfinite().all()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("channels", "height", "width", "bins", "loss", "channels_last", "index"),

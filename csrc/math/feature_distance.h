@@ -10,8 +10,8 @@ enum Distance { kL1 = 0, kL2 = 1, kSmoothL1 = 2 };
 // d(x) for the difference x; smooth-L1: x^2 / (2 beta) below beta, |x| - beta / 2 above.
 template <typename V, typename T>
 CLS2DET_HD V distance(V x, int kind, T beta) {
-  const V zero = x - x;  // NaN stays NaN
-  const V size = x < zero ? -x : x;
+  const V zero = V();
+  const V size = x < zero ? -x : x;  // NaN stays NaN
   if (kind == kL1) return size;
   if (kind == kL2) return x * x;
   return size < beta + zero ? x * x * (T(0.5) / beta) : size - T(0.5) * beta;
@@ -20,8 +20,8 @@ CLS2DET_HD V distance(V x, int kind, T beta) {
 // d'(x), with |.|'(0) = 0.
 template <typename V, typename T>
 CLS2DET_HD V distance_slope(V x, int kind, T beta) {
-  const V zero = x - x;
-  const V sign = x > zero ? zero + T(1) : (x < zero ? zero - T(1) : zero);
+  const V zero = V();
+  const V sign = x > zero ? zero + T(1) : (x < zero ? zero - T(1) : x);  // 0, or NaN
   if (kind == kL1) return sign;
   if (kind == kL2) return T(2) * x;
   const V size = x < zero ? -x : x;

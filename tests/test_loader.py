@@ -1,0 +1,270 @@
+"""How the compiled libraries are found, chosen and, when something is wrong with them, left alone with a clear message."""
+
+from __future__ import annotations
+
+import functools
+import importlib.machinery
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import cls2det_ops
+from cls2det_ops import _library
+from helpers import run_python
+
+PACKAGE = Path(cls2det_ops.__file__).parent
+
+STEP = """
+import json, sys, warnings
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import torch, cls2det_ops
+    from cls2det_ops import _library
+    random = torch.Generator().manual_seed(0)
+    student = torch.randn(6, 4, generator=random, requires_grad=True)
+    boxes = torch.tensor([[1.0, 2.0, 7.5, 8.1], [0.5, 0.4, 3.3, 9.0]]).repeat(3, 1).requires_grad_()
+    match = torch.tensor([0, 1, 1, 0, -1, 1])
+    result = cls2det_ops.roi_kd_loss(
+        student, boxes, torch.randn(2, 3, generator=random), torch.tensor([[1.0, 1.0, 8.0, 8.0], [0.0, 0.0, 4.0, 9.0]]),
+        match, torch.tensor([0, 0]), cls2det_ops.RoIMap(torch.randn(1, 3, 10, 10, generator=random), 2, 6))
+    result.loss.backward()
+ours = [str(w.message) for w in caught if "cls2det_ops" in str(w.message)]
+print(json.dumps({"loss": result.loss.item(), "grad": boxes.grad.abs().sum().item() + student.grad.abs().sum().item(),
+                  "warnings": ours, "native": _library.native(student), "file": cls2det_ops.__file__}))
+"""
+
+
+def step(folder: Path | None = None, **environment: str) -> dict:
+    result = run_python(STEP, folder=folder, **environment)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.fixture
+def without_libraries(tmp_path: Path) -> Path:
+    """A copy of the package's Python files alone, as CLS2DET_NO_EXT=1 installs it."""
+    ignore = shutil.ignore_patterns("*.so", "*.pyd", "__pycache__")
+    shutil.copytree(PACKAGE, tmp_path / "cls2det_ops", ignore=ignore)
+    # an editable installation would find the libraries of the source folder for the copy as well
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\nsys.meta_path[:] = [finder for finder in sys.meta_path if 'Editable' not in repr(finder)]\n"
+    )
+    return tmp_path
+
+
+def test_works_without_a_compiled_library_and_warns_once(without_libraries):
+    found = step(without_libraries)
+    assert found["file"].startswith(str(without_libraries))
+    assert not found["native"]
+    assert len(found["warnings"]) == 1
+    assert "plain PyTorch" in found["warnings"][0]
+    here = step(CLS2DET_BACKEND="reference")
+    assert found["loss"] == here["loss"]
+    assert found["grad"] == here["grad"]
+
+
+def test_native_without_a_compiled_library_is_an_error(without_libraries):
+    result = run_python("import cls2det_ops", folder=without_libraries, CLS2DET_BACKEND="native")
+    assert result.returncode != 0
+    assert "CLS2DET_BACKEND is 'native', but the package was built without its compiled library" in result.stderr
+    result = run_python("import cls2det_ops\nwith cls2det_ops.use_backend('native'): pass", folder=without_libraries)
+    assert "RuntimeError: use_backend: name is 'native', but" in result.stderr
+
+
+@pytest.mark.parametrize("backend", ["auto", "native", "reference"])
+def test_environment_chooses_the_backend(backend):
+    if backend == "native" and _library.cpu_missing:
+        pytest.skip(_library.cpu_missing)
+    found = step(CLS2DET_BACKEND=backend)
+    assert found["native"] == (backend != "reference" and not _library.cpu_missing)
+    assert abs(found["loss"] - step(CLS2DET_BACKEND="reference")["loss"]) < 1e-5 * abs(found["loss"])
+    if not _library.cpu_missing:
+        assert found["warnings"] == []
+
+
+def test_unknown_backend_in_the_environment():
+    result = run_python("import cls2det_ops", CLS2DET_BACKEND="fastest")
+    assert result.returncode != 0
+    assert "CLS2DET_BACKEND must be one of 'auto', 'native', 'reference', found 'fastest'" in result.stderr
+
+
+def test_python_m_without_a_compiled_library(without_libraries):
+    result = run_python("", "-m", "cls2det_ops", folder=without_libraries)
+    assert result.returncode == 0, result.stderr
+    assert "without its compiled library" in result.stdout
+
+
+# ---- libraries that cannot be used ----
+
+needs_library = pytest.mark.skipif(bool(_library.cpu_missing), reason=_library.cpu_missing)
+needs_cuda_library = pytest.mark.skipif(bool(_library.cuda_missing), reason=_library.cuda_missing)
+SUFFIX = importlib.machinery.EXTENSION_SUFFIXES[0]
+
+
+@pytest.fixture
+def installed(without_libraries: Path) -> Path:
+    """A copy of the whole package, libraries included; PACKAGE / NAME is in installed / "cls2det_ops" / NAME."""
+    for library in Path(cls2det_ops._C.__file__).parent.glob("_C*"):
+        shutil.copy(library, without_libraries / "cls2det_ops")
+    return without_libraries
+
+
+def library_of(folder: Path, name: str = "_C") -> Path:
+    return next((folder / "cls2det_ops").glob(f"{name}.*"))
+
+
+@functools.cache
+def reference_loss() -> float:
+    return step(CLS2DET_BACKEND="reference")["loss"]
+
+
+def refused(folder: Path) -> str:
+    """Why the CPU library was not used; the package must work all the same, and warn once."""
+    found = step(folder)
+    assert found["file"].startswith(str(folder))
+    assert not found["native"]
+    assert found["loss"] == reference_loss()
+    assert len(found["warnings"]) == 1
+    assert "plain PyTorch" in found["warnings"][0]
+    return found["warnings"][0]
+
+
+@needs_library
+def test_a_whole_copy_is_used(installed):
+    assert step(installed)["native"]
+
+
+@needs_library
+@pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 0.99, "all but one byte"])
+def test_truncated(installed, share):
+    """A download or a disk that ended early: the system would load most of it and then end the process."""
+    library = library_of(installed)
+    whole = library.read_bytes()
+    kept = len(whole) - 1 if isinstance(share, str) else int(len(whole) * share)
+    library.write_bytes(whole[:kept])
+    assert f"is damaged ({kept} bytes of at least" in refused(installed)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a library", b"\x7fELF", b"\xcf\xfa\xed\xfe" + bytes(4000)])
+def test_something_else_by_that_name(without_libraries, content):
+    (without_libraries / "cls2det_ops" / f"_C{SUFFIX}").write_bytes(content)
+    found = refused(without_libraries)
+    assert "is no shared library" in found or "is damaged" in found or "could not be loaded" in found
+
+
+@needs_library
+def test_another_processor(installed):
+    library = library_of(installed)
+    content = bytearray(library.read_bytes())
+    content[18:20] = b"\xf3\x00"  # the machine in the ELF header: RISC-V
+    library.write_bytes(content)
+    assert "was built for another platform" in refused(installed)
+
+
+@needs_library
+@pytest.mark.parametrize("name", ["_C.cpython-35m-x86_64-linux-gnu.so", "_C.cp38-win_amd64.pyd", "_C.cpython-312-darwin.so"])
+def test_another_python_or_system(installed, name):
+    library_of(installed).rename(installed / "cls2det_ops" / name)
+    found = refused(installed)
+    assert name in found
+    assert f"was built for another Python or platform: this one loads _C{SUFFIX}" in found
+
+
+TWICE = """
+import sys, warnings
+import torch, cls2det_ops
+from cls2det_ops import _library
+first, native = _library.cpu_missing, _library.native(torch.zeros(1))
+for name in [name for name in sys.modules if name.split(".")[0] == "cls2det_ops"]:
+    del sys.modules[name]
+sys.path.insert(0, sys.argv[1])
+with warnings.catch_warnings(record=True):
+    warnings.simplefilter("always")
+    import cls2det_ops
+    from cls2det_ops import _library
+assert cls2det_ops.__file__.startswith(sys.argv[1]), cls2det_ops.__file__
+logits = torch.randn(4, 6, requires_grad=True)
+loss = cls2det_ops.kd_softmax_loss(logits, torch.randn(2, 5), torch.tensor([0, 1, 1, 0]))
+loss.backward()
+print("MESSAGE", _library.cpu_missing, _library.native(logits), logits.grad.isfinite().all().item())
+"""
+
+
+@needs_library
+def test_two_copies_in_one_process(installed):
+    """Both declare the same operators, which would end the process: the second one runs in plain PyTorch and says why."""
+    result = run_python(TWICE, str(installed))
+    assert result.returncode == 0, result.stderr
+    where = Path(cls2det_ops._C.__file__).resolve()
+    assert f"MESSAGE another copy of cls2det_ops is loaded in this process ({where}) False True" in result.stdout
+
+
+@needs_library
+def test_the_same_copy_imported_again(installed):
+    result = run_python(TWICE, str(installed), folder=installed)
+    assert result.returncode == 0, result.stderr
+    assert "MESSAGE  True True" in result.stdout
+
+
+# ---- CUDA ----
+
+
+def cuda_state(folder: Path | None = None, version: str = "torch.version.cuda", **environment: str) -> dict:
+    """What the loader says of CUDA in a process whose torch has that version of CUDA, or None; the CPU kernels must work."""
+    code = STEP.replace("import torch, cls2det_ops", f"import torch; torch.version.cuda = {version}; import cls2det_ops")
+    code += "print(json.dumps(_library.cuda_missing))"
+    result = run_python(code, folder=folder, **environment)
+    assert result.returncode == 0, result.stderr
+    *_, about, missing = result.stdout.splitlines()
+    assert json.loads(about)["native"]
+    assert json.loads(about)["warnings"] == []
+    return json.loads(missing)
+
+
+@needs_cuda_library
+def test_toolkit_without_a_gpu():
+    """The CUDA library was built and loads where no GPU is; only a CUDA tensor would need one."""
+    assert cuda_state(CUDA_VISIBLE_DEVICES="") == ""
+    result = run_python("", "-m", "cls2det_ops", CUDA_VISIBLE_DEVICES="")
+    assert "no GPU is visible" in result.stdout
+
+
+@needs_cuda_library
+def test_cuda_library_with_a_torch_without_cuda():
+    assert cuda_state(version="None") == "this torch has no CUDA support"
+
+
+@needs_cuda_library
+def test_wrong_cuda_major():
+    built = _library.build_info["cuda_version"]
+    assert cuda_state(version="'9.2'") == f"its kernels were built for CUDA {built}, this torch uses CUDA 9.2"
+    assert cuda_state(version=f"'{built.split('.')[0]}.99'") == ""
+
+
+@needs_cuda_library
+def test_truncated_cuda_library(installed):
+    library = library_of(installed, "_C_cuda")
+    library.write_bytes(library.read_bytes()[: library.stat().st_size // 2])
+    assert "_C_cuda" in cuda_state(installed)
+    assert "is damaged" in cuda_state(installed)
+
+
+@needs_cuda_library
+def test_cuda_library_left_out(installed):
+    library_of(installed, "_C_cuda").unlink()
+    assert cuda_state(installed) == "the package was built without CUDA kernels"
+
+
+@needs_library
+@pytest.mark.parametrize("kind", ["cuda", "meta"])
+def test_native_is_an_error_where_there_are_no_kernels(kind, monkeypatch):
+    """And auto falls back to plain PyTorch."""
+    monkeypatch.setattr(_library, "cuda_missing", "none here")
+    tensor = torch.empty(1, device="meta") if kind == "meta" else type("OnGPU", (), {"device": torch.device("cuda")})()
+    with cls2det_ops.use_backend("auto"):
+        assert not _library.native(tensor)
+    with cls2det_ops.use_backend("native"), pytest.raises(RuntimeError, match=f"was asked for a {kind} tensor, but"):
+        _library.native(tensor)
