@@ -1,9 +1,10 @@
-# make demo · make test · make bench · make lint: each sets up what it needs in .venv on first use.
+# make demo · make test · make sanitize · make bench · make gpu-check · make lint: each sets up what it needs in .venv on
+# first use; gpu-check uses the Python that is there.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test sanitize sanitize-memory sanitize-races bench gpu-check lint clean
 
 # The package and everything for training and testing. torch comes first, so that the extension builds against the torch
 # that it will run with and no second one is downloaded into an isolated build.
@@ -21,8 +22,27 @@ demo: $(VENV)/.ready
 test: $(VENV)/.ready
 	$(BIN)/pytest $(ARGS)
 
+# Operator tests once more: CPU and emulated CUDA kernels with AddressSanitizer and UBSan, then the CUDA kernels with the race
+# detector (see CONTRIBUTING.md).
+sanitize: sanitize-memory sanitize-races
+
+SANITIZER_LIBRARIES = $(shell g++ -print-file-name=libasan.so) $(shell g++ -print-file-name=libubsan.so)
+sanitize-memory: $(VENV)/.ready
+	mkdir -p build
+	CLS2DET_SANITIZE=1 CLS2DET_CUDA=0 $(BIN)/python setup.py -q build --build-base build/sanitized \
+		--build-lib build/sanitized/lib > build/sanitized.log 2>&1 || { tail -n 40 build/sanitized.log; exit 1; }
+	LD_PRELOAD="$(SANITIZER_LIBRARIES)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		PYTHONPATH=$(CURDIR)/build/sanitized/lib CLS2DET_EMULATOR=sanitize \
+		$(BIN)/pytest -q --backends cpu,emulated --ignore tests/test_compile.py $(ARGS)
+
+sanitize-races: $(VENV)/.ready
+	CLS2DET_EMULATOR=races CLS2DET_FUZZ_EXAMPLES=50 $(BIN)/pytest -q --backends emulated --ignore tests/test_large.py $(ARGS)
+
 bench: $(VENV)/.ready
 	$(BIN)/pytest benchmarks $(ARGS)
+
+gpu-check:
+	$(PYTHON) tests/gpu_check.py $(ARGS)
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -1,0 +1,210 @@
+"""Proves and times the CUDA kernels on the GPU of this machine: python tests/gpu_check.py
+
+It needs only what is there: torch with CUDA, a toolkit, pytest, compute-sanitizer; nothing is fetched. Each step builds, tests
+or measures in a process of its own, within what is left of 9 minutes. What the machine lacks is reported as not run. Writes
+DATE-DEVICE.json and .md; exits with 0 if every step passed, 1 if one failed, 3 if none failed but some were not run, and 2,
+writing nothing, where there is no GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+INSTALLED = ROOT / "build/gpu"
+SECONDS = 9 * 60 - 20  # of all steps together; the rest is for starting up and writing
+PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
+
+
+@dataclass(frozen=True)
+class Step:
+    name: str
+    command: list[str]
+    limit: int  # seconds
+    needs: tuple[str, ...] = ()  # Python modules and programs
+    env: dict[str, str] = field(default_factory=dict)
+    after: tuple[str, ...] = ("build",)  # steps that must have passed
+    judge: Callable[[str], tuple[str, str]] = lambda output: ("passed", "")  # (status, summary) of an exit code of 0
+
+
+@dataclass
+class Result:
+    name: str
+    status: str  # "passed", "failed" or "not run"
+    seconds: float
+    summary: str
+    log: str = ""
+
+
+def pytest_counts(output: str) -> tuple[str, str]:
+    """A run in which nothing passed has proved nothing."""
+    counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|skipped|errors?)\b", output.splitlines()[-1])}
+    summary = ", ".join(f"{n} {word}" for word, n in counts.items())
+    return ("passed", summary) if counts.get("passed") else ("not run", summary or "no tests")
+
+
+def sanitizer_errors(output: str) -> tuple[str, str]:
+    found = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (.*)", output)
+    if not found:
+        return "failed", "compute-sanitizer printed no summary"
+    clean = all(re.match(r"0 (errors|hazards)", line) for line in found)
+    return "passed" if clean else "failed", "; ".join(found)
+
+
+def steps(scratch: Path) -> list[Step]:
+    build = [sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--no-index", "--upgrade"]
+    sanitizer = ["compute-sanitizer", "--error-exitcode", "9", "--tool"]
+    fixture = re.compile(r"\b(kernel_|native_)?backend\b")
+    operator_tests = [str(path) for path in sorted((ROOT / "tests").glob("test_*.py")) if fixture.search(path.read_text())]
+    driver = [sys.executable, str(ROOT / "tests/kernel_driver.py"), "cuda"]
+    uncached = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # each tensor an allocation of its own, with ends to run over
+    return [
+        Step("build", [*build, "--target", str(INSTALLED), str(ROOT)], 200, ("pip", "setuptools", "pybind11"),
+             {"CLS2DET_CUDA": "1"}, after=()),
+        Step("operator tests", [*PYTEST, *operator_tests, "--backends", "cuda"], 180, ("pytest",), judge=pytest_counts),
+        Step("streams, graphs, synchronisation", [*PYTEST, "tests/test_cuda.py"], 60, ("pytest",), judge=pytest_counts),
+        *(
+            Step(f"compute-sanitizer {tool}", [*sanitizer, tool, *driver], 90, ("compute-sanitizer",), uncached,
+                 judge=sanitizer_errors)
+            for tool in ("memcheck", "racecheck", "initcheck", "synccheck")
+        ),
+        Step("benchmarks", [*PYTEST, "benchmarks", "--bench-device", "cuda", "--bench-out", str(scratch)], 240,
+             ("pytest", "pytest_benchmark"), judge=pytest_counts),
+        Step("outputs past 2^31 elements", [*PYTEST, "tests/test_large.py", "-m", "slow", "--backends", "cuda"], 60,
+             ("pytest",), judge=pytest_counts),
+    ]  # fmt: skip
+
+
+def lacking(step: Step, done: dict[str, Result]) -> str:
+    missing = [name for name in step.needs if not (shutil.which(name) or importlib.util.find_spec(name.replace("-", "_")))]
+    if missing:
+        return f"this machine lacks {', '.join(missing)}"
+    broken = [name for name in step.after if done[name].status != "passed"]
+    return f"after {', '.join(broken)}, which did not pass" if broken else ""
+
+
+def run(step: Step, done: dict[str, Result], seconds_left: float) -> Result:
+    if problem := lacking(step, done):
+        return Result(step.name, "not run", 0, problem)
+    limit = min(step.limit, seconds_left)
+    if limit < 5:
+        return Result(step.name, "not run", 0, "no time was left")
+    env = os.environ | step.env | {"PYTHONPATH": str(INSTALLED), "PYTHONUNBUFFERED": "1"}
+    begin = time.monotonic()
+    process = subprocess.Popen(
+        step.command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    late = False
+    try:
+        output, _ = process.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        late = True
+        os.killpg(process.pid, signal.SIGINT)  # pytest then writes what it has
+        try:
+            output, _ = process.communicate(timeout=10)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            output, _ = process.communicate()
+    seconds = round(time.monotonic() - begin, 1)
+    log = output[-8000:]
+    if late:
+        return Result(step.name, "failed", seconds, f"not finished within {limit:.0f} s", log)
+    if process.returncode != 0:
+        last = next((line for line in reversed(output.splitlines()) if line.strip()), "")
+        return Result(step.name, "failed", seconds, f"exit code {process.returncode}: {last.strip()}", log)
+    status, summary = step.judge(output.strip())
+    return Result(step.name, status, seconds, summary, log)
+
+
+def about(commit: str) -> dict[str, str]:
+    """Empty where there is no GPU."""
+    if importlib.util.find_spec("torch") is None:
+        return {}
+    import torch
+
+    if not torch.cuda.is_available():
+        return {}
+
+    def said_by(*command: str) -> str:
+        try:
+            return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return "unknown"
+
+    return {
+        "device": torch.cuda.get_device_name(),
+        "compute capability": "{}.{}".format(*torch.cuda.get_device_capability()),
+        "driver": said_by("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").splitlines()[0],
+        "torch": torch.__version__,
+        "CUDA of torch": str(torch.version.cuda),
+        "Python": platform.python_version(),
+        "date": date.today().isoformat(),
+        "commit": commit or said_by("git", "describe", "--always", "--dirty"),
+    }
+
+
+def exit_code(results: list[Result]) -> int:
+    states = {result.status for result in results}
+    return 1 if "failed" in states else 3 if "not run" in states else 0
+
+
+def markdown(facts: dict[str, str], results: list[Result], benchmarks: str) -> str:
+    verdict = {0: "Every step passed.", 1: "**Not every step passed.**", 3: "**Some steps were not run.**"}[exit_code(results)]
+    lines = [", ".join(f"{key} {value}" for key, value in facts.items()), "", verdict, "", "| step | | s | |", "|---|---|---:|---|"]
+    for result in results:
+        state = result.status if result.status == "passed" else f"**{result.status}**"
+        lines.append(f"| {result.name} | {state} | {result.seconds:.0f} | {result.summary.replace('|', '/')} |")
+    return "\n".join([*lines, "", benchmarks.strip() or "No benchmark finished.", ""])
+
+
+def write(out: Path, facts: dict[str, str], results: list[Result], scratch: Path) -> Path:
+    tables = {kind: (scratch / f"cuda.{kind}").read_text() if (scratch / f"cuda.{kind}").is_file() else "" for kind in ("md", "json")}
+    out.mkdir(parents=True, exist_ok=True)
+    device = re.sub(r"[^a-z0-9]+", "-", facts["device"].lower()).strip("-")
+    path = out / f"{facts['date']}-{device}.md"
+    path.write_text(markdown(facts, results, tables["md"]))
+    record = {"about": facts, "steps": [asdict(result) for result in results], "benchmarks": json.loads(tables["json"] or "null")}
+    path.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
+    return path
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results")
+    parser.add_argument("--commit", default="", help="what to write down where the sources are no git checkout")
+    options = parser.parse_args(arguments)
+    begin = time.monotonic()
+    facts = about(options.commit)
+    if not facts:
+        print("no GPU that a torch of this Python can use: nothing was run, nothing is proved, nothing was written")
+        return 2
+    print(", ".join(f"{key} {value}" for key, value in facts.items()), flush=True)
+    scratch = ROOT / "build/gpu-benchmarks"
+    shutil.rmtree(scratch, ignore_errors=True)
+    done: dict[str, Result] = {}
+    for step in steps(scratch):
+        result = done[step.name] = run(step, done, SECONDS - (time.monotonic() - begin))
+        print(f"{result.status:<8} {result.seconds:6.1f} s  {step.name}: {result.summary}", flush=True)
+        if result.status == "failed":
+            print(result.log, flush=True)
+    results = list(done.values())
+    print(f"written to {write(options.out, facts, results, scratch)}")
+    return exit_code(results)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,37 @@
+"""Runs every kernel of a back end on a few small calls: python tests/kernel_driver.py cuda. For tools such as compute-sanitizer."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.append(str(Path(__file__).parent))
+
+from backends import BACKENDS
+from helpers import cast, evaluate
+from op_cases import PUBLIC_OPS, make_case
+
+SIZES = (
+    {},  # those of the tests
+    {"k": 40, "g": 3, "b": 3, "c": 81, "height": 17, "width": 35},  # several blocks, warps and tiles, none of them full
+    {"k": 5, "c": 130, "height": 3, "width": 2},  # rows of logits that do not fit registers
+)
+
+
+def main(name: str) -> None:
+    backend = BACKENDS[name]
+    if backend.missing:
+        raise SystemExit(f"{name}: {backend.missing}")
+    for op in PUBLIC_OPS:
+        for sizes in SIZES:
+            case = make_case(op, **sizes)
+            for dtype in (torch.float32, torch.float16):
+                output, grads = evaluate(backend, case.function, cast(case.tensors, dtype), case.options, case.gradients)
+                assert all(value.isfinite().all() for value in (output, *grads.values())), f"{op} {sizes} {dtype}"
+        print(f"{op} ran on {name}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
