@@ -13,7 +13,7 @@ import shutil
 from glob import glob
 from pathlib import Path
 
-from setuptools import setup
+import setuptools
 
 TORCH_TARGET = "0x020b000000000000"  # 2.11: the library runs on this torch and every later one
 DEFAULT_ARCHS = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
@@ -118,4 +118,6 @@ def extensions() -> dict:
     return {"ext_modules": modules, "cmdclass": {"build_ext": cpp_extension.BuildExtension}}
 
 
-setup(**extensions())
+if int(setuptools.__version__.split(".")[0]) < 77:  # older ones fail on pyproject.toml with a message about something else
+    raise SystemExit(f"setuptools 77 or later is needed, found {setuptools.__version__}: pip install -U setuptools")
+setuptools.setup(**extensions())

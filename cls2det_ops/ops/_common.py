@@ -63,7 +63,7 @@ def reduce_rows(
     elif normalizer is not None:
         normalizer = check.positive(function, "normalizer", normalizer)
     elif reduction == "mean":
-        normalizer = torch.sym_max(rows.shape[0], 1)
+        normalizer = max(rows.shape[0], 1)
     result = rows if reduction == "none" else rows.sum()
     return result if normalizer is None else result / normalizer
 

@@ -76,7 +76,7 @@ def matched_logits(
     check.same_device(name, student_logits=student_logits, teacher_logits=teacher_logits, matched_idxs=matched_idxs)
     column = check.choice(name, "background", background, check.BACKGROUNDS)
     classes = teacher_logits.shape[1]
-    expected = classes + (background != "none")
+    expected = classes + int(background != "none")
     if student_logits.shape[1] != expected or classes == 0:
         raise check.fail(
             name,
