@@ -1,5 +1,8 @@
 // How kernels are launched and shared memory is declared: the only two places where CUDA's own syntax is hidden, so that
 // the same files can be compiled and run by a C++ compiler (tests/emu).
+//
+// What that cannot run (inline assembly, tensor cores, asynchronous copies, cooperative groups, code for one
+// architecture) belongs here as well, each behind a helper with a portable body. So far there is none.
 #pragma once
 
 #include <cuda_runtime.h>
