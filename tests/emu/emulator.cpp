@@ -7,7 +7,8 @@
 //   - the threads of a block stand at different __syncthreads, or some have ended before one,
 //   - shared memory exceeds what every GPU has.
 // CLS2DET_EMULATOR_ORDER  forward (default), reverse, or random:SEED: the order of blocks, warps and lanes
-// CLS2DET_EMULATOR_BLOCKS ends: run the first and the last two blocks of each grid only, for sizes beyond patience
+// CLS2DET_EMULATOR_BLOCKS a number: the most blocks of a grid, so that kernels must stride over their work; or ends: run the
+//                         first and the last two blocks of each grid only, for sizes beyond patience
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -205,6 +206,7 @@ void launch(const char* name, unsigned blocks, unsigned block_threads, const std
   Order order;
   const char* which = std::getenv("CLS2DET_EMULATOR_BLOCKS");
   const bool ends = which && std::strcmp(which, "ends") == 0;
+  if (which && !ends) blocks = std::min(blocks, unsigned(std::max(std::atoi(which), 1)));
   while (threads.size() < block_threads) threads.push_back(std::make_unique<Thread>());
   failure.clear();
   shared.clear();

@@ -17,17 +17,23 @@ ORDERS = ("reverse", "random:1", "random:2", "random:3")
 CUDA = emulated.ROOT / "csrc/cuda"
 
 
-@pytest.mark.parametrize("name", PUBLIC_OPS)
-def test_the_order_of_threads_changes_no_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def bits(name: str) -> list[torch.Tensor]:
     case = make_case(name, k=40, c=37, height=18, width=35)
-    results = {}
-    for order in ("forward", *ORDERS):
-        monkeypatch.setenv("CLS2DET_EMULATOR_ORDER", order)
-        output, grads = evaluate(EMULATED, case.function, cast(case.tensors, torch.float32), case.options, case.gradients)
-        results[order] = [output, *grads.values()]
-    for order in ORDERS:
-        for found, expected in zip(results[order], results["forward"], strict=True):
-            assert torch.equal(found, expected), order
+    output, grads = evaluate(EMULATED, case.function, cast(case.tensors, torch.float32), case.options, case.gradients)
+    return [output, *grads.values()]
+
+
+@pytest.mark.parametrize("variable", ["CLS2DET_EMULATOR_ORDER", "CLS2DET_EMULATOR_BLOCKS"])
+@pytest.mark.parametrize("name", PUBLIC_OPS)
+def test_no_order_of_threads_and_no_size_of_the_grid_changes_a_bit(
+    emulated_backend, name: str, variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A grid may be smaller than the work: its blocks then stride over it."""
+    expected = bits(name)
+    for value in {"CLS2DET_EMULATOR_ORDER": ORDERS, "CLS2DET_EMULATOR_BLOCKS": ("1", "2", "3")}[variable]:
+        monkeypatch.setenv(variable, value)
+        for found, one in zip(bits(name), expected, strict=True):
+            assert torch.equal(found, one), f"{variable}={value}"
 
 
 def test_unknown_order_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
