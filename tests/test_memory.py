@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+import emulated
+from guarded import guarded_allocations
 from helpers import run_python
 from op_cases import PUBLIC_OPS
 
@@ -121,3 +125,19 @@ def test_no_read_beyond_either_end_of_an_input(kernel_backend, name):
     result = run_python(GUARDED.format(name=name, tests=str(Path(__file__).parent), backend=kernel_backend.name))
     assert result.returncode == 0, f"exit {result.returncode}\n{result.stdout}{result.stderr[-2000:]}"
     assert "survived" in result.stdout
+
+
+@pytest.mark.parametrize("offset", [-1, -4000, 20, 4000])
+def test_fences_of_the_fuzz_notice_a_single_byte(offset):
+    if emulated.BUILDS["plain"].compiler() is None:
+        pytest.skip("no C++ compiler")
+
+    def overwrite(offset: int) -> None:
+        tensor = torch.zeros(5)  # 20 bytes
+        ctypes.memset(tensor.data_ptr() + offset, 0, 1)
+
+    with guarded_allocations():
+        assert torch.empty(5).isnan().all()
+        overwrite(0)
+    with pytest.raises(AssertionError, match="1 bytes outside of tensors were overwritten"), guarded_allocations():
+        overwrite(offset)
