@@ -35,6 +35,7 @@ def _load_cpu() -> tuple[dict[str, str], str]:
         library = importlib.import_module("cls2det_ops._C")
     except ImportError as error:
         return {}, f"the compiled library could not be loaded: {error}"
+    torch.ops.cls2det._loaded_from = str(Path(spec.origin).resolve())  # outlives this module, should it be imported again
     return library.build_info(), ""
 
 
@@ -56,12 +57,8 @@ def _other_copy(library: Path) -> str:
     """Whether this process has the operators from another file: declaring them a second time would end it."""
     if not hasattr(torch.ops.cls2det, "roi_crop"):
         return ""
-    maps = Path("/proc/self/maps")
-    lines = maps.read_text().splitlines() if maps.is_file() else []
-    loaded = {line.split(maxsplit=5)[5] for line in lines if "/_C." in line and "cls2det_ops" in line}
-    if str(library.resolve()) in loaded:
-        return ""
-    return f"another copy of cls2det_ops is loaded in this process ({', '.join(sorted(loaded)) or 'from an unknown place'})"
+    loaded = getattr(torch.ops.cls2det, "_loaded_from", "an unknown place")
+    return "" if loaded == str(library.resolve()) else f"another copy of cls2det_ops is loaded in this process, from {loaded}"
 
 
 def _damage(library: Path) -> str:
