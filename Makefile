@@ -33,7 +33,7 @@ sanitize-memory: $(VENV)/.ready
 		--build-lib build/sanitized/lib > build/sanitized.log 2>&1 || { tail -n 40 build/sanitized.log; exit 1; }
 	LD_PRELOAD="$(SANITIZER_LIBRARIES)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		PYTHONPATH=$(CURDIR)/build/sanitized/lib CLS2DET_EMULATOR=sanitize \
-		$(BIN)/pytest -q --backends cpu,emulated --ignore tests/test_compile.py $(ARGS)
+		$(BIN)/pytest -q --capture=sys --backends cpu,emulated --ignore tests/test_compile.py $(ARGS)
 
 sanitize-races: $(VENV)/.ready
 	CLS2DET_EMULATOR=races CLS2DET_FUZZ_EXAMPLES=50 $(BIN)/pytest -q --backends emulated --ignore tests/test_large.py $(ARGS)
