@@ -72,9 +72,15 @@ def extensions() -> dict:
     cuda_home, cuda_missing = cuda_plan()
     if cuda_home:
         os.environ["CUDA_HOME"] = cuda_home  # before torch guesses
-    import pybind11
     import torch
     from torch.utils import cpp_extension
+
+    try:
+        import pybind11
+
+        pybind = [pybind11.get_include()]
+    except ImportError:
+        pybind = []  # torch's headers bring a copy
 
     archs = cuda_version = ""
     if cuda_home:
@@ -99,7 +105,7 @@ def extensions() -> dict:
         cpp_extension.CppExtension(
             "cls2det_ops._C",
             ["csrc/library.cpp", *sorted(glob("csrc/cpu/*.cpp"))],
-            include_dirs=[os.path.abspath("csrc"), pybind11.get_include()],
+            include_dirs=[os.path.abspath("csrc"), *pybind],
             define_macros=macros + [(name, f'"{value}"') for name, value in record.items()],
             extra_compile_args=cxx,
             extra_link_args=link,

@@ -17,6 +17,7 @@ import torch
 sys.path.append(str(Path(__file__).parent))  # for harness and shapes, whatever the import mode
 
 import cls2det_ops
+import memory
 from cls2det_ops import _library
 from harness import contenders, medians, rounds_for, warmed_and_checked
 
@@ -45,9 +46,11 @@ def device_of(config: pytest.Config) -> str:
 
 
 def about(device: str) -> dict[str, str | int]:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    ).stdout.strip()
+    try:
+        git = ["git", "rev-parse", "--short", "HEAD"]
+        commit = subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        commit = ""
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else processor(),
         "instructions": getattr(sys.modules.get("cls2det_ops._C"), "cpu_capability", lambda: "none")(),
@@ -96,7 +99,7 @@ def bench(benchmark, request: pytest.FixtureRequest) -> Callable:
             "pass": "fwd+bwd" if backward else "fwd",
             "ms": medians(times),
             "rounds": rounds,
-            "memory": None if not backward or request.config.getoption("--bench-no-memory") else memory(file, shape, device),
+            "memory": None if not backward or request.config.getoption("--bench-no-memory") else memory_of(file, shape, device),
         }
         benchmark.extra_info.update(row)
         ROWS.append(row)
@@ -104,8 +107,10 @@ def bench(benchmark, request: pytest.FixtureRequest) -> Callable:
     return run
 
 
-def memory(file: Path, shape: str, device: str) -> dict[str, int] | None:
-    """Peak bytes above the inputs of each contender, measured in a fresh process."""
+def memory_of(file: Path, shape: str, device: str) -> dict[str, int] | None:
+    """Peak bytes above the inputs of each contender, on the CPU measured in a fresh process."""
+    if device == "cuda":
+        return memory.growth(str(file), shape, device)
     if device == "cpu" and not Path("/proc/self/clear_refs").exists():
         return None
     env = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}  # large blocks go back when freed

@@ -76,14 +76,14 @@ def growth_on_cuda(workload: Workload, backend: str, function) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def main(path: str, shape: str, device: str) -> None:
-    torch.set_num_threads(1)  # a process with worker threads must not fork
+def growth(path: str, shape: str, device: str) -> dict[str, int]:
     workload = load_workload(path, shape, device)
     ways = {"native": ("native", workload.function), "reference": ("reference", workload.function)}
     ways |= {name: ("reference", function) for name, function in workload.baselines.items()}
     measure = growth_on_cpu if device == "cpu" else growth_on_cuda
-    print(json.dumps({name: measure(workload, *way) for name, way in ways.items()}))
+    return {name: measure(workload, *way) for name, way in ways.items()}
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    torch.set_num_threads(1)  # a process with worker threads must not fork
+    print(json.dumps(growth(*sys.argv[1:])))

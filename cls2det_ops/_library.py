@@ -65,21 +65,38 @@ def _damage(library: Path) -> str:
     """What is wrong with an ELF file that the system would load and then end the process, or report in riddles; or ""."""
     if sys.platform != "linux":
         return ""
-    size = library.stat().st_size
-    with library.open("rb") as file, Path("/proc/self/exe").open("rb") as python:
-        head, ours = file.read(64), python.read(64)
-        if head[:4] != b"\x7fELF":
-            return f"{library} is no shared library: install the package again"
-        if len(head) == 64 and (head[4:6], head[18:20]) != (ours[4:6], ours[18:20]):
-            return f"{library} was built for another platform: install the package again on this one"
-        end = 64
-        if len(head) == 64 and head[4:6] == b"\2\1":  # 64 bits, little-endian
-            sections, segments = struct.unpack_from("<Q", head, 40)[0], struct.unpack_from("<Q", head, 32)[0]
-            segment_size, segment_count, section_size, section_count = struct.unpack_from("<4H", head, 54)
-            end = max(sections + section_size * section_count, segments + segment_size * segment_count)
+    try:
+        size = library.stat().st_size
+        with library.open("rb") as file:
+            head = file.read(4096)
+    except OSError:
+        return ""  # loading it says what is wrong
+    if head[:4] != b"\x7fELF":
+        return f"{library} is no shared library: install the package again"
+    ours = _own_elf_header()
+    if len(head) >= 64 and ours and (head[4:6], head[18:20]) != (ours[4:6], ours[18:20]):
+        return f"{library} was built for another platform: install the package again on this one"
+    end = 64
+    if len(head) >= 64 and head[4:6] == b"\2\1":  # 64 bits, little-endian: where its sections and segments end
+        segments, sections = struct.unpack_from("<2Q", head, 32)
+        segment_size, segment_count, section_size, section_count = struct.unpack_from("<4H", head, 54)
+        end = max(sections + section_size * section_count, segments + segment_size * segment_count)
+        for at in range(segments, segments + segment_size * segment_count, max(segment_size, 1)):
+            if at + 40 <= len(head):
+                offset, in_file = struct.unpack_from("<Q", head, at + 8)[0], struct.unpack_from("<Q", head, at + 32)[0]
+                end = max(end, offset + in_file)
     if size < end:
         return f"{library} is damaged ({size} bytes of at least {end}): install the package again"
     return ""
+
+
+def _own_elf_header() -> bytes:
+    """The start of the program that runs, empty where it cannot be read."""
+    try:
+        with Path("/proc/self/exe").open("rb") as file:
+            return file.read(64)
+    except OSError:
+        return b""
 
 
 def _load_cuda() -> str:
@@ -88,17 +105,17 @@ def _load_cuda() -> str:
         return "the CPU library, which declares the operators, is missing"
     if torch.version.cuda is None:
         return "this torch has no CUDA support"
-    folder = Path(importlib.import_module("cls2det_ops._C").__file__).parent
-    found = sorted(folder.glob("_C_cuda*.so")) + sorted(folder.glob("_C_cuda*.pyd"))
-    if not found:
+    cpu = Path(importlib.import_module("cls2det_ops._C").__file__)
+    library = cpu.with_name(cpu.name.replace("_C", "_C_cuda", 1))  # of the same Python
+    if not library.is_file():
         return build_info.get("cuda_missing") or "the package was built without CUDA kernels"
     built = build_info.get("cuda_version", "")
     if built.split(".")[0] != torch.version.cuda.split(".")[0]:
         return f"its kernels were built for CUDA {built or 'of unknown version'}, this torch uses CUDA {torch.version.cuda}"
-    if problem := _damage(found[0]):
+    if problem := _damage(library):
         return problem
     try:
-        torch.ops.load_library(str(found[0]))
+        torch.ops.load_library(str(library))
     except (OSError, RuntimeError) as error:
         return f"the CUDA library could not be loaded: {error}"
     return ""

@@ -8,7 +8,7 @@
 
 namespace {
 
-constexpr size_t kFence = 4096 + 16;  // malloc aligns large blocks to 16, so data is at 16 or 0 modulo 64
+constexpr size_t kFence = 4096 + 16;
 constexpr unsigned char kPattern = 0xA5;
 std::atomic<long> damaged, allocated, released;
 
@@ -28,7 +28,8 @@ void release(void* data) {
 
 struct Guarded : c10::Allocator {
   c10::DataPtr allocate(size_t size) override {
-    auto* start = static_cast<unsigned char*>(std::malloc(size + 2 * kFence));
+    const size_t whole = (size + 2 * kFence + 63) / 64 * 64;
+    auto* start = static_cast<unsigned char*>(std::aligned_alloc(64, whole));
     if (!start) throw std::bad_alloc();
     std::memset(start, kPattern, size + 2 * kFence);
     reinterpret_cast<Header*>(start)->bytes = size;

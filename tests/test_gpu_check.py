@@ -33,7 +33,23 @@ def test_a_step_that_passes_and_one_that_fails():
 
 def test_environment_and_folder_of_a_step():
     found = result_of(python("import os; print(os.environ['MARK'], os.environ['PYTHONPATH'], os.getcwd())", env={"MARK": "here"}))
-    assert found.log.split() == ["here", str(gpu_check.INSTALLED), str(gpu_check.ROOT)]
+    mark, path, folder = found.log.split()
+    assert mark == "here"
+    assert path.split(":")[0] == str(gpu_check.INSTALLED)
+    assert not (Path(folder) / "cls2det_ops").exists(), "the sources would be imported instead of the build"
+
+
+def test_settings_of_the_user_do_not_choose_the_back_end(monkeypatch):
+    monkeypatch.setenv("CLS2DET_BACKEND", "reference")
+    found = result_of(python("import os; print([name for name in os.environ if name.startswith('CLS2DET_')])"))
+    assert found.log.strip() == "[]"
+
+
+def test_what_was_built_is_what_is_tested():
+    report = f"installed in    {gpu_check.INSTALLED}/cls2det_ops\nCUDA back end   native, H100\nCUDA kernels    for 9.0"
+    assert gpu_check.built_kernels(report) == ("passed", "for 9.0")
+    assert gpu_check.built_kernels(report.replace("native", "missing:"))[0] == "failed"
+    assert gpu_check.built_kernels(report.replace(str(gpu_check.INSTALLED), "/somewhere/else"))[0] == "failed"
 
 
 def test_a_step_that_takes_too_long_is_interrupted_and_keeps_its_output():
@@ -51,9 +67,9 @@ except KeyboardInterrupt:
 
 
 def test_what_the_machine_lacks_is_not_run():
-    found = result_of(python("", needs=("torch", "no_such_module", "no-such-program")))
+    found = result_of(python("", needs=("torch", "no_such_module"), programs=("sh", "no-such-program")))
     assert (found.status, found.summary) == ("not run", "this machine lacks no_such_module, no-such-program")
-    assert result_of(python("", needs=("torch", "sh"))).status == "passed"
+    assert result_of(python("", needs=("torch",), programs=("sh",))).status == "passed"
     assert result_of(python(""), seconds_left=3).status == "not run"
 
 
@@ -69,11 +85,18 @@ def test_nothing_is_run_after_a_build_that_failed():
     [
         ("12 passed, 3 skipped in 4.5s", ("passed", "12 passed, 3 skipped")),
         ("15 skipped, 4 deselected in 0.01s", ("not run", "15 skipped")),
-        ("no tests ran in 0.01s", ("not run", "no tests")),
+        ("24 deselected in 0.01s", ("not run", "no tests")),
+        ("7 passed in 1.00s\nsomething printed at exit", ("passed", "7 passed")),
     ],
 )
 def test_tests_that_are_all_skipped_prove_nothing(last, expected):
     assert gpu_check.pytest_counts(f"...\n{last}") == expected
+
+
+def test_no_tests_at_all_is_not_run():
+    collected_nothing = "print('3 deselected in 0.10s'); raise SystemExit(5)"
+    assert result_of(python(collected_nothing, judge=gpu_check.pytest_counts)).status == "not run"
+    assert result_of(python(collected_nothing)).status == "failed"
 
 
 @pytest.mark.parametrize(
@@ -118,14 +141,15 @@ def test_what_is_written(tmp_path, states, code, verdict):
 
 
 def test_steps_name_files_that_exist_and_end_in_time(tmp_path):
-    steps = gpu_check.steps(tmp_path)
+    steps = gpu_check.steps(tmp_path, "9.0")
     for step in steps:
         for word in step.command:
-            assert "tests/" not in word or (gpu_check.ROOT / word).exists(), word
+            assert "tests/" not in word or Path(word).exists(), word
     assert {tool for step in steps for tool in step.command if tool.endswith("check")} >= {
         "memcheck", "racecheck", "initcheck", "synccheck",
     }  # fmt: skip
     assert gpu_check.SECONDS < 9 * 60
+    assert sum(step.limit for step in steps[:-1]) + 60 <= gpu_check.SECONDS, "no time would be left for the benchmarks"
     operators = next(step for step in steps if step.name == "operator tests").command
     assert sum(Path(word).name.startswith("test_") for word in operators) > 15
 

@@ -104,6 +104,7 @@ def check(backend, call, expected: list[Tensor]) -> None:
 def free_memory(device: str) -> int:
     """Bytes that can be had without swapping; 0 where the system does not say."""
     if device == "cuda":
+        torch.cuda.empty_cache()
         return torch.cuda.mem_get_info()[0]
     try:
         return int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]) << 10

@@ -44,7 +44,8 @@ struct Thread {
 struct SharedArray {
   const void* site;
   size_t bytes;
-  std::unique_ptr<char[]> memory;
+  std::unique_ptr<char, decltype(&std::free)> memory;
+  char* data;  // aligned as its type needs, and no better: so may a GPU place it
 };
 
 std::vector<std::unique_ptr<Thread>> threads;
@@ -80,6 +81,15 @@ std::string describe(unsigned index) {
 
 // ---- scheduling ----
 
+unsigned number(const char* variable, const char* text) {
+  char* end = nullptr;
+  const unsigned long found = std::strtoul(text, &end, 10);
+  if (end == text || *end || found == 0 || found > INT32_MAX) {
+    throw std::runtime_error(std::string(variable) + ": a positive number was expected, found " + text);
+  }
+  return unsigned(found);
+}
+
 struct Order {
   bool reverse = false, random = false;
   std::minstd_rand engine;
@@ -88,7 +98,7 @@ struct Order {
     const char* wish = std::getenv("CLS2DET_EMULATOR_ORDER");
     reverse = wish && std::strcmp(wish, "reverse") == 0;
     random = wish && std::strncmp(wish, "random:", 7) == 0;
-    if (random) engine.seed(unsigned(std::atoi(wish + 7)) + 1);
+    if (random) engine.seed(number("CLS2DET_EMULATOR_ORDER", wish + 7));
     if (wish && !reverse && !random && std::strcmp(wish, "forward") != 0) {
       throw std::runtime_error(std::string("CLS2DET_EMULATOR_ORDER must be forward, reverse or random:SEED, found ") + wish);
     }
@@ -168,8 +178,8 @@ void run_warp(unsigned warp, Order& order) {
 
 void run_block(Order& order) {
   for (SharedArray& array : shared) {
-    std::memset(array.memory.get(), 0xff, array.bytes);
-    races::forget(array.memory.get(), array.bytes);
+    std::memset(array.data, 0xff, array.bytes);
+    races::new_shared(array.data, array.bytes);
   }
   races::start_block(blockIdx.x);
   for (unsigned i = 0; i < count; ++i) {
@@ -196,7 +206,7 @@ namespace emulator {
 void launch(const char* name, unsigned blocks, unsigned block_threads, const std::function<void()>& thread) {
   kernel = name;  // such as (pool_kernel<S, T>)
   kernel.erase(0, kernel.find_first_not_of('('));
-  kernel.erase(std::min(kernel.find('<'), kernel.find(')')));
+  kernel.resize(std::min({kernel.find('<'), kernel.find(')'), kernel.size()}));
   launched.insert(kernel);
   if (blocks == 0 || blocks > INT32_MAX || block_threads == 0 || block_threads > 1024 || block_threads % kWarpLanes != 0) {
     throw std::runtime_error(
@@ -206,7 +216,7 @@ void launch(const char* name, unsigned blocks, unsigned block_threads, const std
   Order order;
   const char* which = std::getenv("CLS2DET_EMULATOR_BLOCKS");
   const bool ends = which && std::strcmp(which, "ends") == 0;
-  if (which && !ends) blocks = std::min(blocks, unsigned(std::max(std::atoi(which), 1)));
+  if (which && !ends) blocks = std::min(blocks, number("CLS2DET_EMULATOR_BLOCKS", which));
   while (threads.size() < block_threads) threads.push_back(std::make_unique<Thread>());
   failure.clear();
   shared.clear();
@@ -214,7 +224,7 @@ void launch(const char* name, unsigned blocks, unsigned block_threads, const std
   count = blockDim.x = block_threads;
   gridDim.x = blocks;
   races::start_launch();
-  const unsigned start = order.random ? order.engine() % blocks : 0;
+  const unsigned start = order.random && !ends ? order.engine() % blocks : 0;
   for (unsigned i = 0; i < blocks; ++i) {
     if (ends && i >= 2 && i + 2 < blocks) i = blocks - 2;
     blockIdx.x = order.reverse ? blocks - 1 - i : (i + start) % blocks;
@@ -222,17 +232,20 @@ void launch(const char* name, unsigned blocks, unsigned block_threads, const std
   }
 }
 
-void* shared_memory(const void* site, size_t bytes) {
+void* shared_memory(const void* site, size_t bytes, size_t alignment) {
   size_t used = bytes;
   for (SharedArray& array : shared) {
-    if (array.site == site) return array.memory.get();
+    if (array.site == site) return array.data;
     used += array.bytes;
   }
   if (used > kMostShared) fail(std::to_string(used) + " bytes of shared memory, a GPU has " + std::to_string(kMostShared));
-  shared.push_back({site, bytes, std::unique_ptr<char[]>(new char[bytes])});
-  std::memset(shared.back().memory.get(), 0xff, bytes);
-  races::forget(shared.back().memory.get(), bytes);
-  return shared.back().memory.get();
+  void* memory = nullptr;
+  if (posix_memalign(&memory, std::max(2 * alignment, size_t(16)), alignment + bytes)) fail("out of memory");
+  char* data = static_cast<char*>(memory) + alignment;  // ends where the memory ends
+  shared.push_back({site, bytes, {static_cast<char*>(memory), &std::free}, data});
+  std::memset(data, 0xff, bytes);
+  races::new_shared(data, bytes);
+  return data;
 }
 
 void block_barrier(Site site) { wait(Waits::at_block, site); }

@@ -1,4 +1,5 @@
 // Kernels with one bug each, and the same kernels without it: what the emulator must report, and must not.
+// Some break a rule of this project (CONTRIBUTING.md) rather than one of CUDA: an exited thread counts at no barrier there.
 //   planted_bugs NAME bug|clean   prints "clean", "wrong result" or what was reported, and exits with 0, 2 or 1.
 // A sanitizer ends the program by itself. test_planted_bugs.py says which build has to notice which bug.
 #include <cstdio>
@@ -46,6 +47,27 @@ __global__ void misaligned_vector_load(const float* in, float* out) {
   const int i = threadIdx.x, last = kBlock - 4, first = i / 4 * 4 + (kBug && i < last ? 1 : 0);
   const Four four = *reinterpret_cast<const Four*>(in + first);
   out[i] = four.x[i - first < 0 ? 0 : i - first];
+}
+
+template <bool kBug>
+__global__ void misaligned_shared_load(const float* in, float* out) {
+  CLS2DET_SHARED(float, first, 1);
+  CLS2DET_SHARED(float, shared, kBlock);
+  CLS2DET_SHARED(Four, fours, kBlock / 4);
+  const int i = threadIdx.x;
+  if (i == 0) first[0] = 0;
+  shared[i] = in[i];
+  fours[i / 4].x[i % 4] = in[i];
+  __syncthreads();
+  // an array of floats may begin anywhere that suits a float
+  const Four four = kBug ? *reinterpret_cast<const Four*>(shared + i / 4 * 4) : fours[i / 4];
+  out[i] = four.x[i % 4];
+}
+
+template <bool kBug>
+__global__ void float_that_fits_no_int(const float* in, float* out) {
+  const float far = in[kBug ? 200 : 2] * 1e8f;
+  out[threadIdx.x] = in[threadIdx.x] + float(int(far) / 2000000000);
 }
 
 template <bool kBug>
@@ -109,6 +131,12 @@ __global__ void sum_across_blocks(const float* in, float* out) {
   } else {
     atomicAdd(out + threadIdx.x, in[threadIdx.x]);
   }
+}
+
+template <bool kBug>
+__global__ void sum_across_blocks_after_a_look(const float* in, float* out) {
+  const float before = kBug && blockIdx.x == 0 ? out[threadIdx.x] : 0;  // while others may be adding
+  atomicAdd(out + threadIdx.x, in[threadIdx.x] + before);
 }
 
 template <bool kBug>
@@ -201,6 +229,29 @@ __global__ void shared_memory_read_before_written(const float* in, float* out) {
 }
 
 template <bool kBug>
+__global__ void shared_count_read_before_written(const float* in, float* out) {
+  CLS2DET_SHARED(int, count, 1);  // -1 where it was not written: no NaN shows
+  if (!kBug && threadIdx.x == 0) count[0] = 0;
+  __syncthreads();
+  out[threadIdx.x] = in[threadIdx.x];
+  for (int i = 0; i < count[0]; ++i) out[threadIdx.x] = 0;
+}
+
+template <bool kBug>
+__global__ void reuse_when_blocks_stride(const float* in, float* out) {
+  CLS2DET_SHARED(float, shared, kBlock);
+  float found = 0;
+  for (unsigned block = blockIdx.x; block < 4; block += gridDim.x) {  // a grid may be smaller than the work
+    shared[threadIdx.x] = in[threadIdx.x];
+    __syncthreads();
+    found += shared[kBlock - 1 - threadIdx.x];
+    if (!kBug) __syncthreads();
+  }
+  const float rounds = gridDim.x == 1 ? 4 : 1;
+  if (blockIdx.x == 0) out[threadIdx.x] = found / rounds;
+}
+
+template <bool kBug>
 __global__ void too_much_shared_memory(const float* in, float* out) {
   CLS2DET_SHARED(float, shared, (kBug ? 13000 : 12000));
   shared[threadIdx.x] = in[threadIdx.x];
@@ -227,6 +278,8 @@ const std::map<std::string, Planted> kPlanted = {
     PLANT(shared_out_of_bounds, 1, same),
     PLANT(local_out_of_bounds, 1, same),
     PLANT(misaligned_vector_load, 1, same),
+    PLANT(misaligned_shared_load, 1, same),
+    PLANT(float_that_fits_no_int, 1, same),
     PLANT(index_overflow, 1, same),
     PLANT(missing_syncthreads_after_write, 1, mirrored),
     PLANT(missing_syncthreads_before_reuse, 1, [](int i) { return mirrored(i) * (2 + 1) / 3; }),
@@ -234,6 +287,7 @@ const std::map<std::string, Planted> kPlanted = {
     PLANT(shuffle_as_fence, 1, in_warp),
     PLANT(partial_syncwarp, 1, in_warp),
     PLANT(sum_across_blocks, 3, [](int i) { return 3 * float(i); }),
+    PLANT(sum_across_blocks_after_a_look, 3, [](int i) { return 3 * float(i); }),
     PLANT(read_across_blocks, 2, same),
     PLANT(struct_copied_without_barrier, 1, mirrored),
     PLANT(divergent_barrier, 1, same),
@@ -246,6 +300,8 @@ const std::map<std::string, Planted> kPlanted = {
     PLANT(vote_meets_shuffle, 1, same),
     PLANT(warp_waits_at_barrier_and_shuffle, 1, same),
     PLANT(shared_memory_read_before_written, 1, same),
+    PLANT(shared_count_read_before_written, 1, same),
+    PLANT(reuse_when_blocks_stride, 4, mirrored),
     PLANT(too_much_shared_memory, 1, same),
 };
 

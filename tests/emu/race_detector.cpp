@@ -3,7 +3,9 @@
 //   - threads of different blocks are never ordered within a launch; launches are,
 //   - __syncthreads orders everything in a block, __syncwarp the lanes of its mask (a vector clock per lane),
 //   - shuffles and votes order nothing: they are no fences,
-//   - two accesses of one byte race when they are not ordered, one of them writes, and not both are atomic.
+//   - two accesses of one byte race when they are not ordered, one of them writes, and not both are atomic,
+//   - shared memory must be written in a block before it is read there.
+// Exact while every __syncwarp names all lanes; after one of some lanes, a third reader in a warp may be forgotten.
 #include "race_detector.h"
 
 #include <dlfcn.h>
@@ -12,6 +14,8 @@
 #include <cstring>
 #include <memory>
 #include <unordered_map>
+#include <utility>
+#include <vector>
 
 namespace {
 
@@ -23,8 +27,8 @@ struct Access {
 };
 
 struct Cell {  // of one byte
-  Access written;   // the last plain write
-  Access since[2];  // reads and atomics after it, of two warps if there are, which is enough to catch any later write
+  Access written;              // the last plain write
+  Access reads[2], atomics[2];  // after it; of two warps if there are, which is enough to catch any later write
 };
 
 constexpr uintptr_t kPage = 1024;  // bytes
@@ -41,6 +45,7 @@ uint16_t thread;
 uint32_t clocks[kThreads][kLanes];  // of each thread, the lanes of its warp as it knows them
 const char *stack_begin, *stack_end;
 bool listening, in_atomic;
+std::vector<std::pair<const char*, const char*>> shared;  // begin and end of each array of this block
 
 Page* page_of(uintptr_t at) {
   if (at / kPage != last_number) {
@@ -85,6 +90,21 @@ void check(const Access& before, const Access& now) {
   }
 }
 
+bool is_shared(const char* p) {
+  for (const auto& [begin, end] : shared) {
+    if (p >= begin && p < end) return true;
+  }
+  return false;
+}
+
+void remember(Access* two, const Access& now) {
+  if (ordered(two[0])) {
+    two[0] = now;
+  } else if (ordered(two[1]) || (same_warp(two[0], two[1]) && !same_warp(two[0], now))) {
+    two[1] = now;
+  }
+}
+
 void access(const void* address, size_t bytes, bool write, bool atomic, const void* code) {
   const char* p = static_cast<const char*>(address);
   if (!listening || in_atomic || (p >= stack_begin && p < stack_end)) return;
@@ -93,13 +113,16 @@ void access(const void* address, size_t bytes, bool write, bool atomic, const vo
   for (uintptr_t at = uintptr_t(p), end = at + bytes; at < end; ++at) {
     Cell& cell = page_of(at)->cells[at % kPage];
     check(cell.written, now);
-    for (const Access& before : cell.since) check(before, now);
+    for (const Access& before : cell.atomics) check(before, now);
+    for (const Access& before : cell.reads) check(before, now);
     if (write && !atomic) {
-      cell = {now, {}};
-    } else if (ordered(cell.since[0])) {
-      cell.since[0] = now;
-    } else if (ordered(cell.since[1]) || (same_warp(cell.since[0], cell.since[1]) && !same_warp(cell.since[0], now))) {
-      cell.since[1] = now;
+      cell = {now, {}, {}};
+    } else {
+      const bool written = cell.written.launch == launch && cell.written.block == block;
+      if (!written && is_shared(p)) {
+        emulator::fail("shared memory that nothing has written: " + describe(now));
+      }
+      remember(atomic ? cell.atomics : cell.reads, now);
     }
   }
   listening = true;
@@ -117,6 +140,7 @@ namespace races {
 
 void start_launch() {
   ++launch;
+  shared.clear();
   if (pages.size() < 4000) return;  // about 400 MB
   pages.clear();
   last_number = ~uintptr_t(0);
@@ -157,7 +181,9 @@ void warp_barrier(unsigned warp, unsigned mask) {
   }
 }
 
-void forget(const void* memory, size_t bytes) {
+void new_shared(const void* memory, size_t bytes) {
+  const char* begin = static_cast<const char*>(memory);
+  if (!is_shared(begin)) shared.emplace_back(begin, begin + bytes);
   for (uintptr_t at = uintptr_t(memory), end = at + bytes; at < end; ++at) {
     const auto page = pages.find(at / kPage);
     if (page != pages.end()) page->second->cells[at % kPage] = {};

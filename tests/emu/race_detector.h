@@ -14,7 +14,7 @@ void start_thread(unsigned thread, const char* stack, size_t bytes);  // who run
 void stop_thread();                                                   // the emulator itself runs
 void block_barrier();
 void warp_barrier(unsigned warp, unsigned mask);
-void forget(const void* memory, size_t bytes);  // shared memory of the next block
+void new_shared(const void* memory, size_t bytes);  // an array of the block that starts, or goes on
 void begin_atomic(const volatile void* address, size_t bytes);
 void end_atomic();
 #else
@@ -24,7 +24,7 @@ inline void start_thread(unsigned, const char*, size_t) {}
 inline void stop_thread() {}
 inline void block_barrier() {}
 inline void warp_barrier(unsigned, unsigned) {}
-inline void forget(const void*, size_t) {}
+inline void new_shared(const void*, size_t) {}
 inline void begin_atomic(const volatile void*, size_t) {}
 inline void end_atomic() {}
 #endif

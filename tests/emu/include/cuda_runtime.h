@@ -17,7 +17,7 @@
   ((void)(stream), ::emulator::launch(#kernel, blocks, ::cls2det::kBlock, [&] { (kernel)(__VA_ARGS__); }))
 #define CLS2DET_SHARED(type, name, size) \
   static const char name##_site = 0;     \
-  type* const name = static_cast<type*>(::emulator::shared_memory(&name##_site, sizeof(type) * (size)))
+  type* const name = static_cast<type*>(::emulator::shared_memory(&name##_site, sizeof(type) * (size), alignof(type)))
 
 struct EmulatedIndex {
   unsigned x;
@@ -40,7 +40,7 @@ struct Site {  // one call of a collective in the source
 void launch(const char* kernel, unsigned blocks, unsigned threads, const std::function<void()>& thread);
 
 // The same memory for all threads of a block, filled with 0xFF (NaN) when the block starts.
-void* shared_memory(const void* site, size_t bytes);
+void* shared_memory(const void* site, size_t bytes, size_t alignment);
 
 void block_barrier(Site site);
 
