@@ -53,7 +53,7 @@ REPORTS = {  # bug: {build: what it must say}
     "warp_waits_at_barrier_and_shuffle": {"plain": r"waits at __syncwarp .*, but thread \d+ waits at __syncthreads"},
     "shared_memory_read_before_written": {"plain": r"wrong result: -?nan", "races": r"nothing has written: thread 0 "},
     "shared_count_read_before_written": {"races": r"nothing has written: thread 0 of block 0 reads at planted_bugs.cu:\d+"},
-    "reuse_when_blocks_stride": {"races": r"race: thread \d+ of block 0 reads .* writes at planted_bugs.cu:\d+"},
+    "reuse_when_blocks_stride": {"races": r"race: thread \d+ of block 0 \w+ at planted_bugs.cu:\d+, and thread \d+ of block 0"},
     "too_much_shared_memory": {"plain": r"52000 bytes of shared memory, a GPU has 49152"},
 }  # fmt: skip
 
