@@ -2,48 +2,115 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any, get_args, get_origin, get_type_hints
 
 import docstring_parser  # comes with jsonargparse[signatures]
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser
+
+from cls2det.recipes import find_recipe
+
+# Subcommand: module and function.
+COMMANDS = {
+    "demo": ("cls2det.demo", "demo"),
+    "study": ("cls2det.demo", "study"),
+    "teacher": ("cls2det.commands", "teacher"),
+    "train": ("cls2det.commands", "train"),
+    "distill": ("cls2det.commands", "distill"),
+    "evaluate": ("cls2det.commands", "evaluate"),
+    "predict": ("cls2det.predict", "predict"),
+    "export": ("cls2det.export", "export"),
+    "report": ("cls2det.report", "report"),
+    "sweep": ("cls2det.sweep", "sweep"),
+    "pretrain": ("cls2det.pretrain", "pretrain"),
+    "recipes": ("cls2det.recipes", "recipes"),
+    "info": ("cls2det.info", "info"),
+}
+CONFIGURED = ("teacher", "train", "distill", "pretrain")  # take --config
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``cls2det <command>``; returns the exit status."""
-    from cls2det import commands
-    from cls2det.demo import demo
-    from cls2det.jobs import JobFailed
-
-    functions = {"demo": demo, "teacher": commands.teacher, "train": commands.train, "evaluate": commands.evaluate}
+    arguments = [_underscored(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
     parser = ArgumentParser(prog="cls2det", description="Distil an image classifier into an object detector.")
     subcommands = parser.add_subcommands(required=True)
-    for name, function in functions.items():
-        command = ArgumentParser(description=function.__doc__.split("\n\n    Args:")[0])
-        _add_arguments(command, function)
-        if name != "demo":
-            command.add_argument("--config", action="config", help="a YAML file with these options")
-        subcommands.add_subcommand(name, command, help=function.__doc__.split("\n")[0])
-    arguments = sys.argv[1:] if arguments is None else arguments
-    parsed = parser.instantiate_classes(parser.parse_args([_underscored(argument) for argument in arguments]))
-    options: Namespace = parsed[parsed.subcommand]
-    keywords = {key: value for key, value in options.as_dict().items() if key != "config"}
+    functions = {}
+    for name in COMMANDS:
+        # Only what is asked for is imported: `cls2det --help` shall not wait for torchvision.
+        if name in arguments[:1] or not set(arguments[:1]) <= set(COMMANDS) or not arguments:
+            functions[name] = _function(name)
+            subcommands.add_subcommand(name, command_parser(name), help=functions[name].__doc__.split("\n")[0])
     try:
-        result = functions[parsed.subcommand](**keywords)
+        parsed = parser.parse_args(_with_recipe_paths(arguments))
+        options = parser.instantiate_classes(parsed)[parsed.subcommand].as_dict()
+        if parsed.subcommand in CONFIGURED:
+            options.pop("config")
+        result = functions[parsed.subcommand](**options)
     except KeyboardInterrupt:
         print("\nStopped. The same command goes on from the last checkpoint.", file=sys.stderr)
         return 130
     except (FileNotFoundError, FileExistsError, ValueError) as error:
-        print(f"cls2det {parsed.subcommand}: {error}", file=sys.stderr)
+        print(f"cls2det {arguments[0]}: {error}", file=sys.stderr)
         return 2
-    except JobFailed as error:
-        print(f"cls2det {parsed.subcommand}: {error}", file=sys.stderr)
+    except Exception as error:
+        from cls2det.jobs import JobFailed
+
+        if not isinstance(error, JobFailed):
+            raise
+        print(f"cls2det {arguments[0]}: {error}", file=sys.stderr)
         return 1
-    if result:
+    if isinstance(result, dict):
         _print(result)
     return 0
+
+
+def command_parser(name: str) -> ArgumentParser:
+    """Options of a subcommand: one per parameter of its function, with its docstring as help."""
+    # `train` passes its options on to `distill`: one recipe serves both.
+    function, described = _function("distill" if name == "train" else name), _function(name)
+    parser = ArgumentParser(description=described.__doc__.split("\n\n    Args:")[0])
+    if name in CONFIGURED:
+        parser.add_argument("--config", action="config", help="a YAML file with these options, or a recipe's name")
+    parameters, types = inspect.signature(function).parameters, get_type_hints(function)
+    texts = {entry.arg_name: entry.description for entry in docstring_parser.parse(function.__doc__).params}
+    flags = [each for each, parameter in parameters.items() if parameter.default is False]
+    lists = {each: item for each, kind in types.items() if (item := _item_type(kind)) and each in parameters}
+    parser.add_function_arguments(function, as_group=False, skip={"progress", "console", *flags, *lists})
+    for each in flags:  # a parameter that is False by default becomes a plain flag
+        parser.add_argument(f"--{each}", action="store_true", help=texts[each])
+    for each, item in lists.items():  # and a list takes several words, as a shell gives them
+        default = parameters[each].default
+        if default is parameters[each].empty and name == "report":
+            parser.add_argument(each, nargs="+", type=item, help=texts[each])
+        else:
+            needed = {"required": True} if default is parameters[each].empty else {"default": default}
+            parser.add_argument(f"--{each}", nargs="+", type=item, help=texts[each], **needed)
+    return parser
+
+
+def _item_type(kind: Any) -> Any:
+    """``int`` for ``list[int]``, ``list[int] | None`` and the like; None for what is no list."""
+    for each in (kind, *get_args(kind)):
+        if get_origin(each) in (list, Sequence):
+            return get_args(each)[0]
+    return None
+
+
+def parse_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Typed keyword arguments for a subcommand's function, from plain nested values as a YAML file has them."""
+    parser = command_parser(name)
+    keywords = parser.instantiate_classes(parser.parse_object(options)).as_dict()
+    keywords.pop("config", None)
+    return keywords
+
+
+def _function(name: str) -> Callable:
+    module, function = COMMANDS[name]
+    return getattr(importlib.import_module(module), function)
 
 
 def _underscored(argument: str) -> str:
@@ -51,13 +118,15 @@ def _underscored(argument: str) -> str:
     return re.sub(r"^--[\w.-]+", lambda match: "--" + match[0][2:].replace("-", "_"), argument)
 
 
-def _add_arguments(command: ArgumentParser, function: Callable) -> None:
-    """An option per parameter, with its docstring as help; a parameter that is False by default becomes a plain flag."""
-    flags = [name for name, parameter in inspect.signature(function).parameters.items() if parameter.default is False]
-    command.add_function_arguments(function, skip={"progress", *flags}, as_positional=False)
-    texts = {entry.arg_name: entry.description for entry in docstring_parser.parse(function.__doc__).params}
-    for name in flags:
-        command.add_argument(f"--{name}", action="store_true", help=texts[name])
+def _with_recipe_paths(arguments: list[str]) -> list[str]:
+    """``--config ssd300`` means the recipe of that name, unless there is such a file."""
+    found = list(arguments)
+    for place, argument in enumerate(arguments):
+        if argument == "--config" and place + 1 < len(arguments):
+            found[place + 1] = str(find_recipe(arguments[place + 1]))
+        elif argument.startswith("--config="):
+            found[place] = f"--config={find_recipe(argument.removeprefix('--config='))}"
+    return found
 
 
 def _print(result: dict) -> None:
@@ -66,9 +135,10 @@ def _print(result: dict) -> None:
 
     table = Table(show_header=False)
     for name, value in result.items():
-        if isinstance(value, int | float):
+        if isinstance(value, int | float) and not isinstance(value, bool):
             table.add_row(name, f"{value:.2f}" if isinstance(value, float) else str(value))
-    Console().print(table)
+    if table.row_count:
+        Console().print(table)
 
 
 if __name__ == "__main__":

@@ -1,173 +1,227 @@
-"""The commands ``teacher``, ``train`` and ``evaluate``, on any COCO-format data. The demo is made of them.
+"""The commands ``teacher``, ``train``, ``distill`` and ``evaluate``, on any COCO-format data. Sweeps are made of them.
 
 All write under ``out`` and nowhere else; run again with the same ``out``, they go on from the last checkpoint.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import math
+import warnings
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from cls2det import base
-from cls2det.data import Augmentation, DetectionData, test_loader, train_loader
+from cls2det import fit
+from cls2det.augment import get_augmentation
+from cls2det.calibration import calibration, draw_reliability
+from cls2det.data import DetectionData, test_loader, train_loader
 from cls2det.distill import ClassifierDistiller, DistillSettings
 from cls2det.evaluate import evaluate as evaluate_detector
+from cls2det.pretrain import Pretraining
+from cls2det.settings import Device, Optim, Run
 from cls2det.students import load_backbone, parameter_count
-from cls2det.teacher import CropClassifier, crop_accuracy
+from cls2det.teacher import CropClassifier, check_not_at_chance, crop_predictions
 from cls2det.train import DetectorTraining
 
-Device = Literal["auto", "cpu", "cuda"]
+BackboneWeights = Literal["none", "auto", "imagenet"]
 
 
 def teacher(
     data_root: Path,
     out: Path,
     train_split: str = "train",
-    test_split: str | None = "val",
-    architecture: Literal["resnet18", "compact"] = "resnet18",
-    width: int = 16,
-    image_size: int = 96,
-    crop_size: int = 32,
-    epochs: int = 12,
-    batch_size: int = 24,
-    learning_rate: float = 3e-3,
-    flip: bool = False,
-    cache: bool = False,
+    val_split: str | None = None,
+    architecture: str = "resnet18",
+    width: int = 64,
+    backbone_weights: BackboneWeights = "none",
+    student: str = "ssd_compact",
+    image_size: int = 0,
+    crop_size: int = 112,
+    loss: Literal["ce", "bce", "joint"] = "ce",
+    margin: float = 0.0,
+    min_size: float = 0.0,
+    label_smoothing: float = 0.05,
+    images: int = 0,
+    augmentation: str = "none",
+    optim: Optim = Optim(epochs=12),  # noqa: B008 (frozen)
     seed: int = 0,
-    device: Device = "auto",
-    precision: str = "32-true",
-    loader_workers: int = 0,
-    progress: base.Progress | None = None,
+    run: Run = Run(),  # noqa: B008
+    progress: fit.Progress | None = None,
 ) -> dict:
     """Train an image classifier on the ground-truth crops of a detection data set.
 
-    Writes ``weights.pt`` (for ``train --teacher``) and ``report.json``.
+    Writes ``weights.pt`` (for ``distill --teacher``), ``report.json`` and, with a val_split, ``reliability.png``.
 
     Args:
         data_root: folder with annotations/instances_<split>.json and <split>/ (COCO's own layout)
         out: folder for what is written
         train_split: split to train on (train2017 for COCO)
-        test_split: split to measure the accuracy on, or null
-        architecture: resnet18 at the given width, or compact: the backbone of ssd_compact
-        width: channels of the first stage; 64 is ResNet-18 as published
-        image_size: side that images are brought to; give the student's
+        val_split: split to measure accuracy and calibration on, or null
+        architecture: any classifier of torchvision (resnet18, resnet50, resnext101_32x8d …), or compact, the backbone of ssd_compact
+        width: channels of the first stage of a ResNet; 64 is as published, 16 is every width divided by 4
+        backbone_weights: what the classifier starts from: imagenet, auto (random where there is no network), none
+        student: the detector that it will teach: crops go through its resizing and normalisation
+        image_size: side that images are brought to; 0: the student's own
         crop_size: side of the crops; 112 in the paper
-        epochs: passes over the images
-        batch_size: images (not crops) per step
-        learning_rate: peak of the one-cycle schedule
-        flip: mirror images half of the time (not for digits)
-        cache: keep decoded images in memory
+        loss: ce for students with a softmax, bce for sigmoids, joint for both (the paper's shared teacher)
+        margin: crops are larger than the box by this share of its size, on each side
+        min_size: boxes with a shorter side, in input pixels, are left out of the training
+        label_smoothing: of ce; a smoothed teacher is less sure of itself
+        images: how many images to use, drawn with the seed; 0 for all
+        augmentation: the student's: none, flip, ssd, ssdlite, jitter, jitter_flip
+        optim: how weights are optimised; batch_size counts images, not crops
         seed: of weights, order and augmentation
-        device: auto takes a GPU if there is one
-        precision: of Lightning: 32-true, bf16-mixed, 16-mixed
-        loader_workers: processes that load images
+        run: where and how
     """
-    base.claim(out, locals())
-    data = DetectionData(data_root, train_split, augment=Augmentation(flip=flip), labelled_only=True, cache=cache)
-    test = DetectionData(data_root, test_split) if test_split else None
-    steps = math.ceil(len(data) / batch_size)
+    fit.claim(out, "teacher", locals())
+    data = _training_data(data_root, train_split, augmentation, images, seed, run)
+    validation = DetectionData(data_root, val_split) if val_split else None
+    counts = data.class_counts()
+    if unseen := [name for name, count in counts.items() if not count]:
+        warnings.warn(f"no object of class {', '.join(unseen)} to train on: the teacher will not know it", stacklevel=2)
+    optim = optim.for_run(len(data), run)
     torch.manual_seed(seed)
     model = CropClassifier(
-        data.classes, architecture, width, image_size, crop_size, learning_rate=learning_rate, total_steps=epochs * steps
+        data.classes,
+        architecture,
+        width,
+        student,
+        image_size,
+        crop_size,
+        loss,
+        margin,
+        min_size,
+        label_smoothing=label_smoothing,
+        backbone_weights=backbone_weights,
+        optim=dataclasses.asdict(optim),
     )
-    loader = train_loader(data, batch_size=batch_size, steps_per_epoch=steps, seed=seed, loader_workers=loader_workers)
-    seconds = base.fit(model, loader, out, epochs=epochs, seed=seed, device=device, precision=precision, progress=progress)
+    seconds = fit.fit(model, _loader(data, optim, run, seed), out, optim=optim, run=run, seed=seed, progress=progress)
     model.save(Path(out) / "weights.pt")
     report = {
         "seconds": seconds,
         "images": len(data),
-        "crops": sum(len(target["labels"]) for target in data.targets),
+        "crops": sum(counts.values()),
+        "crops by class": counts,
+        "steps": optim.steps,
         "parameters": parameter_count(model),
     }
-    if test:
-        report["accuracy"] = crop_accuracy(model, test_loader(test), base.torch_device(device))
-    return base.write_json(Path(out) / "report.json", report)
+    if validation:
+        report |= calibration(*crop_predictions(model, test_loader(validation), run.torch_device))
+        draw_reliability(report, Path(out) / "reliability.png")
+    return fit.write_json(Path(out) / "report.json", report)
 
 
-def train(
+def distill(
     data_root: Path,
     out: Path,
     train_split: str = "train",
+    val_split: str | None = None,
     student: str = "ssd_compact",
-    image_size: int = 96,
+    image_size: int = 0,
+    name: str = "",
     images: int = 0,
-    teacher: Path | None = None,
+    augmentation: str = "none",
+    backbone_weights: BackboneWeights = "auto",
     start: Path | None = None,
-    distill: DistillSettings = DistillSettings(),  # noqa: B008 (frozen)
-    box_weight: float = 2.0,
-    steps: int = 2000,
-    batch_size: int = 16,
-    learning_rate: float = 3e-3,
-    weight_decay: float = 0.05,
-    flip: bool = False,
-    cache: bool = False,
+    cls_weight: float = 1.0,
+    box_weight: float = 1.0,
+    optim: Optim = Optim(steps=2000),  # noqa: B008
     seed: int = 0,
-    device: Device = "auto",
-    devices: int = 1,
-    precision: str = "32-true",
-    loader_workers: int = 0,
-    checkpoint_every: int = 100,
-    progress: base.Progress | None = None,
+    run: Run = Run(),  # noqa: B008
+    teacher: Path | None = None,
+    allow_poor_teacher: bool = False,
+    distill: DistillSettings = DistillSettings(),  # noqa: B008
+    progress: fit.Progress | None = None,
 ) -> dict:
-    """Train a detector; with --teacher, distil that classifier into it.
+    """Train a detector and distil a classification teacher into it.
 
-    Writes ``weights.pt`` (the student alone) and ``report.json``.
+    Writes ``weights.pt`` (the student alone), ``report.json``, log/metrics.csv, tensorboard/ and, with a val_split, its
+    evaluation.
 
     Args:
         data_root: folder with annotations/instances_<split>.json and <split>/ (COCO's own layout)
         out: folder for what is written
         train_split: split to train on (train2017 for COCO)
-        student: detector, see cls2det/students.py
-        image_size: side that images are brought to
+        val_split: split to evaluate on at the end, and during training if run.validate_every says so; or null
+        student: detector, see ``cls2det info``
+        image_size: side that images are brought to; 0: the student's own
+        name: what reports call this run; empty: baseline, or what is distilled
         images: how many images to use, drawn with the seed; 0 for all
-        teacher: weights.pt of ``cls2det teacher``; none for a plain training
-        start: weights.pt of ``cls2det teacher --architecture compact``, from which the backbone starts
-        distill: weights and settings of the distillation terms
+        augmentation: none, flip, ssd, ssdlite, jitter, jitter_flip
+        backbone_weights: what the backbone starts from: imagenet, auto (random where there is no network), none
+        start: weights.pt of ``cls2det teacher`` or ``pretrain`` for the same backbone, from which it starts instead
+        cls_weight: weight of the detector's own classification losses
         box_weight: weight of the detector's own box losses
-        steps: optimizer steps, rounded up to a multiple of checkpoint_every
-        batch_size: images per step and process
-        learning_rate: peak of the one-cycle schedule
-        weight_decay: of AdamW
-        flip: mirror images half of the time (not for digits)
-        cache: keep decoded images in memory
+        optim: how weights are optimised
         seed: of weights, order and augmentation
-        device: auto takes a GPU if there is one
-        devices: processes (and GPUs), with DDP
-        precision: of Lightning: 32-true, bf16-mixed, 16-mixed
-        loader_workers: processes that load images
-        checkpoint_every: steps between checkpoints
+        run: where and how
+        teacher: weights.pt of ``cls2det teacher``; none is needed for the pixel term alone
+        allow_poor_teacher: go on with a teacher that is no better than guessing
+        distill: weights and settings of the distillation terms
     """
-    base.claim(out, locals())
-    keep = None
-    if images:
-        labelled = len(DetectionData(data_root, train_split, labelled_only=True))
-        if images > labelled:
-            raise ValueError(f"--images {images}: {train_split} of {data_root} has {labelled} images with a box")
-        keep = torch.randperm(labelled, generator=torch.Generator().manual_seed(seed))[:images]
-    data = DetectionData(data_root, train_split, augment=Augmentation(flip=flip), keep=keep, labelled_only=True, cache=cache)
-    distiller = ClassifierDistiller(CropClassifier.load(teacher), distill) if teacher else None
-    epochs = math.ceil(steps / checkpoint_every)
+    command = "distill" if teacher or _distils(distill) else "train"
+    fit.claim(out, command, locals())
+    data = _training_data(data_root, train_split, augmentation, images, seed, run)
+    validation = DetectionData(data_root, val_split) if val_split else None
+    optim = optim.for_run(len(data), run)
+    distil = None
+    if command == "distill":
+        classifier = CropClassifier.load(teacher) if teacher else None
+        if classifier and not allow_poor_teacher:
+            check_not_at_chance(classifier, test_loader(data), run.torch_device)
+        distil = partial(ClassifierDistiller, classifier, distill)
     torch.manual_seed(seed)
     model = DetectorTraining(
-        data.classes, student, image_size, box_weight, learning_rate, weight_decay, epochs * checkpoint_every, distiller
+        data.classes,
+        student,
+        image_size,
+        cls_weight,
+        box_weight,
+        optim=dataclasses.asdict(optim),
+        backbone_weights="none" if start else backbone_weights,
+        distil=distil,
+        ratio_every=run.ratio_every,
+        pictures=run.pictures,
     )
     if start:
-        load_backbone(model.detector, CropClassifier.load(start).network)
-    loader = train_loader(
-        data, batch_size=batch_size, steps_per_epoch=checkpoint_every, seed=seed, loader_workers=loader_workers
-    )
-    seconds = base.fit(
-        model, loader, out, epochs=epochs, seed=seed, device=device, devices=devices, precision=precision, progress=progress
+        load_backbone(model.detector, fit.load_network(start, CropClassifier, Pretraining))
+    during = None
+    if validation and run.validate_every:
+        during = test_loader(
+            validation, batch_size=optim.batch_size, loader_workers=run.loader_workers, pin_memory=_on_gpu(run), shared=True
+        )
+    seconds = fit.fit(
+        model,
+        _loader(data, optim, run, seed),
+        out,
+        optim=optim,
+        run=run,
+        seed=seed,
+        val_loader=during,
+        progress=progress,
     )
     model.save(Path(out) / "weights.pt")
-    return base.write_json(
-        Path(out) / "report.json",
-        {"seconds": seconds, "images": len(data), "steps": epochs * checkpoint_every, "parameters": parameter_count(model)},
-    )
+    report = {"seconds": seconds, "images": len(data), "steps": optim.steps, "parameters": parameter_count(model)}
+    fit.write_json(Path(out) / "report.json", report)
+    if validation and model.global_rank == 0:
+        table = evaluate(Path(out) / "weights.pt", data_root, val_split, Path(out) / val_split, run.device, progress)
+        report |= {column: table[column] for column in ("mAP", "AP50", "AP75")}
+    return report
+
+
+def train(**options) -> dict:
+    """Train a detector without distillation: the baseline. Takes the options and recipes of ``distill``, less the teacher."""
+    return distill(**options | {"teacher": None, "distill": NOTHING})
+
+
+NOTHING = DistillSettings(kd_cls_weight=0.0, kd_loc_weight=0.0, loc_weight=0.0)
+
+
+def _distils(settings: DistillSettings) -> bool:
+    return max(settings.kd_cls_weight, settings.kd_loc_weight, settings.loc_weight) > 0
 
 
 def evaluate(
@@ -176,23 +230,59 @@ def evaluate(
     split: str = "val",
     out: Path | None = None,
     device: Device = "auto",
-    progress: base.Progress | None = None,
+    progress: fit.Progress | None = None,
 ) -> dict:
     """Evaluate a trained detector with pycocotools.
 
     Args:
-        weights: weights.pt of ``cls2det train``
+        weights: weights.pt of ``cls2det train`` or ``distill``
         data_root: folder with annotations/instances_<split>.json and <split>/
         split: split to evaluate on (val2017 for COCO)
         out: folder for evaluation.json and detections.json (COCO's result format), or none
         device: auto takes a GPU if there is one
     """
-    table = evaluate_detector(
-        DetectorTraining.load(weights), DetectionData(data_root, split), device=base.torch_device(device), progress=progress
-    )
+    model, data = DetectorTraining.load(weights), DetectionData(data_root, split)
+    table = evaluate_detector(model, data, device=Run(device).torch_device, progress=progress)
     detections = table.pop("detections")
+    table |= {"data_root": str(data_root), "split": split}
     if out:
         Path(out).mkdir(parents=True, exist_ok=True)
         (Path(out) / "detections.json").write_text(json.dumps(detections))
-        base.write_json(Path(out) / "evaluation.json", table)
+        fit.write_json(Path(out) / "evaluation.json", table)
     return table
+
+
+def _training_data(data_root: Path, split: str, augmentation: str, images: int, seed: int, run: Run) -> DetectionData:
+    """Augmented training images that hold an object; ``images`` of them, drawn with the seed, or all."""
+    keep = None
+    if images:
+        labelled = len(DetectionData(data_root, split, labelled_only=True))
+        if images > labelled:
+            raise ValueError(f"--images {images}: {split} of {data_root} has {labelled} images with a box")
+        keep = torch.randperm(labelled, generator=torch.Generator().manual_seed(seed))[:images]
+    augment = get_augmentation(augmentation)
+    return DetectionData(
+        data_root,
+        split,
+        augment=augment,
+        keep=keep,
+        labelled_only=True,
+        cache=run.cache,
+        on_bad_image="skip" if run.skip_bad_images else "stop",
+    )
+
+
+def _loader(data: DetectionData, optim: Optim, run: Run, seed: int):
+    """Batches for the steps between two checkpoints."""
+    return train_loader(
+        data,
+        batch_size=optim.batch_size,
+        steps_per_epoch=run.checkpoint_every * optim.accumulate,
+        seed=seed,
+        loader_workers=run.loader_workers,
+        pin_memory=_on_gpu(run),
+    )
+
+
+def _on_gpu(run: Run) -> bool:
+    return run.torch_device.type == "cuda"

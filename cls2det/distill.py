@@ -1,8 +1,10 @@
-"""The two distillation terms of a classification teacher (Guo, Alvarez, Salzmann, NeurIPS 2021), on a detector's positives.
+"""The distillation terms of a classification teacher (Guo, Alvarez, Salzmann, NeurIPS 2021), on a detector's positives.
+
+L = L_det + kd_cls_weight · KD-cls + kd_loc_weight · KD-loc + loc_weight · loc        (eq. 12)
 
 KD-cls (eq. 1-7): the student's class distribution at a positive follows the teacher's on the crop of its ground truth.
-KD-loc (eq. 8-11): the crop of the predicted box looks, to the teacher's frozen stem and in its pixels, like the crop of the
-ground truth. The gradient flows through ``roi_crop`` to the box and to nothing else.
+KD-loc (eq. 10): the crop of the predicted box looks, to the teacher's frozen low layers, like the crop of the ground truth.
+loc (eq. 11): so do its pixels; no teacher takes part. The gradient flows through the crop to the box and to nothing else.
 
 Two choices differ from the paper, which clamps boxes to the image and pads with zeros: here, and in the teacher's training, boxes
 are not clamped and crops repeat the border, so that a box that leaves the image still feels a pull back.
@@ -11,9 +13,12 @@ are not clamped and crops repeat the border, so that a box that leaves the image
 from __future__ import annotations
 
 import dataclasses
+import statistics
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cls2det.taps import Positives
 from cls2det.teacher import PADDING, CropClassifier
@@ -25,103 +30,180 @@ class DistillSettings:
     """Weights of the terms and what they compare. A weight of 0 leaves a term out.
 
     Args:
-        cls_weight: weight of KD-cls
-        loc_weight: weight of KD-loc; tied to the scale of the normalised input
+        kd_cls_weight: weight of KD-cls
+        kd_loc_weight: weight of KD-loc, on the teacher's features
+        loc_weight: weight of loc, on pixels
+        input_std: loc_weight is for pixel differences divided by this many of the 255 levels, whatever the student's own
+            normalisation: 1 for the paper's 0.15, 58 for weights chosen on ImageNet-normalised images
         temperature: of KD-cls
-        pixel_pool: pixels are pooled to this square before they are compared
-        stem_pool: stem features are pooled to this square before they are compared
-        most_positives: KD-loc looks at no more positives per step
-        one_hot: control: the true class as a one-hot distribution in place of the teacher's
+        pixel_size: pixels are sampled on this square; 0: the teacher's crop size, or 112 without a teacher
+        pixel_pool: and pooled to this square before they are compared
+        feature_layers: layers of the teacher that KD-loc compares, their mean; maxpool and layer1 are the paper's l0 and l1
+        feature_pools: the square that each layer is pooled to before
+        max_positives: the terms on boxes look at no more positives per process and step; 0: at all
+        normalizer: the terms are divided by the number of positives of the "process", or of "all" processes (then the
+            loss does not depend on how a batch is split, unless max_positives cuts in); 1 if there is none
+        control: "one_hot" puts the true class in the teacher's place, "shuffled" permutes its classes; for studies
     """
 
-    cls_weight: float = 0.4
+    kd_cls_weight: float = 0.4
+    kd_loc_weight: float = 2.0
     loc_weight: float = 2.0
+    input_std: float = 63.75
     temperature: float = 2.0
+    pixel_size: int = 0
     pixel_pool: int = 4
-    stem_pool: int = 8
-    most_positives: int = 128
-    one_hot: bool = False
+    feature_layers: tuple[str, ...] = ("maxpool",)
+    feature_pools: tuple[int, ...] = (8,)
+    max_positives: int = 0
+    normalizer: Literal["process", "all"] = "process"
+    control: Literal["none", "one_hot", "shuffled"] = "none"
+
+    def __post_init__(self):
+        if len(self.feature_layers) != len(self.feature_pools):
+            raise ValueError(f"one pool per layer: feature_layers {self.feature_layers}, feature_pools {self.feature_pools}")
+        if min(self.kd_cls_weight, self.kd_loc_weight, self.loc_weight) < 0:
+            raise ValueError(f"weights of distillation terms must not be negative, got {self}")
 
 
 class ClassifierDistiller:
-    """``distiller(positives)`` gives the weighted terms by name.
+    """``distiller(positives)`` gives the weighted terms by name: kd_cls, kd_loc, loc.
 
-    Not an ``nn.Module`` on purpose: held by a LightningModule, the teacher is in neither its parameters nor its checkpoint.
+    Not an ``nn.Module`` on purpose: held by a LightningModule, the teacher is in neither its parameters nor its checkpoint,
+    its DDP buckets or its averaged weights.
+
+    Args:
+        teacher: a trained classifier, or None if the settings ask for the pixel term alone
+        settings: weights and what is compared
+        classes: names of the student's classes, in order of label
+        transform: of the student: its normalisation must be the teacher's
     """
 
-    def __init__(self, teacher: CropClassifier, settings: DistillSettings = DistillSettings()):
-        self.teacher = teacher.eval().requires_grad_(False)
-        self.stem = teacher.stem() if settings.loc_weight else None
-        self.settings = settings
+    def __init__(
+        self, teacher: CropClassifier | None, settings: DistillSettings, classes: Sequence[str], transform: nn.Module
+    ):
+        self.teacher, self.settings, self.classes = teacher, settings, len(classes)
+        layers = settings.feature_layers if settings.kd_loc_weight else ()
+        logits = settings.kd_cls_weight > 0 and settings.control != "one_hot"
+        if teacher is None and (layers or logits):
+            raise ValueError("KD-cls and KD-loc need a teacher; without one, only loc_weight may be above 0")
+        if teacher is not None:
+            _check_same_classes(teacher, classes)
+            _check_same_normalisation(teacher, transform)
+            teacher.eval().requires_grad_(False)
+        # One pass per ground truth serves both losses; predicted crops run the low layers alone.
+        self.on_targets = teacher.reader(layers, logits) if layers or logits else None
+        self.on_predictions = teacher.reader(layers, False) if layers else None
+        self.pixel_size = settings.pixel_size or (teacher.crop_size if teacher else 112)
+        self.pixel_scale = 255 * statistics.fmean(transform.image_std) / settings.input_std
+        self.accuracy: Tensor | None = None  # of the teacher on the last step's ground truths, in [0, 1]
 
-    def check(self, classes: list[str], transform) -> None:
-        """Raise unless the teacher knows these classes, in this order, on inputs normalised like the student's."""
-        if list(classes) != list(self.teacher.classes):
-            teacher_only = [name for name in self.teacher.classes if name not in classes]
-            data_only = [name for name in classes if name not in self.teacher.classes]
-            raise ValueError(
-                f"the teacher knows {len(self.teacher.classes)} classes, the data has {len(classes)}: "
-                f"only the teacher knows {teacher_only}, only the data has {data_only}"
-                + ("" if teacher_only or data_only else "; the order differs")
-            )
-        for name in ("image_mean", "image_std"):
-            students, teachers = list(getattr(transform, name)), list(getattr(self.teacher.transform, name))
-            if students != teachers:
-                raise ValueError(f"{name} is {students} in the student and {teachers} in the teacher; crops must look alike")
+    def __deepcopy__(self, _memo) -> ClassifierDistiller:
+        """A copy of the training module (an average of its weights, say) shares the frozen teacher."""
+        return self
 
     def to(self, device: torch.device) -> ClassifierDistiller:
-        self.teacher.to(device)
-        if self.stem is not None:
-            self.stem.to(device)
+        for module in (self.teacher, self.on_targets, self.on_predictions):
+            if module is not None:
+                module.to(device)
         return self
 
     def __call__(self, positives: Positives) -> dict[str, Tensor]:
         settings, terms = self.settings, {}
-        with torch.no_grad():  # once per ground truth, for both terms
-            target_crops = self.teacher.crop(positives.images, positives.target_boxes, positives.target_image_index)
-        if settings.cls_weight:
-            terms["kd_cls"] = settings.cls_weight * self._classification(positives, target_crops)
+        few = positives.thinned(settings.max_positives) if settings.max_positives else positives
+        divisor, few_divisor = self._normalizers(positives, few)
+        with torch.no_grad():
+            seen = self._targets(positives)
+        if settings.kd_cls_weight:
+            terms["kd_cls"] = settings.kd_cls_weight * self._classification(positives, seen, divisor)
+        if settings.kd_loc_weight:
+            terms["kd_loc"] = settings.kd_loc_weight * self._features(few, seen, few_divisor)
         if settings.loc_weight:
-            terms["kd_loc"] = settings.loc_weight * self._localisation(
-                positives.thinned(settings.most_positives), target_crops
-            )
+            terms["loc"] = settings.loc_weight * self._pixels(few, few_divisor)
         return terms
 
-    def _classification(self, positives: Positives, target_crops: Tensor) -> Tensor:
-        with torch.no_grad():
-            teacher_logits = (
-                self.teacher(target_crops) if len(target_crops) else target_crops.new_zeros(0, len(self.teacher.classes))
-            )
-        if self.settings.one_hot:
-            truth = torch.arange(teacher_logits.shape[1], device=teacher_logits.device) == positives.target_labels[:, None] - 1
-            teacher_logits = torch.zeros_like(teacher_logits).masked_fill(~truth, -torch.inf)
-        if positives.background == "none":  # RetinaNet: sigmoids, column = label, column 0 unused
-            return kd_sigmoid_loss(
-                positives.logits, teacher_logits, positives.matched_idxs, self.settings.temperature, background="first"
-            )
-        return kd_softmax_loss(
+    def _targets(self, positives: Positives) -> dict[str, Tensor]:
+        """What the teacher sees in the ground truths: "logits" and layers by name."""
+        truth = positives.target_labels - 1
+        if self.settings.control == "one_hot":
+            right = torch.arange(self.classes, device=truth.device) == truth[:, None]
+            sure = 0.0 if positives.head == "softmax" else torch.inf
+            one_hot = {"logits": torch.where(right, sure, -torch.inf)}
+        else:
+            one_hot = {}
+        if self.on_targets is None or not len(truth):
+            return {"logits": positives.images.new_zeros(len(truth), self.classes), **one_hot}
+        seen = self.on_targets(self.teacher.crop(positives.images, positives.target_boxes, positives.target_image_index))
+        if "logits" in seen:
+            self.accuracy = (seen["logits"].argmax(1) == truth).float().mean()
+            if self.settings.control == "shuffled":
+                seen["logits"] = seen["logits"].roll(1, dims=1)
+        return {**seen, **one_hot}
+
+    def _classification(self, positives: Positives, seen: dict[str, Tensor], divisor: Tensor) -> Tensor:
+        loss = kd_softmax_loss if positives.head == "softmax" else kd_sigmoid_loss
+        return loss(
             positives.logits,
-            teacher_logits,
+            seen["logits"],
             positives.matched_idxs,
             self.settings.temperature,
             background=positives.background,
+            normalizer=divisor,
         )
 
-    def _localisation(self, positives: Positives, target_crops: Tensor) -> Tensor:
-        settings, size = self.settings, self.teacher.crop_size
-        pixels = roi_feature_loss(
+    def _features(self, positives: Positives, seen: dict[str, Tensor], divisor: Tensor) -> Tensor:
+        if not len(positives):
+            return 0.0 * positives.boxes.sum()
+        predicted = self.on_predictions(self.teacher.crop(positives.images, positives.boxes, positives.image_index))
+        terms = [
+            matched_feature_loss(predicted[layer], seen[layer], positives.matched_idxs, pool, normalizer=divisor)
+            for layer, pool in zip(self.settings.feature_layers, self.settings.feature_pools, strict=True)
+        ]
+        return sum(terms) / len(terms)
+
+    def _pixels(self, positives: Positives, divisor: Tensor) -> Tensor:
+        return self.pixel_scale * roi_feature_loss(
             positives.images,
             positives.boxes,
             positives.image_index,
             positives.target_boxes,
             positives.target_image_index,
             positives.matched_idxs,
-            settings.pixel_pool,
-            size,
+            self.settings.pixel_pool,
+            self.pixel_size,
             padding_mode=PADDING,
             clip=False,
+            normalizer=divisor,
         )
-        with torch.no_grad():
-            target_features = self.stem(target_crops)
-        features = self.stem(self.teacher.crop(positives.images, positives.boxes, positives.image_index))
-        return pixels + matched_feature_loss(features, target_features, positives.matched_idxs, settings.stem_pool)
+
+    def _normalizers(self, *groups: Positives) -> Tensor:
+        """Number of positives of each group; for "all", such that DDP's mean over processes divides by that of all."""
+        counts = torch.tensor([float(len(group)) for group in groups], device=groups[0].boxes.device)
+        distributed, share = torch.distributed, 1
+        if self.settings.normalizer == "all" and distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(counts)
+            share = distributed.get_world_size()
+        return counts.clamp(min=1) / share
+
+
+def _check_same_classes(teacher: CropClassifier, classes: Sequence[str]) -> None:
+    """Same classes in the same order, or a ValueError that says what differs."""
+    if list(classes) != list(teacher.classes):
+        teacher_only = [name for name in teacher.classes if name not in classes]
+        data_only = [name for name in classes if name not in teacher.classes]
+        raise ValueError(
+            f"the teacher knows {len(teacher.classes)} classes, the data has {len(classes)}: "
+            f"only the teacher knows {teacher_only}, only the data has {data_only}"
+            + ("" if teacher_only or data_only else "; the order differs")
+        )
+
+
+def _check_same_normalisation(teacher: CropClassifier, transform: nn.Module) -> None:
+    """The teacher's inputs are scaled like the student's, or a ValueError."""
+    for name in ("image_mean", "image_std"):
+        students, teachers = list(getattr(transform, name)), list(getattr(teacher.transform, name))
+        if students != teachers:
+            raise ValueError(
+                f"{name} is {students} in the student and {teachers} in the teacher; crops must look alike: "
+                "train the teacher with --student"
+            )

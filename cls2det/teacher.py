@@ -1,69 +1,27 @@
 """The teacher: an image classifier trained on ground-truth crops.
 
-It sees what the student sees: crops come out of the augmented, resized, normalised detector input, through ``roi_crop``.
+It sees what the student sees: crops come out of the augmented, resized, normalised input of that detector, through ``roi_crop``.
 So a teacher trains on the same COCO-format batches as a detector, and no folder of crops is ever made.
 """
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterable, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from torchvision.models.resnet import BasicBlock, ResNet
+from torch.fx.experimental.optimization import fuse
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-from cls2det.base import SavedModule, to_float
-from cls2det.students import IMAGE_MEAN, IMAGE_STD, CompactResNet
+from cls2det.backbones import build_classifier
+from cls2det.fit import SavedModule, to_float
+from cls2det.students import build_student
 from cls2det_ops import roi_crop
 
 PADDING = "border"  # crops of teacher training, KD-cls and KD-loc alike
-
-
-def narrow_resnet18(classes: int, width: int) -> nn.Module:
-    """torchvision's ResNet-18 with every width scaled from 64 to ``width``."""
-    network = ResNet(BasicBlock, [2, 2, 2, 2], num_classes=classes)
-    if width == 64:
-        return network
-    for module in list(network.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, nn.Conv2d):
-                first = child.in_channels == 3
-                setattr(
-                    module,
-                    name,
-                    nn.Conv2d(
-                        3 if first else child.in_channels * width // 64,
-                        child.out_channels * width // 64,
-                        child.kernel_size,
-                        child.stride,
-                        child.padding,
-                        bias=False,
-                    ),
-                )
-            elif isinstance(child, nn.BatchNorm2d):
-                setattr(module, name, nn.BatchNorm2d(child.num_features * width // 64))
-            elif isinstance(child, nn.Linear):
-                setattr(module, name, nn.Linear(child.in_features * width // 64, classes))
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    return network
-
-
-class CompactClassifier(nn.Module):
-    """The students' small backbone with a linear classifier: trained on crops, it gives the backbone its start."""
-
-    def __init__(self, classes: int, width: int = 16):
-        super().__init__()
-        self.backbone = CompactResNet((width, 2 * width, 4 * width, 8 * width))
-        self.head = nn.Linear(8 * width, classes)
-
-    def forward(self, crops: Tensor) -> Tensor:
-        return self.head(self.backbone(crops)["2"].mean((2, 3)))
-
-
-ARCHITECTURES = {"resnet18": narrow_resnet18, "compact": CompactClassifier}
+LOSSES = ("ce", "bce", "joint")
 
 
 class CropClassifier(SavedModule):
@@ -71,14 +29,18 @@ class CropClassifier(SavedModule):
 
     Args:
         classes: names of the classes, in order of label
-        architecture: "resnet18", or "compact" (the backbone of ``ssd_compact``)
-        width: channels of the first stage (64 is ResNet-18 as published)
-        image_size: side of the detector input that crops are taken from
+        architecture: "compact", or any classifier of torchvision
+        width: channels of the first stage of a ResNet (64: as published)
+        student: the detector whose resizing and normalisation the crops go through
+        image_size: side that images are brought to; 0: the student's own
         crop_size: side of the crops
+        loss: "ce" for students with a softmax, "bce" for sigmoids, "joint" for both (the paper's shared teacher)
+        margin: crops are larger than the box by this share of its size, on each side
+        min_size: boxes with a shorter side, in input pixels, are left out of the training
         jitter: training boxes are moved by up to this share of their size
-        learning_rate: peak of the one-cycle schedule
-        weight_decay: of AdamW
-        total_steps: length of the schedule
+        label_smoothing: of "ce"
+        backbone_weights: see ``backbones.build_classifier``; what was saved loads with "none"
+        optim: ``Optim`` as a dictionary
     """
 
     def __init__(
@@ -86,19 +48,24 @@ class CropClassifier(SavedModule):
         classes: list[str],
         architecture: str = "resnet18",
         width: int = 16,
-        image_size: int = 96,
+        student: str = "ssd_compact",
+        image_size: int = 0,
         crop_size: int = 32,
+        loss: str = "ce",
+        margin: float = 0.0,
+        min_size: float = 0.0,
         jitter: float = 0.05,
-        learning_rate: float = 4e-3,
-        weight_decay: float = 0.05,
-        total_steps: int = 1000,
+        label_smoothing: float = 0.05,
+        backbone_weights: str = "none",
+        optim: dict | None = None,
     ):
         super().__init__()
-        self.save_hyperparameters()
-        self.transform = GeneralizedRCNNTransform(
-            image_size, image_size, IMAGE_MEAN, IMAGE_STD, size_divisible=1, fixed_size=(image_size, image_size)
-        )
-        self.network = ARCHITECTURES[architecture](len(classes), width)
+        if loss not in LOSSES:
+            raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
+        self.save_hyperparameters(ignore=["backbone_weights", "optim"])
+        self.save_hyperparameters({"optim": optim or {}})
+        self.transform = build_student(student, len(classes), image_size).transform
+        self.network = build_classifier(architecture, len(classes), width, backbone_weights)
 
     @property
     def classes(self) -> list[str]:
@@ -114,48 +81,100 @@ class CropClassifier(SavedModule):
 
     def crop(self, images: Tensor, boxes: Tensor, image_index: Tensor) -> Tensor:
         """Crops (N, 3, S, S) of ``boxes`` in normalised ``images``; gradient flows to the boxes."""
+        if self.hparams["margin"]:
+            boxes = boxes + self.hparams["margin"] * _sides(boxes) * boxes.new_tensor([-1, -1, 1, 1])
         return roi_crop(images, boxes, image_index, self.crop_size, padding_mode=PADDING, clip=False)
 
     def crops_of_batch(self, batch: tuple[list, list]) -> tuple[Tensor, Tensor]:
         """Ground-truth crops of a detection batch and their classes (label - 1)."""
         images, targets = self.transform(to_float(batch[0]), batch[1])
         boxes = torch.cat([target["boxes"] for target in targets])
+        classes = torch.cat([target["labels"] for target in targets]) - 1
         counts = torch.tensor([len(target["boxes"]) for target in targets], device=boxes.device)
         image_index = torch.repeat_interleave(torch.arange(len(counts), device=boxes.device), counts)
-        if self.training and self.hparams["jitter"]:
-            sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
-            boxes = boxes + sides * self.hparams["jitter"] * (2 * torch.rand_like(boxes) - 1)
-        return self.crop(images.tensors, boxes, image_index), torch.cat([target["labels"] for target in targets]) - 1
+        if self.training:
+            large = _sides(boxes).amin(1) >= self.hparams["min_size"]
+            boxes, classes, image_index = boxes[large], classes[large], image_index[large]
+            boxes = boxes + _sides(boxes) * self.hparams["jitter"] * (2 * torch.rand_like(boxes) - 1)
+        return self.crop(images.tensors, boxes, image_index), classes
 
-    def training_step(self, batch: tuple[list, list], _index: int) -> Tensor | None:
+    def training_step(self, batch: tuple[list, list], _index: int) -> Tensor:
         crops, classes = self.crops_of_batch(batch)
-        if len(classes) < 2:
-            return None  # batch norm needs two; Lightning skips the step
-        loss = F.cross_entropy(self(crops), classes, label_smoothing=0.05)
+        if len(classes) < 2:  # batch norm needs two; a constant keeps every process of a distributed run in step
+            return sum(parameter.sum() for parameter in self.parameters()) * 0.0
+        loss = self.loss(self(crops), classes)
         self.log("loss", loss, prog_bar=True, batch_size=len(classes))
         return loss
 
-    def stem(self) -> nn.Module:
-        """The layers up to and including the first max-pool, frozen, batch norm folded into the convolution."""
-        if self.hparams["architecture"] != "resnet18":
-            raise ValueError("KD-loc compares stem features of a ResNet teacher; this one is " + self.hparams["architecture"])
-        network = self.network.eval()
-        return nn.Sequential(
-            fuse_conv_bn_eval(network.conv1, network.bn1), nn.ReLU(inplace=True), network.maxpool
-        ).requires_grad_(False)
+    def loss(self, logits: Tensor, classes: Tensor) -> Tensor:
+        """Softmax cross-entropy, binary cross-entropy summed over the classes, or their sum; mean over crops."""
+        terms = []
+        if self.hparams["loss"] in ("ce", "joint"):
+            terms.append(F.cross_entropy(logits, classes, label_smoothing=self.hparams["label_smoothing"]))
+        if self.hparams["loss"] in ("bce", "joint"):
+            truth = F.one_hot(classes, logits.shape[1]).to(logits.dtype)
+            terms.append(F.binary_cross_entropy_with_logits(logits, truth, reduction="sum") / len(logits))
+        return sum(terms)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Softmax, or for a teacher trained with "bce" alone the sigmoids, in float32."""
+        return logits.float().sigmoid() if self.hparams["loss"] == "bce" else logits.float().softmax(1)
+
+    def reader(self, layers: Sequence[str], logits: bool) -> nn.Module:
+        """Frozen network from crops to a dictionary: ``layers`` by name, and "logits" if asked; nothing else is run.
+
+        Batch norms are folded into their convolutions. Names are those of torchvision's feature extraction: "maxpool" and
+        "layer1" are the paper's l0 and l1 of a ResNet.
+        """
+        network = copy.deepcopy(self.network).eval()
+        names = get_graph_node_names(network)[1]
+        if unknown := [layer for layer in layers if not any(name == layer or name.startswith(f"{layer}.") for name in names)]:
+            raise ValueError(
+                f"no layer {', '.join(unknown)} in {self.hparams['architecture']}; there are {', '.join(names[1:])}"
+            )
+        nodes = {layer: layer for layer in layers} | ({names[-1]: "logits"} if logits else {})
+        return create_feature_extractor(fuse(network), nodes).requires_grad_(False).eval()
+
+
+def _sides(boxes: Tensor) -> Tensor:
+    """(N, 4): width, height, width, height."""
+    return (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
 
 
 @torch.no_grad()
-def crop_accuracy(model: CropClassifier, loader, device: str | torch.device = "cpu") -> float:
-    """Share of ground-truth crops that the classifier names right, in percent."""
+def crop_predictions(
+    model: CropClassifier, loader: Iterable, device: str | torch.device = "cpu", most: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Probabilities (N, C) of every ground-truth crop, and classes (N,); of the first ``most`` and a few if that is given."""
     model.eval().to(device)
-    right = total = 0
+    probabilities, classes = [], []
     for images, targets in loader:
         batch = (
             [image.to(device) for image in images],
             [{name: value.to(device) for name, value in target.items()} for target in targets],
         )
-        crops, classes = model.crops_of_batch(batch)
-        right += int((model(crops).argmax(1) == classes).sum())
-        total += len(classes)
-    return 100.0 * right / max(total, 1)
+        crops, truth = model.crops_of_batch(batch)
+        probabilities.append(model.probabilities(model(crops)).cpu() if len(crops) else torch.zeros(0, len(model.classes)))
+        classes.append(truth.cpu())
+        if most and sum(map(len, classes)) >= most:
+            break
+    return torch.cat(probabilities), torch.cat(classes)
+
+
+def check_not_at_chance(model: CropClassifier, loader: Iterable, device: str | torch.device = "cpu") -> float:
+    """Share of right answers, in percent, on some 500 ground-truth crops; ValueError unless it is above guessing.
+
+    A teacher can load without a complaint and be useless: trained on another normalisation, on classes in
+    another order, or not trained. Guessing is naming the commonest class; two standard errors must lie between.
+    """
+    probabilities, classes = crop_predictions(model, loader, device, most=500)
+    if not len(classes):
+        return float("nan")
+    right = (probabilities.argmax(1) == classes).float().mean().item()
+    guess = classes.bincount().max().item() / len(classes)
+    if right < guess + 2 * (guess * (1 - guess) / len(classes)) ** 0.5:
+        raise ValueError(
+            f"the teacher names {100 * right:.1f} % of {len(classes)} ground-truth crops right; naming the commonest class "
+            f"gives {100 * guess:.1f} %. It would teach nothing (--allow-poor-teacher goes on all the same)"
+        )
+    return 100 * right

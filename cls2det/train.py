@@ -2,46 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 
-from cls2det.base import SavedModule, to_float
 from cls2det.distill import ClassifierDistiller
+from cls2det.fit import SavedModule, to_float
 from cls2det.students import build_student
 from cls2det.taps import PositiveTap
 
+Distil = Callable[[list[str], torch.nn.Module], ClassifierDistiller]  # (classes, the student's transform)
+
 
 class DetectorTraining(SavedModule):
-    """L = L_cls + box_weight · L_box (torchvision's own) + the distiller's terms, each of them logged.
+    """L = cls_weight · L_cls + box_weight · L_box (the detector's own) + the distiller's terms, each of them logged.
 
     Args:
         classes: names of the classes, in order of label
-        student: name of the detector, see ``students.STUDENTS``
-        image_size: side that images are brought to
+        student: name of the detector, see ``cls2det.students``
+        image_size: side that images are brought to; 0: the student's own
+        cls_weight: weight of the detector's own classification losses
         box_weight: weight of the detector's own box losses
-        learning_rate: peak of the one-cycle schedule
-        weight_decay: of AdamW
-        total_steps: length of the schedule
-        distiller: gives the distillation terms, or None; it is in no checkpoint
+        optim: ``Optim`` as a dictionary
+        backbone_weights: see ``students.build_student``; what was saved loads with "none"
+        distil: makes the distiller that gives the distillation terms, or None; it is in no checkpoint
+        ratio_every: steps between measurements of the terms' gradients; 0: none
+        pictures: validation images drawn for TensorBoard
     """
 
     def __init__(
         self,
         classes: list[str],
         student: str = "ssd_compact",
-        image_size: int = 96,
-        box_weight: float = 2.0,
-        learning_rate: float = 3e-3,
-        weight_decay: float = 0.05,
-        total_steps: int = 2000,
-        distiller: ClassifierDistiller | None = None,
+        image_size: int = 0,
+        cls_weight: float = 1.0,
+        box_weight: float = 1.0,
+        optim: dict | None = None,
+        backbone_weights: str = "none",
+        distil: Distil | None = None,
+        ratio_every: int = 0,
+        pictures: int = 0,
     ):
         super().__init__()
-        self.save_hyperparameters(ignore=["distiller"])
-        self.detector = build_student(student, len(classes), image_size)
-        self.distiller = distiller
-        if distiller is not None:
-            distiller.check(classes, self.detector.transform)
-            self.tap = PositiveTap(self.detector)
+        self.save_hyperparameters(ignore=["backbone_weights", "distil", "optim", "ratio_every", "pictures"])
+        self.save_hyperparameters({"optim": optim or {}})
+        self.detector = build_student(student, len(classes), image_size, backbone_weights)
+        self.distiller = distil(classes, self.detector.transform) if distil else None
+        self.tap = PositiveTap(self.detector) if distil else None
+        self.ratio_every, self.pictures = ratio_every, pictures
 
     def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
         """Detections of uint8 images: boxes (n, 4) xyxy in pixels of each image, labels (n,), scores (n,)."""
@@ -52,19 +61,88 @@ class DetectorTraining(SavedModule):
             self.distiller.to(self.device)
 
     def training_step(self, batch: tuple[list, list], _index: int) -> Tensor:
-        terms = self.losses(*batch)
-        loss = sum(terms.values())
-        self.log("loss", loss.detach(), prog_bar=True, batch_size=len(batch[0]))
-        self.log_dict({name: term.detach() for name, term in terms.items()}, batch_size=len(batch[0]))
+        own, distilled = self.losses(*batch)
+        loss = sum((own | distilled).values())
+        count = len(batch[0])
+        self.log("loss", loss.detach(), prog_bar=True, batch_size=count)
+        self.log_dict({name: term.detach() for name, term in (own | distilled).items()}, batch_size=count)
+        if self.distiller is not None and self.distiller.accuracy is not None:
+            self.log("teacher_accuracy", 100 * self.distiller.accuracy, batch_size=count)
+        if distilled and self.ratio_every and self.global_step % self.ratio_every == 0:
+            ratios = gradient_ratios(sum(own.values()), distilled, self.tap.outputs)
+            self.log_dict({f"gradient_ratio/{name}": ratio for name, ratio in ratios.items()}, batch_size=count)
         return loss
 
-    def losses(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Every term of the loss, weighted."""
+    def losses(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The detector's own terms and the distillation terms, weighted."""
         if self.distiller is None:
-            return self._weighted(self.detector(to_float(images), targets))
+            return self._weighted(self.detector(to_float(images), targets)), {}
         with self.tap:
-            terms = self._weighted(self.detector(to_float(images), targets))
-        return terms | self.distiller(self.tap.positives)
+            own = self._weighted(self.detector(to_float(images), targets))
+        return own, self.distiller(self.tap.positives)
 
     def _weighted(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: term * (self.hparams["box_weight"] if "box" in name else 1.0) for name, term in terms.items()}
+        def weight(name: str) -> float:
+            return self.hparams["box_weight" if "box" in name or "giou" in name else "cls_weight"]
+
+        return {name: term * weight(name) for name, term in terms.items()}
+
+    def on_validation_epoch_start(self) -> None:
+        from torchmetrics.detection import MeanAveragePrecision
+
+        self.precision_of_boxes = MeanAveragePrecision(backend="pycocotools")
+        self.precision_of_boxes.warn_on_many_detections = False
+
+    def validation_step(self, batch: tuple[list, list], index: int) -> None:
+        images, targets = batch
+        detections = self(images)
+        self.precision_of_boxes.update(detections, targets)
+        if index == 0 and self.pictures and self.trainer.is_global_zero:
+            self._draw(images[: self.pictures], targets[: self.pictures], detections[: self.pictures])
+
+    def on_validation_epoch_end(self) -> None:
+        result = self.precision_of_boxes.compute()  # gathers from all processes
+        names = {"mAP": "map", "AP50": "map_50", "AP75": "map_75"}
+        self.log_dict({f"val/{name}": 100 * result[key].to(self.device) for name, key in names.items()}, rank_zero_only=True)
+
+    def _draw(self, images: list[Tensor], targets: list[dict], detections: list[dict]) -> None:
+        """To TensorBoard: predicted and ground-truth boxes, and the crops that the teacher sees."""
+        from cls2det.pictures import contact_sheet, crops_sheet, draw_boxes
+
+        board, classes = self.trainer.loggers[-1].experiment, self.hparams["classes"]
+        sure = [{name: value[found["scores"] >= 0.3] for name, value in found.items()} for found in detections]
+        rows = [
+            [
+                draw_boxes(image, target["boxes"], target["labels"], classes)
+                for image, target in zip(images, targets, strict=True)
+            ],
+            [
+                draw_boxes(image, found["boxes"], found["labels"], classes, scores=found["scores"])
+                for image, found in zip(images, sure, strict=True)
+            ],
+        ]
+        board.add_image("val/ground truth above predictions", contact_sheet(rows), self.global_step)
+        if self.distiller is not None and self.distiller.teacher is not None:
+            teacher = self.distiller.teacher
+            crops, labels = teacher.crops_of_batch((images, targets))
+            if len(crops):
+                captions = [classes[label] for label in labels.tolist()]
+                mean, std = teacher.transform.image_mean, teacher.transform.image_std
+                board.add_image("val/crops of the teacher", crops_sheet(crops, mean, std, captions), self.global_step)
+
+
+def gradient_ratios(detection: Tensor, terms: dict[str, Tensor], outputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """Norm of each term's gradient at the detector's head outputs, over that of the detection loss; graphs are kept.
+
+    The weights of terms are best set by what they do to the student: a ratio near 0 changes nothing, one above 1 takes over.
+    """
+
+    def norm(loss: Tensor) -> Tensor:
+        if not loss.requires_grad:
+            return torch.zeros((), device=loss.device)
+        gradients = torch.autograd.grad(loss, outputs, retain_graph=True, allow_unused=True)
+        parts = [gradient.float().norm() for gradient in gradients if gradient is not None]
+        return torch.stack(parts).norm() if parts else torch.zeros((), device=loss.device)
+
+    whole = norm(detection)
+    return {name: norm(term) / whole for name, term in terms.items()}

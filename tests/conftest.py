@@ -82,3 +82,22 @@ def pytest_terminal_summary(terminalreporter) -> None:
         counts = ", ".join(f"{outcomes[outcome]} {outcome}" for outcome in ("passed", "failed", "skipped") if outcomes[outcome])
         why = f" ({BACKENDS[name].missing})" if BACKENDS[name].missing else ""
         terminalreporter.write_line(f"{name:<10} {counts or 'none'}{why}")
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few of the demo's scenes, as COCO-format data."""
+    for module in ("torchvision", "pycocotools", "sklearn", "skimage"):
+        pytest.importorskip(module)
+    from cls2det.scenes import SceneSettings, make_scenes
+
+    return make_scenes(tmp_path_factory.mktemp("data") / "scenes", SceneSettings(train=16, val=4, test=4))
+
+
+@pytest.fixture(scope="session")
+def teacher_weights(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small teacher of those scenes, trained on them."""
+    pytest.importorskip("lightning")
+    from training_cases import train_teacher
+
+    return train_teacher(scenes, tmp_path_factory.mktemp("teacher"))

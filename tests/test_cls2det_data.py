@@ -1,6 +1,7 @@
 """Scenes are deterministic, valid COCO; the dataset reads COCO with its gaps and its faults."""
 
 import json
+import random
 from itertools import pairwise
 
 import numpy as np
@@ -11,7 +12,8 @@ pytest.importorskip("pycocotools")
 pytest.importorskip("sklearn")
 
 from cls2det import scenes
-from cls2det.data import Augmentation, DetectionData, SeededSampler, test_loader, train_loader
+from cls2det.augment import AUGMENTATIONS, Augmentation, get_augmentation
+from cls2det.data import DetectionData, SeededSampler, test_loader, train_loader
 from cls2det.scenes import SceneSettings, make_scenes, render_scene
 
 test_loader.__test__ = False  # a function of the package, not a test
@@ -97,11 +99,13 @@ def test_category_gaps_crowds_and_degenerate_boxes(tmp_path):
             {"category_id": 7, "bbox": [45, 30, 10, 20]},
         ],
     )
-    data = DetectionData(root, "mine")
+    with pytest.raises(FileNotFoundError, match=r"names 1 of 1 images that are not there: .*a\.jpg"):
+        DetectionData(root, "mine")
+    (root / "mine" / "a.jpg").touch()
+    with pytest.warns(UserWarning, match=r"1 annotation not trained on .*: annotation 3 of image 5"):
+        data = DetectionData(root, "mine")
     assert data.targets[0]["labels"].tolist() == [2, 1]
     assert data.targets[0]["boxes"].tolist() == [[1, 2, 11, 12], [45, 30, 50, 40]]
-    with pytest.raises(FileNotFoundError, match=r"names .*a\.jpg, which is not there"):
-        data[0]
 
 
 def test_clear_errors(tmp_path, root):
@@ -145,6 +149,95 @@ def test_boxes_pushed_out_are_dropped():
     assert [2] in kept and [1, 2] in kept
 
 
+def scene(width=90, height=60):
+    """Grey noise and two boxes filled with a colour of their own."""
+    image = torch.randint(90, 140, (1, height, width), generator=torch.Generator().manual_seed(0)).repeat(3, 1, 1)
+    boxes = torch.tensor([[10.0, 10, 40, 35], [50.0, 20, 80, 55]])
+    image[:, 10:35, 10:40] = 255
+    image[:, 20:55, 50:80] = 0
+    return image.to(torch.uint8), {"boxes": boxes, "labels": torch.tensor([4, 2]), "image_id": torch.tensor(31)}
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_augmentations_are_functions_of_the_seed_alone(name):
+    """Whatever was drawn before, from any generator; and they draw nothing from the others."""
+    image, target = scene()
+    original = image.clone(), {key: value.clone() for key, value in target.items()}
+    results, after = [], []
+    for other in (0, 1):
+        torch.manual_seed(other), np.random.seed(other), random.seed(other)
+        results.append([get_augmentation(name)(image, target, seed) for seed in range(25)])
+        after.append((torch.rand(1).item(), np.random.rand(), random.random()))
+    for (first, one), (second, two) in zip(*results, strict=True):
+        assert torch.equal(first, second) and all(torch.equal(one[key], two[key]) for key in target)
+    for other in (0, 1):
+        torch.manual_seed(other), np.random.seed(other), random.seed(other)
+        assert after[other] == (torch.rand(1).item(), np.random.rand(), random.random())
+    assert torch.equal(image, original[0]) and all(torch.equal(target[key], original[1][key]) for key in target)
+    kinds = {(tuple(image.shape), tuple(target["boxes"].flatten().tolist())) for image, target in results[0]}
+    assert len(kinds) >= {"none": 1, "flip": 2}.get(name, 10)
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_augmented_targets_are_whole_and_fit_the_image(name):
+    image, target = scene()
+    for seed in range(60):
+        varied, moved = AUGMENTATIONS[name](image, target, seed)
+        assert type(varied) is type(moved["boxes"]) is torch.Tensor
+        assert varied.dtype == torch.uint8 and varied.shape[0] == 3
+        assert moved["boxes"].dtype == torch.float32 and moved["labels"].dtype == torch.int64 and moved["image_id"] == 31
+        assert 1 <= len(moved["boxes"]) == len(moved["labels"])
+        limit = torch.tensor([varied.shape[2], varied.shape[1]] * 2)
+        assert (moved["boxes"] >= 0).all() and (moved["boxes"] <= limit).all()
+        assert (moved["boxes"][:, 2:] - moved["boxes"][:, :2] >= 1).all()
+
+
+@pytest.mark.parametrize("name", ["flip", "ssd", "ssdlite"])
+def test_boxes_and_labels_stay_on_their_objects(name):
+    """The bright object is class 4, the dark one class 2, through flips, crops, zooms and changes of colour."""
+    image, target = scene()
+    mirrored = 0
+    for seed in range(60):
+        varied, moved = AUGMENTATIONS[name](image, target, seed)
+        brightness = varied.float().mean(0)
+        centres = {}
+        for box, label in zip(moved["boxes"].round().int().tolist(), moved["labels"].tolist(), strict=True):
+            inside = brightness[box[1] : box[3], box[0] : box[2]]
+            assert inside.std() < 1e-3  # nothing beside the object
+            assert inside.mean() > 150 if label == 4 else inside.mean() < 90
+            centres[label] = box[0] + box[2]
+        mirrored += len(centres) == 2 and centres[4] > centres[2]
+    assert 5 < mirrored < 45
+
+
+def test_zoomed_out_images_lie_on_the_mean_colour():
+    image, target = scene()
+    larger = [
+        varied for varied, _ in (AUGMENTATIONS["ssd"](image, target, seed) for seed in range(80)) if varied.shape[1] > 100
+    ]
+    assert len(larger) > 5
+    for varied in larger:
+        colours, counts = varied.flatten(1).unique(dim=1, return_counts=True)
+        assert colours[:, counts.argmax()].tolist() == [123, 117, 104]
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_augmentation_of_images_with_little_in_them(name):
+    nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "image_id": torch.tensor(1)}
+    sliver = {**nothing, "boxes": torch.tensor([[4.0, 0, 4.3, 9]]), "labels": torch.tensor([3])}
+    for seed in range(30):
+        for height, width in ((9, 9), (1, 9), (9, 2), (3, 3), (4, 4)):
+            varied, moved = AUGMENTATIONS[name](torch.zeros(3, height, width, dtype=torch.uint8), nothing, seed)
+            assert moved["boxes"].shape == (0, 4) and moved["labels"].shape == (0,) and varied.numel() > 0
+        if not name.startswith("jitter"):  # which drops boxes that it moved out
+            assert AUGMENTATIONS[name](torch.zeros(3, 9, 9, dtype=torch.uint8), sliver, seed)[1]["labels"].tolist() == [3]
+
+
+def test_unknown_augmentation():
+    with pytest.raises(ValueError, match=r"augmentation must be one of none, flip, ssd, .*; got 'mosaic'"):
+        get_augmentation("mosaic")
+
+
 def test_order_is_a_function_of_seed_and_epoch():
     first, second = SeededSampler(7, 10, seed=3), SeededSampler(7, 10, seed=3)
     walked = list(first)
@@ -165,6 +258,17 @@ def test_distributed_processes_share_the_batches(monkeypatch):
         monkeypatch.setattr("cls2det.data._world", lambda rank=rank: (rank, 2))
         parts.append(list(SeededSampler(9, 6, seed=1)))
     assert sorted(parts[0] + parts[1]) == sorted(whole) and parts[0] == whole[::2]
+
+
+def test_shares_of_an_evaluation_hold_every_image_once(root, monkeypatch):
+    data, seen = DetectionData(root, "train"), []
+    for rank in range(5):
+        monkeypatch.setattr("cls2det.data._world", lambda rank=rank: (rank, 5))
+        loader = test_loader(data, batch_size=2, shared=True)
+        ids = [int(target["image_id"]) for _, targets in loader for target in targets]
+        assert len(loader.sampler) == len(ids)
+        seen += ids
+    assert sorted(seen) == [int(target["image_id"]) for target in data.targets] and len(seen) == 12
 
 
 def test_batches_are_the_same_with_and_without_loader_workers(root):

@@ -1,4 +1,6 @@
-"""PositiveTap takes what torchvision's own loss used, for SSD, RetinaNet and Faster R-CNN, and leaves the model as it was."""
+"""PositiveTap takes what the detector's own loss used, of every family, and leaves the model as it was."""
+
+import re
 
 import pytest
 import torch
@@ -6,53 +8,26 @@ import torch.nn.functional as F
 
 pytest.importorskip("torchvision")
 
-from torchvision.models import detection
-from torchvision.models.detection.anchor_utils import AnchorGenerator
+import torchvision
+from torchvision.models.detection import FCOS, RetinaNet
+from torchvision.models.detection.fcos import FCOSHead
+from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.ssd import SSD
+from torchvision.ops import generalized_box_iou_loss
 
-from cls2det.students import ssd_compact
+from cls2det.students import build_student
 from cls2det.taps import PositiveTap
 
 CLASSES = 5
+FAMILIES = ["ssd_compact", "retinanet_compact", "fcos_compact", "fasterrcnn_compact", "detr_compact"]
 
 
-class OneMap(torch.nn.Module):
-    """The smallest backbone that a RetinaNet or a Faster R-CNN takes."""
-
-    out_channels = 16
-
-    def __init__(self):
-        super().__init__()
-        self.layers = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3, 8, 1), torch.nn.ReLU())
-
-    def forward(self, images):
-        return self.layers(images)
-
-
-def ssd():
-    return ssd_compact(CLASSES, 96)
-
-
-def retinanet():
-    return detection.RetinaNet(
-        OneMap(), CLASSES + 1, min_size=96, max_size=96, anchor_generator=AnchorGenerator(((16, 32),), ((0.5, 1.0, 2.0),))
-    )
-
-
-def faster_rcnn():
-    model = detection.FasterRCNN(
-        OneMap(),
-        CLASSES + 1,
-        min_size=96,
-        max_size=96,
-        rpn_anchor_generator=AnchorGenerator(((16, 32),), ((0.5, 1.0, 2.0),)),
-        box_roi_pool=None,
-        box_batch_size_per_image=32,
-    )
-    return model
-
-
-BUILDERS = [ssd, retinanet, faster_rcnn]
+def build(name):
+    if name.startswith("detr"):
+        pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    return build_student(name, CLASSES, 96).train()
 
 
 def batch():
@@ -66,10 +41,9 @@ def batch():
     return [torch.rand(3, 96, 96) for _ in targets], targets
 
 
-@pytest.fixture(params=BUILDERS, ids=lambda builder: builder.__name__)
+@pytest.fixture(params=FAMILIES)
 def model(request):
-    torch.manual_seed(0)
-    return request.param().train()
+    return build(request.param)
 
 
 def tapped(model):
@@ -77,6 +51,10 @@ def tapped(model):
     with tap:
         losses = model(*batch())
     return losses, tap.positives
+
+
+def values(losses):
+    return {name: loss.item() for name, loss in losses.items()}
 
 
 def test_positives_belong_together(model):
@@ -87,43 +65,133 @@ def test_positives_belong_together(model):
     assert torch.equal(found.target_image_index[found.matched_idxs], found.image_index)  # the match lies in the same image
     assert found.logits.shape == (len(found), CLASSES + 1) and found.boxes.shape == (len(found), 4)
     assert found.logits.requires_grad and found.boxes.requires_grad
+    assert bool((found.boxes[:, 2:] >= found.boxes[:, :2]).all())
 
 
-def test_the_losses_are_torchvisions_own(model):
+@pytest.mark.parametrize(
+    "name, head, background",
+    [
+        ("ssd_compact", "softmax", "first"),
+        ("retinanet_compact", "sigmoid", "first"),
+        ("fcos_compact", "sigmoid", "first"),
+        ("fasterrcnn_compact", "softmax", "first"),
+        ("detr_compact", "softmax", "last"),
+    ],
+)
+def test_head_and_column_of_each_class(name, head, background):
+    """Where the losses pull a positive's logits up is the column that ``background`` says its class has."""
+    model = build(name)
+    tap = PositiveTap(model)
+    with tap:
+        losses = model(*batch())
+    found = tap.positives
+    assert (found.head, found.background) == (head, background)
+    classification = next(loss for name, loss in losses.items() if "class" in name)
+    (gradient,) = torch.autograd.grad(classification, tap.outputs[:1])
+    wanted = set((found.target_labels - int(background == "last")).tolist())
+    pulled = set(torch.where(gradient.reshape(-1, CLASSES + 1).min(0).values < -1e-6)[0].tolist())
+    no_class = set() if head == "sigmoid" else {CLASSES if background == "last" else 0}  # sigmoids: column 0 is never a target
+    assert pulled == wanted | no_class
+
+
+def test_the_losses_are_the_models_own(model):
     torch.manual_seed(3)
     plain = model(*batch())
     torch.manual_seed(3)
     losses, _ = tapped(model)
-    assert {name: loss.item() for name, loss in losses.items()} == {name: loss.item() for name, loss in plain.items()}
+    assert values(losses) == values(plain)
 
 
-def test_ssd_box_loss_again_from_the_positives():
-    """The smooth-L1 loss computed from the tap's boxes is the one that torchvision reports: same rows, same matches."""
-    torch.manual_seed(0)
-    model = ssd().train()
-    seen = {}
-    original = SSD.compute_loss
+def test_outputs_are_what_the_losses_hang_on(model):
+    tap = PositiveTap(model)
+    with tap:
+        losses = model(*batch())
+    logits, regression = tap.outputs
+    assert logits.shape[-1] == CLASSES + 1 and regression.shape[-1] in (4, 4 * (CLASSES + 1))
+    boxes = sum(loss for name, loss in losses.items() if "box" in name and "rpn" not in name)
+    classes = sum(loss for name, loss in losses.items() if "class" in name)
+    for loss, output in ((classes, logits), (boxes, regression)):
+        (gradient,) = torch.autograd.grad(loss, output, retain_graph=True)
+        assert torch.isfinite(gradient).all() and gradient.any()
+    found = tap.positives
+    (gradient,) = torch.autograd.grad(found.boxes.sum(), regression, retain_graph=True)
+    assert gradient.any()
+
+
+# The box losses again, from the tap's boxes: same rows, same matches, right decoder
+
+
+def matched_boxes(found):
+    return found.target_boxes[found.matched_idxs]
+
+
+def test_ssd_box_loss_again_from_the_positives(monkeypatch):
+    model, seen, original = build("ssd_compact"), {}, SSD.compute_loss
 
     def spy(self, targets, head_outputs, anchors, matched_idxs):
         seen.update(matched=matched_idxs, anchors=anchors, logits=head_outputs["cls_logits"])
         return original(self, targets, head_outputs, anchors, matched_idxs)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SSD, "compute_loss", spy)
-        losses, found = tapped(model)
+    monkeypatch.setattr(SSD, "compute_loss", spy)
+    losses, found = tapped(model)
     assert len(found) == sum(int((matched >= 0).sum()) for matched in seen["matched"])
     anchors = torch.cat([boxes[matched >= 0] for boxes, matched in zip(seen["anchors"], seen["matched"], strict=True)])
-    wanted = model.box_coder.encode_single(found.target_boxes[found.matched_idxs], anchors)
+    wanted = model.box_coder.encode_single(matched_boxes(found), anchors)
     again = F.smooth_l1_loss(model.box_coder.encode_single(found.boxes, anchors), wanted, reduction="sum") / len(found)
     torch.testing.assert_close(again, losses["bbox_regression"], rtol=1e-4, atol=1e-5)
     rows = torch.cat([logits[matched >= 0] for logits, matched in zip(seen["logits"], seen["matched"], strict=True)])
     assert torch.equal(rows, found.logits)
 
 
+def test_retinanet_box_loss_again_without_anchors_between_the_thresholds(monkeypatch):
+    model, seen, original = build("retinanet_compact"), {}, RetinaNetHead.compute_loss
+
+    def spy(self, targets, head_outputs, anchors, matched_idxs):
+        seen.update(matched=matched_idxs, anchors=anchors)
+        return original(self, targets, head_outputs, anchors, matched_idxs)
+
+    monkeypatch.setattr(RetinaNetHead, "compute_loss", spy)
+    losses, found = tapped(model)
+    assert (torch.stack(seen["matched"]) == -2).any()  # the case is there
+    assert len(found) == int((torch.stack(seen["matched"]) >= 0).sum())
+    anchors = torch.cat([boxes[matched >= 0] for boxes, matched in zip(seen["anchors"], seen["matched"], strict=True)])
+    difference = model.box_coder.encode_single(found.boxes, anchors) - model.box_coder.encode_single(
+        matched_boxes(found), anchors
+    )
+    again = (
+        sum(difference[found.image_index == image].abs().sum() / (found.image_index == image).sum() for image in (0, 2)) / 3
+    )
+    torch.testing.assert_close(again, losses["bbox_regression"], rtol=1e-4, atol=1e-5)
+
+
+def test_fcos_box_loss_again_from_the_positives():
+    losses, found = tapped(build("fcos_compact"))
+    again = generalized_box_iou_loss(found.boxes, matched_boxes(found), reduction="sum") / len(found)
+    torch.testing.assert_close(again, losses["bbox_regression"])
+
+
+def test_faster_rcnn_matches_again_from_the_regression_targets(monkeypatch):
+    model, seen, original = build("fasterrcnn_compact"), {}, RoIHeads.select_training_samples
+
+    def spy(self, proposals, targets):
+        seen["result"] = original(self, proposals, targets)
+        return seen["result"]
+
+    monkeypatch.setattr(RoIHeads, "select_training_samples", spy)
+    losses, found = tapped(model)
+    proposals, _, labels, regression_targets = (torch.cat(part) for part in seen["result"])
+    rows, coder = labels > 0, model.roi_heads.box_coder
+    wanted = coder.decode_single(regression_targets[rows], proposals[rows])
+    torch.testing.assert_close(matched_boxes(found), wanted, rtol=1e-4, atol=1e-3)
+    assert torch.equal(found.target_labels[found.matched_idxs], labels[rows])
+    difference = coder.encode_single(found.boxes, proposals[rows]) - regression_targets[rows]
+    again = F.smooth_l1_loss(difference, torch.zeros_like(difference), beta=1 / 9, reduction="sum") / len(labels)
+    torch.testing.assert_close(again, losses["loss_box_reg"], rtol=1e-4, atol=1e-5)
+
+
 def test_faster_rcnn_takes_the_true_class_box():
     """With the regression of every other class blown up, the decoded boxes do not move."""
-    torch.manual_seed(0)
-    model = faster_rcnn().train()
+    model = build("fasterrcnn_compact")
     torch.manual_seed(3)
     _, before = tapped(model)
     labels = set(before.target_labels.tolist())
@@ -133,6 +201,49 @@ def test_faster_rcnn_takes_the_true_class_box():
     torch.manual_seed(3)
     _, after = tapped(model)
     assert torch.equal(before.boxes, after.boxes)
+
+
+def test_detr_positives_are_the_matching():
+    """One query for each ground truth: the one that transformers' matcher gives it on the last layer's outputs."""
+    model = build("detr_compact")
+    with torch.no_grad():
+        for weight in (*model.network.model.decoder.parameters(), *model.network.bbox_predictor.parameters()):
+            weight.mul_(4)  # fresh weights give a query nearly the same box in all layers
+    _, found = tapped(model)
+    assert found.matched_idxs.sort().values.tolist() == [0, 1, 2]
+    from transformers.loss.loss_for_object_detection import HungarianMatcher
+
+    images, targets = batch()
+    with torch.no_grad():
+        layers = model.predict(model.transform(images, None)[0].tensors, [(96, 96)] * 3)
+    left, top, right, bottom = torch.cat([target["boxes"] for target in targets]).T / 96
+    boxes = torch.stack([(left + right) / 2, (top + bottom) / 2, right - left, bottom - top], 1).split([2, 0, 1])
+    wanted = [{"class_labels": target["labels"] - 1, "boxes": box} for target, box in zip(targets, boxes, strict=True)]
+    matcher = HungarianMatcher(class_cost=1, bbox_cost=5, giou_cost=2)
+    first, last = ([(rows.tolist(), columns.tolist()) for rows, columns in matcher(layers[at], wanted)] for at in (0, -1))
+    assert first != last
+    queries = torch.cat([layers[-1]["logits"][image, rows] for image, (rows, _) in enumerate(last)])
+    torch.testing.assert_close(found.logits.detach(), queries)
+    before = (0, 2, 2)
+    assert found.matched_idxs.tolist() == [before[image] + row for image, (_, rows) in enumerate(last) for row in rows]
+
+
+def test_detr_boxes_are_in_pixels_of_unpadded_images():
+    model = build("detr_compact")
+    tap = PositiveTap(model)
+    images = [torch.rand(3, 96, 144), torch.rand(3, 144, 96)]
+    targets = [{"boxes": torch.tensor([[10.0, 20, 60, 90]]), "labels": torch.tensor([2])} for _ in images]
+    with tap:
+        model(images, targets)
+    found, (_, boxes) = tap.positives, tap.outputs
+    assert found.images.shape[-2:] == (160, 160)
+    for image, (height, width) in enumerate([(96, 144), (144, 96)]):
+        centre, sides = boxes[image, :, :2], boxes[image, :, 2:]
+        pixels = torch.cat([centre - sides / 2, centre + sides / 2], 1) * torch.tensor([width, height] * 2)
+        assert bool((pixels - found.boxes[image]).abs().sum(1).min() < 1e-3)
+
+
+# What must not go unnoticed
 
 
 def test_model_is_left_as_it_was(model):
@@ -147,32 +258,122 @@ def test_model_is_left_as_it_was(model):
     assert attributes() == before
 
 
+def test_building_a_tap_draws_no_random_number(model):
+    torch.manual_seed(5)
+    wanted = torch.rand(1)
+    torch.manual_seed(5)
+    PositiveTap(model)
+    assert torch.equal(torch.rand(1), wanted)
+
+
 def test_no_ground_truth_at_all(model):
     images, targets = batch()
     tap = PositiveTap(model)
     with tap:
-        model(images[1:2], targets[1:2])
+        losses = model(images[1:2], targets[1:2])
     assert len(tap.positives) == 0
+    loss = sum(losses.values())
+    assert torch.isfinite(loss)
+    loss.backward()
 
 
 def test_thinned_keeps_every_image():
-    _, found = tapped(ssd().train())
+    _, found = tapped(build("ssd_compact"))
     few = found.thinned(6)
     assert len(few) == 6 and len(few.logits) == 6
     assert set(few.image_index.tolist()) == set(found.image_index.tolist())
-    assert found.thinned(10_000) is found
+    assert few.head == "softmax" and found.thinned(10_000) is found
 
 
 def test_unknown_model_and_missing_attribute():
-    with pytest.raises(TypeError, match="SSD, RetinaNet and FasterRCNN, not Linear"):
+    with pytest.raises(TypeError, match="SSD, RetinaNet, FCOS, FasterRCNN, Detr, not Linear"):
         PositiveTap(torch.nn.Linear(1, 1))
-    model = ssd()
+    model = build("ssd_compact")
+    with pytest.raises(TypeError, match="not DataParallel; of a wrapped model, give the one inside"):
+        PositiveTap(torch.nn.DataParallel(model))
     del model.box_coder
-    with pytest.raises(RuntimeError, match=r"torchvision .*SSD has no box_coder.decode_single"):
+    with pytest.raises(
+        RuntimeError, match=rf"torchvision {re.escape(torchvision.__version__)}.*SSD has no box_coder.decode_single"
+    ):
         PositiveTap(model)
 
 
+@pytest.mark.parametrize(
+    "name, owner, method",
+    [
+        ("ssd_compact", SSD, "compute_loss"),
+        ("retinanet_compact", RetinaNetHead, "compute_loss"),
+        ("fcos_compact", FCOSHead, "compute_loss"),
+        ("fasterrcnn_compact", RoIHeads, "select_training_samples"),
+    ],
+)
+def test_another_torchvision_fails_when_the_tap_is_made(monkeypatch, name, owner, method):
+    model, version = build(name), f"torchvision {re.escape(torchvision.__version__)}"
+    PositiveTap(model)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, method, lambda self, targets, head_outputs, anchors, matches: None)
+        with pytest.raises(RuntimeError, match=rf"{version}.*{method} takes \(targets, head_outputs, anchors, matches\)"):
+            PositiveTap(model)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, "renamed", getattr(owner, method), raising=False)
+        patch.delattr(owner, method)
+        with pytest.raises(RuntimeError, match=rf"{version}.*has no .*{method}"):
+            PositiveTap(model)
+
+
+def test_other_results_of_the_sampling_fail_when_the_tap_is_made(monkeypatch):
+    model, original = build("fasterrcnn_compact"), RoIHeads.select_training_samples
+
+    def changed(order):
+        return lambda self, proposals, targets: tuple(original(self, proposals, targets)[place] for place in order)
+
+    for order in ((0, 2, 1, 3), (1, 0, 2, 3), (0, 1, 2)):
+        monkeypatch.setattr(RoIHeads, "select_training_samples", changed(order))
+        with pytest.raises(RuntimeError, match=r"torchvision .*select_training_samples does not give proposals, matched_idxs"):
+            PositiveTap(model)
+
+
+def test_another_transformers_fails_when_the_tap_is_made(monkeypatch):
+    model = build("detr_compact")
+    import transformers
+    from transformers.loss.loss_for_object_detection import HungarianMatcher, ImageLoss
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageLoss, "loss_boxes", lambda self, outputs, targets, matches: {})
+        with pytest.raises(RuntimeError, match=rf"transformers {transformers.__version__}.*ImageLoss.loss_boxes should take"):
+            PositiveTap(model)
+    monkeypatch.delattr(HungarianMatcher, "forward")
+    with pytest.raises(RuntimeError, match=r"HungarianMatcher.forward should take .*targets"):
+        PositiveTap(model)
+
+
+@pytest.mark.parametrize("name, owner", [("retinanet_compact", RetinaNet), ("fcos_compact", FCOS)])
+def test_a_forward_that_delivers_nothing_is_an_error(monkeypatch, name, owner):
+    """A detector whose loss goes another way than through the tapped method."""
+    model = build(name)
+    tap = PositiveTap(model)
+    with tap:
+        model(*batch())
+    assert len(tap.positives)
+    monkeypatch.setattr(owner, "compute_loss", lambda *_: {})
+    with tap:
+        model(*batch())
+    with pytest.raises(RuntimeError, match="no positives"):
+        tap.positives  # noqa: B018
+    with pytest.raises(RuntimeError, match="no outputs"):
+        tap.outputs  # noqa: B018
+
+
+def test_an_evaluation_delivers_nothing(model):
+    tap = PositiveTap(model)
+    with tap, torch.no_grad():
+        model(*batch())
+        model.eval()(batch()[0])
+    with pytest.raises(RuntimeError, match="inside `with tap:`"):
+        tap.positives  # noqa: B018
+
+
 def test_no_positives_before_a_forward():
-    tap = PositiveTap(ssd())
+    tap = PositiveTap(build("ssd_compact"))
     with pytest.raises(RuntimeError, match="inside `with tap:`"):
         tap.positives  # noqa: B018

@@ -1,0 +1,208 @@
+"""Image classifiers: teachers, and the bodies that students start from.
+
+    network = build_classifier("resnet50", classes=80, weights="auto")      # any of torchvision's, or "compact"
+    network = build_classifier("resnet50", classes=1000, width=16)          # every width a quarter
+    load_backbone(student, network)                                         # a detector starts from a trained classifier
+
+Weights are chosen by a word: "none" (random), "imagenet" (torchvision's; an error if they cannot be had), or "auto"
+(torchvision's where they can be fetched, random ones and a warning where they cannot).
+"""
+
+from __future__ import annotations
+
+import http.client
+import logging
+import warnings
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import torchvision
+from torch import Tensor, nn
+from torchvision.models import MobileNetV2, ResNet, WeightsEnum
+from torchvision.models.resnet import BasicBlock
+
+# What networks without ImageNet weights take: (x - mean) / std of x in [0, 1]. KD-loc's weight is tied to this scale.
+IMAGE_MEAN, IMAGE_STD = [0.45, 0.45, 0.45], [0.25, 0.25, 0.25]
+POLICIES = ("none", "auto", "imagenet")
+
+
+class CompactResNet(nn.Module):
+    """One BasicBlock per stage, strides 4, 8, 16, 32. ``forward`` returns the last three maps, by name."""
+
+    def __init__(self, widths: Sequence[int] = (16, 32, 64, 128)):
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, widths[0], 3, 2, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True)
+        )
+        self.stages = nn.ModuleList(
+            BasicBlock(before, width, 2, nn.Sequential(nn.Conv2d(before, width, 1, 2, bias=False), nn.BatchNorm2d(width)))
+            for before, width in zip((widths[0], *widths[:-1]), widths, strict=True)
+        )
+        self.out_channels = list(widths[1:])
+
+    def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
+        x, maps = self.stages[0](self.stem(images)), OrderedDict()
+        for number, stage in enumerate(self.stages[1:]):
+            x = maps[str(number)] = stage(x)
+        return maps
+
+
+class CompactClassifier(nn.Module):
+    """The compact students' body with a linear classifier: trained on crops, it gives them their start."""
+
+    def __init__(self, classes: int, width: int = 16):
+        super().__init__()
+        self.backbone = CompactResNet((width, 2 * width, 4 * width, 8 * width))
+        self.head = nn.Linear(8 * width, classes)
+
+    def forward(self, crops: Tensor) -> Tensor:
+        return self.head(self.backbone(crops)["2"].mean((2, 3)))
+
+
+def classifier_names() -> list[str]:
+    """Names that ``build_classifier`` takes."""
+    return ["compact", *torchvision.models.list_models(module=torchvision.models)]
+
+
+def build_classifier(name: str, classes: int, width: int = 64, weights: str = "none") -> nn.Module:
+    """A classifier of images (N, 3, H, W) with logits (N, classes).
+
+    Args:
+        name: one of ``classifier_names()``
+        classes: outputs of the last layer, which is new where ImageNet weights know another number
+        width: channels of the first stage, for ResNets (64 as published) and "compact" (16 in the compact students)
+        weights: "none", "auto" or "imagenet"; narrow networks have no ImageNet weights
+
+    Raises:
+        ValueError: no such name, a width for a network that has none, "imagenet" where there are no such weights
+        RuntimeError: "imagenet" and the weights cannot be fetched
+    """
+    if name not in classifier_names():
+        raise ValueError(f"no classifier {name!r}; there are {', '.join(classifier_names())}")
+    if name == "compact" or width != 64:
+        if name != "compact" and not _is_resnet(name):
+            raise ValueError(f"width is for ResNets and compact; {name} has one width only, found width {width}")
+        choose_weights(None, weights, f"{name} of width {width}")
+        return CompactClassifier(classes, width) if name == "compact" else narrow_resnet(name, width, classes)
+    chosen = choose_weights(torchvision.models.get_model_weights(name).DEFAULT, weights, name)
+    known = len(chosen.meta["categories"]) if chosen else classes
+    network = torchvision.models.get_model(name, weights=chosen, num_classes=known, **_one_output(name, chosen))
+    return network if known == classes else _with_new_last_layer(network, known, classes)
+
+
+def choose_weights(weights: WeightsEnum | None, policy: str, name: str) -> WeightsEnum | None:
+    """``weights`` if the policy ("none", "auto", "imagenet") wants them and they can be had; they are then in torch's cache.
+
+    Args:
+        weights: torchvision's entry; None where there are none for this network
+        policy: "auto" warns, "imagenet" raises, where they cannot be had
+        name: the network, for messages
+    """
+    if policy not in POLICIES:
+        raise ValueError(f"weights are {', '.join(POLICIES)}; found {policy!r}")
+    if policy == "none":
+        return None
+    if weights is None:
+        if policy == "imagenet":
+            raise ValueError(f"there are no ImageNet weights of {name}; take weights none, or auto")
+        warnings.warn(f"{name} starts from random weights: there are no ImageNet weights of it", stacklevel=3)
+        return None
+    try:
+        weights.get_state_dict(progress=True, check_hash=True)
+    except (OSError, http.client.HTTPException) as error:  # urllib's errors are OSErrors
+        if policy == "imagenet":
+            raise RuntimeError(f"the ImageNet weights of {name} cannot be fetched from {weights.url}: {error}") from error
+        warnings.warn(f"{name} starts from random weights: {weights.url} cannot be fetched ({error})", stacklevel=3)
+        return None
+    logging.getLogger(__name__).info("%s starts from ImageNet weights: %s", name, weights)
+    return weights
+
+
+def narrow_resnet(architecture: str, width: int, classes: int) -> ResNet:
+    """torchvision's ResNet with every width scaled from 64 to ``width``; random weights, drawn as torchvision draws them."""
+    if not _is_resnet(architecture):
+        raise ValueError(f"a width is for torchvision's ResNets, found {architecture!r}")
+    network = torchvision.models.get_model(architecture, num_classes=classes)
+    if width == 64:
+        return network
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Conv2d | nn.BatchNorm2d | nn.Linear):
+                setattr(module, name, _narrow_layer(child, width, classes))
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    network.inplanes = network.inplanes * width // 64  # channels of the last stage; torchvision's FPN reads it
+    return network
+
+
+def _narrow_layer(layer: nn.Module, width: int, classes: int) -> nn.Module:
+    if isinstance(layer, nn.Linear):
+        return nn.Linear(layer.in_features * width // 64, classes)
+    if isinstance(layer, nn.BatchNorm2d):
+        return nn.BatchNorm2d(layer.num_features * width // 64)
+    inputs = 3 if layer.in_channels == 3 else layer.in_channels * width // 64
+    outputs = layer.out_channels * width // 64
+    if inputs % layer.groups or outputs % layer.groups:
+        raise ValueError(
+            f"width {width} leaves {inputs} channels to {layer.groups} groups of a convolution; take a larger one"
+        )
+    return nn.Conv2d(inputs, outputs, layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups, bias=False)
+
+
+def _is_resnet(name: str) -> bool:
+    return name.startswith(("resnet", "resnext", "wide_resnet"))
+
+
+def _one_output(name: str, weights: WeightsEnum | None) -> dict[str, Any]:
+    """GoogLeNet and Inception give auxiliary logits beside the logits, unless told otherwise."""
+    if name not in ("googlenet", "inception_v3"):
+        return {}
+    return {"aux_logits": False} | ({} if weights else {"init_weights": True})
+
+
+def _with_new_last_layer(network: nn.Module, known: int, classes: int) -> nn.Module:
+    path, last = [entry for entry in network.named_modules() if isinstance(entry[1], nn.Linear | nn.Conv2d)][-1]
+    if known not in (getattr(last, "out_features", 0), getattr(last, "out_channels", 0)):
+        raise RuntimeError(f"{type(network).__name__} does not end in a layer of {known} outputs, found {last}")
+    if isinstance(last, nn.Linear):
+        new: nn.Module = nn.Linear(last.in_features, classes, bias=last.bias is not None)
+    else:  # SqueezeNet
+        new = nn.Conv2d(last.in_channels, classes, last.kernel_size)
+    parent, _, name = path.rpartition(".")
+    setattr(network.get_submodule(parent), name, new)
+    return network
+
+
+def load_backbone(student: nn.Module, classifier: nn.Module) -> None:
+    """Start a student's body from that of a trained classifier: compact, a ResNet of the same width, or MobileNetV2.
+
+    Batch norm statistics come along. Raises ValueError, and leaves the student as it was, if the two do not fit.
+    """
+    body = getattr(student.backbone, "body", student.backbone)
+    if isinstance(classifier, CompactClassifier):
+        weights = classifier.backbone.state_dict()
+    elif isinstance(classifier, MobileNetV2):
+        weights = classifier.features.state_dict()
+    elif isinstance(classifier, ResNet):
+        weights = {name: value for name, value in classifier.state_dict().items() if not name.startswith("fc.")}
+    else:
+        raise ValueError(f"a student starts from a compact, ResNet or MobileNetV2 classifier, not {type(classifier).__name__}")
+    own, counters = body.state_dict(), "num_batches_tracked"  # which frozen batch norm does not have
+    wrong = [
+        name
+        for name in sorted(own.keys() | weights.keys())
+        if not name.endswith(counters)
+        and getattr(own.get(name), "shape", "missing") != getattr(weights.get(name), "shape", "missing")
+    ]
+    if wrong:
+        raise ValueError(
+            f"the {type(classifier).__name__} does not fit the student's backbone: {len(wrong)} tensors differ, {wrong[0]} is "
+            f"{_shape(weights.get(wrong[0]))} in the classifier and {_shape(own.get(wrong[0]))} in the student"
+        )
+    body.load_state_dict(weights)
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "missing" if tensor is None else str(tuple(tensor.shape))

@@ -1,0 +1,255 @@
+"""What the teacher and the students share: one small file of weights, and the way a Lightning run is set up and resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import (
+    Callback,
+    EMAWeightAveraging,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    RichProgressBar,
+    Timer,
+)
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+from cls2det.settings import Optim, Run
+
+Progress = Callable[[int, int, str], None]  # (step, steps, what to say)
+
+
+class SavedModule(lightning.LightningModule):
+    """A LightningModule that keeps its arguments and weights in one small file, apart from the training checkpoints.
+
+    Its arguments are plain values, so that every file loads with ``weights_only=True``.
+    """
+
+    @rank_zero_only
+    def save(self, path: str | Path) -> None:
+        """Write arguments and weights, by way of a temporary file: what is at ``path`` is whole."""
+        part = Path(f"{path}.part")
+        torch.save({"kind": type(self).__name__, "settings": dict(self.hparams), "weights": self.state_dict()}, part)
+        part.replace(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> SavedModule:
+        """What ``save`` wrote, in eval mode, on the CPU; read with ``weights_only=True``.
+
+        Raises:
+            FileNotFoundError: nothing at ``path``
+            ValueError: something else at ``path``, or weights that are missing, left over or of another shape
+        """
+        saved = _read(path)
+        if saved["kind"] != cls.__name__:
+            raise ValueError(f"{path} holds a {saved['kind']}, expected a {cls.__name__}")
+        model = cls(**saved["settings"])
+        try:
+            model.load_state_dict(saved["weights"])
+        except RuntimeError as error:  # lists missing and unexpected keys
+            raise ValueError(f"{path} does not fit its own settings: {error}") from None
+        return model.eval()
+
+    def configure_optimizers(self) -> dict:
+        return Optim(**self.hparams["optim"]).configure(self)
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    """Content of a file that ``SavedModule.save`` wrote, or a clear error."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no weights at {path}")
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch has a different one for each way in which a file can be wrong
+        raise ValueError(f"{path} does not load as weights alone: {str(error).splitlines()[0]}") from None
+    if not isinstance(saved, dict) or set(saved) != {"kind", "settings", "weights"}:
+        raise ValueError(f"{path} was not written by cls2det")
+    return saved
+
+
+def load_network(path: str | Path, *kinds: type[SavedModule]) -> torch.nn.Module:
+    """``network`` of what was saved by one of these classes."""
+    kind = _read(path)["kind"]
+    for each in kinds:
+        if each.__name__ == kind:
+            return each.load(path).network
+    raise ValueError(f"{path} holds a {kind}, expected a {' or a '.join(each.__name__ for each in kinds)}")
+
+
+def to_float(images: Iterable[Tensor]) -> list[Tensor]:
+    """uint8 images as float32 in [0, 1], which torchvision's detectors want."""
+    return [image.float() / 255 for image in images]
+
+
+@rank_zero_only
+def write_json(path: Path, content: dict) -> dict:
+    """Write by way of a temporary file: what is at ``path`` is whole. Returns ``content``."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=2))
+    part.replace(path)
+    return content
+
+
+def claim(folder: str | Path, command: str, options: dict[str, Any]) -> None:
+    """Make ``folder`` the place of a run with these options; refuse one that holds a run with others, which would be resumed.
+
+    Options of ``run`` decide where and how a run happens, not what comes out: a restart may change them.
+    """
+    stamp = {name: _plain(value) for name, value in options.items() if name not in ("out", "progress", "run")}
+    stamp, file = {"command": command, **stamp}, Path(folder) / "options.json"
+    if file.is_file():
+        held = json.loads(file.read_text())
+        other = sorted(name for name in stamp.keys() | held.keys() if stamp.get(name) != held.get(name))
+        if other:
+            raise FileExistsError(
+                f"{folder} holds a run with other options ({', '.join(other)}); give another --out or remove it"
+            )
+    else:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        write_json(file, stamp)
+
+
+def _plain(value: Any) -> Any:
+    """As it comes back from JSON."""
+    if dataclasses.is_dataclass(value):
+        value = dataclasses.asdict(value)
+    return json.loads(json.dumps(value, default=str))
+
+
+def fit(
+    module: SavedModule,
+    loader,
+    folder: str | Path,
+    *,
+    optim: Optim,
+    run: Run,
+    seed: int,
+    val_loader=None,
+    progress: Progress | None = None,
+) -> float:
+    """Train for ``optim.steps`` steps, or go on from ``folder/last.ckpt``; returns seconds of training, interruptions left out.
+
+    ``loader`` gives ``run.checkpoint_every`` steps; a checkpoint is written after each such stretch ("epoch" to Lightning).
+    Data order, augmentation and every random draw are functions of (seed, step), so a run that was stopped and
+    started again makes the steps that the unbroken run would have made.
+    """
+    quiet()
+    folder = Path(folder)
+    last, timer = folder / "last.ckpt", Timer(verbose=False)
+    callbacks = [
+        # Written before a validation, so that one that fails or is killed costs no training.
+        ModelCheckpoint(folder, "last", save_top_k=1, enable_version_counter=False, save_on_train_epoch_end=True),
+        _StepSeed(seed),
+        _Throughput(),
+        LearningRateMonitor("step"),
+        timer,
+        _Report(progress) if progress else _Bar(),
+    ]
+    if run.ema:
+        callbacks.append(EMAWeightAveraging(decay=run.ema))
+    trainer = lightning.Trainer(
+        accelerator=run.torch_device.type.replace("cuda", "gpu"),
+        devices=run.devices,
+        num_nodes=run.num_nodes,
+        strategy="ddp" if run.processes > 1 else "auto",
+        precision=run.precision,
+        max_epochs=optim.steps // run.checkpoint_every,
+        accumulate_grad_batches=optim.accumulate,
+        gradient_clip_val=optim.clip_norm or None,
+        callbacks=callbacks,
+        logger=[CSVLogger(folder, name="", version="log"), TensorBoardLogger(folder, name="", version="tensorboard")],
+        log_every_n_steps=min(run.log_every, len(loader)),
+        check_val_every_n_epoch=run.validate_every or 1,
+        limit_val_batches=1.0 if run.validate_every and val_loader is not None else 0,
+        default_root_dir=folder,
+        enable_model_summary=False,
+        enable_progress_bar=progress is None,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(module, loader, val_loader, ckpt_path=last if last.is_file() else None, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    return timer.time_elapsed("train")
+
+
+class _StepSeed(Callback):
+    """Seeds torch before each forward: what is random in it does not depend on what ran before a restart.
+
+    Not once per epoch: Lightning makes the loader's iterator, which draws a number, sometimes before an epoch's start
+    (after a restart) and sometimes after it.
+    """
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, _module, _batch, index: int) -> None:
+        forwards = trainer.current_epoch * trainer.num_training_batches + index
+        torch.manual_seed(self.seed * 1_000_003 + forwards * trainer.world_size + trainer.global_rank)
+
+
+class _Throughput(Callback):
+    """Logs images per second, all processes together, since the last line of the log."""
+
+    def __init__(self):
+        self.since, self.images = time.perf_counter(), 0
+
+    def on_train_epoch_start(self, *_) -> None:
+        self.since, self.images = time.perf_counter(), 0
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, module, _outputs, batch, index: int) -> None:
+        self.images += len(batch[0]) * trainer.world_size
+        if (index + 1) % trainer.log_every_n_steps == 0:
+            now = time.perf_counter()
+            module.log("images_per_second", self.images / (now - self.since), batch_size=1)
+            self.since, self.images = now, 0
+
+
+class _Bar(RichProgressBar):
+    """Without the "version" of the log, which is no number here."""
+
+    def get_metrics(self, trainer, module) -> dict:
+        return {name: value for name, value in super().get_metrics(trainer, module).items() if name != "v_num"}
+
+
+class _Report(Callback):
+    """Tells ``progress`` about every tenth step."""
+
+    def __init__(self, progress: Progress):
+        self.progress = progress
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_) -> None:
+        total = trainer.num_training_batches * trainer.max_epochs // trainer.accumulate_grad_batches
+        if trainer.global_step % 10 == 0 or trainer.global_step == total:
+            self.progress(trainer.global_step, int(total), f"loss {float(trainer.callback_metrics.get('loss', 'nan')):.3f}")
+
+
+def quiet() -> None:
+    """Keep Lightning's tips, and its advice on data loader workers, off the screen; errors still show."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    for message in (
+        ".*does not have many workers.*",
+        ".*exists and is not empty.*",
+        ".*litlogger.*",
+        ".*LeafSpec.*",
+        ".*isinstance.treespec.*",
+        ".*lr_scheduler.step.*",
+        ".*Experiment logs directory.*",
+        ".*GPU available but not used.*",
+        ".*have no `val_dataloader`.*",
+    ):
+        warnings.filterwarnings("ignore", message)

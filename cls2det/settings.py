@@ -1,0 +1,128 @@
+"""The groups of options that several commands share: how weights are optimised, and where and how a run happens."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal
+
+import torch
+from torch import nn
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Optim:
+    """How weights are optimised. Length is given in ``steps`` or in ``epochs``.
+
+    Args:
+        optimizer: adamw or sgd
+        learning_rate: its peak
+        base_batch: images per step that the rate was chosen for; the rate grows and shrinks with the real batch; 0: it does not
+        weight_decay: on every weight
+        momentum: of sgd
+        schedule: one_cycle (15 % rise, cosine fall), multi_step, cosine or constant
+        decay_at: multi_step: shares of the run after which the rate is divided by ten
+        warmup_steps: steps of linear rise (one_cycle has its own)
+        steps: optimizer steps, rounded up to a multiple of run.checkpoint_every
+        epochs: passes over the images, in place of steps
+        batch_size: images per process and forward
+        accumulate: forwards per optimizer step
+        clip_norm: gradients are clipped to this norm; 0: not
+    """
+
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = 3e-3
+    base_batch: int = 0
+    weight_decay: float = 0.05
+    momentum: float = 0.9
+    schedule: Literal["one_cycle", "multi_step", "cosine", "constant"] = "one_cycle"
+    decay_at: tuple[float, ...] = (0.667, 0.917)
+    warmup_steps: int = 0
+    steps: int = 0
+    epochs: float = 0
+    batch_size: int = 16
+    accumulate: int = 1
+    clip_norm: float = 10.0
+
+    def for_run(self, images: int, run: Run) -> Optim:
+        """The same with ``steps`` and ``learning_rate`` as they are for this many images and processes."""
+        if bool(self.steps) == bool(self.epochs):
+            raise ValueError(f"give either optim.steps or optim.epochs, got steps {self.steps} and epochs {self.epochs}")
+        if self.steps < 0 or self.epochs < 0 or self.batch_size < 1 or self.accumulate < 1:
+            raise ValueError(f"optim: steps, epochs, batch_size and accumulate must be positive, got {self}")
+        batch = self.batch_size * self.accumulate * run.processes
+        steps = self.steps or math.ceil(self.epochs * images / batch)
+        steps = math.ceil(steps / run.checkpoint_every) * run.checkpoint_every
+        rate = self.learning_rate * (batch / self.base_batch if self.base_batch else 1.0)
+        return dataclasses.replace(self, steps=steps, epochs=0, learning_rate=rate, base_batch=0)
+
+    def configure(self, module: nn.Module) -> dict:
+        """Optimizer and learning-rate schedule by step, in the form that Lightning wants."""
+        weights = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        if self.optimizer == "adamw":
+            optimizer = torch.optim.AdamW(weights, lr=self.learning_rate, weight_decay=self.weight_decay)
+        else:
+            optimizer = torch.optim.SGD(weights, self.learning_rate, self.momentum, weight_decay=self.weight_decay)
+        if self.schedule == "one_cycle":
+            schedule = torch.optim.lr_scheduler.OneCycleLR(
+                optimizer, self.learning_rate, total_steps=self.steps + 1, pct_start=0.15
+            )
+        else:
+            drops = [share * self.steps for share in self.decay_at] if self.schedule == "multi_step" else []
+
+            def factor(step: int) -> float:
+                rise = min(1.0, (step + 1) / (self.warmup_steps + 1))
+                if self.schedule == "cosine":
+                    return rise * (1 + math.cos(math.pi * min(1.0, step / self.steps))) / 2
+                return rise * 0.1 ** sum(step >= drop for drop in drops)
+
+            schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Where and how a run happens. A restart may change all of it; what is learnt does not depend on it beyond rounding.
+
+    (But ``devices`` and ``num_nodes`` multiply the batch.)
+
+    Args:
+        device: auto takes a GPU if there is one
+        devices: processes (and GPUs) per machine, with DDP
+        num_nodes: machines, with DDP; start the command on each with torchrun
+        precision: of Lightning: 32-true, bf16-mixed, 16-mixed
+        loader_workers: processes that load images
+        cache: keep decoded images in memory (for small data)
+        skip_bad_images: go on without training images that cannot be read, with a warning for each, instead of stopping
+        checkpoint_every: steps between checkpoints
+        validate_every: checkpoints between validations on val_split; 0: none before the end
+        log_every: steps between lines of the log
+        ratio_every: steps between measurements of each distillation term's gradient against the detector's; 0: none
+        pictures: validation images drawn for TensorBoard
+        ema: decay of an exponential moving average of the weights, which is what is saved then; 0: none
+    """
+
+    device: Device = "auto"
+    devices: int = 1
+    num_nodes: int = 1
+    precision: str = "32-true"
+    loader_workers: int = 0
+    cache: bool = False
+    skip_bad_images: bool = False
+    checkpoint_every: int = 100
+    validate_every: int = 0
+    log_every: int = 25
+    ratio_every: int = 0
+    pictures: int = 4
+    ema: float = 0.0
+
+    @property
+    def processes(self) -> int:
+        return self.devices * self.num_nodes
+
+    @property
+    def torch_device(self) -> torch.device:
+        """ "auto" is the GPU if there is one."""
+        return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device)

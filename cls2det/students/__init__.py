@@ -1,0 +1,95 @@
+"""Students: detectors by name. ``build_student("fasterrcnn_qr50_fpn", classes=80, backbone_weights="auto")``.
+
+All are called like torchvision's detectors. In training mode, ``model(images, targets)`` with a list of float images (3, H, W)
+in [0, 1] and, of each, "boxes" (n, 4) xyxy in pixels and "labels" (n,) from 1, gives losses by name. In eval mode,
+``model(images)`` gives of each image "boxes" xyxy in its pixels, "labels" and "scores". ``model.transform`` normalises and
+resizes, ``model.backbone`` holds the body.
+
+A student's parameters do not depend on its backbone's weights: what was trained from ImageNet weights loads into a student
+that was built without. The students of the paper keep torchvision's normalisation, which belongs to the weights; the compact
+ones take ``IMAGE_MEAN`` and ``IMAGE_STD``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from torch import nn
+
+from cls2det.backbones import IMAGE_MEAN, IMAGE_STD, CompactResNet, load_backbone
+from cls2det.students import dense, detr, faster_rcnn, ssd
+from cls2det.students.ssd import ssd_compact
+
+__all__ = [
+    "IMAGE_MEAN",
+    "IMAGE_STD",
+    "STUDENTS",
+    "CompactResNet",
+    "Student",
+    "build_student",
+    "load_backbone",
+    "parameter_count",
+    "ssd_compact",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Student:
+    """How to build a detector.
+
+    Attributes:
+        build: (foreground classes, image size, backbone weights) to the detector
+        size: of images, in pixels, if none is asked for: both sides, or the shorter one
+        about: one line
+        fixed_size: whether it takes no other size
+    """
+
+    build: Callable[[int, int, str], nn.Module]
+    size: int
+    about: str
+    fixed_size: bool = False
+
+
+STUDENTS: dict[str, Student] = {
+    "ssd_compact": Student(ssd.ssd_compact, 96, "SSD on a small ResNet, for two CPU cores"),
+    "ssd300_vgg16": Student(ssd.ssd300_vgg16, 300, "SSD300, VGG-16", fixed_size=True),
+    "ssd512_vgg16": Student(ssd.ssd512_vgg16, 512, "SSD512, VGG-16", fixed_size=True),
+    "ssdlite320_mobilenet_v3_large": Student(ssd.ssdlite320_mobilenet_v3_large, 320, "SSDLite, MobileNetV3", fixed_size=True),
+    "fasterrcnn_compact": Student(faster_rcnn.fasterrcnn_compact, 96, "Faster R-CNN on the small ResNet"),
+    "fasterrcnn_qr50_fpn": Student(faster_rcnn.fasterrcnn_qr50_fpn, 800, "Faster R-CNN, ResNet-50 with every width / 4"),
+    "fasterrcnn_mobilenet_v2_fpn": Student(faster_rcnn.fasterrcnn_mobilenet_v2_fpn, 800, "Faster R-CNN, MobileNetV2"),
+    "fasterrcnn_resnet50_fpn": Student(faster_rcnn.fasterrcnn_resnet50_fpn, 800, "Faster R-CNN, ResNet-50"),
+    "retinanet_compact": Student(dense.retinanet_compact, 96, "RetinaNet on the small ResNet"),
+    "retinanet_resnet50_fpn": Student(dense.retinanet_resnet50_fpn, 800, "RetinaNet, ResNet-50"),
+    "fcos_compact": Student(dense.fcos_compact, 96, "FCOS on the small ResNet"),
+    "fcos_resnet50_fpn": Student(dense.fcos_resnet50_fpn, 800, "FCOS, ResNet-50"),
+    "detr_compact": Student(detr.detr_compact, 96, "DETR on the small ResNet"),
+    "detr_resnet50": Student(detr.detr_resnet50, 800, "DETR, ResNet-50"),
+}
+
+
+def build_student(name: str, classes: int, size: int = 0, backbone_weights: str = "none") -> nn.Module:
+    """A detector of ``classes`` foreground classes.
+
+    Args:
+        name: of ``STUDENTS``
+        classes: without the background
+        size: what images are brought to, in pixels; 0 is the student's own
+        backbone_weights: "none" (random), "auto" (torchvision's ImageNet weights where they can be fetched, with a warning
+            where not), "imagenet" (an error where not)
+
+    Raises:
+        ValueError: an unknown name, a size that the student does not take, ImageNet weights that do not exist
+        RuntimeError: "imagenet" and the weights cannot be fetched
+    """
+    if name not in STUDENTS:
+        raise ValueError(f"no student {name!r}; there are {', '.join(STUDENTS)}")
+    student = STUDENTS[name]
+    if student.fixed_size and size not in (0, student.size):
+        raise ValueError(f"{name} takes images of size {student.size}, found size {size}; 0 is the student's own")
+    return student.build(classes, size or student.size, backbone_weights)
+
+
+def parameter_count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,278 @@
+"""Sweeps: arms by seeds of trainings from one YAML file, as jobs side by side, and their report.
+
+    extends: demo            another sweep's file or name, of which this one says the changes
+    scenes: {...}            settings of the demo's scenes, made first; or give --data-root
+    teachers:                what ``cls2det teacher`` shall train first, by name
+      teacher: {...}
+      own: {per_seed: true, ...}     one per seed, with the seed of the arm
+    recipe: ssd300           a recipe of ``cls2det distill`` under all arms (a teacher may have one too)
+    train: {...}             options of ``cls2det distill`` that all arms share
+    arms:                    what each changes; ``teacher`` and ``start`` may name a teacher of above
+      baseline: {}
+      + KD-cls: {teacher: teacher, distill: {kd_cls_weight: 0.4}}
+    grid:                    more arms: every combination of these, named after the values
+      distill.temperature: [1, 2, 3]
+    students: [...]          every arm with each of these students; default: the student of ``train``
+    seeds: [11, 12, 13]
+    split: val               split that is evaluated
+    notes: [...]             sentences under the report's tables
+
+Arms of one seed see the same images in the same order from the same weights: they differ in what they change alone. No term
+is distilled unless an arm, or ``train``, says so.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from cls2det import commands
+from cls2det.cli import parse_options
+from cls2det.fit import Progress, write_json
+from cls2det.jobs import Job, progress_display, run_jobs
+from cls2det.recipes import find_recipe
+from cls2det.report import report
+from cls2det.scenes import SceneSettings, make_scenes
+from cls2det.settings import Device, Run
+
+KEYS = {"recipe", "scenes", "teachers", "train", "arms", "grid", "students", "seeds", "split", "notes", "title", "quick"}
+NOTHING = {"kd_cls_weight": 0.0, "kd_loc_weight": 0.0, "loc_weight": 0.0}
+
+
+def sweep(
+    config: str,
+    out: Path,
+    data_root: Path | None = None,
+    recipe: str | None = None,
+    seeds: list[int] | None = None,
+    arms: list[str] | None = None,
+    split: str | None = None,
+    device: Device = "auto",
+    precision: str = "32-true",
+    workers: int = 0,
+    fresh: bool = False,
+) -> dict:
+    """Train every arm of a sweep with every seed, evaluate, and report.
+
+    Run it again with the same folder after Ctrl-C: it goes on from the last checkpoints, and does what is missing.
+
+    Args:
+        config: a sweep's YAML file or name, see ``cls2det recipes``; cls2det/sweep.py says what is in it
+        out: folder for everything that is written
+        data_root: COCO-format data; none if the sweep makes scenes
+        recipe: in place of the sweep's
+        seeds: in place of the sweep's
+        arms: only these
+        split: in place of the sweep's
+        device: auto takes a GPU if there is one
+        precision: of Lightning: 32-true, bf16-mixed, 16-mixed
+        workers: trainings at a time; 0: one per core, at most 4
+        fresh: forget what is in the folder
+    """
+    given = {"recipe": recipe, "seeds": seeds, "split": split}
+    plan = load_sweep(config) | {key: value for key, value in given.items() if value}
+    return run_sweep(plan, out, data_root, arms, {"device": device, "precision": precision}, workers, fresh)
+
+
+def load_sweep(config: str | Path) -> dict[str, Any]:
+    """The content of a sweep's file, on top of what it extends; arms and grid are replaced whole, not merged."""
+    path = find_recipe(config)
+    content = yaml.safe_load(path.read_text())
+    if isinstance(content, dict) and "extends" in content:
+        whole = load_sweep(content.pop("extends"))
+        content = _merged(whole, content) | {key: content[key] for key in ("arms", "grid") if key in content}
+    if not isinstance(content, dict) or not {"train", "seeds"} <= set(content) <= KEYS:
+        raise ValueError(f"{path} is not a sweep: expected train, seeds and some of {', '.join(sorted(KEYS))}")
+    return content
+
+
+def run_sweep(
+    plan: dict[str, Any],
+    out: Path,
+    data_root: Path | None,
+    only: Sequence[str] | None,
+    run: dict[str, Any],
+    workers: int,
+    fresh: bool,
+) -> dict:
+    """What ``sweep`` does, with the file's content; ``run`` goes into the ``run`` options of every training."""
+    console, began, out = Console(), time.time(), Path(out)
+    if not plan["seeds"]:
+        raise ValueError("a sweep needs at least one seed")
+    if workers < 0:
+        raise ValueError(f"--workers must be 0 or more, got {workers}")
+    if bool(data_root) == bool("scenes" in plan):
+        raise ValueError("give --data-root, or a sweep that makes its scenes, and not both")
+    arms = {name: arm for name, arm in _arms(plan).items() if not only or name in only}
+    if unknown := set(only or ()) - set(arms):
+        raise ValueError(f"no arm {', '.join(sorted(unknown))}; there are {', '.join(_arms(plan))}")
+    plan = plan | {
+        "train": _on_recipe({"recipe": plan.get("recipe"), **plan["train"]}),
+        "teachers": {name: _on_recipe(options) for name, options in plan.get("teachers", {}).items()},
+    }
+    run = run | {"device": Run(run["device"]).torch_device.type}
+    workers = workers or min(_cores(), 4)
+    _claim(out, plan, fresh)
+    split, trainings = plan.get("split", "val"), len(arms) * len(plan["seeds"]) * len(plan.get("students", [None]))
+    console.print(f"[bold]{out}[/]: {trainings} trainings, {workers} at a time on {run['device']}")
+
+    root = Path(data_root or out / "scenes")
+    if "scenes" in plan:
+        _scenes(root, plan["scenes"], workers, console)
+    jobs = _teacher_jobs(plan, arms, root, out, split, run)
+    run_jobs([job for folder, job in jobs.items() if not (folder / "report.json").is_file()], workers, console)
+    runs = _student_jobs(plan, arms, root, out, split, run)
+    run_jobs([job for folder, job in runs.items() if not (folder / split / "evaluation.json").is_file()], workers, console)
+    classifiers = [f"teacher `{folder.name}`: {_described(folder)}" for folder in jobs]
+    result = report(
+        list(runs),
+        out,
+        split,
+        notes=[*plan.get("notes", []), *classifiers],
+        title=plan.get("title", "Distilling a classifier into a detector"),
+        quick=plan.get("quick", False),
+        console=console,
+    )
+    console.print(f"[dim]{(time.time() - began) / 60:.1f} minutes; all is in {out}[/]")
+    return result
+
+
+def _on_recipe(options: dict[str, Any]) -> dict[str, Any]:
+    """``options``, on top of the recipe that they name."""
+    recipe, own = options.get("recipe"), {key: value for key, value in options.items() if key != "recipe"}
+    return _merged(yaml.safe_load(find_recipe(recipe).read_text()), own) if recipe else own
+
+
+def _arms(plan: dict[str, Any]) -> dict[str, dict]:
+    """Changes by arm, grid included."""
+    arms, grid = dict(plan.get("arms", {})), plan.get("grid", {})
+    for values in itertools.product(*grid.values()) if grid else ():
+        changes: dict[str, Any] = {}
+        for path, value in zip(grid, values, strict=True):
+            *groups, leaf = path.split(".")
+            place = changes
+            for group in groups:
+                place = place.setdefault(group, {})
+            place[leaf] = value
+        name = ", ".join(f"{path.split('.')[-1]}={value}" for path, value in zip(grid, values, strict=True))
+        arms[name] = changes
+    if not arms:
+        raise ValueError("a sweep needs arms or a grid")
+    return arms
+
+
+def _teacher_jobs(plan: dict, arms: dict, root: Path, out: Path, split: str, run: dict) -> dict[Path, Job]:
+    """Jobs by folder, for those teachers that an arm, or all, name."""
+    jobs = {}
+    for name, options in plan["teachers"].items():
+        users = [plan["train"], *arms.values()]
+        if not any(name in (user.get("teacher"), user.get("start")) for user in users):
+            continue
+        for seed in plan["seeds"] if options.get("per_seed") else [None]:
+            folder = _teacher_folder(out, name, seed)
+            given = {"seed": seed} if seed is not None else {}
+            options = {key: value for key, value in options.items() if key != "per_seed"}
+            merged = _merged({"val_split": split, "run": run}, options, given, {"data_root": str(root), "out": str(folder)})
+            jobs[folder] = Job(folder.name, _teacher_job, (parse_options("teacher", merged),))
+    return jobs
+
+
+def _student_jobs(plan: dict, arms: dict, root: Path, out: Path, split: str, run: dict) -> dict[Path, Job]:
+    """Jobs by folder: seeds first, so that a sweep that is looked at early has whole pairs."""
+    jobs = {}
+    students = plan.get("students", [plan["train"].get("student", "ssd_compact")])
+    for seed, student, (name, changes) in itertools.product(plan["seeds"], students, arms.items()):
+        label = name if len(students) == 1 else f"{student} {name}"
+        folder = out / "runs" / f"{_slug(label)}-seed{seed}"
+        given = {"seed": seed, "student": student, "name": name, "val_split": None, "data_root": str(root), "out": str(folder)}
+        merged = _merged({"distill": NOTHING, "run": run}, plan["train"], changes, given)
+        for key in ("teacher", "start"):
+            teacher = plan["teachers"].get(merged.get(key))
+            if teacher is not None:
+                folder_of = _teacher_folder(out, merged[key], seed if teacher.get("per_seed") else None)
+                merged[key] = str(folder_of / "weights.pt")
+        options = parse_options("distill", merged)
+        jobs[folder] = Job(f"{label}, seed {seed}", _student_job, (options, split))
+    return jobs
+
+
+def _teacher_job(options: dict, progress: Progress) -> None:
+    commands.teacher(**options, progress=progress)
+
+
+def _student_job(options: dict, split: str, progress: Progress) -> None:
+    folder = Path(options["out"])
+    if not (folder / "report.json").is_file():
+        commands.distill(**options, progress=progress)
+    commands.evaluate(folder / "weights.pt", options["data_root"], split, folder / split, options["run"].device, progress)
+
+
+def _scenes(root: Path, settings: dict, workers: int, console: Console) -> None:
+    with progress_display(console) as display:
+        bar = display.add_task("scenes", text="", total=None)
+        make_scenes(
+            root,
+            SceneSettings(**settings),
+            workers,
+            lambda done, total: display.update(bar, completed=done, total=total),
+        )
+    console.print("  [green]✓[/] scenes")
+
+
+def _described(folder: Path) -> str:
+    content = json.loads((folder / "report.json").read_text())
+    said = f"{content['crops']} crops of {content['images']} images"
+    if content.get("accuracy") is not None:
+        said += f", {content['accuracy']:.1f} % of the evaluated split's crops right, ECE {content['ece']:.1f} %"
+    return said
+
+
+def _claim(out: Path, plan: dict, fresh: bool) -> None:
+    """Make ``out`` this sweep's; refuse a folder that holds one with other settings, or something else.
+
+    Seeds and arms may be added later: they have their own folders.
+    """
+    stamp = {key: value for key, value in plan.items() if key in ("scenes", "teachers", "train")}
+    file = out / "sweep.json"
+    if out.exists() and any(out.iterdir()):
+        if not file.is_file():
+            raise FileExistsError(f"{out} holds something other than a sweep; give another --out")
+        if fresh:
+            shutil.rmtree(out)
+        elif json.loads(file.read_text()) != stamp:
+            raise FileExistsError(f"{out} holds a sweep with other settings; give --fresh to start it anew, or another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(file, stamp)
+
+
+def _merged(*layers: dict) -> dict:
+    """Nested dictionaries, later ones in front."""
+    whole: dict = {}
+    for layer in layers:
+        for key, value in layer.items():
+            nested = isinstance(value, dict) and isinstance(whole.get(key), dict)
+            whole[key] = _merged(whole[key], value) if nested else copy.deepcopy(value)
+    return whole
+
+
+def _teacher_folder(out: Path, name: str, seed: int | None) -> Path:
+    return out / "teachers" / (name if seed is None else f"{name}-seed{seed}")
+
+
+def _slug(label: str) -> str:
+    return re.sub(r"[^\w=.,]+", "-", label.replace("+ ", "")).strip("-").lower()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

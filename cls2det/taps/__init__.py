@@ -1,0 +1,182 @@
+"""The positives of a detector, taken out of its own training code.
+
+    tap = PositiveTap(model)
+    with tap:
+        losses = model(images, targets)      # the model's forward and loss, untouched
+    positives = tap.positives                # what that loss just used
+    logits, regression = tap.outputs         # what the head gave, with graph
+
+Nothing is written again and nothing stays on the model: inside the ``with`` the method that receives the matches is
+wrapped, after it the model is as before. torchvision's SSD, RetinaNet, FCOS and Faster R-CNN and the DETR of
+``cls2det.students.detr`` are known. What is used of them was read in torchvision 0.29 and transformers 5.24, and
+``PositiveTap(model)`` checks that it is there, by name and arguments. Under DDP, tap the detector inside.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
+from torchvision.models.detection.ssd import SSD
+
+from cls2det.students.detr import Detr
+from cls2det.taps import dense, detr, roi_heads
+
+FAMILIES = {
+    SSD: dense.SSD_FAMILY,
+    RetinaNet: dense.RETINANET_FAMILY,
+    FCOS: dense.FCOS_FAMILY,
+    FasterRCNN: roi_heads.FAMILY,
+    Detr: detr.FAMILY,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Positives:
+    """K positives of B images with G ground truths. Boxes are xyxy in pixels of ``images``.
+
+    Attributes:
+        images: (B, 3, H, W), as the network sees them: resized, normalised, padded to one size
+        logits: (K, columns), the student's, with gradient
+        boxes: (K, 4), decoded by the model's own coder and not clipped, with gradient
+        image_index: (K,), 0 … B-1
+        matched_idxs: (K,), 0 … G-1: the ground truth that the positive was matched to
+        target_boxes: (G, 4), target_labels: (G,), target_image_index: (G,): all images' ground truths in one list
+        head: "softmax" over the columns of ``logits``, or a "sigmoid" of each
+        background: the column of ``logits`` that is no class: "first" (column = label; unused where the head is sigmoid),
+            "last" (column = label - 1), or "none" (column = label - 1)
+    """
+
+    images: Tensor
+    logits: Tensor
+    boxes: Tensor
+    image_index: Tensor
+    matched_idxs: Tensor
+    target_boxes: Tensor
+    target_labels: Tensor
+    target_image_index: Tensor
+    head: str
+    background: str
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def thinned(self, most: int) -> Positives:
+        """At most ``most`` of them, evenly spaced (they are in order of images, so every image keeps its share)."""
+        if len(self) <= most:
+            return self
+        keep = torch.linspace(0, len(self) - 1, most, device=self.boxes.device).long()
+        rows = {name: getattr(self, name)[keep] for name in ("logits", "boxes", "image_index", "matched_idxs")}
+        return dataclasses.replace(self, **rows)
+
+
+class PositiveTap:
+    """Collects the positives of each training forward that runs inside ``with tap:``.
+
+    Raises:
+        TypeError: a model that it does not know
+        RuntimeError: one that is not as it was in the version of torchvision or transformers that this was written for
+    """
+
+    def __init__(self, model: nn.Module):
+        family = next((family for kind, family in FAMILIES.items() if isinstance(model, kind)), None)
+        if family is None:
+            names = ", ".join(kind.__name__ for kind in FAMILIES)
+            raise TypeError(f"PositiveTap knows {names}, not {type(model).__name__}; of a wrapped model, give the one inside")
+        _check(model, {"transform.forward": ("images", "targets")} | family.methods, family.library)
+        family.check(model)
+        self.model, self._install = model, family.install
+        self._undo: list[Callable[[], Any]] = []
+        self._parts: dict[str, Any] = {}  # what Positives is made of
+        self._outputs: tuple[Tensor, ...] = ()
+        self._first = torch.empty(0)  # each image's first ground truth in the list of all
+        self.image_sizes: list[tuple[int, int]] = []  # of the images of this forward, without their padding
+
+    def __enter__(self) -> PositiveTap:
+        self._parts, self._outputs = {}, ()
+        self._undo = [self.model.transform.register_forward_hook(self._keep_inputs).remove]
+        self._install(self)
+        return self
+
+    def __exit__(self, *_) -> None:
+        while self._undo:
+            self._undo.pop()()
+
+    @property
+    def positives(self) -> Positives:
+        """The positives of the last forward. Raises RuntimeError if it delivered none, which no training should ignore."""
+        if "logits" not in self._parts:
+            raise RuntimeError("no positives: run the model in training mode, with targets, inside `with tap:`")
+        return Positives(**self._parts)
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        """Class logits and box regression of the last forward's head, for positives and negatives, with graph."""
+        if not self._outputs:
+            raise RuntimeError("no outputs: run the model in training mode, with targets, inside `with tap:`")
+        return self._outputs
+
+    def _keep_inputs(self, _module: nn.Module, _arguments: tuple, outputs: tuple) -> None:
+        images, targets = outputs
+        self._parts, self._outputs, self.image_sizes = {}, (), images.image_sizes
+        if targets is None:
+            return
+        counts = [len(target["boxes"]) for target in targets]
+        device = images.tensors.device
+        self._first = torch.tensor([sum(counts[:number]) for number in range(len(counts))], device=device)
+        self._parts = {
+            "images": images.tensors,
+            "target_boxes": torch.cat([target["boxes"] for target in targets]),
+            "target_labels": torch.cat([target["labels"] for target in targets]),
+            "target_image_index": torch.repeat_interleave(
+                torch.arange(len(counts), device=device), torch.tensor(counts, device=device)
+            ),
+        }
+
+    def keep(
+        self, logits: Tensor, boxes: Tensor, image: Tensor, matched: Tensor, outputs: tuple[Tensor, ...], **kind: str
+    ) -> None:
+        """For the families: these rows are the positives, ``matched`` counting within each image; ``kind`` is the head's."""
+        self._outputs = outputs
+        self._parts |= {"logits": logits, "boxes": boxes, "image_index": image, "matched_idxs": matched + self._first[image]}
+        self._parts |= kind
+
+    def wrap(self, owner: nn.Module, name: str, before: Callable | None = None, after: Callable | None = None) -> None:
+        """Have ``before(*arguments)`` or ``after(result)`` see each call of ``owner.name``, until the tap closes."""
+        method = getattr(owner, name)
+
+        def call(*arguments, **keywords):
+            if before:
+                before(*arguments, **keywords)
+            result = method(*arguments, **keywords)
+            if after:
+                after(result)
+            return result
+
+        owner.__dict__[name] = call  # in front of the class's method, for this object alone
+        self._undo.append(lambda: owner.__dict__.pop(name))
+
+    def hook(self, module: nn.Module, seen: Callable[[Any], None]) -> None:
+        """Have ``seen(result)`` see each forward of ``module``, until the tap closes."""
+        self._undo.append(module.register_forward_hook(lambda _module, _arguments, result: seen(result)).remove)
+
+
+def _check(model: nn.Module, methods: dict[str, tuple[str, ...] | None], library: str) -> None:
+    """Each method is there and takes these arguments (None: any)."""
+    for path, arguments in methods.items():
+        found: Any = model
+        for name in path.split("."):
+            if not hasattr(found, name):
+                raise RuntimeError(f"{library}: {type(model).__name__} has no {path}, from which its positives are taken")
+            found = getattr(found, name)
+        takes = tuple(inspect.signature(found).parameters) if arguments else None
+        if takes != arguments:
+            raise RuntimeError(
+                f"{library}: {type(model).__name__}.{path} takes ({', '.join(takes)}), "
+                f"where its positives are taken from ({', '.join(arguments)})"
+            )

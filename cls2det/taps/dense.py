@@ -1,0 +1,53 @@
+"""SSD, RetinaNet and FCOS: one row per anchor or place, ``matched_idxs >= 0`` is a positive.
+
+-1 is background, and -2 in RetinaNet an anchor between the thresholds, which no loss looks at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cls2det.taps.family import Family
+
+LOSS = ("targets", "head_outputs", "anchors", "matched_idxs")
+DECODE = ("rel_codes", "boxes")
+
+
+def tap_ssd(tap: Any) -> None:
+    _tap(tap, tap.model, tap.model.box_coder.decode_single, "softmax")
+
+
+def tap_retinanet(tap: Any) -> None:
+    _tap(tap, tap.model.head, tap.model.box_coder.decode_single, "sigmoid")
+
+
+def tap_fcos(tap: Any) -> None:
+    _tap(tap, tap.model.head, tap.model.head.box_coder.decode, "sigmoid")
+
+
+def _tap(tap: Any, owner: nn.Module, decode: Callable[[Tensor, Tensor], Tensor], head: str) -> None:
+    def keep(targets, head_outputs, anchors, matched_idxs):
+        matched = torch.stack(matched_idxs)
+        image, anchor = torch.where(matched >= 0)
+        logits, regression = head_outputs["cls_logits"], head_outputs["bbox_regression"]
+        boxes = decode(regression[image, anchor].float(), torch.stack(anchors)[image, anchor])
+        tap.keep(
+            logits[image, anchor],
+            boxes,
+            image,
+            matched[image, anchor],
+            (logits, regression),
+            head=head,
+            background="first",
+        )
+
+    tap.wrap(owner, "compute_loss", before=keep)
+
+
+SSD_FAMILY = Family({"compute_loss": LOSS, "box_coder.decode_single": DECODE}, tap_ssd)
+RETINANET_FAMILY = Family({"head.compute_loss": LOSS, "box_coder.decode_single": DECODE}, tap_retinanet)
+FCOS_FAMILY = Family({"head.compute_loss": LOSS, "head.box_coder.decode": DECODE}, tap_fcos)

@@ -1,0 +1,82 @@
+"""Run by torchrun in test_training_ddp.py: two gloo processes train students, and compare what they hold at the end."""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from cls2det import commands
+from cls2det.distill import DistillSettings
+from cls2det.settings import Optim, Run
+from cls2det.students import STUDENTS
+from cls2det.teacher import CropClassifier
+from cls2det.train import DetectorTraining
+from training_cases import DIGITS, batch, silent, training
+
+
+def train_students(scenes: Path, folder: Path, teachers: dict[str, str]) -> None:
+    """Some steps of every student; the processes must end with the same weights."""
+    for student, teacher in teachers.items():
+        size = 96 if STUDENTS[student].size == 96 or not STUDENTS[student].fixed_size else 0
+        commands.distill(
+            scenes,
+            folder / student,
+            student=student,
+            image_size=size,
+            val_split="val" if student == "ssd_compact" else None,
+            images=8,
+            backbone_weights="none",
+            optim=Optim(steps=2, batch_size=1, learning_rate=1e-4),
+            run=Run(device="cpu", devices=2, checkpoint_every=2, log_every=1, validate_every=1),
+            teacher=Path(teacher),
+            allow_poor_teacher=True,
+            distill=DistillSettings(normalizer="all", max_positives=16),
+            progress=silent,
+        )
+
+
+def split_batch(scenes: Path, teacher: Path, found: Path) -> None:
+    """Distillation terms and their gradients of half of a batch in each process, averaged as DDP does it."""
+    torch.set_num_threads(1)
+    rank, world = dist.get_rank(), dist.get_world_size()
+    images, targets = batch(scenes, 6)
+    shares = [(images[:5], targets[:5]), (images[5:], targets[5:])]  # unequal shares, unequal numbers of positives
+    for name in ("all", "process"):
+        terms, gradients = distilled(teacher, name, *shares[rank])
+        for value in (*terms.values(), *gradients.values()):
+            dist.all_reduce(value)
+            value /= world
+        if rank == 0:
+            torch.save({"terms": terms, "gradients": gradients}, found / f"{name}.pt")
+
+
+def distilled(teacher: Path, normalizer: str, images: list, targets: list) -> tuple[dict, dict]:
+    model: DetectorTraining = training(teacher, DistillSettings(normalizer=normalizer))
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()  # its statistics are those of the share
+    _, terms = model.losses(images, targets)
+    sum(terms.values()).backward()
+    gradients = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+    return {name: term.detach() for name, term in terms.items()}, gradients
+
+
+def untrained_teachers(folder: Path, students: list[str]) -> dict[str, str]:
+    """A teacher of each student's normalisation."""
+    paths = {}
+    for student in students:
+        torch.manual_seed(0)
+        path = folder / f"teacher-of-{student}.pt"
+        CropClassifier(DIGITS, student=student, image_size=0 if STUDENTS[student].fixed_size else 96).save(path)
+        paths[student] = str(path)
+    return paths
+
+
+if __name__ == "__main__":
+    scenes_folder, out, teacher_file, *students = sys.argv[1:]
+    torch.set_num_threads(1)
+    train_students(Path(scenes_folder), Path(out), dict(entry.split("=", 1) for entry in students))
+    split_batch(Path(scenes_folder), Path(teacher_file), Path(out))
+    dist.barrier()
+    dist.destroy_process_group()

@@ -1,0 +1,68 @@
+"""The command line: help, recipes, errors in one line."""
+
+import json
+
+import pytest
+
+pytest.importorskip("lightning")
+pytest.importorskip("pycocotools")
+
+from cls2det.cli import COMMANDS, main
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_describes_every_option(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    said = capsys.readouterr().out
+    assert stop.value.code == 0
+    options = [line for line in said.splitlines() if line.lstrip().startswith("--") and "{" not in line]
+    silent = [line for line in said.splitlines() if line.strip().endswith("(type: str)") and line.strip().startswith("(")]
+    assert not silent and (options or command == "info" or command == "recipes")
+
+
+def test_the_list_of_commands(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = capsys.readouterr().out
+    assert all(command in said for command in COMMANDS)
+
+
+def test_errors_are_one_line(tmp_path, capsys):
+    assert main(["evaluate", "--weights", str(tmp_path / "none.pt"), "--data-root", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("cls2det evaluate: no weights at")
+    assert main(["distill", "--config", "ssd3000", "--data-root", "x", "--out", str(tmp_path)]) == 2
+    assert "no file and no recipe ssd3000; recipes: " in capsys.readouterr().err
+    assert main(["demo", "--seeds", "-1", "--out", str(tmp_path)]) == 2
+    assert "--seeds must be at least 1" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--data-root", "x", "--out", str(tmp_path), "--distill.temprature", "3"])
+    assert stop.value.code == 2 and "temprature" in capsys.readouterr().err
+
+
+def test_recipes_and_info(capsys):
+    assert main(["recipes"]) == 0
+    listed = capsys.readouterr().out
+    assert main(["recipes", "--name", "ssd300"]) == 0
+    assert "student: ssd300_vgg16" in capsys.readouterr().out and "ssd300 " in listed
+    assert main(["info"]) == 0
+    said = capsys.readouterr().out
+    assert "torchvision" in said and "CPU back end" in said and "fasterrcnn_qr50_fpn" in said
+
+
+def test_a_recipe_under_options_from_the_command_line(scenes, teacher_weights, tmp_path):
+    """A baseline and a distillation from one file, each with its own changes; what is changed wins, what is not stays."""
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        "images: 8\nbackbone_weights: none\naugmentation: jitter\noptim: {steps: 4, batch_size: 2}\n"
+        "distill: {kd_cls_weight: 0.7}\nrun: {device: cpu, checkpoint_every: 2}\n"
+    )
+    common = ["--config", str(recipe), "--data-root", str(scenes), "--optim.batch-size", "3"]
+    assert main(["train", *common, "--out", str(tmp_path / "plain")]) == 0
+    more = ["--teacher", str(teacher_weights), "--allow-poor-teacher", "--distill.temperature", "3"]
+    assert main(["distill", *common, *more, "--out", str(tmp_path / "distilled")]) == 0
+    plain, distilled = (json.loads((tmp_path / name / "options.json").read_text()) for name in ("plain", "distilled"))
+    assert plain["command"] == "train" and plain["teacher"] is None and plain["distill"]["kd_cls_weight"] == 0
+    assert distilled["command"] == "distill" and distilled["distill"]["kd_cls_weight"] == 0.7
+    assert distilled["distill"]["temperature"] == 3 and distilled["optim"]["batch_size"] == 3
+    assert distilled["optim"]["steps"] == 4

@@ -1,0 +1,238 @@
+"""The distillation terms on a detector's positives: what they compare, where their gradient goes, and what they refuse."""
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+pytest.importorskip("lightning")
+pytest.importorskip("pycocotools")
+
+from cls2det.distill import ClassifierDistiller, DistillSettings
+from cls2det.teacher import CropClassifier
+from cls2det.train import gradient_ratios
+from cls2det_ops import kd_sigmoid_loss, reference
+from training_cases import DIGITS, batch, positives_of, training
+
+ONLY = {
+    name: DistillSettings(**{"kd_cls_weight": 0.0, "kd_loc_weight": 0.0, "loc_weight": 0.0} | {f"{name}_weight": 1.0})
+    for name in ("kd_cls", "kd_loc", "loc")
+}
+
+
+def test_gradient_reaches_logits_and_boxes_and_nothing_of_the_teacher(scenes, teacher_weights):
+    model = training(teacher_weights)
+    found, distiller = positives_of(model, scenes), model.distiller
+    terms = distiller(found)
+    assert set(terms) == {"kd_cls", "kd_loc", "loc"} and all(term > 0 for term in terms.values())
+    (of_logits,) = torch.autograd.grad(terms["kd_cls"], found.logits, retain_graph=True)
+    assert (of_logits.abs().sum(1) > 0).all()
+    for name in ("kd_loc", "loc"):
+        (of_boxes,) = torch.autograd.grad(terms[name], found.boxes, retain_graph=True)
+        assert (of_boxes.abs().sum(1) > 0).float().mean() > 0.9
+    sum(terms.values()).backward()
+    head = model.detector.head
+    for part in (head.classification_head, head.regression_head):
+        assert any(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in part.parameters())
+    frozen = [*distiller.teacher.parameters(), *distiller.on_targets.parameters(), *distiller.on_predictions.parameters()]
+    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in frozen)
+    assert not {id(parameter) for parameter in model.parameters()} & {id(parameter) for parameter in frozen}
+    assert not any(module.training for module in (distiller.teacher, distiller.on_targets, distiller.on_predictions))
+
+
+@pytest.mark.parametrize("name", ["kd_loc", "loc"])
+def test_box_gradient_pulls_towards_the_ground_truth(scenes, teacher_weights, name):
+    """A descent step moves shifted boxes closer to their ground truths."""
+    model = training(teacher_weights, ONLY[name])
+    found = positives_of(model, scenes, 12)
+    truth = found.target_boxes[found.matched_idxs]
+    boxes = (truth + 0.08 * (truth[:, 2:] - truth[:, :2]).repeat(1, 2)).requires_grad_()
+    (gradient,) = torch.autograd.grad(model.distiller(dataclasses.replace(found, boxes=boxes))[name], boxes)
+    inside = ((truth > 2) & (truth < 94)).all(1)
+    assert inside.sum() > 20
+    assert (gradient[inside].sum(1) > 0).float().mean() > 0.7
+
+
+def test_terms_again_from_their_formulas(scenes, teacher_weights):
+    """Each term with the crops, the teacher and the losses written out, batch norm not folded."""
+    settings = DistillSettings(0.4, 3.0, 0.5, input_std=1.0, temperature=1.5, pixel_pool=4, feature_pools=(4,))
+    model = training(teacher_weights, settings)
+    found, teacher = positives_of(model, scenes), model.distiller.teacher
+    terms = model.distiller(found)
+
+    def crops(boxes, image):
+        return reference.roi_crop(found.images, boxes, image, (32, 32), padding_mode="border", clip=False)
+
+    seen = crops(found.target_boxes, found.target_image_index)
+    logits = teacher.network(seen)[found.matched_idxs]
+    soft = F.pad((logits / 1.5).softmax(1), (1, 0))
+    divergence = F.kl_div((found.logits / 1.5).log_softmax(1), soft, reduction="sum")
+    torch.testing.assert_close(terms["kd_cls"], 0.4 * 1.5**2 * divergence / len(found), rtol=1e-4, atol=1e-6)
+
+    here = crops(found.boxes, found.image_index)
+    pool = lambda x: F.adaptive_avg_pool2d(x, 4)  # noqa: E731
+    pixels = (pool(here) - pool(seen)[found.matched_idxs]).abs().mean()
+    torch.testing.assert_close(terms["loc"], 0.5 * 0.25 * 255 * pixels, rtol=1e-4, atol=1e-6)
+    network = teacher.network
+    stem = lambda x: network.maxpool(network.relu(network.bn1(network.conv1(x))))  # noqa: E731
+    features = (pool(stem(here)) - pool(stem(seen))[found.matched_idxs]).abs().mean()
+    torch.testing.assert_close(terms["kd_loc"], 3.0 * features, rtol=1e-4, atol=1e-6)
+    truth = found.target_labels - 1
+    assert model.distiller.accuracy == (teacher.network(seen).argmax(1) == truth).float().mean()
+
+
+def test_pixel_term_does_not_depend_on_the_normalisation(scenes):
+    """``loc_weight`` is per level of 255, so the same boxes on the same picture cost the same in every student."""
+    model = training(None, ONLY["loc"])
+    found = positives_of(model, scenes)
+    value = model.distiller(found)["loc"]
+    model.detector.transform.image_std = [1.0, 1.0, 1.0]
+    other = ClassifierDistiller(None, ONLY["loc"], DIGITS, model.detector.transform)
+    rescaled = dataclasses.replace(found, images=found.images * 0.25)
+    torch.testing.assert_close(other(rescaled)["loc"], value)
+
+
+def test_several_layers_are_averaged(scenes, teacher_weights):
+    def term(**changes):
+        model = training(teacher_weights, dataclasses.replace(ONLY["kd_loc"], **changes))
+        return model.distiller(positives_of(model, scenes))["kd_loc"]
+
+    low, high = term(), term(feature_layers=("layer1",), feature_pools=(4,))
+    both = term(feature_layers=("maxpool", "layer1"), feature_pools=(8, 4))
+    torch.testing.assert_close(both, (low + high) / 2)
+    assert low != high
+
+
+def test_only_what_is_read_is_run(scenes, teacher_weights):
+    """KD-loc on predicted crops stops at its layer; without KD-cls the logits are not computed either."""
+    model = training(teacher_weights, ONLY["kd_loc"])
+    for reader in (model.distiller.on_targets, model.distiller.on_predictions):
+        names = [name for name, _ in reader.named_modules()]
+        assert "maxpool" in names and not any(name.startswith(("layer", "fc", "bn1")) for name in names)
+    calls = []
+    model = training(teacher_weights)
+    model.distiller.on_targets.register_forward_hook(lambda *_: calls.append("targets"))
+    model.distiller.on_predictions.register_forward_hook(lambda *_: calls.append("predictions"))
+    model.distiller(positives_of(model, scenes))
+    assert sorted(calls) == ["predictions", "targets"]
+
+
+def test_without_a_teacher_the_pixel_term_stands_alone(scenes):
+    model = training(None, ONLY["loc"])
+    terms = model.distiller(positives_of(model, scenes))
+    assert set(terms) == {"loc"} and terms["loc"] > 0
+    with pytest.raises(ValueError, match="need a teacher"):
+        training(None)
+
+
+@pytest.mark.parametrize("student", ["ssd_compact", "retinanet_compact"])
+def test_one_hot_control_ignores_the_teacher(scenes, student):
+    settings = DistillSettings(kd_loc_weight=0.0, loc_weight=0.0, control="one_hot")
+    model = training(CropClassifier(DIGITS), settings, student)
+    found = positives_of(model, scenes)
+    labels = found.target_labels[found.matched_idxs]
+    if student == "ssd_compact":
+        wanted = 0.4 * 4 * F.cross_entropy(found.logits / 2, labels)
+    else:  # the two-way divergence to certainty is the binary cross-entropy
+        truth = F.one_hot(labels - 1, 10).float()
+        wanted = 0.4 * 4 * F.binary_cross_entropy_with_logits(found.logits[:, 1:] / 2, truth)
+    torch.testing.assert_close(model.distiller(found)["kd_cls"], wanted)
+
+
+def test_shuffled_control_teaches_wrong_classes(scenes, teacher_weights):
+    settings = dataclasses.replace(ONLY["kd_cls"], control="shuffled")
+    model = training(teacher_weights, settings)
+    found = positives_of(model, scenes)
+    seen = model.distiller.teacher.crop(found.images, found.target_boxes, found.target_image_index)
+    wrong = model.distiller.teacher(seen).roll(1, dims=1)
+    wanted = reference.kd_softmax_loss(found.logits, wrong, found.matched_idxs, 2.0, "first").mean()
+    torch.testing.assert_close(model.distiller(found)["kd_cls"], wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_sigmoid_heads_take_the_two_way_form(scenes, teacher_weights):
+    model = training(teacher_weights, ONLY["kd_cls"], "retinanet_compact")
+    found = positives_of(model, scenes)
+    assert found.head == "sigmoid" and found.logits.shape[1] == 11
+    seen = model.distiller.teacher.crop(found.images, found.target_boxes, found.target_image_index)
+    wanted = kd_sigmoid_loss(found.logits[:, 1:].contiguous(), model.distiller.teacher(seen), found.matched_idxs, 2.0)
+    torch.testing.assert_close(model.distiller(found)["kd_cls"], wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_no_positives_and_no_ground_truth(scenes, teacher_weights):
+    model = training(teacher_weights)
+    images, targets = batch(scenes, 2)
+    targets = [{**target, "boxes": target["boxes"][:0], "labels": target["labels"][:0]} for target in targets]
+    with model.tap:
+        model.detector([image.float() / 255 for image in images], targets)
+    terms = model.distiller(model.tap.positives)
+    assert all(term == 0 and term.requires_grad for term in terms.values())
+    sum(terms.values()).backward()
+
+
+COMPACT = ("ssd_compact", "fasterrcnn_compact", "retinanet_compact", "fcos_compact", "detr_compact")
+
+
+@pytest.mark.parametrize("student", COMPACT)
+def test_terms_fall_when_a_student_follows_them(scenes, teacher_weights, student):
+    """Some steps on one batch, on the distillation terms alone: each falls, through classification and box regression."""
+    model = training(teacher_weights, student=student)
+    same = batch(scenes, 8)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    history = []
+    for step in range(20):
+        torch.manual_seed(step)  # of the proposals that Faster R-CNN samples
+        _, terms = model.losses(*same)
+        history.append({name: term.item() for name, term in terms.items()})
+        optimizer.zero_grad()
+        sum(terms.values()).backward()
+        optimizer.step()
+    for name in ("kd_cls", "kd_loc", "loc"):
+        first, last = history[0][name], sum(row[name] for row in history[-3:]) / 3
+        # DETR's queries all start on one box in the middle, far from most objects: their crops feel little of a shift.
+        assert 0 < last < (1.0 if student == "detr_compact" else 0.95) * first, (
+            name,
+            [round(row[name], 3) for row in history],
+        )
+
+
+def test_most_positives(scenes, teacher_weights):
+    model = training(teacher_weights, dataclasses.replace(ONLY["loc"], max_positives=5))
+    found = positives_of(model, scenes)
+    (gradient,) = torch.autograd.grad(model.distiller(found)["loc"], found.boxes)
+    assert len(found) > 5 and (gradient.abs().sum(1) > 0).sum() == 5
+
+
+def test_gradient_ratios_are_those_of_the_head(scenes, teacher_weights):
+    model = training(teacher_weights)
+    own, distilled = model.losses(*batch(scenes))
+    detection, outputs = sum(own.values()), model.tap.outputs
+    ratios = gradient_ratios(detection, distilled, outputs)
+
+    def norm(loss):
+        gradients = torch.autograd.grad(loss, outputs, retain_graph=True, allow_unused=True)
+        return sum(float(gradient.square().sum()) for gradient in gradients if gradient is not None) ** 0.5
+
+    for name, ratio in ratios.items():
+        assert ratio > 0 and float(ratio) == pytest.approx(norm(distilled[name]) / norm(detection), rel=1e-5)
+    half = gradient_ratios(detection, {"half": 0.5 * detection}, outputs)["half"]
+    assert float(half) == pytest.approx(0.5, rel=1e-5)
+
+
+def test_teacher_that_does_not_fit(teacher_weights):
+    classifier = CropClassifier.load(teacher_weights)
+    transform = training(None, ONLY["loc"]).detector.transform
+    with pytest.raises(ValueError, match=r"the teacher knows 10 classes, the data has 2: .*only the data has \['cat'\]"):
+        ClassifierDistiller(classifier, DistillSettings(), ["1", "cat"], transform)
+    with pytest.raises(ValueError, match=r"the order differs"):
+        ClassifierDistiller(classifier, DistillSettings(), DIGITS[::-1], transform)
+    transform.image_std = [1.0, 1.0, 1.0]
+    with pytest.raises(ValueError, match=r"image_std is .* in the student and .* in the teacher"):
+        ClassifierDistiller(classifier, DistillSettings(), DIGITS, transform)
+
+
+def test_settings_that_make_no_sense():
+    with pytest.raises(ValueError, match="one pool per layer"):
+        DistillSettings(feature_layers=("maxpool", "layer1"))
+    with pytest.raises(ValueError, match="must not be negative"):
+        DistillSettings(loc_weight=-1.0)

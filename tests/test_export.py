@@ -1,0 +1,254 @@
+"""What is exported finds what the trained student finds, in every format, also in images of another size and in empty ones."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+for module in ("torchvision", "lightning", "jsonargparse"):
+    pytest.importorskip(module)
+
+from cls2det import cli, export
+from cls2det.students import build_student
+from cls2det.train import DetectorTraining
+
+CLASSES = ["cat", "dog", "owl"]
+STUDENTS = ["ssd_compact", "fasterrcnn_compact", "retinanet_compact", "fcos_compact", "detr_compact"]
+LAST_LAYERS = ("cls_logits", "cls_score", "class_labels_classifier", "classification_head.5")
+
+
+def training(student: str) -> DetectorTraining:
+    """Untrained, but sure of many things: last layers of large weights, so that scores differ and pass the threshold."""
+    if student.startswith("detr"):
+        pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    model = DetectorTraining(CLASSES, student=student, image_size=96).eval()
+    with torch.no_grad():
+        for name, layer in model.named_modules():
+            if name.endswith(LAST_LAYERS):
+                for convolution in layer if isinstance(layer, torch.nn.ModuleList) else [layer]:
+                    convolution.weight.normal_(0, 0.2)
+                    convolution.bias.fill_(0.1)
+    return model
+
+
+def picture(height: int, width: int, seed: int = 3) -> torch.Tensor:
+    draws = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(1, 3, 9, 9, generator=draws)
+    return torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic")[0].clamp(0, 1)
+
+
+@pytest.fixture(scope="module", params=STUDENTS)
+def exported(request, tmp_path_factory):
+    """The trained student, the folder and the report of its export, which passed its own check."""
+    folder = tmp_path_factory.mktemp(request.param)
+    model = training(request.param)
+    model.save(folder / "weights.pt")
+    with torch.random.fork_rng():
+        return model, folder, export.export(folder / "weights.pt", folder / "export")
+
+
+def load(folder, name: str, entry: dict):
+    """As a user would, without cls2det: a function from one image to boxes, labels and scores."""
+    file = str(folder / "export" / entry["file"])
+    if name == "onnx":
+        onnxruntime = pytest.importorskip("onnxruntime")
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        return lambda image: [torch.from_numpy(output) for output in session.run(None, {"image": image.numpy()})]
+    if name == "torch_export":
+        return torch.export.load(file).module()
+    scripted = torch.jit.load(file)
+    if entry["inputs"].startswith("a list"):
+        return lambda image: [scripted([image])[1][0][key] for key in ("boxes", "labels", "scores")]
+    return scripted
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("name", ["torchscript", "torch_export", "onnx"])
+def test_finds_what_the_trained_student_finds(exported, name):
+    model, folder, report = exported
+    if name == "onnx":
+        pytest.importorskip("onnxscript")
+    entry = report["formats"][name]
+    assert "fails" not in entry, entry
+    student = load(folder, name, entry)
+    sizes = [(96, 96), (50, 131), (133, 90)] if entry["sizes"] == "any" else [(96, 96)]
+    with torch.no_grad():
+        for image in [picture(*size) for size in sizes]:
+            wanted = model.detector([image])[0]
+            assert len(wanted["scores"]) >= 5
+            boxes, labels, scores = student(image)
+            torch.testing.assert_close(scores, wanted["scores"], rtol=0, atol=2e-5)
+            assert torch.equal(labels, wanted["labels"])
+            torch.testing.assert_close(boxes, wanted["boxes"], rtol=0, atol=2e-3)
+
+
+def test_which_formats_take_which_sizes(exported):
+    """The table in export.py."""
+    model, _, report = exported
+    student = model.hparams["student"]
+    sizes = {name: entry["sizes"] for name, entry in report["formats"].items() if name != "onnx" or "sizes" in entry}
+    assert sizes["state_dict"] == "any"
+    assert sizes["torch_export"] == ("any" if student.startswith("ssd") else "fixed")
+    assert (
+        sizes["torchscript"] == sizes.get("onnx", sizes["torchscript"]) == ("fixed" if student.startswith("detr") else "any")
+    )
+
+
+def test_the_check_compared_something(exported):
+    for entry in exported[2]["formats"].values():
+        if "check" in entry and "skipped" not in entry["check"]:
+            assert entry["check"]["detections"] >= 5
+            assert entry["check"]["box difference"] <= export.BOX_TOLERANCE
+
+
+def test_state_dict_is_the_student_alone(exported):
+    model, folder, _ = exported
+    state = torch.load(folder / "export" / "student.state_dict.pt", weights_only=True)
+    student = build_student(model.hparams["student"], len(CLASSES), 96)
+    assert state.keys() == student.state_dict().keys()  # no teacher, no prefix
+    student.load_state_dict(state)
+    image = picture(80, 120)
+    with torch.no_grad():
+        found, wanted = student.eval()([image])[0], model([(image * 255).to(torch.uint8)])[0]
+    assert len(wanted["scores"]) >= 5
+    again = model.detector([(image * 255).to(torch.uint8) / 255])[0]
+    assert torch.equal(again["scores"], wanted["scores"])  # the state dict's student takes pixels in [0, 1]
+    assert found.keys() == wanted.keys()
+
+
+def test_report_says_how_to_use_it(exported):
+    model, folder, report = exported
+    assert json.loads((folder / "export" / "export.json").read_text()) == report
+    assert report["classes"] == CLASSES and report["student"] == model.hparams["student"]
+    assert report["normalisation"]["mean"] == list(model.detector.transform.image_mean)
+    for entry in report["formats"].values():
+        assert (folder / "export" / entry["file"]).is_file() and "float32" in entry["inputs"] and entry["outputs"]
+
+
+@pytest.fixture(scope="module")
+def ssd(tmp_path_factory):
+    path = tmp_path_factory.mktemp("ssd") / "weights.pt"
+    training("ssd_compact").save(path)
+    return path
+
+
+@pytest.mark.parametrize("student", ["ssd_compact", "fasterrcnn_compact"])
+def test_exported_program_runs_where_nothing_is_found(student):
+    """torch.export fixes what it believes of the number of boxes; none, and one, must do."""
+    detector = training(student).detector
+    holder = getattr(detector, "roi_heads", detector)
+    image, other = picture(96, 96), torch.zeros(3, 96, 96)
+    with torch.no_grad():
+        scores = detector([image])[0]["scores"]
+        counts = []
+        for holder.score_thresh in (float(scores[0] + scores[1]) / 2, float(scores[0]) + 1e-3):
+            module = export._program(detector, image)[0].module()
+            for probe in (image, other):
+                wanted = detector([probe])[0]
+                boxes, labels, found = module(probe)
+                assert torch.equal(found, wanted["scores"]) and torch.equal(labels, wanted["labels"])
+                assert torch.equal(boxes, wanted["boxes"])
+                counts.append(len(found))
+    assert counts[0] == 1 and counts[2] == 0
+
+
+def test_torchvision_is_left_as_it_was():
+    from torchvision.models.detection._utils import BoxCoder
+    from torchvision.ops import boxes
+
+    before = boxes.batched_nms, BoxCoder.decode
+    with pytest.raises(RuntimeError, match="stop"), export._exportable():
+        assert boxes.batched_nms is not before[0]
+        raise RuntimeError("stop")
+    assert (boxes.batched_nms, BoxCoder.decode) == before
+
+
+def test_nms_is_torchvisions():
+    from torchvision.ops import batched_nms
+
+    draws = torch.Generator().manual_seed(0)
+    for count in (0, 1, 2, 60):
+        corners = torch.rand(count, 4, generator=draws) * 50
+        boxes = torch.cat((corners[:, :2], corners[:, :2] + corners[:, 2:]), 1)
+        scores, labels = torch.rand(count, generator=draws), torch.randint(0, 3, (count,), generator=draws)
+        assert torch.equal(export._batched_nms(boxes, scores, labels, 0.3), batched_nms(boxes, scores, labels, 0.3))
+
+
+def test_a_wrong_file_is_an_error_and_does_not_stay(ssd, tmp_path, monkeypatch):
+    def wrong(training, image, file):
+        with torch.no_grad():
+            for layer in training.detector.head.classification_head.parameters():
+                layer.add_(0.01 * torch.rand_like(layer))
+        return state_dict(training, image, file)
+
+    state_dict = export.EXPORTERS["state_dict"]
+    original = DetectorTraining.load(ssd).detector
+    monkeypatch.setitem(export.EXPORTERS, "state_dict", lambda training, *rest: wrong(_copy(training), *rest))
+    with pytest.raises(ValueError, match=r"state_dict: .*differs from the trained student: .*(up to|in place of|missing)"):
+        export.export(ssd, tmp_path, ["state_dict", "torchscript"])
+    assert not (tmp_path / "student.state_dict.pt").exists() and (tmp_path / "student.torchscript.pt").exists()
+    assert original is not None
+
+
+def _copy(model: DetectorTraining) -> DetectorTraining:
+    copy = DetectorTraining(**dict(model.hparams)).eval()
+    copy.load_state_dict(model.state_dict())
+    return copy
+
+
+def test_a_format_that_fails_does_not_fail_the_others(ssd, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    report = export.export(ssd, tmp_path, ["onnx", "state_dict"])
+    assert "pip install 'cls2det[onnx]'" in report["formats"]["onnx"]["fails"]
+    assert (tmp_path / "student.state_dict.pt").is_file() and "cls2det[onnx]" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"onnx: ImportError: ONNX needs onnx"):
+        export.export(ssd, tmp_path, ["onnx"])
+
+
+def test_onnx_without_onnxruntime_is_not_checked(ssd, tmp_path, monkeypatch):
+    pytest.importorskip("onnxscript")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    entry = export.export(ssd, tmp_path, ["onnx"])["formats"]["onnx"]
+    assert "onnxruntime" in entry["check"]["skipped"] and (tmp_path / entry["file"]).is_file()
+
+
+def detections(boxes, labels, scores):
+    return {"boxes": torch.tensor(boxes), "labels": torch.tensor(labels), "scores": torch.tensor(scores)}
+
+
+def test_difference():
+    first, second = [0.0, 0, 10, 10], [5.0, 5, 20, 20]
+    there = detections([first, second], [1, 2], [0.5, 0.5])
+    assert export._difference(detections([second, first], [2, 1], [0.5, 0.5]), there, 100) == (0, 0)  # in another order
+    box, score = export._difference(detections([first, [5.0, 5, 21, 20]], [1, 2], [0.5, 0.25]), there, 100)
+    assert box == pytest.approx(0.01) and score == pytest.approx(0.25)
+    with pytest.raises(export._Differs, match="label 2 with score 0.5000 is missing from 2"):
+        export._difference(detections([first, second], [1, 1], [0.5, 0.5]), there, 100)
+    with pytest.raises(export._Differs, match="1 detections in place of 2"):
+        export._difference(detections([first], [1], [0.5]), there, 100)
+    twice = detections([first, first], [1, 1], [0.5, 0.5])
+    assert export._difference(detections([first, second], [1, 1], [0.5, 0.5]), twice, 100)[0] == pytest.approx(
+        0.1
+    )  # each once
+    nan = export._difference(detections([first, [float("nan")] * 4], [1, 2], [0.5, 0.5]), there, 100)
+    assert not nan[0] <= 1
+
+
+def test_not_a_number_fails_the_check(ssd):
+    model = DetectorTraining.load(ssd)
+    image = picture(96, 96)
+    with torch.no_grad():
+        wanted = model.detector([image])[0]
+        broken = {**wanted, "scores": wanted["scores"] * float("nan")}
+        with pytest.raises(export._Differs, match="nan"):
+            export._compare(lambda: lambda _: broken, model.detector, [image])
+
+
+def test_command(ssd, tmp_path, capsys):
+    assert cli.main(["export", "--weights", str(ssd), "--out", str(tmp_path), "--formats", "[state_dict]"]) == 0
+    assert "state_dict: " in capsys.readouterr().out and (tmp_path / "student.state_dict.pt").is_file()
+    assert cli.main(["export", "--weights", str(tmp_path / "none.pt"), "--out", str(tmp_path)]) == 2
+    with pytest.raises(ValueError, match="formats: expected some of state_dict"):
+        export.export(ssd, tmp_path, [])

@@ -1,0 +1,554 @@
+"""The report: numbers that were worked out by hand, from folders made up as the commands leave them."""
+
+import contextlib
+import csv
+import io
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("lightning")
+pytest.importorskip("pycocotools")
+
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from rich.console import Console
+from torch import nn
+from torchvision.models.detection import FCOS, SSD300_VGG16_Weights
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+
+from cls2det import evaluate
+from cls2det.annotations import load_coco
+from cls2det.data import DetectionData
+from cls2det.report import errors, report, summarise
+from cls2det.report.paper import paper
+from cls2det.report.plots import read_curves
+from cls2det.report.runs import arm_name, find_runs, natural
+from cls2det.students import build_student
+
+COCO_NAMES = [
+    name for name in dict.fromkeys(SSD300_VGG16_Weights.COCO_V1.meta["categories"]) if name not in ("N/A", "__background__")
+]
+SHARES = np.linspace(1.4, 0.2, 10)  # AP by IoU of a made-up run, in shares of its mAP
+
+
+def make_data(root, names=("cat", "dog"), split="val"):
+    """Two images with two objects, categories 2, 5, 8 …; returns the root."""
+    (root / "annotations").mkdir(parents=True)
+    (root / split).mkdir()
+    boxes = [([0, 0, 40, 40], 2), ([50, 50, 30, 30], 5)]
+    notes = [
+        {"id": 10 * image + number, "image_id": image, "category_id": category, "bbox": box, "area": box[2] * box[3]}
+        for image in (1, 2)
+        for number, (box, category) in enumerate(boxes)
+    ]
+    content = {
+        "images": [{"id": image, "file_name": f"{image}.jpg", "width": 100, "height": 100} for image in (1, 2)],
+        "annotations": [{**note, "iscrowd": 0} for note in notes],
+        "categories": [{"id": 3 * number + 2, "name": name} for number, name in enumerate(names)],
+    }
+    (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    for image in (1, 2):
+        Image.new("RGB", (100, 100), (90, 120, 60)).save(root / split / f"{image}.jpg")
+    return root
+
+
+def make_run(folder, root, mAP, seed=1, name="", student="ssd_compact", split="val", weights=(0, 0, 0), **options):
+    """A run's folder; its columns are mAP plus what tells them apart, its detections are the ground truth's first object."""
+    distill = dict(zip(("kd_cls_weight", "loc_weight", "kd_loc_weight"), weights, strict=True))
+    options = {
+        "command": "distill" if any(weights) else "train",
+        "name": name,
+        "student": student,
+        "seed": seed,
+        "data_root": str(root),
+        "teacher": "teacher.pt" if any(weights) else None,
+        "distill": distill,
+    } | options
+    columns = {column: mAP + number for number, column in enumerate(evaluate.COCO_COLUMNS)} | {"APl": None}
+    columns |= {"class acc": 60.0, "mean IoU": 70.0, "AP by IoU": [mAP * share for share in SHARES]}
+    (folder / split).mkdir(parents=True)
+    (folder / "log").mkdir()
+    write(folder / "options.json", options)
+    write(folder / "report.json", {"seconds": 100.0 + seed, "images": 8, "steps": 20, "parameters": 1234})
+    write(folder / split / "evaluation.json", columns | {"data_root": str(root), "split": split})
+    found = [{"image_id": image, "category_id": 2, "bbox": [0, 0, 40, 40], "score": 0.9} for image in (1, 2)]
+    write(folder / split / "detections.json", found)
+    (folder / "log" / "metrics.csv").write_text(
+        "epoch,gradient_ratio/kd_cls,kd_cls,loss,lr-AdamW,step,val/mAP\n0,0.1,1.5,3.0,0.1,9,\n0,,,,,9,12.5\n1,0.1,1.0,2.0,0.1,19,\n"
+    )
+    return folder
+
+
+def write(file, content):
+    file.write_text(json.dumps(content))
+
+
+def rows_of(file):
+    return list(csv.DictReader(file.open(newline="")))
+
+
+def quietly(folders, out, **options):
+    screen = io.StringIO()
+    content = report(folders, out, console=Console(file=screen, width=150), **options)
+    return content, (out / "report.md").read_text(), screen.getvalue()
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two arms, three seeds; the paired gains of + KD-cls are 1, 2 and 6."""
+    root = make_data(tmp_path / "data")
+    for seed, (before, after) in enumerate([(10.0, 11.0), (20.0, 22.0), (12.0, 18.0)], start=1):
+        make_run(tmp_path / "runs" / f"base{seed}", root, before, seed)
+        make_run(tmp_path / "runs" / f"cls{seed}", root, after, seed, weights=(0.4, 0, 0))
+    return tmp_path / "runs"
+
+
+def test_means_errors_and_paired_gains(runs, tmp_path):
+    content, text, screen = quietly([runs], tmp_path / "out", notes=["the teacher knows more"], title="My study")
+    table = content["students"]["ssd_compact"]["table"]
+    assert list(table) == ["baseline", "+ KD-cls"]
+    row = table["+ KD-cls"]
+    assert row["mAP"] == pytest.approx(17.0) and row["AP50"] == pytest.approx(18.0) and row["ARl"] == pytest.approx(26.0)
+    assert row["gain"] == pytest.approx(3.0) and row["seconds"] == pytest.approx(102.0) and row["APl"] is None
+    assert row["standard error"] == pytest.approx(math.sqrt(7) / math.sqrt(3))  # of 1, 2, 6: variance 14/2
+    assert row["mAP standard error"] == pytest.approx(math.sqrt(31) / math.sqrt(3))  # of 11, 22, 18: variance 62/2
+    assert table["baseline"]["gain"] is None
+    assert row["gain by IoU"] == pytest.approx([3 * share for share in SHARES])
+    assert row["AP by IoU"] == pytest.approx([17 * share for share in SHARES])
+    arms = {row["arm"]: row for row in rows_of(tmp_path / "out" / "arms.csv")}
+    assert float(arms["+ KD-cls"]["gain"]) == pytest.approx(3.0) and float(arms["+ KD-cls"]["mAR"]) == pytest.approx(23.0)
+    assert arms["baseline"]["gain"] == "" and arms["baseline"]["APl"] == "" and arms["baseline"]["seeds"] == "3"
+    assert "| **+ KD-cls** | 3 | **17.0 ± 3.21** | 18.0 |" in text and "+3.00 ± 1.53" in text
+    assert text.startswith("# My study\n") and "- the teacher knows more" in text and "Reported on" in text
+    assert "+3.00 ± 1.53" in screen and "the teacher knows more" in screen and "mean of 3 seeds" in text
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == content
+    each = {(row["arm"], row["seed"]): row for row in rows_of(tmp_path / "out" / "runs.csv")}
+    assert len(each) == 6 and float(each["+ KD-cls", "3"]["mAP"]) == 18.0 and each["baseline", "1"]["parameters"] == "1234"
+    assert float(each["baseline", "2"]["AP95"]) == pytest.approx(20 * SHARES[9])
+    iou = [row for row in rows_of(tmp_path / "out" / "iou.csv") if row["arm"] == "+ KD-cls"]
+    assert float(iou[0]["AP70"]) == pytest.approx(17 * SHARES[4])
+    for name in ("gain", "ap-by-iou", "ap-by-size", "errors", "training", "detections"):
+        assert Image.open(tmp_path / "out" / f"{name}.png").size[0] > 300 and f"({name}.png)" in text
+    assert content["left out"] == []
+
+
+def test_gains_where_seeds_do_not_match():
+    def result(mAP):
+        return {"mAP": mAP, "AP by IoU": [mAP] * 10}
+
+    base = {("baseline", 1): result(10.0), ("baseline", 2): result(14.0)}
+    partly = summarise(base | {("a", 2): result(15.0), ("a", 9): result(99.0)})["a"]
+    assert partly["gain"] == 1.0 and partly["standard error"] is None and partly["paired seeds"] == [2]
+    apart = summarise(base | {("a", 8): result(15.0), ("a", 9): result(21.0)})["a"]
+    assert apart["gain"] == 6.0 and apart["standard error"] == pytest.approx(math.hypot(2.0, 3.0))
+    assert apart["gain by IoU"] == [6.0] * 10 and apart["paired seeds"] == []
+    alone = summarise({("a", 1): result(15.0)})["a"]
+    assert alone["gain"] is None and alone["mAP standard error"] is None and alone["gain by IoU"] == [None] * 10
+    other = summarise(base | {("tuned", 1): result(9.0)}, baseline="tuned")
+    assert other["baseline"]["gain"] == 1.0 and other["tuned"]["gain"] is None
+
+
+def test_report_says_what_is_not_paired(tmp_path):
+    root = make_data(tmp_path / "data")
+    make_run(tmp_path / "runs" / "a", root, 10.0, seed=1)
+    make_run(tmp_path / "runs" / "b", root, 11.0, seed=2, name="mine")
+    assert "ssd_compact, mine: **not paired**" in quietly([tmp_path / "runs"], tmp_path / "out")[1]
+    content, text, _ = quietly([tmp_path / "runs"], tmp_path / "out", baseline="yours")
+    assert "no arm 'yours'" in text and content["students"]["ssd_compact"]["table"]["mine"]["gain"] is None
+    assert "one seed gives no error bar" in text
+
+
+def test_difference_to_the_paper_on_coco(tmp_path):
+    root = make_data(tmp_path / "coco", COCO_NAMES)
+    student = {"student": "ssd300_vgg16"}
+    make_run(tmp_path / "runs" / "a", root, 25.0, **student)
+    make_run(tmp_path / "runs" / "b", root, 26.5, weights=(0.4, 0, 0), **student)
+    make_run(tmp_path / "runs" / "c", root, 28.4, weights=(0.4, 0.15, 0.15), **student)
+    content, text, _ = quietly([tmp_path / "runs"], tmp_path / "out")
+    arms = {(row["arm"], row["source"]): row for row in rows_of(tmp_path / "out" / "arms.csv")}
+    assert list(content["students"]["ssd300_vgg16"]["table"]) == ["baseline", "+ KD-cls", "+ all"]
+    assert float(arms["+ KD-cls", "paper"]["AP50"]) == 45.2
+    assert float(arms["+ KD-cls", "difference"]["mAP"]) == pytest.approx(26.5 - 26.3)
+    assert float(arms["+ KD-cls", "difference"]["gain"]) == pytest.approx(1.5 - 0.7)
+    assert float(arms["+ all", "difference"]["ARl"]) == pytest.approx(28.4 + 9 - 61.4)
+    assert arms["+ all", "difference"]["APl"] == "" and ("+ loc", "difference") not in arms and ("+ loc", "paper") in arms
+    iou = {(row["arm"], row["source"]): row for row in rows_of(tmp_path / "out" / "iou.csv")}
+    assert float(iou["+ all", "difference"]["AP80"]) == pytest.approx(28.4 * SHARES[6] - 23.9)
+    assert "Difference, runs - paper:" in text and "not comparable" not in text and "Table 3a" not in text
+    assert "| + KD-cls | +0.2 |" in text
+
+
+def test_other_data_show_the_paper_without_a_difference(tmp_path):
+    root = make_data(tmp_path / "data")
+    for name, student in (("a", "ssd512_vgg16"), ("b", "ssd300_vgg16")):
+        make_run(tmp_path / "runs" / name, root, 25.0, student=student)
+    make_run(tmp_path / "runs" / "c", root, 26.0, student="ssd512_vgg16", weights=(0.4, 2.0, 2.0))
+    make_run(tmp_path / "runs" / "d", root, 27.0, student="ssd300_vgg16", name="kd_cls_weight=0.4, temperature=2")
+    content, text, screen = quietly([tmp_path / "runs"], tmp_path / "out")
+    sources = {(row["student"], row["source"]) for row in rows_of(tmp_path / "out" / "arms.csv")}
+    students = ("ssd512_vgg16", "ssd300_vgg16")
+    assert sources == {(student, source) for student in students for source in ("runs", "paper")}
+    assert "**not comparable**" in text and "Difference" not in text
+    assert set(content["students"]) == set(students) and f": {students[1]}" in screen
+    for student in students:
+        assert (tmp_path / "out" / f"{student}-gain.png").is_file() and f"({student}-errors.png)" in text
+    methods = {(row["student"], row["method"]): row for row in rows_of(tmp_path / "out" / "methods.csv")}
+    ours = methods["ssd512_vgg16", "ours"]
+    assert (ours["mAP"], ours["APm"], ours["paper mAP"], ours["difference"]) == ("26.0", "30.0", "32.1", "")
+    assert methods["ssd512_vgg16", "FKD"]["mAP"] == "" and methods["ssd512_vgg16", "FKD"]["paper APl"] == "46.2"
+    assert methods["ssd300_vgg16", "baseline"]["mAP"] == "25.0"
+    assert "Table 3a" in text and "Table 4a" not in text  # the arm's name carries options of the first alone
+
+
+@pytest.mark.parametrize(
+    ("gone", "without", "said"),
+    [
+        ("data/annotations/instances_val.json", ["errors.png", "detections.png"], "no annotation file"),
+        ("runs/cls1/val/detections.json", ["detections.png"], "errors of ssd_compact, + KD-cls, seed 1"),
+        ("data/val/1.jpg", ["detections.png"], "1.jpg"),
+    ],
+)
+def test_what_is_missing_is_left_out_and_the_rest_written(runs, tmp_path, gone, without, said):
+    quietly([runs], tmp_path / "out")
+    (tmp_path / gone).unlink()
+    content, text, _ = quietly([runs], tmp_path / "out")
+    assert "Left out: " in text and said in text and content["left out"]
+    for name in ("gain", "ap-by-iou", "ap-by-size", "training", "errors", "detections"):
+        assert (tmp_path / "out" / f"{name}.png").is_file() == (f"{name}.png" not in without)
+        assert (f"({name}.png)" in text) == (f"{name}.png" not in without)
+    assert float(rows_of(tmp_path / "out" / "arms.csv")[1]["gain"]) == pytest.approx(3.0)
+
+
+def test_without_logs_and_training_reports(runs, tmp_path):
+    for file in [*runs.glob("*/log/metrics.csv"), *runs.glob("*/report.json")]:
+        file.unlink()
+    content, text, _ = quietly([runs], tmp_path / "out")
+    assert "training.png (no run has a log/metrics.csv" in text and not (tmp_path / "out" / "training.png").exists()
+    assert content["students"]["ssd_compact"]["table"]["baseline"]["seconds"] is None
+
+
+def test_clear_errors(runs, tmp_path):
+    with pytest.raises(ValueError, match="at least one folder"):
+        report([])
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        find_runs([tmp_path / "nowhere"], "val")
+    with pytest.raises(ValueError, match=r"no run in .*data: looked, at every depth, .*test/evaluation.json$"):
+        find_runs([tmp_path / "data"], "test")
+    with pytest.raises(ValueError, match=r"6 trained but not evaluated on test, such as .*base1 \(there is: val\)"):
+        find_runs([runs], "test")
+    with pytest.raises(ValueError, match="base1 holds a run"):
+        report([runs], runs / "base1")
+    root = make_data(tmp_path / "other")
+    make_run(runs / "zelse", root, 10.0, seed=9)
+    with pytest.raises(ValueError, match=r"base1 was evaluated on val of .*data, .*zelse on that of .*other"):
+        find_runs([runs], "val")
+    make_run(tmp_path / "again", tmp_path / "data", 10.0, seed=1)
+    with pytest.raises(ValueError, match=r"base1 and .*again are both ssd_compact, baseline, seed 1: train with --name"):
+        find_runs([runs / "base1", tmp_path / "again"], "val")
+    write(tmp_path / "again" / "val" / "evaluation.json", {"mAP": float("nan")})
+    with pytest.raises(ValueError, match=r"again: mAP is nan"):
+        find_runs([tmp_path / "again"], "val")
+    (tmp_path / "again" / "val" / "evaluation.json").write_text("{")
+    with pytest.raises(ValueError, match=r"evaluation.json is not json"):
+        find_runs([tmp_path / "again"], "val")
+
+
+def test_what_is_no_run_is_passed_over(runs, tmp_path):
+    (runs / "teacher").mkdir()
+    write(runs / "teacher" / "options.json", {"command": "teacher", "seed": 0})
+    (runs / "base2" / "val" / "evaluation.json").unlink()
+    found, notes = find_runs([runs, runs / "base1"], "val")  # a folder given twice counts once
+    assert len(found) == 5 and any("1 trained run" in note and "base2" in note for note in notes)
+
+
+def test_arms_without_a_name_are_named_after_what_is_distilled():
+    def arm(cls, loc, features, **options):
+        weights = {"kd_cls_weight": cls, "loc_weight": loc, "kd_loc_weight": features}
+        return arm_name({"command": "distill", "teacher": "t.pt", "distill": weights, "name": ""} | options)
+
+    assert arm(0, 0, 0) == arm(0.4, 1, 1, command="train", teacher=None) == "baseline"
+    assert arm(0.4, 0, 0) == "+ KD-cls" and arm(0, 1, 0) == arm(0, 1, 0, teacher=None) == "+ loc"
+    assert arm(0, 1, 2) == "+ loc + KD-loc" and arm(0.4, 1, 2) == "+ all" and arm(0.4, 0, 2) == "+ KD-cls + KD-loc"
+    assert arm(0.4, 1, 2, name="mine") == "mine"
+    assert arm_name({"command": "distill", "teacher": "t", "distill": {"kd_cls_weight": 1, "control": "one_hot"}}).endswith(
+        "one_hot"
+    )
+    assert sorted(["size=112", "size=14", "size=9"], key=natural) == ["size=9", "size=14", "size=112"]
+
+
+def test_unlike_runs_are_not_averaged_in_silence(tmp_path):
+    root = make_data(tmp_path / "data")
+    make_run(tmp_path / "runs" / "a", root, 10.0, seed=1, weights=(0.2, 0, 0))
+    make_run(tmp_path / "runs" / "b", root, 11.0, seed=2, weights=(0.4, 0, 0))
+    make_run(tmp_path / "runs" / "c", root, 12.0, seed=1, run={"device": "cuda"}, teacher="other.pt")
+    found, _ = find_runs([tmp_path / "runs"], "val")
+    assert [run.arm for run in found] == ["baseline", "+ KD-cls (kd_cls_weight=0.2)", "+ KD-cls (kd_cls_weight=0.4)"]
+    for number, rate in enumerate((0.1, 0.2)):
+        make_run(tmp_path / "more" / str(number), root, 10.0, seed=number, name="tuned", optim={"learning_rate": rate})
+    _, notes = find_runs([tmp_path / "runs", tmp_path / "more"], "val")
+    assert any("tuned differ in optim.learning_rate" in note for note in notes)
+    assert any("Arms of ssd_compact differ in more than what is distilled: optim.learning_rate" in note for note in notes)
+
+
+def test_order_of_arms(tmp_path):
+    root = make_data(tmp_path / "data")
+    weights = {"all": (1, 1, 1), "base": (0, 0, 0), "cls": (1, 0, 0), "loc": (0, 1, 1)}
+    folders = {name: make_run(tmp_path / "runs" / name, root, 10.0, weights=weight) for name, weight in weights.items()}
+    found, _ = find_runs([tmp_path / "runs"], "val")
+    assert [run.arm for run in found] == ["baseline", "+ KD-cls", "+ loc + KD-loc", "+ all"]
+    found, _ = find_runs([folders[name] for name in ("loc", "all", "base", "cls")], "val")
+    assert [run.arm for run in found] == ["baseline", "+ loc + KD-loc", "+ all", "+ KD-cls"]
+
+
+def test_training_curves(runs):
+    curves = read_curves(runs / "cls1" / "log" / "metrics.csv")
+    assert list(curves) == ["loss", "val/mAP", "kd_cls"]  # neither rates nor ratios
+    assert curves["loss"] == ([9.0, 19.0], [3.0, 2.0]) and curves["val/mAP"] == ([9.0], [12.5])
+
+
+def test_quick_is_said_and_many_arms_are_drawn(tmp_path):
+    root = make_data(tmp_path / "data")
+    for number in range(12):
+        make_run(tmp_path / "runs" / str(number), root, 10.0 + number, name=f"temperature={number}" if number else "baseline")
+    content, text, screen = quietly([tmp_path / "runs"], tmp_path / "out", quick=True)
+    assert "Too short to show the gain" in text and "Too short" in screen and content["quick"]
+    assert list(content["students"]["ssd_compact"]["table"])[:3] == ["baseline", "temperature=1", "temperature=2"]
+
+
+# The paper's numbers
+
+
+def test_paper_numbers_agree_with_each_other():
+    arms, iou, methods = (paper()[table] for table in ("arms", "iou", "methods"))
+    for name, values in iou["ssd300_vgg16"].items():
+        mAP, AP50, AP75 = arms["ssd300_vgg16"][name][:3]
+        assert len(values) == 10 and values == sorted(values, reverse=True)
+        assert abs(sum(values) / 10 - mAP) <= 0.25 and (values[0], values[5]) == (AP50, AP75)
+    for student, table in arms.items():
+        if student == "columns":
+            continue
+        assert list(table) == ["baseline", "+ KD-cls", "+ loc", "+ loc + KD-loc", "+ all"]
+        assert max(table, key=lambda arm: table[arm][0]) == "+ all" and min(table, key=lambda arm: table[arm][0]) == "baseline"
+        for mAP, AP50, AP75, small, medium, large, mAR, *_ in table.values():
+            assert AP75 < AP50 and mAP < AP50 and small < medium < large and mAP < mAR
+        sizes = [table["baseline"][0], *table["baseline"][3:6]], [table["+ all"][0], *table["+ all"][3:6]]
+        if student in methods:
+            assert (methods[student]["baseline"], methods[student]["ours"]) == sizes
+    assert len(arms) == 5 and len(methods) == 6
+    for student, table in methods.items():
+        assert student == "columns" or max(table, key=lambda method: table[method][0]) == "ours + FKD" or "qr50" in student
+    tables = paper()["ablations"]
+    base, best = arms["ssd300_vgg16"]["baseline"][0], arms["ssd300_vgg16"]["+ KD-cls"][0]
+    assert tables["3a"]["mAP"]["baseline"] == base and max(tables["3a"]["mAP"].values()) == best
+    assert tables["4c"]["mAP"]["pixels"] == arms["ssd300_vgg16"]["+ loc"][0]
+
+
+# Errors in the manner of TIDE
+
+
+def truth_of(objects, categories=2):
+    """COCO of (image, category, box) or (image, category, box, crowd)."""
+    coco = COCO()
+    notes = [
+        {
+            "id": number,
+            "image_id": image,
+            "category_id": category,
+            "bbox": box,
+            "area": box[2] * box[3],
+            "iscrowd": int(any(crowd)),
+        }
+        for number, (image, category, box, *crowd) in enumerate(objects, start=1)
+    ]
+    coco.dataset = {
+        "images": [{"id": image} for image in sorted({image for image, *_ in objects} | {0})],
+        "annotations": notes,
+        "categories": [{"id": number, "name": str(number)} for number in range(1, categories + 1)],
+    }
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return coco
+
+
+def found_of(*detections):
+    return [{"image_id": 0, "category_id": category, "bbox": box, "score": score} for category, box, score in detections]
+
+
+A, B, AWAY = [0, 0, 40, 40], [100, 100, 40, 40], [200, 200, 40, 40]
+WORLD = [(0, 1, A), (0, 2, B)]  # one object of each of two classes
+RIGHT_A, RIGHT_B = (1, A, 0.9), (2, B, 0.9)
+DUPLICATED = 100 - 100 * (51 + 50 * 2 / 3) / 101  # of the second object, found behind one false positive
+
+
+@pytest.mark.parametrize(
+    ("objects", "detections", "ap", "gains"),
+    [
+        (WORLD, [RIGHT_A, RIGHT_B], 100, {}),
+        (WORLD, [(1, [0, 0, 40, 16], 0.9), RIGHT_B], 50, {"localisation": 50}),  # IoU 0.4
+        (WORLD, [(2, A, 0.5), RIGHT_B], 50, {"classification": 50}),
+        (WORLD, [(2, A, 0.95), RIGHT_B], 25, {"classification": 75}),  # it also stood before the right one
+        (WORLD, [(2, [0, 0, 40, 12], 0.95), RIGHT_A, RIGHT_B], 75, {"both": 25}),  # IoU 0.3, wrong class
+        (WORLD, [(1, AWAY, 0.95), RIGHT_A, RIGHT_B], 75, {"background": 25}),
+        (WORLD, [RIGHT_B], 50, {"missed": 50}),
+        (WORLD, [], 0, {"missed": 100}),
+        ([(0, 1, A), (0, 1, B)], [RIGHT_A, (1, A, 0.8), (1, B, 0.7)], 100 - DUPLICATED, {"duplicate": DUPLICATED}),
+        # Two errors about one object: the one with the higher score can be mended, the other is only taken away.
+        (WORLD, [(1, [0, 0, 40, 16], 0.7), (2, A, 0.2), RIGHT_B], 50, {"localisation": 50}),
+        # A crowd swallows what lies in it, of its own class.
+        ([*WORLD, (0, 1, AWAY, True)], [(1, AWAY, 0.95), (1, [205, 205, 9, 9], 0.96), RIGHT_A, RIGHT_B], 100, {}),
+        ([*WORLD, (0, 1, AWAY, True)], [(2, AWAY, 0.95), RIGHT_A, RIGHT_B], 75, {"background": 25}),
+        # A class without an object counts for nothing.
+        (WORLD, [(3, AWAY, 0.95), RIGHT_A, RIGHT_B], 100, {}),
+    ],
+)
+def test_every_kind_of_error(objects, detections, ap, gains):
+    found = errors.error_gains(truth_of(objects, categories=3), found_of(*detections))
+    assert found.pop("AP") == pytest.approx([ap] * 10)
+    for kind, values in found.items():
+        assert values == pytest.approx([gains.get(kind, 0)] * 10, abs=1e-9), kind
+
+
+def test_errors_change_with_the_threshold():
+    found = errors.error_gains(truth_of(WORLD), found_of((1, [0, 0, 40, 28.8], 0.9), RIGHT_B))  # IoU 0.72
+    assert found["AP"] == pytest.approx([100] * 5 + [50] * 5)
+    assert found["localisation"] == pytest.approx([0] * 5 + [50] * 5) and found["missed"] == [0] * 10
+
+
+def test_errors_need_a_ground_truth():
+    with pytest.raises(ValueError, match="holds no object"):
+        errors.error_gains(truth_of([(0, 1, A, True)]), [])
+    with pytest.raises(ValueError, match="image 0, category 7"):
+        errors.error_gains(truth_of(WORLD), found_of((7, A, 0.5)))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_ap_equals_that_of_pycocotools(seed):
+    """On random objects, crowds among them, with tied scores and, for odd seeds, more detections than count."""
+    random = np.random.default_rng(seed)
+    objects, detections = [], []
+    for image in range(20):
+        boxes = [[*random.uniform(0, 60, 2), *random.uniform(8, 40, 2)] for _ in range(random.integers(0, 6))]
+        objects += [(image, int(random.integers(1, 4)), box, random.random() < 0.1) for box in boxes]
+        for _ in range(random.integers(0, 500 if seed % 2 else 40)):
+            box = np.array(boxes[random.integers(len(boxes))] if boxes else A, dtype=float)
+            box += random.normal(0, random.choice([0.5, 4.0]), 4)
+            score = round(float(random.random()), 2)
+            category = int(random.integers(1, 4))
+            detections.append(
+                {
+                    "image_id": image,
+                    "category_id": category,
+                    "bbox": [*box[:2].tolist(), *np.maximum(box[2:], 1).tolist()],
+                    "score": score,
+                }
+            )
+    coco = truth_of(objects, categories=3)
+    detections = [each for each in detections if each["image_id"] in coco.imgs]
+    with contextlib.redirect_stdout(io.StringIO()):
+        judge = COCOeval(coco, coco.loadRes([dict(each) for each in detections]), "bbox")
+        judge.evaluate()
+        judge.accumulate()
+    wanted = [100 * level[level > -1].mean() for level in judge.eval["precision"][:, :, :, 0, -1]]
+    found = errors.error_gains(coco, detections)
+    assert found["AP"] == pytest.approx(wanted, abs=1e-9) and wanted[0] > 1
+    assert all(gain > -1e-9 for kind in errors.ERRORS for gain in found[kind])
+
+
+# Evaluation
+
+
+class Model(nn.Module):
+    """What ``evaluate`` needs of a trained model."""
+
+    def __init__(self, detector, classes=("cat", "dog")):
+        super().__init__()
+        self.detector, self.hparams = detector, {"classes": list(classes)}
+
+    def forward(self, images):
+        return self.detector([image.float() / 255 for image in images])
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return DetectionData(make_data(tmp_path_factory.mktemp("evaluated") / "data"), "val")
+
+
+def compact():
+    torch.manual_seed(0)
+    return build_student("ssd_compact", 2, 96)
+
+
+def fcos():
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Conv2d(3, 256, 8, 8))
+    backbone.out_channels = 256
+    return FCOS(backbone, 3, min_size=96, max_size=96, anchor_generator=AnchorGenerator(((8,),), ((1.0,),)), score_thresh=0.0)
+
+
+def test_columns_of_an_ssd_and_of_a_detector_without_default_boxes(data):
+    table = evaluate.evaluate(Model(compact()), data)
+    assert set(evaluate.COCO_COLUMNS) < set(table) and 0 <= table["class acc"] <= 100 and 0 < table["mean IoU"] <= 100
+    table = evaluate.evaluate(Model(fcos()), data)
+    assert table["class acc"] is None and table["mean IoU"] is None and table["detections"] and table["mAR"] is not None
+
+
+def test_recall_is_pycocotools_own(data):
+    """Of the cat (medium, 1600 px) both are found, of the dog (small, 900 px) one of two."""
+    notes = data.coco.dataset["annotations"]
+    some = [{key: note[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.5} for note in notes[:3]]
+    table = evaluate._coco_table(data, some)
+    assert (table["mAR"], table["ARs"], table["ARm"], table["ARl"]) == pytest.approx((75.0, 50.0, 100.0, None))
+    assert table["APm"] == pytest.approx(100.0) and table["APs"] == pytest.approx(100 * 51 / 101)
+    nothing = evaluate._coco_table(data, [])
+    assert nothing["mAP"] == nothing["ARs"] == 0 and nothing["APl"] is None and nothing["AP by IoU"] == [0.0] * 10
+
+
+def test_recall_counts_100_detections_of_an_image():
+    boxes = [[20 * number, 0, 15, 15] for number in range(20)]
+    coco = truth_of([(0, 1, box) for box in boxes], categories=1)
+    table = evaluate._coco_table(
+        SimpleNamespace(coco=coco, targets=[{"image_id": 0}]), found_of(*((1, box, 0.5) for box in boxes))
+    )
+    assert table["mAR"] == table["ARs"] == pytest.approx(100.0)  # not the 50 of ten detections
+
+
+def test_a_diverged_model_is_refused(data):
+    broken = Model(compact())
+    with torch.no_grad():
+        next(broken.detector.head.parameters())[:] = float("nan")
+    with pytest.raises(
+        ValueError, match=r"1 of the model's tensors hold NaN or infinity \(detector.head.*its training diverged"
+    ):
+        evaluate.evaluate(broken, data)
+    overflows = Model(compact())
+    with torch.no_grad():
+        next(overflows.detector.head.parameters())[:] = 3e38  # finite, unlike what comes out
+    with pytest.raises(ValueError, match="the model's head gave NaN or infinity"):
+        evaluate.evaluate(overflows, data)
+
+    class Outputs(nn.Module):
+        def forward(self, images):
+            box = torch.tensor([[0.0, 0.0, float("nan"), 9.0]])
+            return [{"boxes": box, "labels": torch.ones(1, dtype=torch.int64), "scores": torch.ones(1)} for _ in images]
+
+    with pytest.raises(ValueError, match="gave image 1 a box or a score that is NaN"):
+        evaluate.evaluate(Model(Outputs()), data)
+    assert not any(module._forward_hooks for module in overflows.modules()), "the checks stay on the model"
+
+
+def test_load_coco_and_evaluation_see_the_same_objects(data, tmp_path):
+    """Errors use the ground truth as it stands, like pycocotools: a perfect set has none, by both."""
+    coco = load_coco(data.annotation_file)
+    perfect = [
+        {"image_id": note["image_id"], "category_id": note["category_id"], "bbox": note["bbox"], "score": 1.0}
+        for note in coco.dataset["annotations"]
+    ]
+    assert evaluate._coco_table(SimpleNamespace(coco=coco, targets=data.targets), perfect)["mAP"] == pytest.approx(100)
+    gains = errors.error_gains(coco, perfect)
+    assert gains.pop("AP") == pytest.approx([100] * 10) and all(values == [0] * 10 for values in gains.values())

@@ -1,0 +1,137 @@
+"""Sweeps and the demo made of one: every arm is trained once with every seed, and reported."""
+
+import json
+import os
+
+import pytest
+import yaml
+
+pytest.importorskip("lightning")
+pytest.importorskip("pycocotools")
+pytest.importorskip("sklearn")
+
+from cls2det import sweep as sweep_module
+from cls2det.cli import main, parse_options
+from cls2det.recipes import FOLDER, find_recipe
+from cls2det.sweep import _arms, load_sweep
+
+TINY = {
+    "scenes": {"train": 8, "val": 2, "test": 4},
+    "teachers": {
+        "teacher": {"optim": {"epochs": 0, "steps": 2, "batch_size": 4}, "run": {"checkpoint_every": 2}},
+        "start": {"optim": {"epochs": 0, "steps": 2, "batch_size": 4}, "run": {"checkpoint_every": 2}},
+    },
+    "train": {"images": 4, "optim": {"steps": 2, "batch_size": 2}, "run": {"checkpoint_every": 2}, "allow_poor_teacher": True},
+}
+ARMS = ["baseline", "+ KD-loc", "+ KD-cls", "+ all"]
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """Names of the jobs that ran, in this process."""
+    names = []
+
+    def in_this_process(jobs, workers, console):
+        for job in jobs:
+            job.function(*job.arguments, progress=lambda *_: None)
+        names.extend(job.name for job in jobs)
+
+    monkeypatch.setattr(sweep_module, "run_jobs", in_this_process)
+    return names
+
+
+def write(path, **changes):
+    path.write_text(yaml.safe_dump(TINY | changes))
+    return str(path)
+
+
+def test_demo_writes_its_report_and_does_nothing_twice(tmp_path, ran, capsys):
+    config, out = write(tmp_path / "tiny.yaml", extends="demo-quick", seeds=[11]), tmp_path / "demo"
+    command = ["sweep", "--config", config, "--out", str(out), "--device", "cpu", "--workers", "1"]
+    assert main(command) == 0
+    assert ran == ["teacher", "start"] + [f"{arm}, seed 11" for arm in ARMS]
+    for name in ("report.md", "report.json", "runs.csv", "gain.png", "detections.png"):
+        assert (out / name).stat().st_size > 200
+    text, content = (out / "report.md").read_text(), json.loads((out / "report.json").read_text())
+    assert "oo short" in text and "crops of 8 images" in text
+    table = content["students"]["ssd_compact"]["table"]
+    assert list(table) == ARMS and table["+ all"]["standard error"] is None
+    assert main([*command, "--seeds", "11", "12"]) == 0  # the first seed is kept, the second is trained
+    assert ran[6:] == [f"{arm}, seed 12" for arm in ARMS]
+    write(tmp_path / "tiny.yaml", extends="demo-quick", train=TINY["train"] | {"box_weight": 9.0})
+    capsys.readouterr()
+    assert main(command) == 2 and "other settings" in capsys.readouterr().err
+
+
+def test_arms_change_what_they_say(tmp_path, ran):
+    """Options of every run are the shared ones and the arm's; a teacher per seed has that seed; a grid makes its arms."""
+    arms = {
+        "baseline": {},
+        "own": {"teacher": "own", "distill": {"kd_cls_weight": 0.5}},
+        "other": {"student": "retinanet_compact"},
+    }
+    own = {"images": 4, "per_seed": True, "width": 16, "crop_size": 32} | TINY["teachers"]["teacher"]
+    config = write(
+        tmp_path / "arms.yaml",
+        teachers={"own": own, "unused": {}},
+        arms={name: arms[name] for name in ("baseline", "own")},
+        grid={"distill.loc_weight": [1.0, 2.0], "box_weight": [3.0]},
+        students=["ssd_compact", "retinanet_compact"],
+        seeds=[5, 6],
+    )
+    out = tmp_path / "out"
+    assert main(["sweep", "--config", config, "--out", str(out), "--device", "cpu", "--workers", "1"]) == 0
+    assert ran[:2] == ["own-seed5", "own-seed6"] and len(ran) == 2 + 2 * 2 * 4
+    runs = [json.loads((folder / "options.json").read_text()) for folder in (out / "runs").iterdir()]
+    weights = ("kd_cls_weight", "kd_loc_weight", "loc_weight")
+    for run in runs:
+        wanted = {"baseline": (0, 0, 0), "own": (0.5, 0, 0)}.get(run["name"])
+        if wanted is None:
+            wanted = (0, 0, float(run["name"].removeprefix("box_weight=3.0, loc_weight=")))
+            assert run["box_weight"] == 3.0
+        assert tuple(run["distill"][name] for name in weights) == wanted
+        assert run["images"] == 4 and run["optim"]["steps"] == 2
+        own = str(out / "teachers" / f"own-seed{run['seed']}" / "weights.pt")
+        assert run["teacher"] == (own if run["name"] == "own" else None)
+    assert len({(run["student"], run["name"], run["seed"]) for run in runs}) == 16
+    seeds = [json.loads((out / "teachers" / f"own-seed{seed}" / "options.json").read_text())["seed"] for seed in (5, 6)]
+    assert seeds == [5, 6]
+
+
+def test_every_recipe_is_one():
+    """Every file that comes with the package parses as what its options say, and says in its first line what it is."""
+    names = [path.stem for path in FOLDER.glob("*.yaml")]
+    assert len(names) > 15
+    for name in names:
+        text = find_recipe(name).read_text()
+        assert text.startswith("# ") and len(text.splitlines()[0]) > 20
+        if text.startswith("# Sweep"):
+            plan = load_sweep(name)
+            shared = sweep_module._on_recipe({"recipe": plan.get("recipe"), **plan["train"]})
+            for arm in _arms(plan).values():
+                options = sweep_module._merged(shared, arm, {"data_root": "x", "out": "y"})
+                teacher = options.get("teacher")
+                assert teacher is None or teacher in plan["teachers"]
+                parse_options("distill", options)
+            for teacher in plan.get("teachers", {}).values():
+                options = {key: value for key, value in sweep_module._on_recipe(teacher).items() if key != "per_seed"}
+                parse_options("teacher", options | {"data_root": "x", "out": "y"})
+        else:
+            command = {"teacher": "teacher", "pretrain": "pretrain"}.get(name.split("-")[0], "distill")
+            parse_options(command, yaml.safe_load(text) | {"data_root": "x", "out": "y"})
+
+
+def test_errors(tmp_path, capsys):
+    def error(config, *more):
+        assert main(["sweep", "--config", str(config), "--out", str(tmp_path / "out"), *more]) == 2
+        return capsys.readouterr().err
+
+    assert "no file and no recipe nothing; recipes: " in error("nothing")
+    (tmp_path / "odd.yaml").write_text("epochs: 3")
+    assert "is not a sweep: expected train, seeds" in error(tmp_path / "odd.yaml")
+    config = write(tmp_path / "tiny.yaml", extends="demo-quick")
+    assert "give --data-root, or a sweep that makes its scenes, and not both" in error(config, "--data-root", "x")
+    assert "no arm fast; there are baseline, + KD-loc" in error(config, "--arms", "fast")
+    os.makedirs(tmp_path / "out")
+    (tmp_path / "out" / "thesis.txt").write_text("mine")
+    assert "holds something other than a sweep" in error(config)

@@ -1,0 +1,155 @@
+"""Teachers: what they learn from, how sure they are, and backbones trained on images by class."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torchvision.io import write_png
+
+pytest.importorskip("lightning")
+pytest.importorskip("pycocotools")
+
+from cls2det import commands
+from cls2det.calibration import calibration
+from cls2det.cli import main
+from cls2det.data import DetectionData, test_loader
+from cls2det.settings import Optim, Run
+from cls2det.students import build_student
+from cls2det.teacher import CropClassifier, check_not_at_chance, crop_predictions
+from cls2det_ops import reference
+from training_cases import DIGITS, batch, silent, train_teacher
+
+test_loader.__test__ = False  # a function of the package, not a test
+
+
+def test_crops_are_those_of_the_students_input(scenes):
+    """Resized and normalised as that student does it, cut as the reference cuts, labels in the order of the boxes."""
+    images, targets = batch(scenes)
+    for student in ("ssd_compact", "retinanet_resnet50_fpn"):
+        teacher = CropClassifier(DIGITS, student=student, image_size=128, crop_size=24).eval()
+        crops, classes = teacher.crops_of_batch((images, targets))
+        inputs, moved = build_student(student, 10, 128).transform([image / 255 for image in images], targets)
+        index = torch.cat([torch.full((len(target["boxes"]),), number) for number, target in enumerate(moved)])
+        boxes = torch.cat([target["boxes"] for target in moved])
+        wanted = reference.roi_crop(inputs.tensors, boxes, index, (24, 24), padding_mode="border", clip=False)
+        torch.testing.assert_close(crops, wanted, rtol=1e-4, atol=1e-5)
+        assert classes.tolist() == [label - 1 for target in targets for label in target["labels"].tolist()]
+
+
+def test_margin_and_smallest_size(scenes):
+    images, targets = batch(scenes)
+    boxes = torch.cat([target["boxes"] for target in targets])
+    plain, wide = (CropClassifier(DIGITS, margin=margin, jitter=0.0) for margin in (0.0, 0.25))
+    inputs, _ = plain.transform([image / 255 for image in images], targets)
+    one = torch.tensor([[20.0, 30, 40, 70]])
+    index = torch.zeros(1, dtype=torch.int64)
+    larger = torch.tensor([[15.0, 20, 45, 80]])
+    torch.testing.assert_close(wide.crop(inputs.tensors, one, index), plain.crop(inputs.tensors, larger, index))
+    sides = (boxes[:, 2:] - boxes[:, :2]).amin(1)
+    least = sides.median().item()
+    teacher = CropClassifier(DIGITS, min_size=least, jitter=0.0)
+    assert len(teacher.train().crops_of_batch((images, targets))[1]) == (sides >= least).sum() < len(boxes)
+    assert len(teacher.eval().crops_of_batch((images, targets))[1]) == len(boxes)  # what is measured is measured on all
+
+
+def test_losses():
+    torch.manual_seed(0)
+    logits, classes = torch.randn(6, 10), torch.arange(6)
+    truth = F.one_hot(classes, 10).float()
+    softmax = F.cross_entropy(logits, classes, label_smoothing=0.05)
+    sigmoid = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").sum(1).mean()
+    for loss, wanted in (("ce", softmax), ("bce", sigmoid), ("joint", softmax + sigmoid)):
+        torch.testing.assert_close(CropClassifier(DIGITS, loss=loss).loss(logits, classes), wanted)
+    assert torch.equal(CropClassifier(DIGITS, loss="bce").probabilities(logits), logits.sigmoid())
+    with pytest.raises(ValueError, match="loss must be one of ce, bce, joint, got 'focal'"):
+        CropClassifier(DIGITS, loss="focal")
+
+
+@pytest.mark.parametrize("loss", ["bce", "joint"])
+def test_teachers_for_sigmoid_students_learn(scenes, tmp_path, loss):
+    teacher = CropClassifier.load(train_teacher(scenes, tmp_path, loss=loss))
+    assert check_not_at_chance(teacher, test_loader(DetectionData(scenes, "train"))) > 40
+
+
+def test_calibration_is_torchmetrics():
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    torch.manual_seed(0)
+    probabilities = (2 * torch.randn(400, 10)).softmax(1)
+    classes = torch.where(torch.rand(400) < 0.6, probabilities.argmax(1), torch.randint(10, (400,)))
+    found = calibration(probabilities, classes)
+    wanted = multiclass_calibration_error(probabilities, classes, num_classes=10, n_bins=15, norm="l1")
+    assert found["ece"] == pytest.approx(100 * wanted.item(), abs=1e-3) and found["ece"] > 1
+    assert found["accuracy"] == pytest.approx(100 * (probabilities.argmax(1) == classes).float().mean().item())
+    assert sum(count for _, _, count in found["bins"]) == 400
+    sure = calibration(torch.eye(4)[[0, 1, 2, 3]], torch.tensor([0, 1, 2, 0]))
+    assert sure["accuracy"] == 75 and sure["ece"] == sure["overconfidence"] == 25
+    assert calibration(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))["ece"] is None
+
+
+def test_report_of_a_teacher(scenes, tmp_path):
+    weights = train_teacher(scenes, tmp_path, val_split="val")
+    report = json.loads((tmp_path / "report.json").read_text())
+    teacher, data = CropClassifier.load(weights), DetectionData(scenes, "val")
+    probabilities, classes = crop_predictions(teacher, test_loader(data))
+    assert len(classes) == sum(len(target["labels"]) for target in data.targets)
+    assert report["accuracy"] == pytest.approx(100 * (probabilities.argmax(1) == classes).float().mean().item())
+    training = DetectionData(scenes, "train")
+    assert (
+        sum(report["crops by class"].values()) == report["crops"] == sum(len(target["labels"]) for target in training.targets)
+    )
+    assert (tmp_path / "reliability.png").stat().st_size > 3000
+
+
+@pytest.mark.parametrize("architecture", ["mobilenet_v3_small", "compact", "resnext50_32x4d"])
+def test_any_classifier_reads_crops(architecture):
+    teacher = CropClassifier(DIGITS, architecture, width=64 if architecture != "compact" else 16, crop_size=64).eval()
+    layer = {"mobilenet_v3_small": "features.1", "compact": "backbone.stem", "resnext50_32x4d": "layer1"}[architecture]
+    crops = torch.randn(3, 3, 64, 64)
+    seen = teacher.reader([layer], logits=True)(crops)
+    torch.testing.assert_close(seen["logits"], teacher(crops), rtol=1e-3, atol=1e-4)
+    assert seen[layer].shape[0] == 3 and set(teacher.reader([layer], logits=False)(crops)) == {layer}
+
+
+def test_backbone_from_images_by_class(scenes, tmp_path):
+    """``pretrain`` learns colours, and its weights start a student of the same body."""
+    torch.manual_seed(0)
+    for split, count in (("train", 12), ("val", 4)):
+        for channel, name in enumerate(("red", "green")):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                image = torch.randint(60, (3, 40, 48), dtype=torch.uint8)
+                image[channel] += 150
+                write_png(image, str(folder / f"{number}.png"))
+    recipe = tmp_path / "pretrain.yaml"
+    recipe.write_text("optim: {optimizer: sgd, learning_rate: 0.02, epochs: 0, steps: 40, batch_size: 8, base_batch: 0}\n")
+    out = tmp_path / "pretrained"
+    command = ["pretrain", "--config", str(recipe), "--data-root", str(tmp_path / "images"), "--out", str(out)]
+    options = [
+        "--architecture",
+        "resnet18",
+        "--width",
+        "16",
+        "--image-size",
+        "32",
+        "--run.device",
+        "cpu",
+        "--run.checkpoint-every",
+        "10",
+    ]
+    assert main([*command, *options]) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report["accuracy"] >= 75 and report["images"] == 24
+    with pytest.raises(ValueError, match=r"fit|backbone"):
+        commands.distill(
+            scenes,
+            tmp_path / "run",
+            start=out / "weights.pt",
+            distill=commands.NOTHING,
+            optim=Optim(steps=1, batch_size=2),
+            run=dataclasses.replace(Run(device="cpu"), checkpoint_every=1),
+            progress=silent,
+        )

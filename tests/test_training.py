@@ -1,0 +1,314 @@
+"""Training runs: they learn, survive a kill, resume exactly, and leave the files that they say."""
+
+import csv
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+pytest.importorskip("lightning")
+pytest.importorskip("pycocotools")
+
+from cls2det import commands
+from cls2det.distill import DistillSettings
+from cls2det.settings import Optim, Run
+from cls2det.teacher import CropClassifier
+from cls2det.train import DetectorTraining
+from training_cases import DIGITS, distill, silent, train_teacher, weights_in
+
+RUN = Run(device="cpu", cache=True, checkpoint_every=10)
+
+
+def logged(folder):
+    with open(folder / "log" / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def same(first, second):
+    return all(torch.equal(first[name], second[name]) for name in first) and first.keys() == second.keys()
+
+
+def test_loss_falls_and_the_student_stands_alone(scenes, teacher_weights, tmp_path):
+    history = []
+    run = dataclasses.replace(RUN, checkpoint_every=20, log_every=5, ratio_every=5)
+    distill(
+        scenes,
+        tmp_path / "run",
+        teacher_weights,
+        optim=Optim(steps=60, batch_size=4),
+        run=run,
+        progress=lambda step, total, text: history.append(float(text.split()[-1])),
+    )
+    assert len(history) == 6 and history[-1] < 0.7 * history[0], history
+    rows = [row for row in logged(tmp_path / "run") if row["loss"]]
+    for term in ("bbox_regression", "classification"):
+        assert float(rows[0][term]) > float(rows[-1][term]) > 0, term
+    for term in ("kd_cls", "kd_loc", "loc"):
+        assert all(float(row[term]) > 0 and 0 < float(row[f"gradient_ratio/{term}"]) < 10 for row in rows)
+    assert all(float(row["images_per_second"]) > 0 and 0 <= float(row["teacher_accuracy"]) <= 100 for row in rows)
+    assert any((tmp_path / "run" / "tensorboard").iterdir())
+    keys = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["state_dict"]
+    assert keys and all(key.startswith("detector.") for key in keys)
+    alone = tmp_path / "elsewhere.pt"
+    shutil.move(tmp_path / "run" / "weights.pt", alone)
+    table = commands.evaluate(alone, scenes, "test", tmp_path / "evaluation", device="cpu")
+    assert 0 <= table["class acc"] <= 100 and 0 <= table["mean IoU"] <= 100 and len(table["AP by IoU"]) == 10
+    assert table["mAP"] == pytest.approx(sum(table["AP by IoU"]) / 10, abs=0.01)
+    assert json.loads((tmp_path / "evaluation" / "evaluation.json").read_text()) == table
+
+
+class Stop(Exception):
+    pass
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(scenes, teacher_weights, tmp_path):
+    def run(folder, progress):
+        changes = {"optim": Optim(steps=40, batch_size=2), "run": RUN, "seed": 3, "progress": progress}
+        distill(scenes, tmp_path / folder, teacher_weights, **changes)
+        return weights_in(tmp_path / folder / "weights.pt")
+
+    def stop_in_the_third_epoch(step, total, text):
+        if step == 20:
+            torch.manual_seed(99)  # whatever happens between, the restart does not depend on it
+        if step == 30:
+            raise Stop
+
+    unbroken = run("unbroken", silent)
+    with pytest.raises(Stop):
+        run("broken", stop_in_the_third_epoch)
+    assert not (tmp_path / "broken" / "weights.pt").exists()
+    steps = []
+    resumed = run("broken", lambda step, *_: steps.append(step))
+    assert steps[0] == 30, "the restart did not go on from the checkpoint at step 20"
+    assert same(unbroken, resumed)
+
+
+def test_kill_in_the_middle_and_restart(scenes, teacher_weights, tmp_path):
+    """kill -9 at any moment: the restart logs the losses of an unbroken run and ends with its weights."""
+    arguments = (
+        f"--data-root {scenes} --teacher {teacher_weights} --allow-poor-teacher --images 8 --augmentation jitter "
+        "--backbone-weights none --optim.steps 24 --optim.batch-size 2 --optim.accumulate 2 "
+        "--run.checkpoint-every 4 --run.log-every 1 --run.device cpu --run.cache true --out"
+    ).split()
+
+    def start(folder):
+        command = [sys.executable, "-m", "cls2det", "distill", *arguments, str(tmp_path / folder)]
+        env = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+    broken = start("broken")
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "broken" / "last.ckpt").is_file():
+        assert broken.poll() is None, broken.stderr.read()
+        assert time.monotonic() < deadline, "no checkpoint"
+        time.sleep(0.02)
+    time.sleep(0.3)
+    broken.send_signal(signal.SIGKILL)
+    assert broken.wait() == -signal.SIGKILL, "it had ended already"
+    assert not (tmp_path / "broken" / "weights.pt").exists()
+    for process in (start("broken"), start("unbroken")):
+        assert process.wait(timeout=180) == 0, process.stderr.read()
+    assert same(*(weights_in(tmp_path / folder / "weights.pt") for folder in ("unbroken", "broken")))
+
+    def losses(folder):
+        return {int(row["step"]): row["loss"] for row in logged(tmp_path / folder) if row["loss"]}
+
+    resumed, unbroken = losses("broken"), losses("unbroken")
+    assert len(unbroken) == 24 and len(resumed) < 24, "the restart began anew"
+    assert resumed == {step: unbroken[step] for step in resumed}
+
+
+def test_a_stopped_teacher_goes_on_as_if_it_had_not_stopped(scenes, tmp_path):
+    """The teacher's steps draw random numbers (box jitter): they too are the same after a restart."""
+
+    def run(folder, stop_at):
+        def stop(step, *_):
+            if step == stop_at:
+                raise Stop
+
+        optim, run = Optim(steps=24, batch_size=2), dataclasses.replace(RUN, checkpoint_every=8)
+        commands.teacher(scenes, tmp_path / folder, width=16, crop_size=32, optim=optim, seed=5, run=run, progress=stop)
+        return weights_in(tmp_path / folder / "weights.pt")
+
+    unbroken = run("unbroken", None)
+    with pytest.raises(Stop):
+        run("broken", 20)  # in the third stretch of eight steps
+    torch.manual_seed(99)
+    assert same(unbroken, run("broken", None))
+
+
+def test_seed_changes_the_images(scenes, tmp_path):
+    optim, run = Optim(steps=1, batch_size=2), dataclasses.replace(RUN, checkpoint_every=1)
+    nothing = commands.NOTHING
+    for seed in (1, 2):
+        found = distill(scenes, tmp_path / str(seed), None, images=4, optim=optim, run=run, seed=seed, distill=nothing)
+        assert found["images"] == 4
+    assert not same(*(weights_in(tmp_path / str(seed) / "weights.pt") for seed in (1, 2)))
+
+
+def test_train_is_distill_with_nothing_to_distil(scenes, tmp_path):
+    options = {"optim": Optim(steps=2, batch_size=2), "run": dataclasses.replace(RUN, checkpoint_every=2), "progress": silent}
+    common = {"backbone_weights": "none", "data_root": scenes}
+    commands.train(out=tmp_path / "train", teacher=tmp_path / "ignored.pt", **common, **options)
+    commands.distill(out=tmp_path / "distill", distill=commands.NOTHING, **common, **options)
+    assert same(*(weights_in(tmp_path / name / "weights.pt") for name in ("train", "distill")))
+    assert json.loads((tmp_path / "train" / "options.json").read_text())["command"] == "train"
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_mixed_precision(scenes, teacher_weights, tmp_path, precision):
+    if precision == "16-mixed" and not torch.cuda.is_available():
+        pytest.skip("fp16 autocast with its gradient scaler is for GPUs")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    run = dataclasses.replace(RUN, device=device, precision=precision, checkpoint_every=4, log_every=1, ratio_every=1)
+    distill(scenes, tmp_path, teacher_weights, optim=Optim(steps=4, batch_size=2), run=run)
+    rows = [row for row in logged(tmp_path) if row["loss"]]
+    for row in rows:
+        for term in ("loss", "kd_cls", "kd_loc", "loc", "gradient_ratio/kd_loc"):
+            assert 0 < float(row[term]) < 1e3, (term, row[term])
+    assert all(value.isfinite().all() for value in weights_in(tmp_path / "weights.pt").values())
+
+
+def test_accumulated_batches_make_one_step(scenes, tmp_path):
+    run = dataclasses.replace(RUN, checkpoint_every=2)
+    optim = Optim(steps=4, batch_size=2, accumulate=3)
+    steps = []
+    found = distill(
+        scenes, tmp_path, None, optim=optim, run=run, distill=commands.NOTHING, progress=lambda *a: steps.append(a)
+    )
+    assert found["steps"] == 4 and steps[-1][:2] == (4, 4)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 4
+
+
+def test_validation_is_logged_and_leaves_the_run_as_it_was(scenes, teacher_weights, tmp_path):
+    """mAP in the log is pycocotools' of the saved weights; pictures reach TensorBoard; training is not touched."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    optim = Optim(steps=24, batch_size=4, learning_rate=1e-2)
+    run = dataclasses.replace(RUN, checkpoint_every=12, validate_every=1, log_every=4)
+    with_it = distill(scenes, tmp_path / "with", teacher_weights, optim=optim, run=run, val_split="val")
+    run = dataclasses.replace(run, validate_every=0)
+    distill(scenes, tmp_path / "without", teacher_weights, optim=optim, run=run)
+    assert same(*(weights_in(tmp_path / name / "weights.pt") for name in ("with", "without")))
+    values = [row for row in logged(tmp_path / "with") if row["val/mAP"]]
+    assert len(values) == 2
+    table = json.loads((tmp_path / "with" / "val" / "evaluation.json").read_text())
+    assert table["AP50"] > 0, "nothing was learnt, so nothing is compared"
+    for column in ("mAP", "AP50", "AP75"):
+        assert (
+            float(values[-1][f"val/{column}"]) == pytest.approx(table[column], abs=1e-3) and with_it[column] == table[column]
+        )
+    events = EventAccumulator(str(tmp_path / "with" / "tensorboard"), size_guidance={"images": 0})
+    events.Reload()
+    assert set(events.Tags()["images"]) == {"val/ground truth above predictions", "val/crops of the teacher"}
+    assert {"loss", "kd_cls", "kd_loc", "loc", "val/mAP", "images_per_second", "lr-AdamW"} <= set(events.Tags()["scalars"])
+
+
+def test_averaged_weights_are_saved_without_the_teacher(scenes, teacher_weights, tmp_path):
+    optim, run = Optim(steps=4, batch_size=2), dataclasses.replace(RUN, checkpoint_every=2)
+    distill(scenes, tmp_path / "plain", teacher_weights, optim=optim, run=run)
+    distill(scenes, tmp_path / "averaged", teacher_weights, optim=optim, run=dataclasses.replace(run, ema=0.5))
+    plain, averaged = (weights_in(tmp_path / name / "weights.pt") for name in ("plain", "averaged"))
+    assert plain.keys() == averaged.keys() and not same(plain, averaged)
+    state = torch.load(tmp_path / "averaged" / "last.ckpt", weights_only=True)
+    assert all("teacher" not in key and "on_targets" not in key for key in state["state_dict"])
+
+
+def test_learning_rates():
+    weight = torch.nn.Linear(1, 1)
+
+    def rates(steps, **changes):
+        found = Optim(steps=steps, learning_rate=1.0, **changes).configure(weight)
+        optimizer, schedule, rates = found["optimizer"], found["lr_scheduler"]["scheduler"], []
+        for _ in range(steps):
+            rates.append(round(optimizer.param_groups[0]["lr"], 6))
+            optimizer.step()
+            schedule.step()
+        return rates
+
+    assert rates(12, schedule="multi_step", decay_at=(2 / 3, 11 / 12)) == [1.0] * 8 + [0.1] * 3 + [0.01]
+    assert rates(6, schedule="constant", warmup_steps=3) == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert rates(4, schedule="cosine") == [1.0, 0.853553, 0.5, 0.146447]
+    optim = Optim(epochs=2, batch_size=4, accumulate=2, learning_rate=0.1, base_batch=32)
+    found = optim.for_run(100, Run(devices=2, checkpoint_every=3))
+    assert (found.steps, found.learning_rate) == (15, pytest.approx(0.05))  # 13 steps of 16, up to a multiple of 3
+    for wrong in (Optim(), Optim(steps=1, epochs=1), Optim(steps=5, batch_size=0)):
+        with pytest.raises(ValueError, match="optim"):
+            wrong.for_run(10, Run())
+
+
+def test_a_poor_teacher_is_refused(scenes, tmp_path):
+    CropClassifier(DIGITS).save(tmp_path / "guess.pt")
+    with pytest.raises(ValueError, match=r"names .* % of \d+ ground-truth crops right; naming the commonest class"):
+        distill(scenes, tmp_path / "run", tmp_path / "guess.pt", images=0, allow_poor_teacher=False)
+    good = train_teacher(scenes, tmp_path / "good")
+    distill(scenes, tmp_path / "run2", good, images=0, allow_poor_teacher=False)
+
+
+def test_start_from_a_trained_backbone(scenes, tmp_path):
+    start = train_teacher(scenes, tmp_path / "start", architecture="compact")
+    run = dataclasses.replace(RUN, checkpoint_every=1)
+    still = Optim(optimizer="sgd", learning_rate=0.0, schedule="constant", weight_decay=0.0, steps=1, batch_size=2)
+    distill(scenes, tmp_path / "run", None, start=start, run=run, optim=still, distill=commands.NOTHING)
+    body = {name.removeprefix("network."): value for name, value in weights_in(start).items() if "backbone" in name}
+    found = weights_in(tmp_path / "run" / "weights.pt")
+    convolutions = [name for name in body if name.endswith("weight")]
+    assert convolutions and all(torch.equal(body[name], found[f"detector.{name}"]) for name in convolutions)
+    with pytest.raises(ValueError, match=r"holds a DetectorTraining, expected a CropClassifier or a Pretraining"):
+        distill(scenes, tmp_path / "other", None, start=tmp_path / "run" / "weights.pt", run=run, distill=commands.NOTHING)
+
+
+def test_files_that_are_no_weights(scenes, teacher_weights, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no weights at"):
+        CropClassifier.load(tmp_path / "none.pt")
+    with pytest.raises(ValueError, match="holds a CropClassifier, expected a DetectorTraining"):
+        DetectorTraining.load(teacher_weights)
+    torch.save({"weights": {}}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="was not written by cls2det"):
+        CropClassifier.load(tmp_path / "other.pt")
+    (tmp_path / "cut.pt").write_bytes(teacher_weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="does not load as weights alone"):
+        CropClassifier.load(tmp_path / "cut.pt")
+    saved = torch.load(teacher_weights, weights_only=True)
+    saved["weights"]["network.extra"] = saved["weights"].pop("network.fc.bias")
+    torch.save(saved, tmp_path / "renamed.pt")
+    with pytest.raises(ValueError, match=r"(?s)does not fit its own settings.*Missing.*fc\.bias.*Unexpected.*network\.extra"):
+        CropClassifier.load(tmp_path / "renamed.pt")
+
+
+class Malice:
+    def __reduce__(self):
+        return os.system, ("echo executed",)
+
+
+def test_no_pickle_is_executed(tmp_path, capfd):
+    torch.save({"kind": "CropClassifier", "settings": Malice(), "weights": {}}, tmp_path / "bad.pt")
+    with pytest.raises(ValueError, match="does not load as weights alone"):
+        CropClassifier.load(tmp_path / "bad.pt")
+    torch.save({"kind": "CropClassifier", "settings": Malice(), "weights": {}}, tmp_path / "last.ckpt")
+    assert "executed" not in capfd.readouterr().out
+
+
+def test_clear_errors(scenes, teacher_weights, tmp_path):
+    with pytest.raises(ValueError, match=r"no student 'yolo'; there are ssd_compact"):
+        DetectorTraining(DIGITS, student="yolo")
+    with pytest.raises(ValueError, match=r"--images 99: train of .* has 16 images"):
+        distill(scenes, tmp_path / "a", teacher_weights, images=99)
+    DetectorTraining(["cat"]).save(tmp_path / "cats.pt")
+    with pytest.raises(ValueError, match=r"the model knows 1 classes .cat"):
+        commands.evaluate(tmp_path / "cats.pt", scenes, "test", device="cpu")
+    with pytest.raises(ValueError, match="need a teacher"):
+        distill(scenes, tmp_path / "b", None)
+    distill(scenes, tmp_path / "c", None, distill=commands.NOTHING)
+    with pytest.raises(FileExistsError, match=r"holds a run with other options \(box_weight, seed\)"):
+        distill(scenes, tmp_path / "c", None, distill=commands.NOTHING, seed=9, box_weight=3.0)
+    settings = DistillSettings(feature_layers=("conv9",))
+    with pytest.raises(ValueError, match="no layer conv9 in resnet18; there are conv1, bn1"):
+        distill(scenes, tmp_path / "d", teacher_weights, distill=settings)
