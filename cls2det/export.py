@@ -9,7 +9,9 @@ images that the written file takes:
 | Faster R-CNN, RetinaNet, FCOS      | yes        | any, lists      | fixed        | any   |
 | DETR                               | yes        | fixed (traced)  | fixed        | fixed |
 
-The files hold resizing, normalisation and non-maximum suppression; a loaded one is given pixels and gives boxes.
+The files hold resizing, normalisation and non-maximum suppression; a loaded one is given pixels and gives boxes. TorchScript and
+ONNX compute the scale of the resizing in float32: of some sizes an image comes out one pixel smaller than in PyTorch, which
+moves the scores of two-stage detectors, RetinaNet and FCOS in the third digit.
 """
 
 from __future__ import annotations
@@ -295,16 +297,19 @@ class _Differs(ValueError):
 
 
 def _probes(detector: nn.Module, side: int, tries: int = 6) -> list[Tensor]:
-    """A square image and one of another shape: of random blobs, fine to coarse, those on which the detector finds most."""
+    """A square image and a larger one of another shape: of random blobs, fine to coarse, those in which the detector finds most.
+
+    The larger is brought to the detector's size by 1/2: a scale that is no rounded number, see above.
+    """
     draws = torch.Generator().manual_seed(0)
 
     def blobs(number: int, height: int, width: int) -> Tensor:
-        grid = torch.rand(1, 3, min(height, 3 * 2**number), min(width, 3 * 2**number), generator=draws)
+        grid = torch.rand(1, 3, 3 * 2**number, 3 * 2**number, generator=draws)
         return nn.functional.interpolate(grid, (height, width), mode="bilinear")[0]
 
     best = []
     with torch.no_grad():
-        for height, width in ((side, side), (side * 3 // 4, side * 5 // 4)):
+        for height, width in ((side, side), (2 * side, 3 * side)):
             candidates = [blobs(number, height, width) for number in range(tries)]
             counts = [len(detector([image])[0]["scores"]) for image in candidates]
             best.append(candidates[counts.index(max(counts))])

@@ -50,6 +50,30 @@ def test_recipes_and_info(capsys):
     assert "torchvision" in said and "CPU back end" in said and "fasterrcnn_qr50_fpn" in said
 
 
+def test_the_papers_recipes_on_a_small_coco(scenes, tmp_path):
+    """COCO's own layout and names; the recipes as they come, made short: teacher, distillation, evaluation, report."""
+    root = tmp_path / "coco"
+    (root / "annotations").mkdir(parents=True)
+    for split in ("train", "val"):
+        (root / f"{split}2017").symlink_to(scenes / split)
+        file = scenes / "annotations" / f"instances_{split}.json"
+        (root / "annotations" / f"instances_{split}2017.json").symlink_to(file)
+    short = "--optim.epochs 0 --optim.steps 2 --optim.batch-size 2 --run.device cpu --run.checkpoint-every 2".split()
+    short += ["--run.loader-workers", "0", "--backbone-weights", "none", "--data-root", str(root)]
+    teacher = ["--config", "teacher-ssd", "--architecture", "resnet18", "--out", str(tmp_path / "teacher")]
+    assert main(["teacher", *teacher, *short]) == 0
+    for command in ("train", "distill"):
+        more = ["--teacher", str(tmp_path / "teacher" / "weights.pt"), "--allow-poor-teacher"] * (command == "distill")
+        out = tmp_path / "runs" / command
+        assert main([command, "--config", "ssd300", "--out", str(out), *more, *short]) == 0
+        assert json.loads((out / "val2017" / "evaluation.json").read_text())["split"] == "val2017"
+    log = (tmp_path / "runs" / "distill" / "log" / "metrics.csv").read_text()
+    assert all(name in log for name in ("kd_cls", "kd_loc", "loc"))
+    assert main(["report", str(tmp_path / "runs"), "--split", "val2017", "--out", str(tmp_path / "report")]) == 0
+    said = (tmp_path / "report" / "report.md").read_text()
+    assert "27.9" in said and "baseline" in said and "+ all" in said  # the paper's SSD300, beside these
+
+
 def test_a_recipe_under_options_from_the_command_line(scenes, teacher_weights, tmp_path):
     """A baseline and a distillation from one file, each with its own changes; what is changed wins, what is not stays."""
     recipe = tmp_path / "mine.yaml"

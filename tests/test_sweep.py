@@ -23,7 +23,7 @@ TINY = {
     },
     "train": {"images": 4, "optim": {"steps": 2, "batch_size": 2}, "run": {"checkpoint_every": 2}, "allow_poor_teacher": True},
 }
-ARMS = ["baseline", "+ KD-loc", "+ KD-cls", "+ all"]
+ARMS = ["baseline", "+ KD-cls", "+ loc + KD-loc", "+ all"]
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_errors(tmp_path, capsys):
     assert "is not a sweep: expected train, seeds" in error(tmp_path / "odd.yaml")
     config = write(tmp_path / "tiny.yaml", extends="demo-quick")
     assert "give --data-root, or a sweep that makes its scenes, and not both" in error(config, "--data-root", "x")
-    assert "no arm fast; there are baseline, + KD-loc" in error(config, "--arms", "fast")
+    assert "no arm fast; there are baseline, + KD-cls" in error(config, "--arms", "fast")
     os.makedirs(tmp_path / "out")
     (tmp_path / "out" / "thesis.txt").write_text("mine")
     assert "holds something other than a sweep" in error(config)

@@ -162,13 +162,17 @@ def test_train_is_distill_with_nothing_to_distil(scenes, tmp_path):
     assert json.loads((tmp_path / "train" / "options.json").read_text())["command"] == "train"
 
 
+COMPACT = ("ssd_compact", "fasterrcnn_compact", "retinanet_compact", "fcos_compact", "detr_compact")
+
+
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
-def test_mixed_precision(scenes, teacher_weights, tmp_path, precision):
+@pytest.mark.parametrize("student", COMPACT)
+def test_mixed_precision(scenes, teacher_weights, tmp_path, precision, student):
     if precision == "16-mixed" and not torch.cuda.is_available():
         pytest.skip("fp16 autocast with its gradient scaler is for GPUs")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     run = dataclasses.replace(RUN, device=device, precision=precision, checkpoint_every=4, log_every=1, ratio_every=1)
-    distill(scenes, tmp_path, teacher_weights, optim=Optim(steps=4, batch_size=2), run=run)
+    distill(scenes, tmp_path, teacher_weights, student=student, optim=Optim(steps=4, batch_size=2), run=run)
     rows = [row for row in logged(tmp_path) if row["loss"]]
     for row in rows:
         for term in ("loss", "kd_cls", "kd_loc", "loc", "gradient_ratio/kd_loc"):
