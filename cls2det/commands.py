@@ -46,7 +46,7 @@ def teacher(
     label_smoothing: float = 0.05,
     images: int = 0,
     augmentation: str = "none",
-    optim: Optim = Optim(epochs=12),  # noqa: B008 (frozen)
+    optim: Optim = Optim(),  # noqa: B008 (frozen)
     seed: int = 0,
     run: Run = Run(),  # noqa: B008
     progress: fit.Progress | None = None,
@@ -128,7 +128,7 @@ def distill(
     start: Path | None = None,
     cls_weight: float = 1.0,
     box_weight: float = 1.0,
-    optim: Optim = Optim(steps=2000),  # noqa: B008
+    optim: Optim = Optim(),  # noqa: B008
     seed: int = 0,
     run: Run = Run(),  # noqa: B008
     teacher: Path | None = None,

@@ -14,7 +14,7 @@ Device = Literal["auto", "cpu", "cuda"]
 
 @dataclasses.dataclass(frozen=True)
 class Optim:
-    """How weights are optimised. Length is given in ``steps`` or in ``epochs``.
+    """How weights are optimised.
 
     Args:
         optimizer: adamw or sgd
@@ -25,8 +25,8 @@ class Optim:
         schedule: one_cycle (15 % rise, cosine fall), multi_step, cosine or constant
         decay_at: multi_step: shares of the run after which the rate is divided by ten
         warmup_steps: steps of linear rise (one_cycle has its own)
-        steps: optimizer steps, rounded up to a multiple of run.checkpoint_every
-        epochs: passes over the images, in place of steps
+        epochs: passes over the images
+        steps: optimizer steps, in place of epochs; either is rounded up to a multiple of run.checkpoint_every
         batch_size: images per process and forward
         accumulate: forwards per optimizer step
         clip_norm: gradients are clipped to this norm; 0: not
@@ -40,23 +40,21 @@ class Optim:
     schedule: Literal["one_cycle", "multi_step", "cosine", "constant"] = "one_cycle"
     decay_at: tuple[float, ...] = (0.667, 0.917)
     warmup_steps: int = 0
+    epochs: float = 12
     steps: int = 0
-    epochs: float = 0
     batch_size: int = 16
     accumulate: int = 1
     clip_norm: float = 10.0
 
     def for_run(self, images: int, run: Run) -> Optim:
         """The same with ``steps`` and ``learning_rate`` as they are for this many images and processes."""
-        if bool(self.steps) == bool(self.epochs):
-            raise ValueError(f"give either optim.steps or optim.epochs, got steps {self.steps} and epochs {self.epochs}")
-        if self.steps < 0 or self.epochs < 0 or self.batch_size < 1 or self.accumulate < 1:
-            raise ValueError(f"optim: steps, epochs, batch_size and accumulate must be positive, got {self}")
+        if self.steps < 0 or (not self.steps and self.epochs <= 0) or self.batch_size < 1 or self.accumulate < 1:
+            raise ValueError(f"optim: steps or epochs, batch_size and accumulate must be positive, got {self}")
         batch = self.batch_size * self.accumulate * run.processes
         steps = self.steps or math.ceil(self.epochs * images / batch)
         steps = math.ceil(steps / run.checkpoint_every) * run.checkpoint_every
         rate = self.learning_rate * (batch / self.base_batch if self.base_batch else 1.0)
-        return dataclasses.replace(self, steps=steps, epochs=0, learning_rate=rate, base_batch=0)
+        return dataclasses.replace(self, steps=steps, learning_rate=rate, base_batch=0)
 
     def configure(self, module: nn.Module) -> dict:
         """Optimizer and learning-rate schedule by step, in the form that Lightning wants."""

@@ -18,8 +18,8 @@ from cls2det.sweep import _arms, load_sweep
 TINY = {
     "scenes": {"train": 8, "val": 2, "test": 4},
     "teachers": {
-        "teacher": {"optim": {"epochs": 0, "steps": 2, "batch_size": 4}, "run": {"checkpoint_every": 2}},
-        "start": {"optim": {"epochs": 0, "steps": 2, "batch_size": 4}, "run": {"checkpoint_every": 2}},
+        "teacher": {"optim": {"steps": 2, "batch_size": 4}, "run": {"checkpoint_every": 2}},
+        "start": {"optim": {"steps": 2, "batch_size": 4}, "run": {"checkpoint_every": 2}},
     },
     "train": {"images": 4, "optim": {"steps": 2, "batch_size": 2}, "run": {"checkpoint_every": 2}, "allow_poor_teacher": True},
 }

@@ -125,7 +125,7 @@ def test_backbone_from_images_by_class(scenes, tmp_path):
                 image[channel] += 150
                 write_png(image, str(folder / f"{number}.png"))
     recipe = tmp_path / "pretrain.yaml"
-    recipe.write_text("optim: {optimizer: sgd, learning_rate: 0.02, epochs: 0, steps: 40, batch_size: 8, base_batch: 0}\n")
+    recipe.write_text("optim: {optimizer: sgd, learning_rate: 0.02, steps: 40, batch_size: 8, base_batch: 0}\n")
     out = tmp_path / "pretrained"
     command = ["pretrain", "--config", str(recipe), "--data-root", str(tmp_path / "images"), "--out", str(out)]
     options = [

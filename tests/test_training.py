@@ -243,7 +243,7 @@ def test_learning_rates():
     optim = Optim(epochs=2, batch_size=4, accumulate=2, learning_rate=0.1, base_batch=32)
     found = optim.for_run(100, Run(devices=2, checkpoint_every=3))
     assert (found.steps, found.learning_rate) == (15, pytest.approx(0.05))  # 13 steps of 16, up to a multiple of 3
-    for wrong in (Optim(), Optim(steps=1, epochs=1), Optim(steps=5, batch_size=0)):
+    for wrong in (Optim(epochs=0), Optim(steps=-1), Optim(steps=5, batch_size=0)):
         with pytest.raises(ValueError, match="optim"):
             wrong.for_run(10, Run())
 
