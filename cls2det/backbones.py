@@ -41,10 +41,12 @@ class CompactResNet(nn.Module):
         )
         self.out_channels = list(widths[1:])
 
-    def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
-        x, maps = self.stages[0](self.stem(images)), OrderedDict()
-        for number, stage in enumerate(self.stages[1:]):
-            x = maps[str(number)] = stage(x)
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        x, maps = self.stem(images), OrderedDict()
+        for number, stage in enumerate(self.stages):  # in a form that torch.jit.script takes
+            x = stage(x)
+            if number > 0:
+                maps[str(number - 1)] = x
         return maps
 
 

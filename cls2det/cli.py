@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import logging
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -35,6 +36,10 @@ CONFIGURED = ("teacher", "train", "distill", "pretrain")  # take --config
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``cls2det <command>``; returns the exit status."""
+    said = logging.getLogger("cls2det")  # which weights a backbone starts from, say
+    if not said.handlers:
+        said.addHandler(logging.StreamHandler())
+        said.setLevel(logging.INFO)
     arguments = [_underscored(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
     parser = ArgumentParser(prog="cls2det", description="Distil an image classifier into an object detector.")
     subcommands = parser.add_subcommands(required=True)

@@ -10,8 +10,8 @@ images that the written file takes:
 | DETR                               | yes        | fixed (traced)  | fixed        | fixed |
 
 The files hold resizing, normalisation and non-maximum suppression; a loaded one is given pixels and gives boxes. TorchScript and
-ONNX compute the scale of the resizing in float32: of some sizes an image comes out one pixel smaller than in PyTorch, which
-moves the scores of two-stage detectors, RetinaNet and FCOS in the third digit.
+ONNX compute the scale of the resizing in float32: images of some sizes come out one pixel smaller than in PyTorch, which can
+move scores in the third digit (not those of SSD, whose images are brought to one size).
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import contextlib
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.export import Dim
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import boxes as box_ops
 
@@ -115,11 +115,9 @@ def _about(training: DetectorTraining, side: int) -> dict[str, Any]:
     return {
         "student": training.hparams["student"],
         "classes": list(training.hparams["classes"]),
-        "normalisation": {
-            "note": "inside: give pixels in [0, 1], neither resized nor normalised",
-            "mean": list(transform.image_mean),
-            "std": list(transform.image_std),
-        },
+        "normalisation": "inside: give pixels in [0, 1], neither resized nor normalised",
+        "mean": list(transform.image_mean),
+        "std": list(transform.image_std),
         "image_size": side,
         "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
     }
@@ -132,11 +130,10 @@ def _state_dict(training: DetectorTraining, _image: Tensor, file: Path) -> tuple
     def load() -> Callable[[Tensor], Detections]:
         detector = build_student(student, classes, size)
         detector.load_state_dict(torch.load(file, weights_only=True))
-        return partial(_detections, detector.eval())
+        detector.eval()
+        return lambda image: detector([image])[0]
 
-    use = (
-        f"cls2det.students.build_student({student!r}, {classes}, {size}).load_state_dict(torch.load(file, weights_only=True))"
-    )
+    use = f"cls2det.students.build_student({student!r}, {classes}, {size}).load_state_dict(torch.load(file))"
     return {"use": use, "inputs": f"a list of {IMAGE}", "outputs": {"of each image": OUTPUTS}, "sizes": "any"}, load
 
 
@@ -187,12 +184,11 @@ def _torch_export(training: DetectorTraining, image: Tensor, file: Path) -> tupl
 def _program(detector: nn.Module, image: Tensor) -> tuple[torch.export.ExportedProgram, str]:
     """The graph, NMS included, and its sizes: any for detectors that bring every image to one size, that of ``image`` for others."""
     one_size = detector.transform.fixed_size is not None
-    size = torch.export.Dim.DYNAMIC
     with _exportable():
         program = torch.export.export(
             _OneImage(detector),
             (image,),
-            dynamic_shapes={"image": {1: size, 2: size}} if one_size else None,
+            dynamic_shapes={"image": {1: Dim.DYNAMIC, 2: Dim.DYNAMIC}} if one_size else None,
             strict=hasattr(detector, "roi_heads"),  # without it, RoI pooling wants to know how many proposals there are
         )
     return program, "any" if one_size else "fixed"
@@ -237,11 +233,6 @@ class _OneImage(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         detections = self.detector([image])[0]
         return tuple(detections[name] for name in OUTPUTS)
-
-
-def _detections(detector: nn.Module, image: Tensor) -> Detections:
-    """Of one image alone: in a batch, images are padded to a common size, which changes what is found near their edges."""
-    return detector([image])[0]
 
 
 def _named(outputs: tuple[Tensor, ...] | list[Tensor]) -> Detections:
@@ -289,9 +280,6 @@ def _need(*packages: str) -> None:
             raise ImportError(f"ONNX needs {package} ({error}): pip install 'cls2det[onnx]'") from error
 
 
-# Comparison with the trained student
-
-
 class _Differs(ValueError):
     pass
 
@@ -321,17 +309,14 @@ def _compare(load: Load, detector: nn.Module, images: list[Tensor]) -> dict[str,
     try:
         written = load()
     except ImportError as error:
-        return {"skipped": f"{error}"}
-    wanted = [_detections(detector, image) for image in images]
-    apart = torch.tensor(
-        [_difference(written(image), there, max(image.shape)) for image, there in zip(images, wanted, strict=True)]
-    )
-    box, score = apart.amax(0).tolist()  # of a tensor, not max(): NaN must come through
+        return {"skipped": f"{error}: pip install 'cls2det[onnx]'"}
+    wanted = [detector([image])[0] for image in images]  # each alone: a batch is padded to a common size
+    found = [written(image) for image in images]
+    apart = [_difference(*pair, side=max(image.shape)) for *pair, image in zip(found, wanted, images, strict=True)]
+    box, score = torch.tensor(apart).amax(0).tolist()  # of a tensor, not max(): NaN must come through
     if not (box <= BOX_TOLERANCE and score <= SCORE_TOLERANCE):
-        raise _Differs(
-            f"boxes by up to {box:.2g} of the image's side (allowed: {BOX_TOLERANCE}), scores by up to {score:.2g} "
-            f"(allowed: {SCORE_TOLERANCE})"
-        )
+        allowed = f"(allowed: {BOX_TOLERANCE} of the image's side, {SCORE_TOLERANCE})"
+        raise _Differs(f"boxes by up to {box:.2g}, scores by up to {score:.2g} {allowed}")
     return {
         "images": [list(image.shape[-2:]) for image in images],
         "detections": sum(len(there["scores"]) for there in wanted),

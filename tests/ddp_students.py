@@ -27,7 +27,7 @@ def train_students(scenes: Path, folder: Path, teachers: dict[str, str]) -> None
             val_split="val" if student == "ssd_compact" else None,
             images=8,
             backbone_weights="none",
-            optim=Optim(steps=2, batch_size=1, learning_rate=1e-4),
+            optim=Optim(steps=2, batch_size=2, learning_rate=1e-4),
             run=Run(device="cpu", devices=2, checkpoint_every=2, log_every=1, validate_every=1),
             teacher=Path(teacher),
             allow_poor_teacher=True,

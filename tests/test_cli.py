@@ -58,7 +58,7 @@ def test_the_papers_recipes_on_a_small_coco(scenes, tmp_path):
         (root / f"{split}2017").symlink_to(scenes / split)
         file = scenes / "annotations" / f"instances_{split}.json"
         (root / "annotations" / f"instances_{split}2017.json").symlink_to(file)
-    short = "--optim.steps 2 --optim.batch-size 2 --run.device cpu --run.checkpoint-every 2".split()
+    short = ["--optim.steps", "2", "--optim.batch-size", "2", "--run.device", "cpu", "--run.checkpoint-every", "2"]
     short += ["--run.loader-workers", "0", "--backbone-weights", "none", "--data-root", str(root)]
     teacher = ["--config", "teacher-ssd", "--architecture", "resnet18", "--out", str(tmp_path / "teacher")]
     assert main(["teacher", *teacher, *short]) == 0

@@ -147,6 +147,13 @@ def test_detr_losses_are_transformers_own():
     torch.testing.assert_close(sum(losses.values()), wanted, rtol=1e-5, atol=1e-5)
 
 
+def test_detr_starts_from_queries_that_differ():
+    model = small("detr_compact")
+    assert 0.8 < float(model.network.model.query_position_embeddings.weight.detach().std()) < 1.2
+    attention = model.network.model.decoder.layers[0].state_dict()
+    assert all(float(weight.std()) > 0.05 for weight in attention.values() if weight.dim() > 1)
+
+
 def test_detr_without_transformers(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ImportError, match=r"pip install 'cls2det\[detr\]'"):

@@ -128,8 +128,8 @@ class _Encoder(nn.Module):
 def _draw_weights(network: nn.Module) -> None:
     """Random weights as DETR's authors draw them.
 
-    transformers draws all with a deviation of 0.02, which is for loading: queries are then alike, attention is flat, and in a
-    few thousand steps nothing is learned.
+    transformers draws all with a deviation of 0.02, for weights that are loaded over them: queries are alike, attention is
+    flat, and 1500 steps of ``detr_compact`` leave the losses where they began.
     """
     for part in (network.model.encoder, network.model.decoder):
         for weight in part.parameters():
@@ -181,6 +181,9 @@ def detr_compact(classes: int, size: int, backbone_weights: str) -> Detr:
 
     Its last stage does not halve the map (DETR's own "DC5", without the dilation): three by three cells, all that stride 32
     leaves of 96 pixels, would be too few. The weights are those of the other compact students all the same.
+
+    DETR learns slowly: after 4000 steps of 16 images its losses have fallen and its AP is still 0, where the other compact
+    students have theirs after 600. It is there to try the machinery on.
     """
     choose_weights(None, backbone_weights, "detr_compact")
     body = CompactResNet()
