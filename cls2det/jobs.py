@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import queue
 import signal
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -90,6 +91,7 @@ def progress_display(console: Console) -> Progress:
 
 def _work(job: Job, threads: int, messages) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the parent decides what to end
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         import torch
 
@@ -98,3 +100,9 @@ def _work(job: Job, threads: int, messages) -> None:
         messages.put((job.name, "done", None))
     except BaseException:
         messages.put((job.name, "failed", traceback.format_exc()))
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed could not end its jobs; left alone, they would write into folders that a restart takes."""
+    multiprocessing.parent_process().join()
+    os._exit(1)

@@ -2,8 +2,11 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -44,3 +47,26 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path):
         run_jobs([Job("endless", endless_job, (tmp_path / "pid",))], 1, QUIET)
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def test_jobs_end_with_a_parent_that_is_killed(tmp_path):
+    program = (
+        "import sys; from pathlib import Path; from rich.console import Console; from job_functions import endless_job\n"
+        "from cls2det.jobs import Job, run_jobs\n"
+        "if __name__ == '__main__': run_jobs([Job('endless', endless_job, (Path(sys.argv[1]),))], 1, Console(quiet=True))"
+    )
+    (tmp_path / "main.py").write_text(program)
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "main.py"), str(tmp_path / "pid")], env=env)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "pid").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    while time.monotonic() < deadline:
+        try:
+            os.kill(int((tmp_path / "pid").read_text()), 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    pytest.fail("the job outlived its parent")
