@@ -78,7 +78,7 @@ def build_classifier(name: str, classes: int, width: int = 64, weights: str = "n
 
     Raises:
         ValueError: no such name, a width for a network that has none, "imagenet" where there are no such weights
-        RuntimeError: "imagenet" and the weights cannot be fetched
+        ConnectionError: "imagenet" and the weights cannot be fetched
     """
     if name not in classifier_names():
         raise ValueError(f"no classifier {name!r}; there are {', '.join(classifier_names())}")
@@ -114,7 +114,7 @@ def choose_weights(weights: WeightsEnum | None, policy: str, name: str) -> Weigh
         weights.get_state_dict(progress=True, check_hash=True)
     except (OSError, http.client.HTTPException) as error:  # urllib's errors are OSErrors
         if policy == "imagenet":
-            raise RuntimeError(f"the ImageNet weights of {name} cannot be fetched from {weights.url}: {error}") from error
+            raise ConnectionError(f"the ImageNet weights of {name} cannot be fetched from {weights.url}: {error}") from error
         warnings.warn(f"{name} starts from random weights: {weights.url} cannot be fetched ({error})", stacklevel=3)
         return None
     logging.getLogger(__name__).info("%s starts from ImageNet weights: %s", name, weights)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -12,7 +13,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import docstring_parser  # comes with jsonargparse[signatures]
 from jsonargparse import ArgumentParser
+from yaml import YAMLError
 
+from cls2det.jobs import JobFailed
 from cls2det.recipes import find_recipe
 
 # Subcommand: module and function.
@@ -45,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     subcommands = parser.add_subcommands(required=True)
     functions = {}
     for name in COMMANDS:
-        # Only what is asked for is imported: `cls2det --help` shall not wait for torchvision.
+        # Of a command that is named, only that is imported.
         if name in arguments[:1] or not set(arguments[:1]) <= set(COMMANDS) or not arguments:
             functions[name] = _function(name)
             subcommands.add_subcommand(name, command_parser(name), help=functions[name].__doc__.split("\n")[0])
@@ -58,17 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nStopped. The same command goes on from the last checkpoint.", file=sys.stderr)
         return 130
-    except (FileNotFoundError, FileExistsError, ValueError) as error:
+    except (OSError, ValueError, ImportError, YAMLError) as error:
         print(f"cls2det {arguments[0]}: {error}", file=sys.stderr)
         return 2
-    except Exception as error:
-        from cls2det.jobs import JobFailed
-
-        if not isinstance(error, JobFailed):
-            raise
+    except JobFailed as error:
         print(f"cls2det {arguments[0]}: {error}", file=sys.stderr)
         return 1
-    if isinstance(result, dict):
+    if isinstance(result, dict) and os.environ.get("LOCAL_RANK", "0") == "0":
         _print(result)
     return 0
 

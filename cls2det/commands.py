@@ -5,14 +5,17 @@ All write under ``out`` and nowhere else; run again with the same ``out``, they 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import math
 import warnings
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
 from cls2det import fit
 from cls2det.augment import get_augmentation
@@ -20,9 +23,10 @@ from cls2det.calibration import calibration, draw_reliability
 from cls2det.data import DetectionData, test_loader, train_loader
 from cls2det.distill import ClassifierDistiller, DistillSettings
 from cls2det.evaluate import evaluate as evaluate_detector
+from cls2det.jobs import progress_bar
 from cls2det.pretrain import Pretraining
 from cls2det.settings import Device, Optim, Run
-from cls2det.students import load_backbone, parameter_count
+from cls2det.students import STUDENTS, load_backbone, parameter_count
 from cls2det.teacher import CropClassifier, check_not_at_chance, crop_predictions
 from cls2det.train import DetectorTraining
 
@@ -43,6 +47,7 @@ def teacher(
     loss: Literal["ce", "bce", "joint"] = "ce",
     margin: float = 0.0,
     min_size: float = 0.0,
+    jitter: float = 0.05,
     label_smoothing: float = 0.05,
     images: int = 0,
     augmentation: str = "none",
@@ -69,6 +74,7 @@ def teacher(
         loss: ce for students with a softmax, bce for sigmoids, joint for both (the paper's shared teacher)
         margin: crops are larger than the box by this share of its size, on each side
         min_size: boxes with a shorter side, in input pixels, are left out of the training
+        jitter: training boxes are moved by up to this share of their size
         label_smoothing: of ce; a smoothed teacher is less sure of itself
         images: how many images to use, drawn with the seed; 0 for all
         augmentation: the student's: none, flip, ssd, ssdlite, jitter, jitter_flip
@@ -76,7 +82,7 @@ def teacher(
         seed: of weights, order and augmentation
         run: where and how
     """
-    fit.claim(out, "teacher", locals())
+    options = dict(locals())
     data = _training_data(data_root, train_split, augmentation, images, seed, run)
     validation = DetectionData(data_root, val_split) if val_split else None
     counts = data.class_counts()
@@ -94,10 +100,12 @@ def teacher(
         loss,
         margin,
         min_size,
-        label_smoothing=label_smoothing,
-        backbone_weights=backbone_weights,
-        optim=dataclasses.asdict(optim),
+        jitter,
+        label_smoothing,
+        backbone_weights,
+        dataclasses.asdict(optim),
     )
+    fit.claim(out, "teacher", options)
     seconds = fit.fit(model, _loader(data, optim, run, seed), out, optim=optim, run=run, seed=seed, progress=progress)
     model.save(Path(out) / "weights.pt")
     report = {
@@ -108,8 +116,9 @@ def teacher(
         "steps": optim.steps,
         "parameters": parameter_count(model),
     }
-    if validation:
-        report |= calibration(*crop_predictions(model, test_loader(validation), run.torch_device))
+    if validation and model.global_rank == 0:
+        loader = test_loader(validation, loader_workers=run.loader_workers)
+        report |= calibration(*crop_predictions(model, loader, run.torch_device))
         draw_reliability(report, Path(out) / "reliability.png")
     return fit.write_json(Path(out) / "report.json", report)
 
@@ -162,16 +171,18 @@ def distill(
         allow_poor_teacher: go on with a teacher that is no better than guessing
         distill: weights and settings of the distillation terms
     """
-    command = "distill" if teacher or _distils(distill) else "train"
-    fit.claim(out, command, locals())
+    options = dict(locals())
+    command = command_of(options)
     data = _training_data(data_root, train_split, augmentation, images, seed, run)
     validation = DetectionData(data_root, val_split) if val_split else None
     optim = optim.for_run(len(data), run)
     distil = None
     if command == "distill":
         classifier = CropClassifier.load(teacher) if teacher else None
-        if classifier and not allow_poor_teacher:
-            check_not_at_chance(classifier, test_loader(data), run.torch_device)
+        if classifier and not allow_poor_teacher and rank_zero_only.rank == 0:
+            some = math.ceil(256 / optim.batch_size)  # batches of training pictures; more than enough crops on most data
+            loader = train_loader(data, batch_size=optim.batch_size, steps_per_epoch=some, seed=seed)
+            _check_teacher(classifier, student, distill, loader, run)
         distil = partial(ClassifierDistiller, classifier, distill)
     torch.manual_seed(seed)
     model = DetectorTraining(
@@ -188,6 +199,7 @@ def distill(
     )
     if start:
         load_backbone(model.detector, fit.load_network(start, CropClassifier, Pretraining))
+    fit.claim(out, command, options)
     during = None
     if validation and run.validate_every:
         during = test_loader(
@@ -207,21 +219,47 @@ def distill(
     report = {"seconds": seconds, "images": len(data), "steps": optim.steps, "parameters": parameter_count(model)}
     fit.write_json(Path(out) / "report.json", report)
     if validation and model.global_rank == 0:
-        table = evaluate(Path(out) / "weights.pt", data_root, val_split, Path(out) / val_split, run.device, progress)
+        table = evaluate(
+            Path(out) / "weights.pt",
+            data_root,
+            val_split,
+            Path(out) / val_split,
+            optim.batch_size,
+            run.loader_workers,
+            run.device,
+            progress,
+        )
         report |= {column: table[column] for column in ("mAP", "AP50", "AP75")}
     return report
 
 
 def train(**options) -> dict:
     """Train a detector without distillation: the baseline. Takes the options and recipes of ``distill``, less the teacher."""
+    if options.get("teacher"):
+        warnings.warn(f"train distils nothing: teacher {options['teacher']} is left out; see distill", stacklevel=2)
     return distill(**options | {"teacher": None, "distill": NOTHING})
 
 
 NOTHING = DistillSettings(kd_cls_weight=0.0, kd_loc_weight=0.0, loc_weight=0.0)
 
 
-def _distils(settings: DistillSettings) -> bool:
-    return max(settings.kd_cls_weight, settings.kd_loc_weight, settings.loc_weight) > 0
+def command_of(options: dict) -> str:
+    """What a run with these options is called: "distill", or "train" where nothing is distilled."""
+    settings = options["distill"]
+    weights = settings.kd_cls_weight, settings.kd_loc_weight, settings.loc_weight
+    return "distill" if options["teacher"] or max(weights) > 0 else "train"
+
+
+def _check_teacher(teacher: CropClassifier, student: str, settings: DistillSettings, loader, run: Run) -> None:
+    """Raise ValueError for one that would teach nothing, or the wrong thing, to this student."""
+    head, loss = STUDENTS[student].head, teacher.hparams["loss"]
+    uses_scores = settings.kd_cls_weight and settings.control != "one_hot"
+    if uses_scores and (head, loss) in (("sigmoid", "ce"), ("softmax", "bce")):
+        raise ValueError(
+            f"{student} has a {head} for its classes, and the teacher was trained with {loss} alone: its scores mean something "
+            "else. Train it with --loss joint (--allow-poor-teacher goes on all the same)"
+        )
+    check_not_at_chance(teacher, loader, run.torch_device)
 
 
 def evaluate(
@@ -229,6 +267,8 @@ def evaluate(
     data_root: Path,
     split: str = "val",
     out: Path | None = None,
+    batch_size: int = 8,
+    loader_workers: int = 0,
     device: Device = "auto",
     progress: fit.Progress | None = None,
 ) -> dict:
@@ -239,10 +279,20 @@ def evaluate(
         data_root: folder with annotations/instances_<split>.json and <split>/
         split: split to evaluate on (val2017 for COCO)
         out: folder for evaluation.json and detections.json (COCO's result format), or none
+        batch_size: images per forward; where images differ in shape, neighbours pad each other and shift scores a little
+        loader_workers: processes that load images
         device: auto takes a GPU if there is one
     """
     model, data = DetectorTraining.load(weights), DetectionData(data_root, split)
-    table = evaluate_detector(model, data, device=Run(device).torch_device, progress=progress)
+    with contextlib.nullcontext(progress) if progress else progress_bar("evaluating") as told:
+        table = evaluate_detector(
+            model,
+            data,
+            device=Run(device).torch_device,
+            batch_size=batch_size,
+            loader_workers=loader_workers,
+            progress=told,
+        )
     detections = table.pop("detections")
     table |= {"data_root": str(data_root), "split": split}
     if out:

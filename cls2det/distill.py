@@ -62,6 +62,9 @@ class DistillSettings:
     def __post_init__(self):
         if len(self.feature_layers) != len(self.feature_pools):
             raise ValueError(f"one pool per layer: feature_layers {self.feature_layers}, feature_pools {self.feature_pools}")
+        for name in ("input_std", "temperature", "pixel_pool"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"distill.{name} must be above 0, got {getattr(self, name)}")
         if min(self.kd_cls_weight, self.kd_loc_weight, self.loc_weight) < 0:
             raise ValueError(f"weights of distillation terms must not be negative, got {self}")
 

@@ -37,7 +37,8 @@ def evaluate(
     data: DetectionData,
     *,
     device: str | torch.device = "cpu",
-    batch_size: int = 50,
+    batch_size: int = 8,
+    loader_workers: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Percentages by column, ``AP by IoU`` (10 values, IoU 0.50 to 0.95) and ``detections`` in COCO's result format.
@@ -52,16 +53,18 @@ def evaluate(
     detections: list[dict] = []
     at_best = _AtBestAnchor(model.detector) if isinstance(model.detector, (SSD, RetinaNet)) else contextlib.nullcontext()
     with _finite_heads(model.detector), at_best:
-        for number, (images, targets) in enumerate(test_loader(data, batch_size=batch_size), start=1):
+        for number, (images, targets) in enumerate(
+            test_loader(data, batch_size=batch_size, loader_workers=loader_workers), start=1
+        ):
             targets = [{name: value.to(device) for name, value in target.items()} for target in targets]
             outputs = model([image.to(device) for image in images])
             for target, output in zip(targets, outputs, strict=True):
-                detections += _as_results(int(target["image_id"]), output, data.category_ids)
+                detections += as_results(int(target["image_id"]), output, data.category_ids)
             if isinstance(at_best, _AtBestAnchor):
                 at_best.add(images, targets)
             if progress:
                 progress(min(number * batch_size, len(data)), len(data), "evaluating")
-    table = _coco_table(data, detections)
+    table = coco_table(data, detections)
     table |= at_best.table() if isinstance(at_best, _AtBestAnchor) else dict.fromkeys(DIAGNOSTICS)
     return table | {"detections": detections}
 
@@ -114,7 +117,8 @@ def _tensors(output: Any) -> Iterator[Tensor]:
             yield from _tensors(part)
 
 
-def _as_results(image_id: int, output: dict[str, Tensor], category_ids: list[int]) -> list[dict]:
+def as_results(image_id: int, output: dict[str, Tensor], category_ids: list[int]) -> list[dict]:
+    """A detector's output of one image in COCO's result format."""
     if not (torch.isfinite(output["boxes"]).all() and torch.isfinite(output["scores"]).all()):
         raise ValueError(f"the model gave image {image_id} a box or a score that is NaN or infinite")
     boxes = box_convert(output["boxes"], "xyxy", "xywh").tolist()
@@ -124,7 +128,8 @@ def _as_results(image_id: int, output: dict[str, Tensor], category_ids: list[int
     ]
 
 
-def _coco_table(data: DetectionData, detections: list[dict]) -> dict[str, Any]:
+def coco_table(data: DetectionData, detections: list[dict]) -> dict[str, Any]:
+    """pycocotools' percentages of detections in COCO's result format, by column, and ``AP by IoU``."""
     from pycocotools.cocoeval import COCOeval
 
     with contextlib.redirect_stdout(io.StringIO()):

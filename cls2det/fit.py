@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import dataclasses
 import json
 import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +21,14 @@ from lightning.pytorch.callbacks import (
     EMAWeightAveraging,
     LearningRateMonitor,
     ModelCheckpoint,
-    RichProgressBar,
     Timer,
 )
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from cls2det.settings import Optim, Run
-
-Progress = Callable[[int, int, str], None]  # (step, steps, what to say)
+from cls2det.jobs import Progress, progress_bar
+from cls2det.settings import CLAIMED, Optim, Run
 
 
 class SavedModule(lightning.LightningModule):
@@ -105,20 +105,29 @@ def write_json(path: Path, content: dict) -> dict:
 def claim(folder: str | Path, command: str, options: dict[str, Any]) -> None:
     """Make ``folder`` the place of a run with these options; refuse one that holds a run with others, which would be resumed.
 
-    Options of ``run`` decide where and how a run happens, not what comes out: a restart may change them.
+    Of the options of ``run``, those that are not in ``CLAIMED`` may be changed by a restart.
     """
-    stamp = {name: _plain(value) for name, value in options.items() if name not in ("out", "progress", "run")}
-    stamp, file = {"command": command, **stamp}, Path(folder) / "options.json"
-    if file.is_file():
-        held = json.loads(file.read_text())
-        other = sorted(name for name in stamp.keys() | held.keys() if stamp.get(name) != held.get(name))
-        if other:
-            raise FileExistsError(
-                f"{folder} holds a run with other options ({', '.join(other)}); give another --out or remove it"
-            )
-    else:
+    if not check_claim(folder, command, options):
         Path(folder).mkdir(parents=True, exist_ok=True)
-        write_json(file, stamp)
+        write_json(Path(folder) / "options.json", _stamp(command, options))
+
+
+def check_claim(folder: str | Path, command: str, options: dict[str, Any]) -> bool:
+    """Whether ``folder`` is the place of a run with these options; FileExistsError if of one with others."""
+    file = Path(folder) / "options.json"
+    if not file.is_file():
+        return False
+    held, stamp = json.loads(file.read_text()), _stamp(command, options)
+    other = sorted(name for name in stamp.keys() | held.keys() if stamp.get(name) != held.get(name))
+    if other:
+        raise FileExistsError(f"{folder} holds a run with other options ({', '.join(other)}); give another --out or remove it")
+    return True
+
+
+def _stamp(command: str, options: dict[str, Any]) -> dict[str, Any]:
+    apart = ("out", "progress", "run", "allow_poor_teacher")
+    stamp = {name: _plain(value) for name, value in options.items() if name not in apart}
+    return {"command": command, **stamp, "run": {name: getattr(options["run"], name) for name in CLAIMED}}
 
 
 def _plain(value: Any) -> Any:
@@ -148,6 +157,11 @@ def fit(
     quiet()
     folder = Path(folder)
     last, timer = folder / "last.ckpt", Timer(verbose=False)
+    held = torch.load(last, map_location="cpu", weights_only=True) if last.is_file() else {"global_step": 0}
+    if held["global_step"] >= optim.steps:  # stopped between the last step and what follows it
+        module.load_state_dict(held["state_dict"])  # the average, where weights are averaged
+        return held["callbacks"]["Timer"]["time_elapsed"]["train"]
+    _keep_log(folder / "log", held["global_step"])
     callbacks = [
         # Written before a validation, so that one that fails or is killed costs no training.
         ModelCheckpoint(folder, "last", save_top_k=1, enable_version_counter=False, save_on_train_epoch_end=True),
@@ -155,7 +169,7 @@ def fit(
         _Throughput(),
         LearningRateMonitor("step"),
         timer,
-        _Report(progress) if progress else _Bar(),
+        _Report(progress),
     ]
     if run.ema:
         callbacks.append(EMAWeightAveraging(decay=run.ema))
@@ -175,13 +189,19 @@ def fit(
         limit_val_batches=1.0 if run.validate_every and val_loader is not None else 0,
         default_root_dir=folder,
         enable_model_summary=False,
-        enable_progress_bar=progress is None,
+        enable_progress_bar=False,
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
     )
-    trainer.fit(module, loader, val_loader, ckpt_path=last if last.is_file() else None, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    try:
+        trainer.fit(module, loader, val_loader, ckpt_path=last if last.is_file() else None, weights_only=True)
+    except SystemExit:
+        if trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        if trainer.is_global_zero:
+            _join_log(folder / "log")
     return timer.time_elapsed("train")
 
 
@@ -217,23 +237,61 @@ class _Throughput(Callback):
             self.since, self.images = now, 0
 
 
-class _Bar(RichProgressBar):
-    """Without the "version" of the log, which is no number here."""
-
-    def get_metrics(self, trainer, module) -> dict:
-        return {name: value for name, value in super().get_metrics(trainer, module).items() if name != "v_num"}
-
-
 class _Report(Callback):
-    """Tells ``progress`` about every tenth step."""
+    """Tells ``progress``, or a bar on the screen, about every tenth step."""
 
-    def __init__(self, progress: Progress):
-        self.progress = progress
+    def __init__(self, progress: Progress | None):
+        self.progress, self.shown = progress, contextlib.ExitStack()
+
+    def on_fit_start(self, trainer: lightning.Trainer, *_) -> None:
+        if self.progress is None and trainer.is_global_zero:
+            self.progress = self.shown.enter_context(progress_bar("training"))
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_) -> None:
         total = trainer.num_training_batches * trainer.max_epochs // trainer.accumulate_grad_batches
-        if trainer.global_step % 10 == 0 or trainer.global_step == total:
+        if self.progress and (trainer.global_step % 10 == 0 or trainer.global_step == total):
             self.progress(trainer.global_step, int(total), f"loss {float(trainer.callback_metrics.get('loss', 'nan')):.3f}")
+
+    def on_fit_end(self, *_) -> None:
+        self.shown.close()
+
+    on_exception = on_fit_end
+
+
+# Lightning's CSV logger starts its file anew with each start of a run. What a start before wrote is put aside, up to the
+# step that the new one goes on from, and joined with the new file at the end, or at the next start.
+
+
+def _keep_log(folder: Path, step: int) -> None:
+    """Put the lines of steps before ``step`` aside."""
+    _join_log(folder)
+    file = folder / "metrics.csv"
+    if file.is_file():
+        rows = [row for row in _rows(file) if int(row["step"]) < step]
+        _write_rows(folder / "before.csv", rows)
+        file.unlink()
+
+
+def _join_log(folder: Path) -> None:
+    before, file = folder / "before.csv", folder / "metrics.csv"
+    if before.is_file():
+        _write_rows(file, _rows(before) + (_rows(file) if file.is_file() else []))
+        before.unlink()
+
+
+def _rows(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as opened:
+        return list(csv.DictReader(opened))
+
+
+def _write_rows(file: Path, rows: list[dict[str, str]]) -> None:
+    columns = sorted({column for row in rows for column in row} | {"step"})
+    part = file.with_suffix(".part")
+    with part.open("w", newline="") as opened:
+        writer = csv.DictWriter(opened, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    part.replace(file)
 
 
 def quiet() -> None:

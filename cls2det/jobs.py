@@ -6,6 +6,7 @@ Each runs in a fresh process, so a job that is killed leaves nothing behind but 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import multiprocessing
 import os
@@ -13,11 +14,14 @@ import queue
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import rich.progress
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+Progress = Callable[[int, int, str], None]  # (step, steps, what to say)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,13 +37,15 @@ class JobFailed(RuntimeError):
     """A job ended with an error; the message is its traceback."""
 
 
-def run_jobs(jobs: Sequence[Job], workers: int, console: Console) -> None:
-    """Run the jobs, ``workers`` at a time, each with its share of the cores.
+def run_jobs(jobs: Sequence[Job], workers: int, console: Console, gpus: Sequence[str] = ()) -> None:
+    """Run the jobs, ``workers`` at a time, each with its share of the cores and one of the ``gpus``, if any are named.
 
     Ctrl-C ends those that run and raises KeyboardInterrupt.
     """
     context = multiprocessing.get_context("spawn")
     messages, waiting, running = context.Queue(), list(jobs), {}
+    places = list(range(workers))  # that are free
+    placed: dict[str, int] = {}
     threads = max(1, (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) // workers)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # read by the children when they import torch
     with progress_display(console) as display:
@@ -48,7 +54,11 @@ def run_jobs(jobs: Sequence[Job], workers: int, console: Console) -> None:
             while waiting or running:
                 while waiting and len(running) < workers:
                     job = waiting.pop(0)
-                    process = context.Process(target=_work, args=(job, threads, messages), name=job.name, daemon=True)
+                    placed[job.name] = places.pop(0)
+                    if gpus:  # read by the child when it imports torch
+                        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[placed[job.name] % len(gpus)]
+                    # Not a daemon: a job may have loader workers of its own.
+                    process = context.Process(target=_work, args=(job, threads, messages), name=job.name)
                     process.start()
                     running[job.name] = process
                     display.update(bars[job.name], visible=True, text="starting")
@@ -65,6 +75,7 @@ def run_jobs(jobs: Sequence[Job], workers: int, console: Console) -> None:
                     display.update(bars[name], completed=step, total=total or None, text=text)
                 elif kind == "done":
                     running.pop(name).join()
+                    places.append(placed[name])
                     display.update(bars[name], visible=False)
                     console.print(f"  [green]✓[/] {name}  [dim]{display.tasks[bars[name]].elapsed or 0:.0f} s[/]")
                 else:
@@ -75,9 +86,17 @@ def run_jobs(jobs: Sequence[Job], workers: int, console: Console) -> None:
                 process.join()
 
 
-def progress_display(console: Console) -> Progress:
-    """The look of every progress bar of the demo."""
-    return Progress(
+@contextlib.contextmanager
+def progress_bar(name: str) -> Iterator[Progress]:
+    """A bar of its own on the screen, as a ``Progress``."""
+    with progress_display(Console()) as display:
+        bar = display.add_task(name, total=None, text="")
+        yield lambda done, total, text: display.update(bar, completed=done, total=total or None, text=text)
+
+
+def progress_display(console: Console) -> rich.progress.Progress:
+    """The look of every progress bar."""
+    return rich.progress.Progress(
         TextColumn("  {task.description:<24}"),
         BarColumn(32),
         MofNCompleteColumn(),

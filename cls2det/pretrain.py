@@ -106,7 +106,7 @@ def pretrain(
         seed: of weights, order and augmentation
         run: where and how
     """
-    fit.claim(out, "pretrain", locals())
+    options = dict(locals())
     data = SeededImages(Path(data_root) / train_split, image_size, train=True)
     validation = SeededImages(Path(data_root) / val_split, image_size, train=False) if val_split else None
     if validation and validation.files.classes != data.files.classes:
@@ -114,13 +114,14 @@ def pretrain(
     optim = optim.for_run(len(data), run)
     torch.manual_seed(seed)
     model = Pretraining(data.files.classes, architecture, width, label_smoothing, dataclasses.asdict(optim))
+    fit.claim(out, "pretrain", options)
     sampler = SeededSampler(len(data), run.checkpoint_every * optim.accumulate * optim.batch_size, seed)
     workers = {"num_workers": run.loader_workers, "persistent_workers": run.loader_workers > 0}
     loader = DataLoader(data, optim.batch_size, sampler=sampler, **workers)
     seconds = fit.fit(model, loader, out, optim=optim, run=run, seed=seed, progress=progress)
     model.save(Path(out) / "weights.pt")
     report = {"seconds": seconds, "images": len(data), "steps": optim.steps, "parameters": parameter_count(model)}
-    if validation:
+    if validation and model.global_rank == 0:
         report["accuracy"] = _top1(model, DataLoader(validation, optim.batch_size, **workers), run.torch_device)
     return fit.write_json(Path(out) / "report.json", report)
 

@@ -46,10 +46,12 @@ class Optim:
     accumulate: int = 1
     clip_norm: float = 10.0
 
+    def __post_init__(self):
+        if self.steps < 0 or (not self.steps and self.epochs <= 0) or min(self.batch_size, self.accumulate) < 1:
+            raise ValueError(f"optim: steps or epochs, batch_size and accumulate must be positive, got {self}")
+
     def for_run(self, images: int, run: Run) -> Optim:
         """The same with ``steps`` and ``learning_rate`` as they are for this many images and processes."""
-        if self.steps < 0 or (not self.steps and self.epochs <= 0) or self.batch_size < 1 or self.accumulate < 1:
-            raise ValueError(f"optim: steps or epochs, batch_size and accumulate must be positive, got {self}")
         batch = self.batch_size * self.accumulate * run.processes
         steps = self.steps or math.ceil(self.epochs * images / batch)
         steps = math.ceil(steps / run.checkpoint_every) * run.checkpoint_every
@@ -82,9 +84,7 @@ class Optim:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Where and how a run happens. A restart may change all of it; what is learnt does not depend on it beyond rounding.
-
-    (But ``devices`` and ``num_nodes`` multiply the batch.)
+    """Where and how a run happens. A restart may change it, but for what changes the steps: ``CLAIMED``.
 
     Args:
         device: auto takes a GPU if there is one
@@ -97,7 +97,8 @@ class Run:
         checkpoint_every: steps between checkpoints
         validate_every: checkpoints between validations on val_split; 0: none before the end
         log_every: steps between lines of the log
-        ratio_every: steps between measurements of each distillation term's gradient against the detector's; 0: none
+        ratio_every: steps between measurements of each distillation term's gradient against the detector's; 0: none.
+            They are logged where it is a multiple of log_every
         pictures: validation images drawn for TensorBoard
         ema: decay of an exponential moving average of the weights, which is what is saved then; 0: none
     """
@@ -112,9 +113,19 @@ class Run:
     checkpoint_every: int = 100
     validate_every: int = 0
     log_every: int = 25
-    ratio_every: int = 0
+    ratio_every: int = 25
     pictures: int = 4
     ema: float = 0.0
+
+    def __post_init__(self):
+        for name in ("devices", "num_nodes", "checkpoint_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"run.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("loader_workers", "validate_every", "ratio_every", "pictures"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"run.{name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"run.ema must be at least 0 and below 1, got {self.ema}")
 
     @property
     def processes(self) -> int:
@@ -123,4 +134,10 @@ class Run:
     @property
     def torch_device(self) -> torch.device:
         """ "auto" is the GPU if there is one."""
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device cuda: torch sees no GPU here")
         return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device)
+
+
+# Options of a run that change its steps: a restart must not change them.
+CLAIMED = ("devices", "num_nodes", "precision", "skip_bad_images", "checkpoint_every", "ema")

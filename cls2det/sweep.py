@@ -30,14 +30,15 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from rich.console import Console
 
-from cls2det import commands
+from cls2det import commands, fit
 from cls2det.cli import parse_options
 from cls2det.fit import Progress, write_json
 from cls2det.jobs import Job, progress_display, run_jobs
@@ -45,6 +46,7 @@ from cls2det.recipes import find_recipe
 from cls2det.report import report
 from cls2det.scenes import SceneSettings, make_scenes
 from cls2det.settings import Device, Run
+from cls2det.students import build_student
 
 KEYS = {"recipe", "scenes", "teachers", "train", "arms", "grid", "students", "seeds", "split", "notes", "title", "quick"}
 NOTHING = {"kd_cls_weight": 0.0, "kd_loc_weight": 0.0, "loc_weight": 0.0}
@@ -55,11 +57,12 @@ def sweep(
     out: Path,
     data_root: Path | None = None,
     recipe: str | None = None,
+    start: Path | None = None,
     seeds: list[int] | None = None,
     arms: list[str] | None = None,
     split: str | None = None,
     device: Device = "auto",
-    precision: str = "32-true",
+    precision: str | None = None,
     workers: int = 0,
     fresh: bool = False,
 ) -> dict:
@@ -72,17 +75,20 @@ def sweep(
         out: folder for everything that is written
         data_root: COCO-format data; none if the sweep makes scenes
         recipe: in place of the sweep's
+        start: weights from which the backbone of every student starts, in place of the sweep's
         seeds: in place of the sweep's
         arms: only these
         split: in place of the sweep's
         device: auto takes a GPU if there is one
-        precision: of Lightning: 32-true, bf16-mixed, 16-mixed
-        workers: trainings at a time; 0: one per core, at most 4
+        precision: of Lightning: 32-true, bf16-mixed, 16-mixed; in place of the sweep's
+        workers: trainings at a time; 0: one per GPU, or per core and at most 4
         fresh: forget what is in the folder
     """
     given = {"recipe": recipe, "seeds": seeds, "split": split}
     plan = load_sweep(config) | {key: value for key, value in given.items() if value}
-    return run_sweep(plan, out, data_root, arms, {"device": device, "precision": precision}, workers, fresh)
+    if start:
+        plan["train"] = plan["train"] | {"start": str(start)}
+    return run_sweep(plan, out, data_root, arms, device, precision, workers, fresh)
 
 
 def load_sweep(config: str | Path) -> dict[str, Any]:
@@ -102,11 +108,12 @@ def run_sweep(
     out: Path,
     data_root: Path | None,
     only: Sequence[str] | None,
-    run: dict[str, Any],
+    device: Device,
+    precision: str | None,
     workers: int,
     fresh: bool,
 ) -> dict:
-    """What ``sweep`` does, with the file's content; ``run`` goes into the ``run`` options of every training."""
+    """What ``sweep`` does, with the file's content."""
     console, began, out = Console(), time.time(), Path(out)
     if not plan["seeds"]:
         raise ValueError("a sweep needs at least one seed")
@@ -121,8 +128,9 @@ def run_sweep(
         "train": _on_recipe({"recipe": plan.get("recipe"), **plan["train"]}),
         "teachers": {name: _on_recipe(options) for name, options in plan.get("teachers", {}).items()},
     }
-    run = run | {"device": Run(run["device"]).torch_device.type}
-    workers = workers or min(_cores(), 4)
+    run = {"device": Run(device).torch_device.type} | ({"precision": precision} if precision else {})
+    gpus = _gpus() if run["device"] == "cuda" else []
+    workers = workers or len(gpus) or min(_cores(), 4)
     _claim(out, plan, fresh)
     split, trainings = plan.get("split", "val"), len(arms) * len(plan["seeds"]) * len(plan.get("students", [None]))
     console.print(f"[bold]{out}[/]: {trainings} trainings, {workers} at a time on {run['device']}")
@@ -131,9 +139,14 @@ def run_sweep(
     if "scenes" in plan:
         _scenes(root, plan["scenes"], workers, console)
     jobs = _teacher_jobs(plan, arms, root, out, split, run)
-    run_jobs([job for folder, job in jobs.items() if not (folder / "report.json").is_file()], workers, console)
     runs = _student_jobs(plan, arms, root, out, split, run)
-    run_jobs([job for folder, job in runs.items() if not (folder / split / "evaluation.json").is_file()], workers, console)
+    for folder, job in (jobs | runs).items():  # what is there already was made with these options, or nothing is done
+        fit.check_claim(folder, "teacher" if folder in jobs else commands.command_of(job.arguments[0]), job.arguments[0])
+    taught = {str(folder / "weights.pt"): job.arguments[0]["student"] for folder, job in jobs.items()}
+    _check_normalisation({(job.arguments[0]["student"], taught.get(str(job.arguments[0]["teacher"]))) for job in runs.values()})
+    run_jobs([job for folder, job in jobs.items() if not (folder / "report.json").is_file()], workers, console, gpus)
+    missing = [job for folder, job in runs.items() if not (folder / split / "evaluation.json").is_file()]
+    run_jobs(missing, workers, console, gpus)
     classifiers = [f"teacher `{folder.name}`: {_described(folder)}" for folder in jobs]
     result = report(
         list(runs),
@@ -183,7 +196,8 @@ def _teacher_jobs(plan: dict, arms: dict, root: Path, out: Path, split: str, run
             folder = _teacher_folder(out, name, seed)
             given = {"seed": seed} if seed is not None else {}
             options = {key: value for key, value in options.items() if key != "per_seed"}
-            merged = _merged({"val_split": split, "run": run}, options, given, {"data_root": str(root), "out": str(folder)})
+            last = {"data_root": str(root), "out": str(folder), "run": run}
+            merged = _merged({"val_split": split}, options, given, last)
             jobs[folder] = Job(folder.name, _teacher_job, (parse_options("teacher", merged),))
     return jobs
 
@@ -195,8 +209,10 @@ def _student_jobs(plan: dict, arms: dict, root: Path, out: Path, split: str, run
     for seed, student, (name, changes) in itertools.product(plan["seeds"], students, arms.items()):
         label = name if len(students) == 1 else f"{student} {name}"
         folder = out / "runs" / f"{_slug(label)}-seed{seed}"
+        if folder in jobs:
+            raise ValueError(f"two arms would be written to {folder}; give them names that differ in more than signs")
         given = {"seed": seed, "student": student, "name": name, "val_split": None, "data_root": str(root), "out": str(folder)}
-        merged = _merged({"distill": NOTHING, "run": run}, plan["train"], changes, given)
+        merged = _merged({"distill": NOTHING}, plan["train"], changes or {}, given, {"run": run})
         for key in ("teacher", "start"):
             teacher = plan["teachers"].get(merged.get(key))
             if teacher is not None:
@@ -215,15 +231,21 @@ def _student_job(options: dict, split: str, progress: Progress) -> None:
     folder = Path(options["out"])
     if not (folder / "report.json").is_file():
         commands.distill(**options, progress=progress)
-    commands.evaluate(folder / "weights.pt", options["data_root"], split, folder / split, options["run"].device, progress)
+    batch, run = options["optim"].batch_size, options["run"]
+    weights = folder / "weights.pt"
+    commands.evaluate(weights, options["data_root"], split, folder / split, batch, run.loader_workers, run.device, progress)
 
 
 def _scenes(root: Path, settings: dict, workers: int, console: Console) -> None:
+    try:
+        wanted = SceneSettings(**settings)
+    except TypeError as error:
+        raise ValueError(f"scenes: {error}") from None
     with progress_display(console) as display:
         bar = display.add_task("scenes", text="", total=None)
         make_scenes(
             root,
-            SceneSettings(**settings),
+            wanted,
             workers,
             lambda done, total: display.update(bar, completed=done, total=total),
         )
@@ -234,7 +256,8 @@ def _described(folder: Path) -> str:
     content = json.loads((folder / "report.json").read_text())
     said = f"{content['crops']} crops of {content['images']} images"
     if content.get("accuracy") is not None:
-        said += f", {content['accuracy']:.1f} % of the evaluated split's crops right, ECE {content['ece']:.1f} %"
+        split = json.loads((folder / "options.json").read_text())["val_split"]
+        said += f", {content['accuracy']:.1f} % of the crops of {split} right, ECE {content['ece']:.1f} %"
     return said
 
 
@@ -270,8 +293,23 @@ def _teacher_folder(out: Path, name: str, seed: int | None) -> Path:
     return out / "teachers" / (name if seed is None else f"{name}-seed{seed}")
 
 
+def _check_normalisation(pairs: Iterable[tuple[str, str | None]]) -> None:
+    """A teacher sees inputs scaled like its student's: said before hours are spent on one that does not."""
+    for student, taught in pairs:
+        if taught is None:
+            continue
+        one, other = (build_student(name, 2).transform for name in (student, taught))
+        if (list(one.image_mean), list(one.image_std)) != (list(other.image_mean), list(other.image_std)):
+            raise ValueError(f"a teacher for {taught} does not fit {student}: their inputs are normalised differently")
+
+
 def _slug(label: str) -> str:
     return re.sub(r"[^\w=.,]+", "-", label.replace("+ ", "")).strip("-").lower()
+
+
+def _gpus() -> list[str]:
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
 
 
 def _cores() -> int:

@@ -168,6 +168,7 @@ def check_not_at_chance(model: CropClassifier, loader: Iterable, device: str | t
     another order, or not trained. Guessing is naming the commonest class; two standard errors must lie between.
     """
     probabilities, classes = crop_predictions(model, loader, device, most=500)
+    model.cpu()
     if not len(classes):
         return float("nan")
     right = (probabilities.argmax(1) == classes).float().mean().item()

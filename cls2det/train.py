@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cls2det.distill import ClassifierDistiller
+from cls2det.evaluate import as_results, coco_table
 from cls2det.fit import SavedModule, to_float
 from cls2det.students import build_student
 from cls2det.taps import PositiveTap
@@ -68,7 +69,7 @@ class DetectorTraining(SavedModule):
         self.log_dict({name: term.detach() for name, term in (own | distilled).items()}, batch_size=count)
         if self.distiller is not None and self.distiller.accuracy is not None:
             self.log("teacher_accuracy", 100 * self.distiller.accuracy, batch_size=count)
-        if distilled and self.ratio_every and self.global_step % self.ratio_every == 0:
+        if distilled and self.ratio_every and (self.global_step + 1) % self.ratio_every == 0:
             ratios = gradient_ratios(sum(own.values()), distilled, self.tap.outputs)
             self.log_dict({f"gradient_ratio/{name}": ratio for name, ratio in ratios.items()}, batch_size=count)
         return loss
@@ -88,22 +89,24 @@ class DetectorTraining(SavedModule):
         return {name: term * weight(name) for name, term in terms.items()}
 
     def on_validation_epoch_start(self) -> None:
-        from torchmetrics.detection import MeanAveragePrecision
-
-        self.precision_of_boxes = MeanAveragePrecision(backend="pycocotools")
-        self.precision_of_boxes.warn_on_many_detections = False
+        self.found: list[dict] = []  # in COCO's result format
 
     def validation_step(self, batch: tuple[list, list], index: int) -> None:
         images, targets = batch
         detections = self(images)
-        self.precision_of_boxes.update(detections, targets)
+        ids = self.trainer.val_dataloaders.dataset.category_ids
+        for target, detection in zip(targets, detections, strict=True):
+            self.found += as_results(int(target["image_id"]), detection, ids)
         if index == 0 and self.pictures and self.trainer.is_global_zero:
             self._draw(images[: self.pictures], targets[: self.pictures], detections[: self.pictures])
 
     def on_validation_epoch_end(self) -> None:
-        result = self.precision_of_boxes.compute()  # gathers from all processes
-        names = {"mAP": "map", "AP50": "map_50", "AP75": "map_75"}
-        self.log_dict({f"val/{name}": 100 * result[key].to(self.device) for name, key in names.items()}, rank_zero_only=True)
+        if self.trainer.world_size > 1:  # shares may differ in size, so objects and not tensors are gathered
+            shares: list = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(shares, self.found)
+            self.found = [detection for share in shares for detection in share]
+        table = coco_table(self.trainer.val_dataloaders.dataset, self.found)
+        self.log_dict({f"val/{name}": table[name] for name in ("mAP", "AP50", "AP75") if table[name] is not None})
 
     def _draw(self, images: list[Tensor], targets: list[dict], detections: list[dict]) -> None:
         """To TensorBoard: predicted and ground-truth boxes, and the crops that the teacher sees."""

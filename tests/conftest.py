@@ -91,7 +91,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.importorskip(module)
     from cls2det.scenes import SceneSettings, make_scenes
 
-    return make_scenes(tmp_path_factory.mktemp("data") / "scenes", SceneSettings(train=16, val=4, test=4))
+    return make_scenes(tmp_path_factory.mktemp("data") / "scenes", SceneSettings(train=16, val=5, test=4))
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ pytest.importorskip("lightning")
 pytest.importorskip("pycocotools")
 
 from cls2det.distill import ClassifierDistiller, DistillSettings
+from cls2det.students import STUDENTS
 from cls2det.teacher import CropClassifier
 from cls2det.train import gradient_ratios
 from cls2det_ops import kd_sigmoid_loss, reference
@@ -173,6 +174,27 @@ def test_no_positives_and_no_ground_truth(scenes, teacher_weights):
 COMPACT = ("ssd_compact", "fasterrcnn_compact", "retinanet_compact", "fcos_compact", "detr_compact")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("student", [name for name in STUDENTS if "compact" not in name])
+def test_terms_fall_when_a_published_student_follows_them(scenes, student):
+    """The same with small images, and a teacher of that student's normalisation that has learnt nothing."""
+    size = 0 if STUDENTS[student].fixed_size else 96
+    torch.manual_seed(0)
+    model = training(CropClassifier(DIGITS, student=student, image_size=size), student=student, image_size=size)
+    same = batch(scenes, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4)
+    history = []
+    for step in range(8):
+        torch.manual_seed(step)
+        _, terms = model.losses(*same)
+        history.append(sum(terms.values()).item())
+        assert all(term > 0 for term in terms.values())
+        optimizer.zero_grad()
+        sum(terms.values()).backward()
+        optimizer.step()
+    assert sum(history[-2:]) < sum(history[:2]), [round(value, 3) for value in history]
+
+
 @pytest.mark.parametrize("student", COMPACT)
 def test_terms_fall_when_a_student_follows_them(scenes, teacher_weights, student):
     """Some steps on one batch, on the distillation terms alone: each falls, through classification and box regression."""
@@ -236,3 +258,6 @@ def test_settings_that_make_no_sense():
         DistillSettings(feature_layers=("maxpool", "layer1"))
     with pytest.raises(ValueError, match="must not be negative"):
         DistillSettings(loc_weight=-1.0)
+    for name in ("temperature", "input_std", "pixel_pool"):
+        with pytest.raises(ValueError, match=f"distill.{name} must be above 0"):
+            DistillSettings(**{name: 0})

@@ -502,17 +502,17 @@ def test_recall_is_pycocotools_own(data):
     """Of the cat (medium, 1600 px) both are found, of the dog (small, 900 px) one of two."""
     notes = data.coco.dataset["annotations"]
     some = [{key: note[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.5} for note in notes[:3]]
-    table = evaluate._coco_table(data, some)
+    table = evaluate.coco_table(data, some)
     assert (table["mAR"], table["ARs"], table["ARm"], table["ARl"]) == pytest.approx((75.0, 50.0, 100.0, None))
     assert table["APm"] == pytest.approx(100.0) and table["APs"] == pytest.approx(100 * 51 / 101)
-    nothing = evaluate._coco_table(data, [])
+    nothing = evaluate.coco_table(data, [])
     assert nothing["mAP"] == nothing["ARs"] == 0 and nothing["APl"] is None and nothing["AP by IoU"] == [0.0] * 10
 
 
 def test_recall_counts_100_detections_of_an_image():
     boxes = [[20 * number, 0, 15, 15] for number in range(20)]
     coco = truth_of([(0, 1, box) for box in boxes], categories=1)
-    table = evaluate._coco_table(
+    table = evaluate.coco_table(
         SimpleNamespace(coco=coco, targets=[{"image_id": 0}]), found_of(*((1, box, 0.5) for box in boxes))
     )
     assert table["mAR"] == table["ARs"] == pytest.approx(100.0)  # not the 50 of ten detections
@@ -549,6 +549,6 @@ def test_load_coco_and_evaluation_see_the_same_objects(data, tmp_path):
         {"image_id": note["image_id"], "category_id": note["category_id"], "bbox": note["bbox"], "score": 1.0}
         for note in coco.dataset["annotations"]
     ]
-    assert evaluate._coco_table(SimpleNamespace(coco=coco, targets=data.targets), perfect)["mAP"] == pytest.approx(100)
+    assert evaluate.coco_table(SimpleNamespace(coco=coco, targets=data.targets), perfect)["mAP"] == pytest.approx(100)
     gains = errors.error_gains(coco, perfect)
     assert gains.pop("AP") == pytest.approx([100] * 10) and all(values == [0] * 10 for values in gains.values())

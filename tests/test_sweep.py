@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 import yaml
@@ -31,7 +32,7 @@ def ran(monkeypatch):
     """Names of the jobs that ran, in this process."""
     names = []
 
-    def in_this_process(jobs, workers, console):
+    def in_this_process(jobs, workers, console, gpus=()):
         for job in jobs:
             job.function(*job.arguments, progress=lambda *_: None)
         names.extend(job.name for job in jobs)
@@ -98,6 +99,38 @@ def test_arms_change_what_they_say(tmp_path, ran):
     assert seeds == [5, 6]
 
 
+def test_an_edited_arm_is_not_passed_off_as_the_old_one(tmp_path, ran, capsys):
+    config, out = tmp_path / "arms.yaml", tmp_path / "out"
+    command = ["sweep", "--config", str(config), "--out", str(out), "--device", "cpu", "--workers", "1"]
+
+    def arms(**arms):
+        write(config, teachers={}, arms=arms, seeds=[5])
+
+    arms(baseline=None, loc={"distill": {"loc_weight": 1.0}})
+    assert main(command) == 0
+    arms(baseline=None, loc={"distill": {"loc_weight": 50.0}})
+    assert main(command) == 2 and "holds a run with other options (distill)" in capsys.readouterr().err
+    arms(baseline=None, **{"+ loc": {}, "loc": {}})
+    assert main(command) == 2 and "two arms would be written to" in capsys.readouterr().err
+    assert len(ran) == 2
+
+
+def test_a_teacher_of_another_normalisation_is_refused_at_once(tmp_path, ran, capsys):
+    arms = {"+ KD-cls": {"teacher": "other", "distill": {"kd_cls_weight": 0.5}}}
+    other = {"student": "ssd300_vgg16", "architecture": "resnet18"} | TINY["teachers"]["teacher"]
+    config = write(tmp_path / "arms.yaml", teachers={"other": other}, arms=arms, seeds=[5])
+    assert main(["sweep", "--config", config, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 2
+    assert "a teacher for ssd300_vgg16 does not fit ssd_compact" in capsys.readouterr().err and not ran
+
+
+def test_jobs_of_a_sweep_may_have_loader_workers(tmp_path):
+    """In processes of their own, as a user runs it."""
+    train = TINY["train"] | {"run": {"checkpoint_every": 2, "loader_workers": 1}}
+    config = write(tmp_path / "arms.yaml", teachers={}, train=train, arms={"baseline": {}}, seeds=[5])
+    assert main(["sweep", "--config", config, "--out", str(tmp_path / "out"), "--device", "cpu", "--workers", "1"]) == 0
+    assert (tmp_path / "out" / "report.md").is_file()
+
+
 def test_every_recipe_is_one():
     """Every file that comes with the package parses as what its options say, and says in its first line what it is."""
     names = [path.stem for path in FOLDER.glob("*.yaml")]
@@ -132,6 +165,10 @@ def test_errors(tmp_path, capsys):
     config = write(tmp_path / "tiny.yaml", extends="demo-quick")
     assert "give --data-root, or a sweep that makes its scenes, and not both" in error(config, "--data-root", "x")
     assert "no arm fast; there are baseline, + KD-cls" in error(config, "--arms", "fast")
+    (tmp_path / "broken.yaml").write_text("arms: [")
+    assert "while parsing" in error(tmp_path / "broken.yaml")
+    assert "scenes: " in error(write(tmp_path / "odd-scenes.yaml", extends="demo-quick", scenes={"colour": 3}))
+    shutil.rmtree(tmp_path / "out")
     os.makedirs(tmp_path / "out")
     (tmp_path / "out" / "thesis.txt").write_text("mine")
     assert "holds something other than a sweep" in error(config)

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -120,9 +121,55 @@ def test_kill_in_the_middle_and_restart(scenes, teacher_weights, tmp_path):
     def losses(folder):
         return {int(row["step"]): row["loss"] for row in logged(tmp_path / folder) if row["loss"]}
 
-    resumed, unbroken = losses("broken"), losses("unbroken")
-    assert len(unbroken) == 24 and len(resumed) < 24, "the restart began anew"
-    assert resumed == {step: unbroken[step] for step in resumed}
+    assert len(losses("unbroken")) == 24
+    assert losses("broken") == losses("unbroken")  # every step once, also those from before the kill
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_a_run_that_ended_before_its_weights_were_written(scenes, tmp_path, ema):
+    """Started again, it trains nothing, keeps its log, and writes the weights that it would have written."""
+    run, optim = dataclasses.replace(RUN, checkpoint_every=2, log_every=1, ema=ema), Optim(steps=6, batch_size=2)
+    distill(scenes, tmp_path, None, distill=commands.NOTHING, run=run, optim=optim)
+    wanted, log = weights_in(tmp_path / "weights.pt"), logged(tmp_path)
+    (tmp_path / "weights.pt").unlink()
+    steps = []
+    report = distill(
+        scenes, tmp_path, None, distill=commands.NOTHING, run=run, optim=optim, progress=lambda *a: steps.append(a)
+    )
+    assert same(wanted, weights_in(tmp_path / "weights.pt")) and not steps
+    assert logged(tmp_path) == log and report["seconds"] > 0
+
+
+def test_a_restart_may_not_change_the_steps(scenes, tmp_path):
+    options = {"distill": commands.NOTHING, "optim": Optim(steps=4, batch_size=2)}
+    distill(scenes, tmp_path, None, run=dataclasses.replace(RUN, checkpoint_every=2), **options)
+    distill(scenes, tmp_path, None, run=dataclasses.replace(RUN, checkpoint_every=2, log_every=3, cache=False), **options)
+    for change in ({"checkpoint_every": 4}, {"checkpoint_every": 2, "precision": "bf16-mixed"}):
+        with pytest.raises(FileExistsError, match=r"other options \(run\)"):
+            distill(scenes, tmp_path, None, run=dataclasses.replace(RUN, **change), **options)
+
+
+def test_ctrl_c_says_how_to_go_on(scenes, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "cls2det",
+        "train",
+        "--data-root",
+        str(scenes),
+        "--out",
+        str(tmp_path),
+        "--run.device",
+        "cpu",
+    ]
+    command += ["--optim.steps", "5000", "--run.checkpoint-every", "5", "--backbone-weights", "none"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "last.ckpt").is_file() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and "goes on from the last checkpoint" in said and "Traceback" not in said, said
 
 
 def test_a_stopped_teacher_goes_on_as_if_it_had_not_stopped(scenes, tmp_path):
@@ -243,17 +290,41 @@ def test_learning_rates():
     optim = Optim(epochs=2, batch_size=4, accumulate=2, learning_rate=0.1, base_batch=32)
     found = optim.for_run(100, Run(devices=2, checkpoint_every=3))
     assert (found.steps, found.learning_rate) == (15, pytest.approx(0.05))  # 13 steps of 16, up to a multiple of 3
-    for wrong in (Optim(epochs=0), Optim(steps=-1), Optim(steps=5, batch_size=0)):
+    for wrong in ({"epochs": 0}, {"steps": -1}, {"steps": 5, "batch_size": 0}):
         with pytest.raises(ValueError, match="optim"):
-            wrong.for_run(10, Run())
+            Optim(**wrong)
+    for wrong in ({"devices": 0}, {"checkpoint_every": 0}, {"ema": 1.0}, {"pictures": -1}):
+        with pytest.raises(ValueError, match=f"run.{next(iter(wrong))}"):
+            Run(**wrong)
 
 
 def test_a_poor_teacher_is_refused(scenes, tmp_path):
     CropClassifier(DIGITS).save(tmp_path / "guess.pt")
     with pytest.raises(ValueError, match=r"names .* % of \d+ ground-truth crops right; naming the commonest class"):
         distill(scenes, tmp_path / "run", tmp_path / "guess.pt", images=0, allow_poor_teacher=False)
+    distill(scenes, tmp_path / "run", tmp_path / "guess.pt", images=0)  # as the message says; the folder is still free
     good = train_teacher(scenes, tmp_path / "good")
     distill(scenes, tmp_path / "run2", good, images=0, allow_poor_teacher=False)
+
+
+def test_a_teacher_whose_scores_mean_something_else_is_refused(scenes, teacher_weights, tmp_path):
+    with pytest.raises(ValueError, match=r"retinanet_compact has a sigmoid .* trained with ce alone"):
+        distill(scenes, tmp_path, teacher_weights, student="retinanet_compact", allow_poor_teacher=False)
+    only_boxes = DistillSettings(kd_cls_weight=0.0)
+    distill(scenes, tmp_path, teacher_weights, student="retinanet_compact", allow_poor_teacher=False, distill=only_boxes)
+
+
+def test_bad_images_are_skipped_if_that_is_asked_for(scenes, teacher_weights, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(scenes, root)
+    for name in sorted(os.listdir(root / "train"))[::3]:
+        (root / "train" / name).write_bytes((root / "train" / name).read_bytes()[:500])
+    options = {"images": 0, "allow_poor_teacher": False}
+    with pytest.raises(ValueError, match=r"train.*jpg"):
+        distill(root, tmp_path / "stops", teacher_weights, **options)
+    run = dataclasses.replace(RUN, checkpoint_every=4, skip_bad_images=True)
+    with pytest.warns(UserWarning, match=r"jpg"):
+        distill(root, tmp_path / "goes-on", teacher_weights, run=run, **options)
 
 
 def test_start_from_a_trained_backbone(scenes, tmp_path):
@@ -292,11 +363,16 @@ class Malice:
         return os.system, ("echo executed",)
 
 
-def test_no_pickle_is_executed(tmp_path, capfd):
+def test_no_pickle_is_executed(scenes, tmp_path, capfd):
     torch.save({"kind": "CropClassifier", "settings": Malice(), "weights": {}}, tmp_path / "bad.pt")
     with pytest.raises(ValueError, match="does not load as weights alone"):
         CropClassifier.load(tmp_path / "bad.pt")
-    torch.save({"kind": "CropClassifier", "settings": Malice(), "weights": {}}, tmp_path / "last.ckpt")
+    folder = tmp_path / "run"
+    run = dataclasses.replace(RUN, checkpoint_every=2)
+    distill(scenes, folder, None, distill=commands.NOTHING, run=run)
+    torch.save({"state_dict": Malice(), "global_step": 2}, folder / "last.ckpt")
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        distill(scenes, folder, None, distill=commands.NOTHING, run=run)
     assert "executed" not in capfd.readouterr().out
 
 

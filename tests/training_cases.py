@@ -60,10 +60,11 @@ def training(
     teacher: Path | CropClassifier | None,
     settings: DistillSettings = DistillSettings(),  # noqa: B008 (frozen)
     student: str = "ssd_compact",
+    image_size: int = 0,
 ) -> DetectorTraining:
     classifier = CropClassifier.load(teacher) if isinstance(teacher, Path) else teacher
     torch.manual_seed(0)
-    return DetectorTraining(DIGITS, student, distil=partial(ClassifierDistiller, classifier, settings)).train()
+    return DetectorTraining(DIGITS, student, image_size, distil=partial(ClassifierDistiller, classifier, settings)).train()
 
 
 def positives_of(model: DetectorTraining, scenes: Path, size: int = 4) -> Positives:

@@ -43,12 +43,14 @@ class Student:
         size: of images, in pixels, if none is asked for: both sides, or the shorter one
         about: one line
         fixed_size: whether it takes no other size
+        head: "softmax" over the classes and the background, or a "sigmoid" for each class
     """
 
     build: Callable[[int, int, str], nn.Module]
     size: int
     about: str
     fixed_size: bool = False
+    head: str = "softmax"
 
 
 STUDENTS: dict[str, Student] = {
@@ -60,10 +62,10 @@ STUDENTS: dict[str, Student] = {
     "fasterrcnn_qr50_fpn": Student(faster_rcnn.fasterrcnn_qr50_fpn, 800, "Faster R-CNN, ResNet-50 with every width / 4"),
     "fasterrcnn_mobilenet_v2_fpn": Student(faster_rcnn.fasterrcnn_mobilenet_v2_fpn, 800, "Faster R-CNN, MobileNetV2"),
     "fasterrcnn_resnet50_fpn": Student(faster_rcnn.fasterrcnn_resnet50_fpn, 800, "Faster R-CNN, ResNet-50"),
-    "retinanet_compact": Student(dense.retinanet_compact, 96, "RetinaNet on the small ResNet"),
-    "retinanet_resnet50_fpn": Student(dense.retinanet_resnet50_fpn, 800, "RetinaNet, ResNet-50"),
-    "fcos_compact": Student(dense.fcos_compact, 96, "FCOS on the small ResNet"),
-    "fcos_resnet50_fpn": Student(dense.fcos_resnet50_fpn, 800, "FCOS, ResNet-50"),
+    "retinanet_compact": Student(dense.retinanet_compact, 96, "RetinaNet on the small ResNet", head="sigmoid"),
+    "retinanet_resnet50_fpn": Student(dense.retinanet_resnet50_fpn, 800, "RetinaNet, ResNet-50", head="sigmoid"),
+    "fcos_compact": Student(dense.fcos_compact, 96, "FCOS on the small ResNet", head="sigmoid"),
+    "fcos_resnet50_fpn": Student(dense.fcos_resnet50_fpn, 800, "FCOS, ResNet-50", head="sigmoid"),
     "detr_compact": Student(detr.detr_compact, 96, "DETR on the small ResNet"),
     "detr_resnet50": Student(detr.detr_resnet50, 800, "DETR, ResNet-50"),
 }
