@@ -14,6 +14,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from cls2det.evaluate import COCO_COLUMNS, DIAGNOSTICS
@@ -227,7 +228,6 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[s
 
 def print_table(title: str, table: Mapping[str, Mapping[str, Any]], console: Console) -> None:
     """The arms on the screen, the best in bold."""
-    wide = console if console.width >= 120 else Console(file=console.file, width=120)  # cut numbers cannot be read
     shown = Table(title=title, box=SIMPLE_HEAD)
     shown.add_column("arm", no_wrap=True)
     columns = [name for name in (*ON_SCREEN, "gain") if any(row.get(name) is not None for row in table.values())]
@@ -235,7 +235,9 @@ def print_table(title: str, table: Mapping[str, Mapping[str, Any]], console: Con
         shown.add_column(HEADINGS.get(column, column), justify="right", no_wrap=True)
     for arm, row in table.items():
         shown.add_row(arm, *(cell(row, column) for column in columns), style="bold" if arm == best_arm(table) else None)
-    wide.print(shown)
+    needed = Measurement.get(console, console.options.update(max_width=1000), shown).maximum
+    # Cut numbers cannot be read: on a narrow screen lines are broken instead.
+    (console if console.width >= needed else Console(file=console.file, width=needed)).print(shown)
 
 
 def error_tables(errors: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:
