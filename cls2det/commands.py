@@ -116,7 +116,7 @@ def teacher(
         "steps": optim.steps,
         "parameters": parameter_count(model),
     }
-    if validation and model.global_rank == 0:
+    if validation and rank_zero_only.rank == 0:
         loader = test_loader(validation, loader_workers=run.loader_workers)
         report |= calibration(*crop_predictions(model, loader, run.torch_device))
         draw_reliability(report, Path(out) / "reliability.png")
@@ -218,7 +218,7 @@ def distill(
     model.save(Path(out) / "weights.pt")
     report = {"seconds": seconds, "images": len(data), "steps": optim.steps, "parameters": parameter_count(model)}
     fit.write_json(Path(out) / "report.json", report)
-    if validation and model.global_rank == 0:
+    if validation and rank_zero_only.rank == 0:
         table = evaluate(
             Path(out) / "weights.pt",
             data_root,

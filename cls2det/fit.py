@@ -262,6 +262,7 @@ class _Report(Callback):
 # step that the new one goes on from, and joined with the new file at the end, or at the next start.
 
 
+@rank_zero_only
 def _keep_log(folder: Path, step: int) -> None:
     """Put the lines of steps before ``step`` aside."""
     _join_log(folder)

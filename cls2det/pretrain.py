@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
@@ -121,7 +122,7 @@ def pretrain(
     seconds = fit.fit(model, loader, out, optim=optim, run=run, seed=seed, progress=progress)
     model.save(Path(out) / "weights.pt")
     report = {"seconds": seconds, "images": len(data), "steps": optim.steps, "parameters": parameter_count(model)}
-    if validation and model.global_rank == 0:
+    if validation and rank_zero_only.rank == 0:
         report["accuracy"] = _top1(model, DataLoader(validation, optim.batch_size, **workers), run.torch_device)
     return fit.write_json(Path(out) / "report.json", report)
 

@@ -169,7 +169,8 @@ def _on_recipe(options: dict[str, Any]) -> dict[str, Any]:
 
 def _arms(plan: dict[str, Any]) -> dict[str, dict]:
     """Changes by arm, grid included."""
-    arms, grid = dict(plan.get("arms", {})), plan.get("grid", {})
+    arms = {name: changes or {} for name, changes in plan.get("arms", {}).items()}
+    grid = plan.get("grid", {})
     for values in itertools.product(*grid.values()) if grid else ():
         changes: dict[str, Any] = {}
         for path, value in zip(grid, values, strict=True):
@@ -212,7 +213,7 @@ def _student_jobs(plan: dict, arms: dict, root: Path, out: Path, split: str, run
         if folder in jobs:
             raise ValueError(f"two arms would be written to {folder}; give them names that differ in more than signs")
         given = {"seed": seed, "student": student, "name": name, "val_split": None, "data_root": str(root), "out": str(folder)}
-        merged = _merged({"distill": NOTHING}, plan["train"], changes or {}, given, {"run": run})
+        merged = _merged({"distill": NOTHING}, plan["train"], changes, given, {"run": run})
         for key in ("teacher", "start"):
             teacher = plan["teachers"].get(merged.get(key))
             if teacher is not None:
