@@ -88,7 +88,7 @@ def teacher(
     counts = data.class_counts()
     if unseen := [name for name, count in counts.items() if not count]:
         warnings.warn(f"no object of class {', '.join(unseen)} to train on: the teacher will not know it", stacklevel=2)
-    optim = optim.for_run(len(data), run)
+    optim, run = optim.for_run(len(data), run)
     torch.manual_seed(seed)
     model = CropClassifier(
         data.classes,
@@ -117,7 +117,7 @@ def teacher(
         "parameters": parameter_count(model),
     }
     if validation and rank_zero_only.rank == 0:
-        loader = test_loader(validation, loader_workers=run.loader_workers)
+        loader = test_loader(validation, loader_workers=run.workers)
         report |= calibration(*crop_predictions(model, loader, run.torch_device))
         draw_reliability(report, Path(out) / "reliability.png")
     return fit.write_json(Path(out) / "report.json", report)
@@ -175,7 +175,7 @@ def distill(
     command = command_of(options)
     data = _training_data(data_root, train_split, augmentation, images, seed, run)
     validation = DetectionData(data_root, val_split) if val_split else None
-    optim = optim.for_run(len(data), run)
+    optim, run = optim.for_run(len(data), run)
     distil = None
     if command == "distill":
         classifier = CropClassifier.load(teacher) if teacher else None
@@ -203,7 +203,7 @@ def distill(
     during = None
     if validation and run.validate_every:
         during = test_loader(
-            validation, batch_size=optim.batch_size, loader_workers=run.loader_workers, pin_memory=_on_gpu(run), shared=True
+            validation, batch_size=optim.batch_size, loader_workers=run.workers, pin_memory=_on_gpu(run), shared=True
         )
     seconds = fit.fit(
         model,
@@ -225,7 +225,7 @@ def distill(
             val_split,
             Path(out) / val_split,
             optim.batch_size,
-            run.loader_workers,
+            run.workers,
             run.device,
             progress,
         )
@@ -329,7 +329,7 @@ def _loader(data: DetectionData, optim: Optim, run: Run, seed: int):
         batch_size=optim.batch_size,
         steps_per_epoch=run.checkpoint_every * optim.accumulate,
         seed=seed,
-        loader_workers=run.loader_workers,
+        loader_workers=run.workers,
         pin_memory=_on_gpu(run),
     )
 

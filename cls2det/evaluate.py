@@ -147,7 +147,7 @@ def coco_table(data: DetectionData, detections: list[dict]) -> dict[str, Any]:
 def _results(truth, detections: list[dict]):
     """What pycocotools' ``loadRes`` gives; it fails on an empty list."""
     if detections:
-        return truth.loadRes(detections)
+        return truth.loadRes([dict(detection) for detection in detections])  # which it adds to
     from pycocotools.coco import COCO
 
     results = COCO()

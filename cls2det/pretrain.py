@@ -112,12 +112,12 @@ def pretrain(
     validation = SeededImages(Path(data_root) / val_split, image_size, train=False) if val_split else None
     if validation and validation.files.classes != data.files.classes:
         raise ValueError(f"{val_split} has other classes than {train_split} in {data_root}")
-    optim = optim.for_run(len(data), run)
+    optim, run = optim.for_run(len(data), run)
     torch.manual_seed(seed)
     model = Pretraining(data.files.classes, architecture, width, label_smoothing, dataclasses.asdict(optim))
     fit.claim(out, "pretrain", options)
     sampler = SeededSampler(len(data), run.checkpoint_every * optim.accumulate * optim.batch_size, seed)
-    workers = {"num_workers": run.loader_workers, "persistent_workers": run.loader_workers > 0}
+    workers = {"num_workers": run.workers, "persistent_workers": run.workers > 0}
     loader = DataLoader(data, optim.batch_size, sampler=sampler, **workers)
     seconds = fit.fit(model, loader, out, optim=optim, run=run, seed=seed, progress=progress)
     model.save(Path(out) / "weights.pt")

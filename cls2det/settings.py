@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from typing import Literal
 
 import torch
@@ -24,9 +25,9 @@ class Optim:
         momentum: of sgd
         schedule: one_cycle (15 % rise, cosine fall), multi_step, cosine or constant
         decay_at: multi_step: shares of the run after which the rate is divided by ten
-        warmup_steps: steps of linear rise (one_cycle has its own)
+        warmup_steps: steps of linear rise, at most a tenth of the run (one_cycle has its own)
         epochs: passes over the images
-        steps: optimizer steps, in place of epochs; either is rounded up to a multiple of run.checkpoint_every
+        steps: optimizer steps, in place of epochs
         batch_size: images per process and forward
         accumulate: forwards per optimizer step
         clip_norm: gradients are clipped to this norm; 0: not
@@ -50,13 +51,19 @@ class Optim:
         if self.steps < 0 or (not self.steps and self.epochs <= 0) or min(self.batch_size, self.accumulate) < 1:
             raise ValueError(f"optim: steps or epochs, batch_size and accumulate must be positive, got {self}")
 
-    def for_run(self, images: int, run: Run) -> Optim:
-        """The same with ``steps`` and ``learning_rate`` as they are for this many images and processes."""
+    def for_run(self, images: int, run: Run) -> tuple[Optim, Run]:
+        """``steps`` and ``learning_rate`` as they are for this many images and processes, and a ``run`` that fits.
+
+        Its checkpoints divide the steps into equal stretches of at most ``checkpoint_every``; steps are rounded up to that,
+        by less than one per stretch.
+        """
         batch = self.batch_size * self.accumulate * run.processes
         steps = self.steps or math.ceil(self.epochs * images / batch)
-        steps = math.ceil(steps / run.checkpoint_every) * run.checkpoint_every
+        stretches = math.ceil(steps / run.checkpoint_every)
+        run = dataclasses.replace(run, checkpoint_every=math.ceil(steps / stretches))
         rate = self.learning_rate * (batch / self.base_batch if self.base_batch else 1.0)
-        return dataclasses.replace(self, steps=steps, learning_rate=rate, base_batch=0)
+        optim = dataclasses.replace(self, steps=stretches * run.checkpoint_every, learning_rate=rate, base_batch=0)
+        return optim, run
 
     def configure(self, module: nn.Module) -> dict:
         """Optimizer and learning-rate schedule by step, in the form that Lightning wants."""
@@ -73,7 +80,7 @@ class Optim:
             drops = [share * self.steps for share in self.decay_at] if self.schedule == "multi_step" else []
 
             def factor(step: int) -> float:
-                rise = min(1.0, (step + 1) / (self.warmup_steps + 1))
+                rise = min(1.0, (step + 1) / (min(self.warmup_steps, self.steps // 10) + 1))
                 if self.schedule == "cosine":
                     return rise * (1 + math.cos(math.pi * min(1.0, step / self.steps))) / 2
                 return rise * 0.1 ** sum(step >= drop for drop in drops)
@@ -91,10 +98,10 @@ class Run:
         devices: processes (and GPUs) per machine, with DDP
         num_nodes: machines, with DDP; start the command on each with torchrun
         precision: of Lightning: 32-true, bf16-mixed, 16-mixed
-        loader_workers: processes that load images
+        loader_workers: processes that load images, at most one per core
         cache: keep decoded images in memory (for small data)
         skip_bad_images: go on without training images that cannot be read, with a warning for each, instead of stopping
-        checkpoint_every: steps between checkpoints
+        checkpoint_every: most steps between checkpoints
         validate_every: checkpoints between validations on val_split; 0: none before the end
         log_every: steps between lines of the log
         ratio_every: steps between measurements of each distillation term's gradient against the detector's; 0: none.
@@ -126,6 +133,10 @@ class Run:
                 raise ValueError(f"run.{name} must not be negative, got {getattr(self, name)}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"run.ema must be at least 0 and below 1, got {self.ema}")
+
+    @property
+    def workers(self) -> int:
+        return min(self.loader_workers, os.cpu_count() or 1)
 
     @property
     def processes(self) -> int:

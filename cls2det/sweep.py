@@ -71,7 +71,7 @@ def sweep(
     Run it again with the same folder after Ctrl-C: it goes on from the last checkpoints, and does what is missing.
 
     Args:
-        config: a sweep's YAML file or name, see ``cls2det recipes``; cls2det/sweep.py says what is in it
+        config: a sweep's YAML file or name, see ``cls2det recipes``; `cls2det recipes --name study` shows one to begin from
         out: folder for everything that is written
         data_root: COCO-format data; none if the sweep makes scenes
         recipe: in place of the sweep's
@@ -143,7 +143,9 @@ def run_sweep(
     for folder, job in (jobs | runs).items():  # what is there already was made with these options, or nothing is done
         fit.check_claim(folder, "teacher" if folder in jobs else commands.command_of(job.arguments[0]), job.arguments[0])
     taught = {str(folder / "weights.pt"): job.arguments[0]["student"] for folder, job in jobs.items()}
-    _check_normalisation({(job.arguments[0]["student"], taught.get(str(job.arguments[0]["teacher"]))) for job in runs.values()})
+    _check_normalisation(
+        {(job.arguments[0]["student"], taught.get(str(job.arguments[0]["teacher"]))) for job in runs.values()}
+    )
     run_jobs([job for folder, job in jobs.items() if not (folder / "report.json").is_file()], workers, console, gpus)
     missing = [job for folder, job in runs.items() if not (folder / split / "evaluation.json").is_file()]
     run_jobs(missing, workers, console, gpus)
@@ -234,7 +236,7 @@ def _student_job(options: dict, split: str, progress: Progress) -> None:
         commands.distill(**options, progress=progress)
     batch, run = options["optim"].batch_size, options["run"]
     weights = folder / "weights.pt"
-    commands.evaluate(weights, options["data_root"], split, folder / split, batch, run.loader_workers, run.device, progress)
+    commands.evaluate(weights, options["data_root"], split, folder / split, batch, run.workers, run.device, progress)
 
 
 def _scenes(root: Path, settings: dict, workers: int, console: Console) -> None:

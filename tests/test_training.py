@@ -285,11 +285,16 @@ def test_learning_rates():
         return rates
 
     assert rates(12, schedule="multi_step", decay_at=(2 / 3, 11 / 12)) == [1.0] * 8 + [0.1] * 3 + [0.01]
-    assert rates(6, schedule="constant", warmup_steps=3) == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert rates(30, schedule="constant", warmup_steps=3)[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert rates(20, schedule="constant", warmup_steps=500)[:4] == [0.333333, 0.666667, 1.0, 1.0]  # a tenth of the run
     assert rates(4, schedule="cosine") == [1.0, 0.853553, 0.5, 0.146447]
     optim = Optim(epochs=2, batch_size=4, accumulate=2, learning_rate=0.1, base_batch=32)
-    found = optim.for_run(100, Run(devices=2, checkpoint_every=3))
+    found, run = optim.for_run(100, Run(devices=2, checkpoint_every=3))
+    assert run.checkpoint_every == 3
     assert (found.steps, found.learning_rate) == (15, pytest.approx(0.05))  # 13 steps of 16, up to a multiple of 3
+    for steps, every, wanted in ((6, 1000, (6, 6)), (1500, 1000, (1500, 750)), (2000, 100, (2000, 100)), (7, 3, (9, 3))):
+        found, run = Optim(steps=steps).for_run(100, Run(checkpoint_every=every))
+        assert (found.steps, run.checkpoint_every) == wanted
     for wrong in ({"epochs": 0}, {"steps": -1}, {"steps": 5, "batch_size": 0}):
         with pytest.raises(ValueError, match="optim"):
             Optim(**wrong)
