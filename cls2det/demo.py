@@ -26,7 +26,7 @@ def demo(
     Args:
         out: folder for everything that is written (default: runs/demo, or runs/demo-quick)
         seeds: paired runs per arm (default: 3, or 1 with --quick)
-        quick: see in 3 minutes that everything runs; too short to show the gain
+        quick: see that everything runs; too short to show the gain
         first_seed: the first of the seeds (those below 11 were seen while settings were chosen)
         split: split that is reported (default: test); look at val while choosing settings
         device: auto takes a GPU if there is one
