@@ -21,7 +21,6 @@ from cls2det.recipes import find_recipe
 # Subcommand: module and function.
 COMMANDS = {
     "demo": ("cls2det.demo", "demo"),
-    "study": ("cls2det.demo", "study"),
     "teacher": ("cls2det.commands", "teacher"),
     "train": ("cls2det.commands", "train"),
     "distill": ("cls2det.commands", "distill"),

@@ -5,7 +5,6 @@ All write under ``out`` and nowhere else; run again with the same ``out``, they 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
@@ -21,7 +20,7 @@ from cls2det import fit
 from cls2det.augment import get_augmentation
 from cls2det.calibration import calibration, draw_reliability
 from cls2det.data import DetectionData, test_loader, train_loader
-from cls2det.distill import ClassifierDistiller, DistillSettings
+from cls2det.distill import NOTHING, TERMS, ClassifierDistiller, DistillSettings
 from cls2det.evaluate import evaluate as evaluate_detector
 from cls2det.jobs import progress_bar
 from cls2det.pretrain import Pretraining
@@ -240,14 +239,9 @@ def train(**options) -> dict:
     return distill(**options | {"teacher": None, "distill": NOTHING})
 
 
-NOTHING = DistillSettings(kd_cls_weight=0.0, kd_loc_weight=0.0, loc_weight=0.0)
-
-
 def command_of(options: dict) -> str:
     """What a run with these options is called: "distill", or "train" where nothing is distilled."""
-    settings = options["distill"]
-    weights = settings.kd_cls_weight, settings.kd_loc_weight, settings.loc_weight
-    return "distill" if options["teacher"] or max(weights) > 0 else "train"
+    return "distill" if options["teacher"] or any(getattr(options["distill"], term) for term in TERMS) else "train"
 
 
 def _check_teacher(teacher: CropClassifier, student: str, settings: DistillSettings, loader, run: Run) -> None:
@@ -284,7 +278,7 @@ def evaluate(
         device: auto takes a GPU if there is one
     """
     model, data = DetectorTraining.load(weights), DetectionData(data_root, split)
-    with contextlib.nullcontext(progress) if progress else progress_bar("evaluating") as told:
+    with progress_bar("evaluating", progress) as told:
         table = evaluate_detector(
             model,
             data,

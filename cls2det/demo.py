@@ -1,4 +1,4 @@
-"""``cls2det demo`` and ``cls2det study``: sweeps on scenes that are made on the spot, from nothing to a table."""
+"""``cls2det demo``: a sweep on scenes that are made on the spot, from nothing to a table."""
 
 from __future__ import annotations
 
@@ -35,51 +35,9 @@ def demo(
         fresh: forget what is in the folder
     """
     name = "demo-quick" if quick else "demo"
-    _on_scenes(name, out or Path("runs") / name, seeds, first_seed, split, device, precision, workers, fresh)
-
-
-def study(
-    out: Path | None = None,
-    seeds: int = 0,
-    first_seed: int = 21,
-    split: str | None = None,
-    students: bool = False,
-    device: Device = "auto",
-    precision: str | None = None,
-    workers: int = 0,
-    fresh: bool = False,
-) -> None:
-    """The demo with the arms that could explain its gain away, on fresh seeds: some hours on two cores.
-
-    Args:
-        out: folder for everything that is written (default: runs/study, or runs/study-students)
-        seeds: paired runs per arm (default: 5, or 1 with --students)
-        first_seed: the first of the seeds (those below 21 were seen before)
-        split: split that is reported (default: test)
-        students: Faster R-CNN and RetinaNet in place of the SSD, one seed
-        device: auto takes a GPU if there is one
-        precision: of Lightning: 32-true (default), bf16-mixed, 16-mixed
-        workers: trainings at a time; 0: one per GPU, or per core and at most 4
-        fresh: forget what is in the folder
-    """
-    name = "study-students" if students else "study"
-    _on_scenes(name, out or Path("runs") / name, seeds, first_seed, split, device, precision, workers, fresh)
-
-
-def _on_scenes(
-    name: str,
-    out: Path,
-    seeds: int,
-    first: int,
-    split: str | None,
-    device: Device,
-    precision: str | None,
-    workers: int,
-    fresh: bool,
-) -> None:
     plan = load_sweep(name)
     if seeds < 0:
         raise ValueError(f"--seeds must be at least 1, got {seeds}")
-    plan["seeds"] = list(range(first, first + (seeds or len(plan["seeds"]))))
+    plan["seeds"] = list(range(first_seed, first_seed + (seeds or len(plan["seeds"]))))
     plan["split"] = split or plan["split"]
-    run_sweep(plan, out, None, None, device, precision, workers, fresh)
+    run_sweep(plan, out or Path("runs") / name, None, None, device, precision, workers, fresh)

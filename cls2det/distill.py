@@ -69,6 +69,10 @@ class DistillSettings:
             raise ValueError(f"weights of distillation terms must not be negative, got {self}")
 
 
+TERMS = ("kd_cls_weight", "kd_loc_weight", "loc_weight")  # a weight above 0 is what makes a run distil
+NOTHING = DistillSettings(**dict.fromkeys(TERMS, 0.0))
+
+
 class ClassifierDistiller:
     """``distiller(positives)`` gives the weighted terms by name: kd_cls, kd_loc, loc.
 

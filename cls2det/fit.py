@@ -63,7 +63,7 @@ class SavedModule(lightning.LightningModule):
         return model.eval()
 
     def configure_optimizers(self) -> dict:
-        return Optim(**self.hparams["optim"]).configure(self)
+        return Optim(**(self.hparams["optim"] or {})).configure(self)
 
 
 def _read(path: str | Path) -> dict[str, Any]:

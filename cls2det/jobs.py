@@ -87,8 +87,11 @@ def run_jobs(jobs: Sequence[Job], workers: int, console: Console, gpus: Sequence
 
 
 @contextlib.contextmanager
-def progress_bar(name: str) -> Iterator[Progress]:
-    """A bar of its own on the screen, as a ``Progress``."""
+def progress_bar(name: str, given: Progress | None = None) -> Iterator[Progress]:
+    """What is ``given``, or a bar of its own on the screen."""
+    if given:
+        yield given
+        return
     with progress_display(Console()) as display:
         bar = display.add_task(name, total=None, text="")
         yield lambda done, total, text: display.update(bar, completed=done, total=total or None, text=text)

@@ -29,7 +29,7 @@ def draw_boxes(
     labels: Tensor,
     classes: Sequence[str],
     scores: Tensor | None = None,
-    colour: str | None = None,
+    colour: str | Sequence[str] | None = None,
 ) -> Tensor:
     """The image with its boxes, each with the name of its class and, where given, its score.
 
@@ -39,7 +39,7 @@ def draw_boxes(
         labels: (n,) from 1, in order of ``classes``
         classes: names of the classes
         scores: (n,) in [0, 1], or None
-        colour: of every box, as Pillow names it; None: by class
+        colour: of every box, or of each, as Pillow names it; None: by class
 
     Returns:
         uint8 (3, k·H, k·W), k = 1 unless the image is small
@@ -50,6 +50,8 @@ def draw_boxes(
     if not labels:
         return image
     texts = [classes[label - 1] for label in labels]
+    if colour is not None and not isinstance(colour, str):
+        colour = [each for each, drawn in zip(colour, drawable.tolist(), strict=True) if drawn]
     if scores is not None:
         texts = [f"{text} {score:.2f}" for text, score in zip(texts, scores[drawable].tolist(), strict=True)]
     height, width = image.shape[-2:]

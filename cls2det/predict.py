@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cls2det.fit import Progress, write_json
+from cls2det.fit import write_json
 from cls2det.images import read_image
+from cls2det.jobs import Progress, progress_bar
 from cls2det.pictures import draw_boxes, write_picture
 from cls2det.settings import Device, Run
 from cls2det.train import DetectorTraining
@@ -48,28 +49,28 @@ def predict(
     model = DetectorTraining.load(weights).to(Run(device).torch_device)
     classes = list(model.hparams["classes"])
     predictions, unreadable = [], []
-    for number, (file, picture) in enumerate(pictures.items(), start=1):
-        try:
-            image = read_image(file)
-        except ValueError as error:
-            unreadable.append({"file": str(file), "reason": str(error)})
-            print(f"left out: {error}", file=sys.stderr)
-            continue
-        found = _detect(model, image, threshold, most)
-        prediction = {
-            "file": str(file),
-            "width": image.shape[2],
-            "height": image.shape[1],
-            "boxes": found["boxes"].tolist(),
-            "classes": [classes[label - 1] for label in found["labels"].tolist()],
-            "scores": found["scores"].tolist(),
-        }
-        if not no_pictures:
-            write_picture(draw_boxes(image, found["boxes"], found["labels"], classes, found["scores"]), out / picture)
-            prediction["picture"] = picture.as_posix()
-        predictions.append(prediction)
-        if progress:
-            progress(number, len(pictures), "predicting")
+    with progress_bar("predicting", progress) as told:
+        for number, (file, picture) in enumerate(pictures.items(), start=1):
+            told(number, len(pictures), "")
+            try:
+                image = read_image(file)
+            except ValueError as error:
+                unreadable.append({"file": str(file), "reason": str(error)})
+                print(f"left out: {error}", file=sys.stderr)
+                continue
+            found = _detect(model, image, threshold, most)
+            prediction = {
+                "file": str(file),
+                "width": image.shape[2],
+                "height": image.shape[1],
+                "boxes": found["boxes"].tolist(),
+                "classes": [classes[label - 1] for label in found["labels"].tolist()],
+                "scores": found["scores"].tolist(),
+            }
+            if not no_pictures:
+                write_picture(draw_boxes(image, found["boxes"], found["labels"], classes, found["scores"]), out / picture)
+                prediction["picture"] = picture.as_posix()
+            predictions.append(prediction)
     if not predictions:
         raise ValueError(f"none of {len(pictures)} images could be read; the first: {unreadable[0]['reason']}")
     out.mkdir(parents=True, exist_ok=True)

@@ -43,8 +43,7 @@ class Pretraining(fit.SavedModule):
         optim: dict | None = None,
     ):
         super().__init__()
-        self.save_hyperparameters(ignore=["optim"])
-        self.save_hyperparameters({"optim": optim or {}})
+        self.save_hyperparameters()
         self.network = build_classifier(architecture, len(classes), width)
 
     def training_step(self, batch: tuple[Tensor, Tensor], _index: int) -> Tensor:

@@ -40,6 +40,7 @@ from rich.console import Console
 
 from cls2det import commands, fit
 from cls2det.cli import parse_options
+from cls2det.distill import TERMS
 from cls2det.fit import Progress, write_json
 from cls2det.jobs import Job, progress_display, run_jobs
 from cls2det.recipes import find_recipe
@@ -49,7 +50,6 @@ from cls2det.settings import Device, Run
 from cls2det.students import build_student
 
 KEYS = {"recipe", "scenes", "teachers", "train", "arms", "grid", "students", "seeds", "split", "notes", "title", "quick"}
-NOTHING = {"kd_cls_weight": 0.0, "kd_loc_weight": 0.0, "loc_weight": 0.0}
 
 
 def sweep(
@@ -215,7 +215,7 @@ def _student_jobs(plan: dict, arms: dict, root: Path, out: Path, split: str, run
         if folder in jobs:
             raise ValueError(f"two arms would be written to {folder}; give them names that differ in more than signs")
         given = {"seed": seed, "student": student, "name": name, "val_split": None, "data_root": str(root), "out": str(folder)}
-        merged = _merged({"distill": NOTHING}, plan["train"], changes, given, {"run": run})
+        merged = _merged({"distill": dict.fromkeys(TERMS, 0.0)}, plan["train"], changes, given, {"run": run})
         for key in ("teacher", "start"):
             teacher = plan["teachers"].get(merged.get(key))
             if teacher is not None:

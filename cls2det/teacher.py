@@ -62,8 +62,7 @@ class CropClassifier(SavedModule):
         super().__init__()
         if loss not in LOSSES:
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
-        self.save_hyperparameters(ignore=["backbone_weights", "optim"])
-        self.save_hyperparameters({"optim": optim or {}})
+        self.save_hyperparameters(ignore=["backbone_weights"])
         self.transform = build_student(student, len(classes), image_size).transform
         self.network = build_classifier(architecture, len(classes), width, backbone_weights)
 

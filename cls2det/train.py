@@ -46,8 +46,7 @@ class DetectorTraining(SavedModule):
         pictures: int = 0,
     ):
         super().__init__()
-        self.save_hyperparameters(ignore=["backbone_weights", "distil", "optim", "ratio_every", "pictures"])
-        self.save_hyperparameters({"optim": optim or {}})
+        self.save_hyperparameters(ignore=["backbone_weights", "distil", "ratio_every", "pictures"])
         self.detector = build_student(student, len(classes), image_size, backbone_weights)
         self.distiller = distil(classes, self.detector.transform) if distil else None
         self.tap = PositiveTap(self.detector) if distil else None

@@ -9,6 +9,7 @@ import torch
 from torchvision.ops import box_convert, box_iou
 
 from cls2det.data import DetectionData
+from cls2det.pictures import draw_boxes
 from cls2det.report.plots import pyplot
 from cls2det.report.runs import read_json
 
@@ -37,17 +38,18 @@ def draw_detections(
         image, target = data[index]
         for row, name in enumerate(("ground truth", *arms)):
             axes = grid[row][column]
-            axes.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
             axes.set(xticks=[], yticks=[])
             if column == 0:
                 axes.set_ylabel(name, fontsize=10)
             if row == 0:
-                _draw_boxes(axes, target["boxes"], target["labels"], ["white"] * len(target["labels"]), data.classes)
+                boxes, labels, colours = target["boxes"], target["labels"], "white"
             else:
                 found = arms[name].get(int(target["image_id"]), [])
                 boxes, labels = _as_tensors(found, data.category_ids)
                 right = (box_iou(boxes, target["boxes"]) >= 0.5) & (labels[:, None] == target["labels"])
-                _draw_boxes(axes, boxes, labels, ["lime" if hit else "red" for hit in right.any(1)], data.classes)
+                colours = ["lime" if hit else "red" for hit in right.any(1)]
+            drawn = draw_boxes(image, boxes, labels, data.classes, colour=colours)
+            axes.imshow(drawn.permute(1, 2, 0).numpy(), interpolation="nearest")
     figure.suptitle(f"scores ≥ {threshold}; green: right class and IoU ≥ 0.5, red: not", fontsize=9)
     figure.savefig(path, dpi=130)
     plt.close(figure)
@@ -72,20 +74,3 @@ def _as_tensors(found: list[dict], category_ids: list[int]) -> tuple[torch.Tenso
     boxes = torch.tensor([detection["bbox"] for detection in found], dtype=torch.float32).reshape(-1, 4)
     labels = [category_ids.index(detection["category_id"]) + 1 for detection in found]
     return box_convert(boxes, "xywh", "xyxy"), torch.tensor(labels, dtype=torch.int64)
-
-
-def _draw_boxes(axes, boxes: torch.Tensor, labels: torch.Tensor, colours: list[str], classes: list[str]) -> None:
-    for (left, top, right, bottom), label, colour in zip(boxes.tolist(), labels.tolist(), colours, strict=True):
-        axes.add_patch(
-            pyplot().Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour, linewidth=1.2)
-        )
-        axes.text(
-            left,
-            top - 1,
-            classes[label - 1],
-            color="black",
-            fontsize=7,
-            va="bottom",
-            clip_on=True,
-            bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.6, "alpha": 0.85},
-        )
