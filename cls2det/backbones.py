@@ -14,7 +14,6 @@ import http.client
 import logging
 import warnings
 from collections import OrderedDict
-from collections.abc import Sequence
 from typing import Any
 
 import torchvision
@@ -30,8 +29,9 @@ POLICIES = ("none", "auto", "imagenet")
 class CompactResNet(nn.Module):
     """One BasicBlock per stage, strides 4, 8, 16, 32. ``forward`` returns the last three maps, by name."""
 
-    def __init__(self, widths: Sequence[int] = (16, 32, 64, 128)):
+    def __init__(self, width: int = 16):
         super().__init__()
+        widths = (width, 2 * width, 4 * width, 8 * width)
         self.stem = nn.Sequential(
             nn.Conv2d(3, widths[0], 3, 2, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True)
         )
@@ -55,7 +55,7 @@ class CompactClassifier(nn.Module):
 
     def __init__(self, classes: int, width: int = 16):
         super().__init__()
-        self.backbone = CompactResNet((width, 2 * width, 4 * width, 8 * width))
+        self.backbone = CompactResNet(width)
         self.head = nn.Linear(8 * width, classes)
 
     def forward(self, crops: Tensor) -> Tensor:

@@ -20,7 +20,21 @@ from cls2det import fit
 from cls2det.augment import get_augmentation
 from cls2det.calibration import calibration, draw_reliability
 from cls2det.data import DetectionData, test_loader, train_loader
-from cls2det.distill import NOTHING, TERMS, ClassifierDistiller, DistillSettings
+from cls2det.distillers import (
+    METHODS,
+    NAMES,
+    BCKDSettings,
+    CWDSettings,
+    DetectorTeacher,
+    Distillers,
+    FGDSettings,
+    FGFISettings,
+    FKDSettings,
+    GIDSettings,
+    KDSettings,
+    PKDSettings,
+)
+from cls2det.distillers.classifier import NOTHING, TERMS, ClassifierDistiller, DistillSettings
 from cls2det.evaluate import evaluate as evaluate_detector
 from cls2det.jobs import progress_bar
 from cls2det.pretrain import Pretraining
@@ -141,10 +155,20 @@ def distill(
     run: Run = Run(),  # noqa: B008
     teacher: Path | None = None,
     allow_poor_teacher: bool = False,
+    detector_teacher: str | None = None,
+    distillers: list[str] = ["classifier"],  # noqa: B006 (read only)
     distill: DistillSettings = DistillSettings(),  # noqa: B008
+    kd: KDSettings = KDSettings(),  # noqa: B008
+    fgfi: FGFISettings = FGFISettings(),  # noqa: B008
+    gid: GIDSettings = GIDSettings(),  # noqa: B008
+    fkd: FKDSettings = FKDSettings(),  # noqa: B008
+    fgd: FGDSettings = FGDSettings(),  # noqa: B008
+    pkd: PKDSettings = PKDSettings(),  # noqa: B008
+    cwd: CWDSettings = CWDSettings(),  # noqa: B008
+    bckd: BCKDSettings = BCKDSettings(),  # noqa: B008
     progress: fit.Progress | None = None,
 ) -> dict:
-    """Train a detector and distil a classification teacher into it.
+    """Train a detector and distil a classification teacher, or a bigger detector, or both, into it.
 
     Writes ``weights.pt`` (the student alone), ``report.json``, log/metrics.csv, tensorboard/ and, with a val_split, its
     evaluation.
@@ -168,9 +192,22 @@ def distill(
         run: where and how
         teacher: weights.pt of ``cls2det teacher``; none is needed for the pixel term alone
         allow_poor_teacher: go on with a teacher that is no better than guessing
-        distill: weights and settings of the distillation terms
+        detector_teacher: weights.pt of ``cls2det train`` or ``distill``, or torchvision:NAME for a detector with torchvision's
+            COCO weights; the teacher of every distiller but classifier
+        distillers: whose terms are added: classifier, kd, fgfi, gid, fkd, fgd, pkd, cwd, bckd
+        distill: weights and settings of the classifier's terms
+        kd: of KD (Chen et al., NeurIPS 2017): soft labels, bounded regression, hint
+        fgfi: of FGFI (Wang et al., CVPR 2019): features near objects
+        gid: of GID (Dai et al., CVPR 2021): where the two disagree most
+        fkd: of FKD (Zhang & Ma, ICLR 2021): attention and non-local relations
+        fgd: of FGD (Yang et al., CVPR 2022): objects and background apart
+        pkd: of PKD (Cao et al., NeurIPS 2022): normalised features
+        cwd: of CWD (Shu et al., ICCV 2021): where each channel looks
+        bckd: of BCKD (Yang et al., ICCV 2023): scores and boxes of sigmoid heads
     """
     options = dict(locals())
+    if unknown := set(distillers) - set(NAMES):
+        raise ValueError(f"no distiller {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
     command = command_of(options)
     data = _training_data(data_root, train_split, augmentation, images, seed, run)
     validation = DetectionData(data_root, val_split) if val_split else None
@@ -182,7 +219,7 @@ def distill(
             some = math.ceil(256 / optim.batch_size)  # batches of training pictures; more than enough crops on most data
             loader = train_loader(data, batch_size=optim.batch_size, steps_per_epoch=some, seed=seed)
             _check_teacher(classifier, student, distill, loader, run)
-        distil = partial(ClassifierDistiller, classifier, distill)
+        distil = partial(_distillers, classifier, detector_teacher, options)
     torch.manual_seed(seed)
     model = DetectorTraining(
         data.classes,
@@ -215,7 +252,7 @@ def distill(
         progress=progress,
     )
     model.save(Path(out) / "weights.pt")
-    report = {"seconds": seconds, "images": len(data), "steps": optim.steps, "parameters": parameter_count(model)}
+    report = {"seconds": seconds, "images": len(data), "steps": optim.steps, "parameters": parameter_count(model.detector)}
     fit.write_json(Path(out) / "report.json", report)
     if validation and rank_zero_only.rank == 0:
         table = evaluate(
@@ -236,12 +273,28 @@ def train(**options) -> dict:
     """Train a detector without distillation: the baseline. Takes the options and recipes of ``distill``, less the teacher."""
     if options.get("teacher"):
         warnings.warn(f"train distils nothing: teacher {options['teacher']} is left out; see distill", stacklevel=2)
-    return distill(**options | {"teacher": None, "distill": NOTHING})
+    return distill(**options | {"teacher": None, "detector_teacher": None, "distillers": [], "distill": NOTHING})
 
 
 def command_of(options: dict) -> str:
     """What a run with these options is called: "distill", or "train" where nothing is distilled."""
-    return "distill" if options["teacher"] or any(getattr(options["distill"], term) for term in TERMS) else "train"
+    methods, classifier = set(options["distillers"]) & set(METHODS), "classifier" in options["distillers"]
+    own = classifier and (options["teacher"] or any(getattr(options["distill"], term) for term in TERMS))
+    return "distill" if methods or own else "train"
+
+
+def _distillers(
+    classifier: CropClassifier | None,
+    detector_teacher: str | None,
+    options: dict,
+    classes: list[str],
+    student: torch.nn.Module,
+) -> Distillers:
+    """Those that ``options`` name, for ``DetectorTraining``."""
+    names = options["distillers"]
+    own = ClassifierDistiller(classifier, options["distill"], classes, student.transform) if "classifier" in names else None
+    teacher = DetectorTeacher.load(detector_teacher, classes) if detector_teacher else None
+    return Distillers(student, own, teacher, {name: options[name] for name in METHODS if name in names})
 
 
 def _check_teacher(teacher: CropClassifier, student: str, settings: DistillSettings, loader, run: Run) -> None:

@@ -41,8 +41,11 @@ class SavedModule(lightning.LightningModule):
     def save(self, path: str | Path) -> None:
         """Write arguments and weights, by way of a temporary file: what is at ``path`` is whole."""
         part = Path(f"{path}.part")
-        torch.save({"kind": type(self).__name__, "settings": dict(self.hparams), "weights": self.state_dict()}, part)
+        torch.save({"kind": type(self).__name__, "settings": dict(self.hparams), "weights": self.saved_weights()}, part)
         part.replace(path)
+
+    def saved_weights(self) -> dict[str, Tensor]:
+        return self.state_dict()
 
     @classmethod
     def load(cls, path: str | Path) -> SavedModule:

@@ -5,6 +5,8 @@
     teachers:                what ``cls2det teacher`` shall train first, by name
       teacher: {...}
       own: {per_seed: true, ...}     one per seed, with the seed of the arm
+    detectors:               what ``cls2det train`` shall train next, by name, for ``detector_teacher`` of the arms
+      wide: {student: ssd_compact_wide, ...}
     recipe: ssd300           a recipe of ``cls2det distill`` under all arms (a teacher may have one too)
     train: {...}             options of ``cls2det distill`` that all arms share
     arms:                    what each changes; ``teacher`` and ``start`` may name a teacher of above
@@ -40,7 +42,7 @@ from rich.console import Console
 
 from cls2det import commands, fit
 from cls2det.cli import parse_options
-from cls2det.distill import TERMS
+from cls2det.distillers.classifier import TERMS
 from cls2det.fit import Progress, write_json
 from cls2det.jobs import Job, progress_display, run_jobs
 from cls2det.recipes import find_recipe
@@ -49,7 +51,21 @@ from cls2det.scenes import SceneSettings, make_scenes
 from cls2det.settings import Device, Run
 from cls2det.students import build_student
 
-KEYS = {"recipe", "scenes", "teachers", "train", "arms", "grid", "students", "seeds", "split", "notes", "title", "quick"}
+KEYS = {
+    "recipe",
+    "scenes",
+    "teachers",
+    "detectors",
+    "train",
+    "arms",
+    "grid",
+    "students",
+    "seeds",
+    "split",
+    "notes",
+    "title",
+    "quick",
+}
 
 
 def sweep(
@@ -126,7 +142,10 @@ def run_sweep(
         raise ValueError(f"no arm {', '.join(sorted(unknown))}; there are {', '.join(_arms(plan))}")
     plan = plan | {
         "train": _on_recipe({"recipe": plan.get("recipe"), **plan["train"]}),
-        "teachers": {name: _on_recipe(options) for name, options in plan.get("teachers", {}).items()},
+        **{
+            kind: {name: _on_recipe(options) for name, options in plan.get(kind, {}).items()}
+            for kind in ("teachers", "detectors")
+        },
     }
     run = {"device": Run(device).torch_device.type} | ({"precision": precision} if precision else {})
     gpus = _gpus() if run["device"] == "cuda" else []
@@ -138,23 +157,26 @@ def run_sweep(
     root = Path(data_root or out / "scenes")
     if "scenes" in plan:
         _scenes(root, plan["scenes"], workers, console)
-    jobs = _teacher_jobs(plan, arms, root, out, split, run)
+    detectors = _detector_jobs(plan, arms, root, out, split, run)
+    jobs = _teacher_jobs(plan, [*arms.values(), *plan["detectors"].values()], root, out, split, run)
     runs = _student_jobs(plan, arms, root, out, split, run)
-    for folder, job in (jobs | runs).items():  # what is there already was made with these options, or nothing is done
+    for folder, job in (jobs | detectors | runs).items():  # what is there was made with these options, or nothing is done
         fit.check_claim(folder, "teacher" if folder in jobs else commands.command_of(job.arguments[0]), job.arguments[0])
     taught = {str(folder / "weights.pt"): job.arguments[0]["student"] for folder, job in jobs.items()}
     _check_normalisation(
         {(job.arguments[0]["student"], taught.get(str(job.arguments[0]["teacher"]))) for job in runs.values()}
     )
     run_jobs([job for folder, job in jobs.items() if not (folder / "report.json").is_file()], workers, console, gpus)
-    missing = [job for folder, job in runs.items() if not (folder / split / "evaluation.json").is_file()]
-    run_jobs(missing, workers, console, gpus)
-    classifiers = [f"teacher `{folder.name}`: {_described(folder)}" for folder in jobs]
+    for group in (detectors, runs):
+        missing = [job for folder, job in group.items() if not (folder / split / "evaluation.json").is_file()]
+        run_jobs(missing, workers, console, gpus)
+    taught_by = [f"teacher `{folder.name}`: {_described(folder)}" for folder in jobs]
+    taught_by += [f"detector teacher `{folder.name}`: {_described_detector(folder, split)}" for folder in detectors]
     result = report(
         list(runs),
         out,
         split,
-        notes=[*plan.get("notes", []), *classifiers],
+        notes=[*plan.get("notes", []), *taught_by],
         title=plan.get("title", "Distilling a classifier into a detector"),
         quick=plan.get("quick", False),
         console=console,
@@ -188,12 +210,11 @@ def _arms(plan: dict[str, Any]) -> dict[str, dict]:
     return arms
 
 
-def _teacher_jobs(plan: dict, arms: dict, root: Path, out: Path, split: str, run: dict) -> dict[Path, Job]:
-    """Jobs by folder, for those teachers that an arm, or all, name."""
+def _teacher_jobs(plan: dict, users: list[dict], root: Path, out: Path, split: str, run: dict) -> dict[Path, Job]:
+    """Jobs by folder, for those teachers that an arm, a detector, or all, name."""
     jobs = {}
     for name, options in plan["teachers"].items():
-        users = [plan["train"], *arms.values()]
-        if not any(name in (user.get("teacher"), user.get("start")) for user in users):
+        if not any(name in (user.get("teacher"), user.get("start")) for user in [plan["train"], *users]):
             continue
         for seed in plan["seeds"] if options.get("per_seed") else [None]:
             folder = _teacher_folder(out, name, seed)
@@ -202,6 +223,19 @@ def _teacher_jobs(plan: dict, arms: dict, root: Path, out: Path, split: str, run
             last = {"data_root": str(root), "out": str(folder), "run": run}
             merged = _merged({"val_split": split}, options, given, last)
             jobs[folder] = Job(folder.name, _teacher_job, (parse_options("teacher", merged),))
+    return jobs
+
+
+def _detector_jobs(plan: dict, arms: dict, root: Path, out: Path, split: str, run: dict) -> dict[Path, Job]:
+    """Jobs by folder, for those detectors that an arm, or all, name as their teacher."""
+    jobs = {}
+    for name, options in plan["detectors"].items():
+        if not any(user.get("detector_teacher") == name for user in [plan["train"], *arms.values()]):
+            continue
+        folder = out / "detectors" / name
+        last = {"name": name, "val_split": None, "data_root": str(root), "out": str(folder), "run": run}
+        merged = _with_weights(_merged({"distill": dict.fromkeys(TERMS, 0.0)}, options, last), plan, out, None)
+        jobs[folder] = Job(f"detector {name}", _student_job, (parse_options("distill", merged), split))
     return jobs
 
 
@@ -216,14 +250,21 @@ def _student_jobs(plan: dict, arms: dict, root: Path, out: Path, split: str, run
             raise ValueError(f"two arms would be written to {folder}; give them names that differ in more than signs")
         given = {"seed": seed, "student": student, "name": name, "val_split": None, "data_root": str(root), "out": str(folder)}
         merged = _merged({"distill": dict.fromkeys(TERMS, 0.0)}, plan["train"], changes, given, {"run": run})
-        for key in ("teacher", "start"):
-            teacher = plan["teachers"].get(merged.get(key))
-            if teacher is not None:
-                folder_of = _teacher_folder(out, merged[key], seed if teacher.get("per_seed") else None)
-                merged[key] = str(folder_of / "weights.pt")
-        options = parse_options("distill", merged)
+        options = parse_options("distill", _with_weights(merged, plan, out, seed))
         jobs[folder] = Job(f"{label}, seed {seed}", _student_job, (options, split))
     return jobs
+
+
+def _with_weights(options: dict, plan: dict, out: Path, seed: int | None) -> dict:
+    """``options`` with paths in place of the names of the sweep's teachers and detectors."""
+    paths = {}
+    for key in ("teacher", "start"):
+        teacher = plan["teachers"].get(options.get(key))
+        if teacher is not None:
+            paths[key] = str(_teacher_folder(out, options[key], seed if teacher.get("per_seed") else None) / "weights.pt")
+    if options.get("detector_teacher") in plan["detectors"]:
+        paths["detector_teacher"] = str(out / "detectors" / options["detector_teacher"] / "weights.pt")
+    return options | paths
 
 
 def _teacher_job(options: dict, progress: Progress) -> None:
@@ -264,12 +305,18 @@ def _described(folder: Path) -> str:
     return said
 
 
+def _described_detector(folder: Path, split: str) -> str:
+    options, content = (json.loads((folder / name).read_text()) for name in ("options.json", "report.json"))
+    found = json.loads((folder / split / "evaluation.json").read_text())
+    return f"{options['student']}, {content['images']} images, {content['parameters']} parameters, mAP {found['mAP']:.1f} on {split}"
+
+
 def _claim(out: Path, plan: dict, fresh: bool) -> None:
     """Make ``out`` this sweep's; refuse a folder that holds one with other settings, or something else.
 
     Seeds and arms may be added later: they have their own folders.
     """
-    stamp = {key: value for key, value in plan.items() if key in ("scenes", "teachers", "train")}
+    stamp = {key: value for key, value in plan.items() if key in ("scenes", "teachers", "detectors", "train")}
     file = out / "sweep.json"
     if out.exists() and any(out.iterdir()):
         if not file.is_file():

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from cls2det.distill import ClassifierDistiller
+from cls2det.distillers import Distillers
 from cls2det.evaluate import as_results, coco_table
 from cls2det.fit import SavedModule, to_float
 from cls2det.students import build_student
 from cls2det.taps import PositiveTap
 
-Distil = Callable[[list[str], torch.nn.Module], ClassifierDistiller]  # (classes, the student's transform)
+Distil = Callable[[list[str], torch.nn.Module], Distillers]  # (classes, student)
 
 
 class DetectorTraining(SavedModule):
-    """L = cls_weight · L_cls + box_weight · L_box (the detector's own) + the distiller's terms, each of them logged.
+    """L = cls_weight · L_cls + box_weight · L_box (the detector's own) + the distillers' terms, each of them logged.
 
     Args:
         classes: names of the classes, in order of label
@@ -27,7 +27,8 @@ class DetectorTraining(SavedModule):
         box_weight: weight of the detector's own box losses
         optim: ``Optim`` as a dictionary
         backbone_weights: see ``students.build_student``; what was saved loads with "none"
-        distil: makes the distiller that gives the distillation terms, or None; it is in no checkpoint
+        distil: makes what gives the distillation terms, or None. Adapters that it trains are in the training checkpoints and
+            not in what ``save`` writes; its teachers are in neither
         ratio_every: steps between measurements of the terms' gradients; 0: none
         pictures: validation images drawn for TensorBoard
     """
@@ -48,7 +49,7 @@ class DetectorTraining(SavedModule):
         super().__init__()
         self.save_hyperparameters(ignore=["backbone_weights", "distil", "ratio_every", "pictures"])
         self.detector = build_student(student, len(classes), image_size, backbone_weights)
-        self.distiller = distil(classes, self.detector.transform) if distil else None
+        self.distillers = distil(classes, self.detector) if distil else None
         self.tap = PositiveTap(self.detector) if distil else None
         self.ratio_every, self.pictures = ratio_every, pictures
 
@@ -57,8 +58,12 @@ class DetectorTraining(SavedModule):
         return self.detector(to_float(images))
 
     def on_fit_start(self) -> None:
-        if self.distiller is not None:
-            self.distiller.to(self.device)
+        if self.distillers is not None:
+            self.distillers.to_device(self.device)
+
+    def saved_weights(self) -> dict[str, Tensor]:
+        """The student alone."""
+        return {name: value for name, value in self.state_dict().items() if not name.startswith("distillers.")}
 
     def training_step(self, batch: tuple[list, list], _index: int) -> Tensor:
         own, distilled = self.losses(*batch)
@@ -66,20 +71,21 @@ class DetectorTraining(SavedModule):
         count = len(batch[0])
         self.log("loss", loss.detach(), prog_bar=True, batch_size=count)
         self.log_dict({name: term.detach() for name, term in (own | distilled).items()}, batch_size=count)
-        if self.distiller is not None and self.distiller.accuracy is not None:
-            self.log("teacher_accuracy", 100 * self.distiller.accuracy, batch_size=count)
+        classifier = self.distillers and self.distillers.classifier
+        if classifier and classifier.accuracy is not None:
+            self.log("teacher_accuracy", 100 * classifier.accuracy, batch_size=count)
         if distilled and self.ratio_every and (self.global_step + 1) % self.ratio_every == 0:
-            ratios = gradient_ratios(sum(own.values()), distilled, self.tap.outputs)
+            ratios = gradient_ratios(sum(own.values()), distilled, self.tap.outputs, self.tap.maps)
             self.log_dict({f"gradient_ratio/{name}": ratio for name, ratio in ratios.items()}, batch_size=count)
         return loss
 
     def losses(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The detector's own terms and the distillation terms, weighted."""
-        if self.distiller is None:
+        if self.distillers is None:
             return self._weighted(self.detector(to_float(images), targets)), {}
         with self.tap:
             own = self._weighted(self.detector(to_float(images), targets))
-        return own, self.distiller(self.tap.positives)
+        return own, self.distillers(self.tap.seen, self.global_step)
 
     def _weighted(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
         def weight(name: str) -> float:
@@ -124,8 +130,9 @@ class DetectorTraining(SavedModule):
             ],
         ]
         board.add_image("val/ground truth above predictions", contact_sheet(rows), self.global_step)
-        if self.distiller is not None and self.distiller.teacher is not None:
-            teacher = self.distiller.teacher
+        classifier = self.distillers and self.distillers.classifier
+        if classifier and classifier.teacher is not None:
+            teacher = classifier.teacher
             crops, labels = teacher.crops_of_batch((images, targets))
             if len(crops):
                 captions = [classes[label] for label in labels.tolist()]
@@ -133,18 +140,23 @@ class DetectorTraining(SavedModule):
                 board.add_image("val/crops of the teacher", crops_sheet(crops, mean, std, captions), self.global_step)
 
 
-def gradient_ratios(detection: Tensor, terms: dict[str, Tensor], outputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
-    """Norm of each term's gradient at the detector's head outputs, over that of the detection loss; graphs are kept.
+def gradient_ratios(detection: Tensor, terms: dict[str, Tensor], *places: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Norm of each term's gradient over that of the detection loss, at the first of ``places`` that the term reaches.
 
+    Places are the head's outputs, then the backbone's maps, behind which a term on features has no gradient. Graphs are kept.
     The weights of terms are best set by what they do to the student: a ratio near 0 changes nothing, one above 1 takes over.
     """
 
-    def norm(loss: Tensor) -> Tensor:
+    def norm(loss: Tensor, place: Sequence[Tensor]) -> Tensor:
         if not loss.requires_grad:
             return torch.zeros((), device=loss.device)
-        gradients = torch.autograd.grad(loss, outputs, retain_graph=True, allow_unused=True)
+        gradients = torch.autograd.grad(loss, place, retain_graph=True, allow_unused=True)
         parts = [gradient.float().norm() for gradient in gradients if gradient is not None]
         return torch.stack(parts).norm() if parts else torch.zeros((), device=loss.device)
 
-    whole = norm(detection)
-    return {name: norm(term) / whole for name, term in terms.items()}
+    whole = [norm(detection, place) for place in places]
+    ratios = {}
+    for name, term in terms.items():
+        reached = ((norm(term, place), other) for place, other in zip(places, whole, strict=True))
+        ratios[name] = next((own / other for own, other in reached if own > 0), torch.zeros((), device=detection.device))
+    return ratios

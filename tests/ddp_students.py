@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from cls2det import commands
-from cls2det.distill import DistillSettings
+from cls2det.distillers.classifier import DistillSettings
 from cls2det.settings import Optim, Run
 from cls2det.students import STUDENTS
 from cls2det.teacher import CropClassifier

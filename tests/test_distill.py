@@ -9,7 +9,7 @@ import torch.nn.functional as F
 pytest.importorskip("lightning")
 pytest.importorskip("pycocotools")
 
-from cls2det.distill import ClassifierDistiller, DistillSettings
+from cls2det.distillers.classifier import ClassifierDistiller, DistillSettings
 from cls2det.students import STUDENTS
 from cls2det.teacher import CropClassifier
 from cls2det.train import gradient_ratios
@@ -24,7 +24,7 @@ ONLY = {
 
 def test_gradient_reaches_logits_and_boxes_and_nothing_of_the_teacher(scenes, teacher_weights):
     model = training(teacher_weights)
-    found, distiller = positives_of(model, scenes), model.distiller
+    found, distiller = positives_of(model, scenes), model.distillers.classifier
     terms = distiller(found)
     assert set(terms) == {"kd_cls", "kd_loc", "loc"} and all(term > 0 for term in terms.values())
     (of_logits,) = torch.autograd.grad(terms["kd_cls"], found.logits, retain_graph=True)
@@ -49,7 +49,7 @@ def test_box_gradient_pulls_towards_the_ground_truth(scenes, teacher_weights, na
     found = positives_of(model, scenes, 12)
     truth = found.target_boxes[found.matched_idxs]
     boxes = (truth + 0.08 * (truth[:, 2:] - truth[:, :2]).repeat(1, 2)).requires_grad_()
-    (gradient,) = torch.autograd.grad(model.distiller(dataclasses.replace(found, boxes=boxes))[name], boxes)
+    (gradient,) = torch.autograd.grad(model.distillers.classifier(dataclasses.replace(found, boxes=boxes))[name], boxes)
     inside = ((truth > 2) & (truth < 94)).all(1)
     assert inside.sum() > 20
     assert (gradient[inside].sum(1) > 0).float().mean() > 0.7
@@ -59,8 +59,8 @@ def test_terms_again_from_their_formulas(scenes, teacher_weights):
     """Each term with the crops, the teacher and the losses written out, batch norm not folded."""
     settings = DistillSettings(0.4, 3.0, 0.5, input_std=1.0, temperature=1.5, pixel_pool=4, feature_pools=(4,))
     model = training(teacher_weights, settings)
-    found, teacher = positives_of(model, scenes), model.distiller.teacher
-    terms = model.distiller(found)
+    found, teacher = positives_of(model, scenes), model.distillers.classifier.teacher
+    terms = model.distillers.classifier(found)
 
     def crops(boxes, image):
         return reference.roi_crop(found.images, boxes, image, (32, 32), padding_mode="border", clip=False)
@@ -80,14 +80,14 @@ def test_terms_again_from_their_formulas(scenes, teacher_weights):
     features = (pool(stem(here)) - pool(stem(seen))[found.matched_idxs]).abs().mean()
     torch.testing.assert_close(terms["kd_loc"], 3.0 * features, rtol=1e-4, atol=1e-6)
     truth = found.target_labels - 1
-    assert model.distiller.accuracy == (teacher.network(seen).argmax(1) == truth).float().mean()
+    assert model.distillers.classifier.accuracy == (teacher.network(seen).argmax(1) == truth).float().mean()
 
 
 def test_pixel_term_does_not_depend_on_the_normalisation(scenes):
     """``loc_weight`` is per level of 255, so the same boxes on the same picture cost the same in every student."""
     model = training(None, ONLY["loc"])
     found = positives_of(model, scenes)
-    value = model.distiller(found)["loc"]
+    value = model.distillers.classifier(found)["loc"]
     model.detector.transform.image_std = [1.0, 1.0, 1.0]
     other = ClassifierDistiller(None, ONLY["loc"], DIGITS, model.detector.transform)
     rescaled = dataclasses.replace(found, images=found.images * 0.25)
@@ -97,7 +97,7 @@ def test_pixel_term_does_not_depend_on_the_normalisation(scenes):
 def test_several_layers_are_averaged(scenes, teacher_weights):
     def term(**changes):
         model = training(teacher_weights, dataclasses.replace(ONLY["kd_loc"], **changes))
-        return model.distiller(positives_of(model, scenes))["kd_loc"]
+        return model.distillers.classifier(positives_of(model, scenes))["kd_loc"]
 
     low, high = term(), term(feature_layers=("layer1",), feature_pools=(4,))
     both = term(feature_layers=("maxpool", "layer1"), feature_pools=(8, 4))
@@ -108,20 +108,20 @@ def test_several_layers_are_averaged(scenes, teacher_weights):
 def test_only_what_is_read_is_run(scenes, teacher_weights):
     """KD-loc on predicted crops stops at its layer; without KD-cls the logits are not computed either."""
     model = training(teacher_weights, ONLY["kd_loc"])
-    for reader in (model.distiller.on_targets, model.distiller.on_predictions):
+    for reader in (model.distillers.classifier.on_targets, model.distillers.classifier.on_predictions):
         names = [name for name, _ in reader.named_modules()]
         assert "maxpool" in names and not any(name.startswith(("layer", "fc", "bn1")) for name in names)
     calls = []
     model = training(teacher_weights)
-    model.distiller.on_targets.register_forward_hook(lambda *_: calls.append("targets"))
-    model.distiller.on_predictions.register_forward_hook(lambda *_: calls.append("predictions"))
-    model.distiller(positives_of(model, scenes))
+    model.distillers.classifier.on_targets.register_forward_hook(lambda *_: calls.append("targets"))
+    model.distillers.classifier.on_predictions.register_forward_hook(lambda *_: calls.append("predictions"))
+    model.distillers.classifier(positives_of(model, scenes))
     assert sorted(calls) == ["predictions", "targets"]
 
 
 def test_without_a_teacher_the_pixel_term_stands_alone(scenes):
     model = training(None, ONLY["loc"])
-    terms = model.distiller(positives_of(model, scenes))
+    terms = model.distillers.classifier(positives_of(model, scenes))
     assert set(terms) == {"loc"} and terms["loc"] > 0
     with pytest.raises(ValueError, match="need a teacher"):
         training(None)
@@ -138,26 +138,26 @@ def test_one_hot_control_ignores_the_teacher(scenes, student):
     else:  # the two-way divergence to certainty is the binary cross-entropy
         truth = F.one_hot(labels - 1, 10).float()
         wanted = 0.4 * 4 * F.binary_cross_entropy_with_logits(found.logits[:, 1:] / 2, truth)
-    torch.testing.assert_close(model.distiller(found)["kd_cls"], wanted)
+    torch.testing.assert_close(model.distillers.classifier(found)["kd_cls"], wanted)
 
 
 def test_shuffled_control_teaches_wrong_classes(scenes, teacher_weights):
     settings = dataclasses.replace(ONLY["kd_cls"], control="shuffled")
     model = training(teacher_weights, settings)
     found = positives_of(model, scenes)
-    seen = model.distiller.teacher.crop(found.images, found.target_boxes, found.target_image_index)
-    wrong = model.distiller.teacher(seen).roll(1, dims=1)
+    seen = model.distillers.classifier.teacher.crop(found.images, found.target_boxes, found.target_image_index)
+    wrong = model.distillers.classifier.teacher(seen).roll(1, dims=1)
     wanted = reference.kd_softmax_loss(found.logits, wrong, found.matched_idxs, 2.0, "first").mean()
-    torch.testing.assert_close(model.distiller(found)["kd_cls"], wanted, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(model.distillers.classifier(found)["kd_cls"], wanted, rtol=1e-4, atol=1e-6)
 
 
 def test_sigmoid_heads_take_the_two_way_form(scenes, teacher_weights):
     model = training(teacher_weights, ONLY["kd_cls"], "retinanet_compact")
     found = positives_of(model, scenes)
     assert found.head == "sigmoid" and found.logits.shape[1] == 11
-    seen = model.distiller.teacher.crop(found.images, found.target_boxes, found.target_image_index)
-    wanted = kd_sigmoid_loss(found.logits[:, 1:].contiguous(), model.distiller.teacher(seen), found.matched_idxs, 2.0)
-    torch.testing.assert_close(model.distiller(found)["kd_cls"], wanted, rtol=1e-4, atol=1e-6)
+    seen = model.distillers.classifier.teacher.crop(found.images, found.target_boxes, found.target_image_index)
+    wanted = kd_sigmoid_loss(found.logits[:, 1:].contiguous(), model.distillers.classifier.teacher(seen), found.matched_idxs, 2.0)
+    torch.testing.assert_close(model.distillers.classifier(found)["kd_cls"], wanted, rtol=1e-4, atol=1e-6)
 
 
 def test_no_positives_and_no_ground_truth(scenes, teacher_weights):
@@ -166,7 +166,7 @@ def test_no_positives_and_no_ground_truth(scenes, teacher_weights):
     targets = [{**target, "boxes": target["boxes"][:0], "labels": target["labels"][:0]} for target in targets]
     with model.tap:
         model.detector([image.float() / 255 for image in images], targets)
-    terms = model.distiller(model.tap.positives)
+    terms = model.distillers.classifier(model.tap.positives)
     assert all(term == 0 and term.requires_grad for term in terms.values())
     sum(terms.values()).backward()
 
@@ -221,7 +221,7 @@ def test_terms_fall_when_a_student_follows_them(scenes, teacher_weights, student
 def test_most_positives(scenes, teacher_weights):
     model = training(teacher_weights, dataclasses.replace(ONLY["loc"], max_positives=5))
     found = positives_of(model, scenes)
-    (gradient,) = torch.autograd.grad(model.distiller(found)["loc"], found.boxes)
+    (gradient,) = torch.autograd.grad(model.distillers.classifier(found)["loc"], found.boxes)
     assert len(found) > 5 and (gradient.abs().sum(1) > 0).sum() == 5
 
 

@@ -18,7 +18,7 @@ pytest.importorskip("lightning")
 pytest.importorskip("pycocotools")
 
 from cls2det import commands
-from cls2det.distill import DistillSettings
+from cls2det.distillers.classifier import DistillSettings
 from cls2det.settings import Optim, Run
 from cls2det.teacher import CropClassifier
 from cls2det.train import DetectorTraining

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,7 +10,8 @@ from torch import Tensor
 from cls2det import commands
 from cls2det.augment import get_augmentation
 from cls2det.data import DetectionData, collate
-from cls2det.distill import ClassifierDistiller, DistillSettings
+from cls2det.distillers import Distillers
+from cls2det.distillers.classifier import ClassifierDistiller, DistillSettings
 from cls2det.settings import Optim, Run
 from cls2det.taps import Positives
 from cls2det.teacher import CropClassifier
@@ -64,7 +64,11 @@ def training(
 ) -> DetectorTraining:
     classifier = CropClassifier.load(teacher) if isinstance(teacher, Path) else teacher
     torch.manual_seed(0)
-    return DetectorTraining(DIGITS, student, image_size, distil=partial(ClassifierDistiller, classifier, settings)).train()
+
+    def distil(classes: list[str], detector: torch.nn.Module) -> Distillers:
+        return Distillers(detector, ClassifierDistiller(classifier, settings, classes, detector.transform))
+
+    return DetectorTraining(DIGITS, student, image_size, distil=distil).train()
 
 
 def positives_of(model: DetectorTraining, scenes: Path, size: int = 4) -> Positives:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 
 from torch import nn
 
@@ -66,6 +67,19 @@ STUDENTS: dict[str, Student] = {
     "retinanet_resnet50_fpn": Student(dense.retinanet_resnet50_fpn, 800, "RetinaNet, ResNet-50", head="sigmoid"),
     "fcos_compact": Student(dense.fcos_compact, 96, "FCOS on the small ResNet", head="sigmoid"),
     "fcos_resnet50_fpn": Student(dense.fcos_resnet50_fpn, 800, "FCOS, ResNet-50", head="sigmoid"),
+    "ssd_compact_wide": Student(partial(ssd.ssd_compact, width=32), 96, "ssd_compact with every width doubled: to teach it"),
+    "fasterrcnn_compact_wide": Student(
+        partial(faster_rcnn.fasterrcnn_compact, width=32), 96, "fasterrcnn_compact with every width doubled: to teach it"
+    ),
+    "retinanet_compact_wide": Student(
+        partial(dense.retinanet_compact, width=32),
+        96,
+        "retinanet_compact with every width doubled: to teach it",
+        head="sigmoid",
+    ),
+    "fcos_compact_wide": Student(
+        partial(dense.fcos_compact, width=32), 96, "fcos_compact with every width doubled: to teach it", head="sigmoid"
+    ),
     "detr_compact": Student(detr.detr_compact, 96, "DETR on the small ResNet"),
     "detr_resnet50": Student(detr.detr_resnet50, 800, "DETR, ResNet-50"),
 }

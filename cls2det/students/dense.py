@@ -50,13 +50,13 @@ def fcos_resnet50_fpn(classes: int, size: int, backbone_weights: str) -> FCOS:
     return without_class_0(model)
 
 
-def retinanet_compact(classes: int, size: int, backbone_weights: str) -> RetinaNet:
+def retinanet_compact(classes: int, size: int, backbone_weights: str, width: int = 16) -> RetinaNet:
     """Anchors from 12 to 76 pixels, for objects of 14 to 48 in images of 96: 1.5 strides, where RetinaNet on COCO takes 4.
 
     The head has group norm (as in torchvision's retinanet_resnet50_fpn_v2): nothing here starts from ImageNet weights.
     """
     choose_weights(None, backbone_weights, "retinanet_compact")
-    backbone = CompactPyramid()
+    backbone = CompactPyramid(width)
     anchors = AnchorGenerator(((12, 15, 19), (24, 30, 38), (48, 60, 76)), ((0.5, 1.0, 2.0),) * 3)
     head = RetinaNetHead(backbone.out_channels, 9, classes + 1, norm_layer=partial(nn.GroupNorm, 32))
     model = RetinaNet(
@@ -73,10 +73,10 @@ def retinanet_compact(classes: int, size: int, backbone_weights: str) -> RetinaN
     return without_class_0(model)
 
 
-def fcos_compact(classes: int, size: int, backbone_weights: str) -> FCOS:
+def fcos_compact(classes: int, size: int, backbone_weights: str, width: int = 16) -> FCOS:
     """Strides 8, 16 and 32; a place answers for objects whose far side is up to 64, 128 and more pixels away."""
     choose_weights(None, backbone_weights, "fcos_compact")
-    backbone = CompactPyramid()
+    backbone = CompactPyramid(width)
     model = FCOS(
         backbone,
         classes + 1,

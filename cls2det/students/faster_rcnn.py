@@ -42,13 +42,13 @@ def fasterrcnn_mobilenet_v2_fpn(classes: int, size: int, backbone_weights: str) 
     return FasterRCNN(mobilenet_v2_pyramid(backbone_weights), classes + 1, **image_sides(size))
 
 
-def fasterrcnn_compact(classes: int, size: int, backbone_weights: str) -> FasterRCNN:
+def fasterrcnn_compact(classes: int, size: int, backbone_weights: str, width: int = 16) -> FasterRCNN:
     """For objects of 14 to 48 pixels in images of 96: anchors of 16, 32 and 48, few proposals, small heads.
 
     All regions are pooled from stride 8 (torchvision takes a coarser map from 224 pixels on).
     """
     choose_weights(None, backbone_weights, "fasterrcnn_compact")
-    backbone = CompactPyramid()
+    backbone = CompactPyramid(width)
     return FasterRCNN(
         backbone,
         **image_sides(size),

@@ -19,13 +19,12 @@ from cls2det.backbones import CompactResNet, choose_weights
 
 
 class CompactPyramid(nn.Module):
-    """The compact body under a feature pyramid: maps of 64 channels at strides 8, 16 and 32."""
+    """The compact body under a feature pyramid: maps of 64 channels (4 times the body's width) at strides 8, 16 and 32."""
 
-    out_channels = 64  # twice the body's first map; the least that the heads' group norm of 32 groups divides well
-
-    def __init__(self):
+    def __init__(self, width: int = 16):
         super().__init__()
-        self.body = CompactResNet()
+        self.body = CompactResNet(width)
+        self.out_channels = 4 * width  # the least that the heads' group norm of 32 groups divides well
         self.fpn = FeaturePyramidNetwork(self.body.out_channels, self.out_channels)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:

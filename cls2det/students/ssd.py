@@ -14,12 +14,18 @@ from torchvision.models.detection.ssdlite import SSDLiteHead, _mobilenet_extract
 from cls2det.backbones import IMAGE_MEAN, IMAGE_STD, CompactResNet, choose_weights
 
 
-def ssd_compact(classes: int, size: int, backbone_weights: str = "none") -> SSD:
+def ssd_compact(classes: int, size: int, backbone_weights: str = "none", width: int = 16) -> SSD:
     """SSD with default boxes of 0.15, 0.25 and 0.40 of the image at strides 8, 16 and 32: 0.43 M parameters for 10 classes."""
     choose_weights(None, backbone_weights, "ssd_compact")
     anchors = DefaultBoxGenerator([[2], [2], [2]], scales=[0.15, 0.25, 0.40, 0.60])
     return SSD(
-        CompactResNet(), anchors, (size, size), classes + 1, image_mean=IMAGE_MEAN, image_std=IMAGE_STD, detections_per_img=100
+        CompactResNet(width),
+        anchors,
+        (size, size),
+        classes + 1,
+        image_mean=IMAGE_MEAN,
+        image_std=IMAGE_STD,
+        detections_per_img=100,
     )
 
 

@@ -44,6 +44,9 @@ def _tap(tap: Any, owner: nn.Module, decode: Callable[[Tensor, Tensor], Tensor],
             head=head,
             background="first",
         )
+        labels = (matched + 1).clamp(max=0)  # 0 is background, -1 an anchor between the thresholds
+        labels[image, anchor] = tap.positives.target_labels[tap.positives.matched_idxs]
+        tap.keep_grid(logits, regression, labels, decode, head)
 
     tap.wrap(owner, "compute_loss", before=keep)
 

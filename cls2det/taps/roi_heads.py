@@ -14,10 +14,12 @@ def tap_roi_heads(tap: Any) -> None:
     heads, sampled = tap.model.roi_heads, {}
 
     def keep_samples(result):
-        proposals, matched, labels, _ = result
+        proposals, matched, labels, targets = result
         counts = torch.tensor([len(rows) for rows in labels], device=labels[0].device)
         sampled.update(
+            each=proposals,
             proposals=torch.cat(proposals),
+            targets=torch.cat(targets),
             matched=torch.cat(matched),
             labels=torch.cat(labels),
             image=torch.repeat_interleave(torch.arange(len(labels), device=counts.device), counts),
@@ -40,8 +42,20 @@ def tap_roi_heads(tap: Any) -> None:
             head="softmax",
             background="first",
         )
+        tap.keep_regions(sampled["each"], logits, regression, sampled["labels"], sampled["targets"])
         sampled.clear()
 
+    def keep_grid(objectness, pred_bbox_deltas, labels, regression_targets):
+        shape = (len(labels), -1)
+        tap.keep_grid(
+            objectness.view(*shape, 1),
+            pred_bbox_deltas.view(*shape, 4),
+            torch.stack(labels).long(),
+            tap.model.rpn.box_coder.decode_single,
+            "sigmoid",
+        )
+
+    tap.wrap(tap.model.rpn, "compute_loss", before=keep_grid)
     tap.wrap(heads, "select_training_samples", after=keep_samples)
     tap.hook(heads.box_predictor, keep_predictions)
 
@@ -65,6 +79,8 @@ FAMILY = Family(
     {
         "roi_heads.select_training_samples": ("proposals", "targets"),
         "roi_heads.box_predictor": None,
+        "rpn.compute_loss": ("objectness", "pred_bbox_deltas", "labels", "regression_targets"),
+        "rpn.box_coder.decode_single": ("rel_codes", "boxes"),
         "roi_heads.box_coder.decode_single": ("rel_codes", "boxes"),
     },
     tap_roi_heads,

@@ -35,6 +35,7 @@ class DistillSettings:
         loc_weight: weight of loc, on pixels
         input_std: loc_weight is for pixel differences divided by this many of the 255 levels, whatever the student's own
             normalisation: 1 for the paper's 0.15, 58 for weights chosen on ImageNet-normalised images
+        warmup_steps: steps over which the weights rise from 0
         temperature: of KD-cls
         pixel_size: pixels are sampled on this square; 0: the teacher's crop size, or 112 without a teacher
         pixel_pool: and pooled to this square before they are compared
@@ -50,6 +51,7 @@ class DistillSettings:
     kd_loc_weight: float = 2.0
     loc_weight: float = 2.0
     input_std: float = 63.75
+    warmup_steps: int = 0
     temperature: float = 2.0
     pixel_size: int = 0
     pixel_pool: int = 4

@@ -1,0 +1,35 @@
+"""Detector-to-detector distillation losses, method by method: functions of tensors, without adapters or masks' bookkeeping.
+
+They stand on the package's operators where arithmetic dominates, and on PyTorch's own where a library kernel is the limit;
+each docstring says which, and whether the loss depends on how a batch is split over processes.
+"""
+
+from .bckd import bckd_box_loss, bckd_loss
+from .cwd import cwd_loss
+from .fgd import FGDLoss, fgd_feature_loss, fgd_masks
+from .fgfi import fgfi_loss
+from .fkd import fkd_attention_loss, fkd_masks, root_feature_loss
+from .gid import gid_feature_loss, gid_relation_loss, gid_response_loss
+from .kd import kd_bounded_loss, kd_weighted_loss
+from .ld import ld_loss
+from .pkd import pkd_loss
+
+__all__ = [
+    "FGDLoss",
+    "bckd_box_loss",
+    "bckd_loss",
+    "cwd_loss",
+    "fgd_feature_loss",
+    "fgd_masks",
+    "fgfi_loss",
+    "fkd_attention_loss",
+    "fkd_masks",
+    "gid_feature_loss",
+    "gid_relation_loss",
+    "gid_response_loss",
+    "kd_bounded_loss",
+    "kd_weighted_loss",
+    "ld_loss",
+    "pkd_loss",
+    "root_feature_loss",
+]

@@ -1,0 +1,101 @@
+"""FKD (Zhang and Ma, "Improve Object Detection with Feature-based Knowledge Distillation", ICLR 2021)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .. import _checks as check
+from ..ops.masked_feature_loss import masked_feature_loss
+from ._common import attention_masks, pair, root
+
+
+def fkd_masks(student: Tensor, teacher: Tensor, temperature: float = 0.5) -> tuple[Tensor, Tensor]:
+    r"""Where, and in which channels, student and teacher together look: the mean of their attention masks.
+
+    .. math:: m^s(F) = HW \, softmax_{hw}\big(\tfrac{1}{C} \sum_c |F_c| / T\big), \quad
+              m^c(F) = C \, softmax_c\big(\tfrac{1}{HW} \sum_{hw} |F_{hw}| / T\big)
+
+    As in the authors' release, which averages two softmaxes; the paper can also be read as one softmax of the sum.
+
+    Args:
+        student: (B, C, H, W), before any adapter.
+        teacher: (B, C', H, W). If C' differs from C, the channel mask is the teacher's alone.
+        temperature: T > 0.
+
+    Returns:
+        Spatial mask (B, H, W) and channel mask (B, C'), of mean 1, without gradient.
+
+    Raises:
+        TypeError, ValueError: an argument of wrong dtype, shape or device.
+    """
+    name = "fkd_masks"
+    check.feature_map(name, "student", student)
+    check.floating(name, "teacher", teacher, (student.shape[0], "C", *student.shape[2:]))
+    temperature = check.positive(name, "temperature", temperature)
+    ours, theirs = (attention_masks(features.detach(), temperature) for features in (student, teacher))
+    spatial = (ours[0] + theirs[0]) / 2
+    return spatial, (ours[1] + theirs[1]) / 2 if student.shape[1] == teacher.shape[1] else theirs[1]
+
+
+def root_feature_loss(
+    student: Tensor,
+    teacher: Tensor,
+    mask: Tensor | None = None,
+    channel_mask: Tensor | None = None,
+    *,
+    per_image: bool = False,
+) -> Tensor:
+    r"""Root of the masked sum of squared differences: FKD's attention-guided and non-local terms.
+
+    .. math:: L = \Big(\sum_{b,c,y,x} M_{byx} \, m_{bc} \, (S_{bcyx} - T_{bcyx})^2\Big)^{1/2}
+
+    The root is over the whole batch, as in the release: the loss grows with the root of the batch size and **depends on how a
+    batch is split** over processes. With ``per_image`` it is the mean over images of each image's root, which does not
+    (for equal shares).
+
+    Args:
+        student, teacher: (B, C, H, W).
+        mask: (B, H, W), or None for ones. channel_mask: (B, C), or None.
+        per_image: see above.
+
+    Returns:
+        A scalar. Gradients flow to student **and** teacher, whose non-local block is trained; at a difference of 0 they are 0.
+    """
+    rows = masked_feature_loss(student, teacher, mask, channel_mask, normalizer=1.0, reduction="none")
+    return _batch_root(rows, per_image)
+
+
+def fkd_attention_loss(
+    student_spatial: Tensor,
+    teacher_spatial: Tensor,
+    student_channel: Tensor,
+    teacher_channel: Tensor,
+    *,
+    per_image: bool = False,
+) -> Tensor:
+    r"""Attention transfer: :math:`\|G^s_S - G^s_T\|_2 + \|G^c_S - G^c_T\|_2`, whole-batch norms.
+
+    Args:
+        student_spatial, teacher_spatial: (B, H, W), means over channels (``attention_means(..., absolute=False)``), the
+            student's adapted.
+        student_channel, teacher_channel: (B, C), means over places.
+        per_image: as in :func:`root_feature_loss`, and with the same dependence on the split of a batch without it.
+
+    Returns:
+        A scalar. Gradients flow to all four.
+    """
+    name = "fkd_attention_loss"
+    terms = []
+    for kind, shape, ours, theirs in (
+        ("spatial", ("B", "H", "W"), student_spatial, teacher_spatial),
+        ("channel", ("B", "C"), student_channel, teacher_channel),
+    ):
+        check.floating(name, f"student_{kind}", ours, shape)
+        check.floating(name, f"teacher_{kind}", theirs, tuple(ours.shape))
+        ours, theirs = pair(name, ours, theirs, shape)
+        terms.append(_batch_root((ours - theirs).square().flatten(1).sum(1), per_image))
+    return terms[0] + terms[1]
+
+
+def _batch_root(rows: Tensor, per_image: bool) -> Tensor:
+    return root(rows).sum() / max(len(rows), 1) if per_image else root(rows.sum())

@@ -1,0 +1,64 @@
+"""KD (Chen et al., "Learning Efficient Object Detection Models with Knowledge Distillation", NeurIPS 2017)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _checks as check
+from ._common import pair
+
+BACKGROUNDS = ("first", "last")
+
+
+def kd_weighted_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    background_weight: float = 1.5,
+    background: str = "first",
+    temperature: float = 1.0,
+) -> Tensor:
+    r"""Soft labels for every sampled box, background among them: :math:`L = -\frac{1}{R} \sum_r \sum_c w_c P^t_{rc} \log P^s_{rc}`.
+
+    Equation 3 of the paper; w is ``background_weight`` in the background's column and 1 elsewhere. A cross-entropy, not a
+    divergence: it is not 0 where student and teacher agree. R is some hundreds, and plain PyTorch is fast enough.
+
+    Args:
+        student_logits, teacher_logits: (R, C + 1).
+        background_weight: 1.5 in the paper. background: its column, "first" or "last". temperature: T > 0, 1 in the paper.
+
+    Returns:
+        A scalar, 0 for R = 0. Gradients flow to ``student_logits``. A mean over rows: it does not depend on the split of a
+        batch into equal numbers of boxes.
+    """
+    name = "kd_weighted_loss"
+    student, teacher = pair(name, student_logits, teacher_logits.detach(), ("R", "C"), "logits")
+    temperature = check.positive(name, "temperature", temperature)
+    column = -check.choice(name, "background", background, BACKGROUNDS)
+    weight = student.new_ones(student.shape[1])
+    weight[column] = check.positive(name, "background_weight", background_weight)
+    soft = (teacher / temperature).softmax(1)
+    return -(weight * soft * (student / temperature).log_softmax(1)).sum() / max(len(student), 1)
+
+
+def kd_bounded_loss(student_boxes: Tensor, teacher_boxes: Tensor, target_boxes: Tensor, *, margin: float = 0.0) -> Tensor:
+    r"""Squared error of the boxes that the student regresses worse than the teacher does; the others are left alone.
+
+    .. math:: L_r = \|s_r - y_r\|^2 \; \text{if} \; \|s_r - y_r\|^2 + m > \|t_r - y_r\|^2, \; \text{else} \; 0
+
+    Equation 4 of the paper, decided for each box (a known port decides once for the whole batch).
+
+    Args:
+        student_boxes, teacher_boxes, target_boxes: (R, 4), in the code of the box coder.
+        margin: m, in squared units of it; not given in the paper.
+
+    Returns:
+        The mean over R, 0 for R = 0. Gradients flow to ``student_boxes``.
+    """
+    name = "kd_bounded_loss"
+    student, teacher = pair(name, student_boxes, teacher_boxes.detach(), ("R", 4), "boxes")
+    check.floating(name, "target_boxes", target_boxes, tuple(student.shape))
+    target = target_boxes.detach().to(student.dtype)
+    own, bound = ((boxes - target).square().sum(1) for boxes in (student, teacher))
+    return torch.where(own + margin > bound, own, 0).sum() / max(len(own), 1)
