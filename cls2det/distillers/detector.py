@@ -115,7 +115,11 @@ def rescaled(images: Tensor, student: nn.Module, teacher: nn.Module) -> Tensor:
 
 def check_same_maps(method: str, student: nn.Module, teacher: nn.Module) -> list[tuple[int, int]]:
     """(student's, teacher's) channels of each map; ValueError if the maps differ in number or size."""
-    ours, theirs = _probe(student, student), _probe(teacher, student)
+    ours, size = _probe(student, student), _probe_size(student)
+    try:
+        theirs = _probe(teacher, student)
+    except RuntimeError as error:  # too small for all its strides, say
+        raise ValueError(f"{method}: the detector teacher does not take the student's images of {size}: {error}") from None
     if [each.shape[2:] for each in ours] != [each.shape[2:] for each in theirs]:
         found = [", ".join(f"{each.shape[2]}x{each.shape[3]}" for each in maps) for maps in (ours, theirs)]
         raise ValueError(
@@ -146,16 +150,21 @@ def check_same_grid(method: str, student: nn.Module, teacher: nn.Module) -> None
 @torch.no_grad()
 def _probe(detector: nn.Module, student: nn.Module) -> list[Tensor]:
     """The detector's maps of an empty image of the student's fixed size, or of 256 by 256."""
-    network, size = body(detector), student.transform.fixed_size or (256, 256)
+    network = body(detector)
     training = network.training
     network.eval()  # no statistics move
-    maps = list(network(next(detector.parameters()).new_zeros(1, 3, *size)).values())
-    network.train(training)
-    return maps
+    try:
+        return list(network(next(detector.parameters()).new_zeros(1, 3, *_probe_size(student))).values())
+    finally:
+        network.train(training)
+
+
+def _probe_size(student: nn.Module) -> tuple[int, int]:
+    return tuple(student.transform.fixed_size or (256, 256))
 
 
 def _probe_anchors(detector: nn.Module, student: nn.Module) -> Tensor:
-    size = tuple(student.transform.fixed_size or (256, 256))
+    size = _probe_size(student)
     images = ImageList(torch.zeros(1, 3, *size), [size])
     return anchor_generator(detector)(images, _probe(detector, student))[0]
 

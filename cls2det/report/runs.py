@@ -13,10 +13,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from cls2det.distillers import METHODS
+
 COMMANDS = ("train", "distill")
+DISTILLED = ("distill", "distillers", *METHODS)  # options that say what is distilled
 TERMS = {"kd_cls_weight": "KD-cls", "loc_weight": "loc", "kd_loc_weight": "KD-loc"}
 # What runs of one arm may differ in: it does not say what is learnt, or goes with the seed.
-NOT_THE_ARM = ("seed", "name", "command", "data_root", "val_split", "out", "teacher", "start", "run.")
+NOT_THE_ARM = ("seed", "name", "command", "data_root", "val_split", "out", "teacher", "detector_teacher", "start", "run.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,20 +68,24 @@ def find_runs(folders: Sequence[str | Path], split: str) -> tuple[list[Run], lis
 
 
 def arm_name(options: dict[str, Any]) -> str:
-    """``options["name"]``, or what is distilled: baseline, + KD-cls, + loc, + loc + KD-loc, + all …"""
+    """``options["name"]``, or what is distilled: baseline, + KD-cls, + loc, + loc + KD-loc, + all, + FKD, + all + FKD …"""
     if options.get("name"):
         return options["name"]
-    settings = options.get("distill") or {}
+    settings, distillers = options.get("distill") or {}, _distillers(options)
     teacher = bool(options.get("teacher"))
     terms = [
         name
         for weight, name in TERMS.items()
-        if settings.get(weight) and (teacher or weight == "loc_weight") and options["command"] == "distill"
+        if settings.get(weight) and (teacher or weight == "loc_weight") and "classifier" in distillers
     ]
-    if not terms:
-        return "baseline"
+    terms = ["all"] if len(terms) == len(TERMS) else terms
+    terms += [name.upper() for name in distillers if name != "classifier"]
     control = settings.get("control", "none")
-    return ("+ all" if len(terms) == len(TERMS) else "+ " + " + ".join(terms)) + (f", {control}" if control != "none" else "")
+    return "".join(f" + {term}" for term in terms)[1:] + (f", {control}" if control != "none" else "") if terms else "baseline"
+
+
+def _distillers(options: dict[str, Any]) -> list[str]:
+    return options.get("distillers", ["classifier"]) if options["command"] == "distill" else []
 
 
 def by_arm(runs: Iterable[Run], student: str | None = None) -> dict[str, list[Run]]:
@@ -118,7 +125,9 @@ def _read(folder: Path, options: dict[str, Any], split: str) -> Run:
 
 def _distils(options: dict[str, Any]) -> int:
     """How many terms have a weight: arms are shown in this order."""
-    return sum(bool((options.get("distill") or {}).get(weight)) for weight in TERMS)
+    distillers = _distillers(options)
+    own = sum(bool((options.get("distill") or {}).get(weight)) for weight in TERMS) if "classifier" in distillers else 0
+    return own + len([name for name in distillers if name != "classifier"])
 
 
 def _nothing_found(folders: Sequence[str | Path], split: str, without: list[Path]) -> str:
@@ -190,7 +199,7 @@ def _notes(runs: list[Run], split: str, without: list[Path]) -> list[str]:
         for arm, group in arms.items():
             if names := differing(group):
                 notes.append(f"**Runs of {student}, {arm} differ in {', '.join(names)}**; their mean is of unlike things.")
-        others = [name for name in differing(group[0] for group in arms.values()) if not name.startswith("distill.")]
+        others = [name for name in differing(group[0] for group in arms.values()) if name.split(".")[0] not in DISTILLED]
         if others:
             notes.append(f"Arms of {student} differ in more than what is distilled: {', '.join(others)}.")
     return notes

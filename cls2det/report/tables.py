@@ -24,13 +24,14 @@ from cls2det.report.runs import Run
 COLUMNS = (*COCO_COLUMNS, *DIAGNOSTICS, "seconds")
 ON_SCREEN = ("mAP", "AP50", "AP75", "APs", "APm", "APl", "mAR", *DIAGNOSTICS, "seconds")  # what 120 characters hold
 IOU_COLUMNS = tuple(f"AP{100 * threshold:.0f}" for threshold in THRESHOLDS)
-# The paper's Table 2 by the names that arms may have; the first is the paper's.
+# The paper's Table 2 by the names that arms may have; the first is the paper's, where it has the method.
 METHODS = {
     "baseline": ("baseline",),
     "KD": ("KD", "+ KD"),
     "FGFI": ("FGFI", "+ FGFI"),
     "GID": ("GID", "+ GID"),
     "FKD": ("FKD", "+ FKD"),
+    **{name: (name, f"+ {name}") for name in ("FGD", "PKD", "CWD", "BCKD")},
     "ours": ("ours", "+ all", "+ both"),
     "ours + FKD": ("ours + FKD", "+ all + FKD", "+ both + FKD"),
 }

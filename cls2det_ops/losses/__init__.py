@@ -13,6 +13,7 @@ from .gid import gid_feature_loss, gid_relation_loss, gid_response_loss
 from .kd import kd_bounded_loss, kd_weighted_loss
 from .ld import ld_loss
 from .pkd import pkd_loss
+from .sinkhorn import sinkhorn_loss
 
 __all__ = [
     "FGDLoss",
@@ -32,4 +33,5 @@ __all__ = [
     "ld_loss",
     "pkd_loss",
     "root_feature_loss",
+    "sinkhorn_loss",
 ]

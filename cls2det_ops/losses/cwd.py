@@ -29,4 +29,5 @@ def cwd_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tens
     check.floating(name, "teacher", teacher, tuple(student.shape))
     rows = student.shape[0] * student.shape[1]
     each = torch.arange(rows, device=student.device)
-    return kd_softmax_loss(student.reshape(rows, -1), teacher.reshape(rows, -1), each, temperature, "none")
+    flat = (features.flatten(0, 1).flatten(1) for features in (student, teacher))
+    return kd_softmax_loss(*flat, each, temperature, "none")

@@ -51,7 +51,8 @@ def fgd_masks(
     area = (last - first + 1).clamp(min=1).prod(1)
     each = (down_box[:, :, None] & across_box[:, None]) / area[:, None, None]
     foreground = scaled.new_zeros(images, height, width)
-    foreground = foreground.index_reduce(0, image_index, each.to(foreground.dtype), "amax") if len(boxes) else foreground
+    where = image_index[:, None, None].expand_as(each)
+    foreground = foreground.scatter_reduce(0, where, each.to(foreground.dtype), "amax")
     empty = (foreground == 0).to(foreground.dtype)
     return foreground, empty / empty.sum((1, 2), keepdim=True).clamp(min=1)
 

@@ -1,0 +1,416 @@
+"""Detector-to-detector methods in training: which students they fit, what they train, what reaches the files, what they refuse."""
+
+import csv
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.ops import box_iou, clip_boxes_to_image
+
+pytest.importorskip("lightning")
+pytest.importorskip("pycocotools")
+
+from cls2det import commands
+from cls2det.cli import main, parse_options
+from cls2det.distillers import METHODS, DetectorTeacher, Distillers
+from cls2det.distillers.classifier import ClassifierDistiller, DistillSettings
+from cls2det.distillers.detector import check_same_grid, rescaled
+from cls2det.distillers.fgfi import FGFISettings
+from cls2det.distillers.fkd import PRESETS, FKDSettings, NonLocal
+from cls2det.distillers.gid import GIDSettings, select_instances
+from cls2det.export import export
+from cls2det.settings import Optim, Run
+from cls2det.students import build_student
+from cls2det.teacher import CropClassifier
+from cls2det.train import DetectorTraining, gradient_ratios
+from training_cases import DIGITS, batch, silent, weights_in
+
+MAPS = ("fgfi", "fkd", "fgd", "pkd", "cwd")  # compare the backbone's maps
+FITS = {
+    "ssd_compact": MAPS,
+    "fasterrcnn_compact": ("kd", "gid", *MAPS),
+    "retinanet_compact": ("gid", "bckd", *MAPS),
+    "fcos_compact": ("gid", "bckd", *MAPS),
+    "detr_compact": MAPS[1:],
+}
+PAIRS = [(student, method) for student, methods in FITS.items() for method in methods]
+HERE = Run(device="cpu", cache=True, checkpoint_every=2, log_every=1, ratio_every=2)
+
+
+def wide(student: str) -> str:
+    return student if student == "detr_compact" else f"{student}_wide"
+
+
+def model_of(student: str, *methods: str, teacher: torch.nn.Module | None = None, classifier=None, **settings) -> DetectorTraining:
+    """A student with these methods and an untrained teacher of twice its width."""
+    torch.manual_seed(1)
+    detector = teacher or build_student(wide(student), 10)
+
+    def distil(classes, built):
+        chosen = {name: settings.get(name) or METHODS[name][1](warmup_steps=0) for name in methods}
+        return Distillers(built, classifier and classifier(classes, built), DetectorTeacher(detector, classes, range(1, 11)), chosen)
+
+    torch.manual_seed(0)
+    return DetectorTraining(DIGITS, student, distil=distil).train()
+
+
+@pytest.fixture(scope="module")
+def detector_weights(tmp_path_factory):
+    """weights.pt of an untrained detector, by student."""
+    folder = tmp_path_factory.mktemp("detectors")
+
+    def write(student: str, classes=DIGITS):
+        path = folder / f"{student}-{len(classes)}.pt"
+        if not path.exists():
+            torch.manual_seed(1)
+            DetectorTraining(list(classes), student).save(path)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("student, method", PAIRS)
+def test_method_trains_student(scenes, student, method):
+    """On its terms alone, over and over on one batch: they fall, and every adapter and the student's body move."""
+    # Boxes of an untrained FCOS are a few pixels large.
+    model = model_of(student, method, gid=GIDSettings(min_size=0.0))
+    same, history = batch(scenes, 4), []
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
+    for step in range(14):
+        torch.manual_seed(step)  # of the proposals that Faster R-CNN samples
+        own, terms = model.losses(*same)
+        assert all(term.isfinite() for term in terms.values())
+        history.append({name: term.item() for name, term in terms.items()})
+        loss = sum(terms.values())
+        if step == 0:  # with the detector's own loss, as under DDP: nothing that trains is left without a gradient
+            (loss + sum(own.values())).backward(retain_graph=True)
+            assert [name for name, value in model.named_parameters() if value.grad is None] == []
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert any(value > 0 for value in history[0].values()), history[0]
+    total = [sum(row.values()) for row in history]
+    assert sum(total[-3:]) / 3 < 0.97 * sum(total[:2]) / 2, [round(value, 4) for value in total]
+    moved = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+    assert any(name.startswith("detector.") for name in moved)
+    still = [name for name in before if name.startswith("distillers.") and name not in moved]
+    # A convolution in front of a norm that starts at 0, or of a softmax that no constant changes, may rest for a while.
+    assert all(name.endswith("bias") or "relations" in name or "context" in name for name in still), still
+
+
+@pytest.mark.parametrize("student", FITS)
+def test_other_methods_are_refused_with_the_reason(student):
+    for method in METHODS:
+        if method not in FITS[student]:
+            with pytest.raises(ValueError, match=f"^{method} "):
+                model_of(student, method)
+
+
+@pytest.mark.parametrize("student", ["ssd_compact", "fasterrcnn_compact", "retinanet_compact"])
+def test_the_detectors_own_loss_is_untouched(scenes, student):
+    """To the bit: taps and distillers only look."""
+    model = model_of(student, *FITS[student])
+    images, targets = batch(scenes, 4)
+    torch.manual_seed(3)
+    own, _ = model.losses(images, targets)
+    torch.manual_seed(0)
+    plain = DetectorTraining(DIGITS, student).train()
+    torch.manual_seed(3)
+    alone, _ = plain.losses(images, targets)
+    assert own.keys() == alone.keys() and all(torch.equal(own[name], alone[name]) for name in own)
+
+
+def test_teacher_is_frozen_and_runs_no_further_than_is_read(scenes):
+    """Features only for FKD; the RPN's head for GID; the box head for KD; never its losses, proposals or NMS."""
+    teacher = build_student("fasterrcnn_compact_wide", 10)
+    ran = []
+    for name in ("rpn", "rpn.head", "roi_heads", "roi_heads.box_head"):
+        teacher.get_submodule(name).register_forward_hook(lambda *_, name=name: ran.append(name))
+    teacher.backbone.register_forward_hook(lambda *_: ran.append("backbone"))
+    for methods, wanted in (
+        (("fkd", "fgfi"), ["backbone"]),
+        (("gid",), ["backbone", "rpn.head"]),
+        (("kd", "fkd"), ["backbone", "roi_heads.box_head", "rpn.head"]),
+    ):
+        model = model_of("fasterrcnn_compact", *methods, teacher=teacher)
+        ran.clear()
+        _, terms = model.losses(*batch(scenes, 2))
+        assert sorted(ran) == sorted(wanted)  # once each, however many methods read it
+        sum(terms.values()).backward()
+    assert not teacher.training and not any(value.requires_grad or value.grad is not None for value in teacher.parameters())
+    assert not {id(value) for value in model.parameters()} & {id(value) for value in teacher.parameters()}
+
+
+def test_sum_is_of_the_parts(scenes, teacher_weights):
+    """classifier + fkd + pkd: each term is what it is alone, with its own weight and name."""
+
+    def classifier(classes, built):
+        return ClassifierDistiller(CropClassifier.load(teacher_weights), DistillSettings(), classes, built.transform)
+
+    pictures = batch(scenes, 4)
+    alone = {}
+    for methods, own in (((), classifier), (("fkd",), None), (("pkd",), None)):
+        alone |= model_of("ssd_compact", *methods, classifier=own).losses(*pictures)[1]
+    model = model_of("ssd_compact", "fkd", "pkd", classifier=classifier)
+    adapters = model_of("ssd_compact", "fkd").distillers.methods["fkd"].state_dict()
+    model.distillers.methods["fkd"].load_state_dict(adapters)
+    model.distillers.methods["pkd"].load_state_dict(model_of("ssd_compact", "pkd").distillers.methods["pkd"].state_dict())
+    together = model.losses(*pictures)[1]
+    assert set(together) == {"kd_cls", "kd_loc", "loc", "fkd_attention", "fkd_transfer", "fkd_nonlocal", "pkd"}
+    for name, term in together.items():
+        torch.testing.assert_close(term, alone[name], rtol=1e-5, atol=1e-7)
+
+
+def test_weight_and_warmup(scenes):
+    model = model_of("ssd_compact", "fgfi", fgfi=FGFISettings(weight=0.5, warmup_steps=10))
+    full = model_of("ssd_compact", "fgfi", fgfi=FGFISettings(weight=1.0, warmup_steps=0)).losses(*batch(scenes, 2))[1]["fgfi"]
+    with model.tap:
+        model.detector([image.float() / 255 for image in batch(scenes, 2)[0]], batch(scenes, 2)[1])
+    for step, share in ((0, 0.0), (5, 0.5), (10, 1.0), (99, 1.0)):
+        torch.testing.assert_close(model.distillers(model.tap.seen, step)["fgfi"], 0.5 * share * full)
+
+
+def test_gradient_ratio_of_a_term_on_maps_is_taken_there(scenes):
+    model = model_of("ssd_compact", "fkd")
+    own, terms = model.losses(*batch(scenes, 2))
+    detection = sum(own.values())
+    ratios = gradient_ratios(detection, terms, model.tap.outputs, model.tap.maps)
+
+    def norm(loss):
+        gradients = torch.autograd.grad(loss, model.tap.maps, retain_graph=True)
+        return torch.cat([gradient.flatten() for gradient in gradients]).norm()
+
+    for name, term in terms.items():
+        torch.testing.assert_close(ratios[name], norm(term) / norm(detection))
+        assert ratios[name] > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16])
+@pytest.mark.parametrize("student", FITS)
+def test_under_autocast(scenes, student, dtype):
+    """Adapters of every method that fits, in the autocast that Lightning trains under: close to float32, gradients finite."""
+    model = model_of(student, *FITS[student])
+    pictures = batch(scenes, 4)
+    torch.manual_seed(5)
+    exact = model.losses(*pictures)[1]
+    with torch.autocast("cpu", dtype):
+        torch.manual_seed(5)
+        own, terms = model.losses(*pictures)
+    for name, term in terms.items():
+        assert term.dtype == torch.float32 and term.isfinite(), name
+        if not name.startswith(("gid", "kd_")):  # these choose boxes by scores: others may be chosen
+            torch.testing.assert_close(term, exact[name], rtol=0.1, atol=1e-3)
+    sum((own | terms).values()).backward()
+    assert all(value.grad.isfinite().all() for value in model.parameters() if value.grad is not None)
+
+
+def test_adapters_are_in_the_checkpoint_and_in_no_file_of_weights(scenes, detector_weights, tmp_path):
+    """Stopped and started again, a run with adapters makes the steps of the unbroken one; what it writes is the student."""
+
+    def run(out, steps):
+        commands.distill(
+            scenes,
+            out,
+            images=8,
+            backbone_weights="none",
+            optim=Optim(steps=steps, batch_size=2, schedule="constant"),
+            run=HERE,
+            detector_teacher=str(detector_weights("ssd_compact_wide")),
+            distillers=["fkd", "fgfi"],
+            progress=silent,
+        )
+
+    run(tmp_path / "whole", 4)
+    run(tmp_path / "two", 2)
+    options = tmp_path / "two" / "options.json"
+    options.write_text(options.read_text().replace('"steps": 2', '"steps": 4'))
+    for file in (tmp_path / "two").glob("*.pt"):
+        file.unlink()
+    run(tmp_path / "two", 4)
+    one, other = (weights_in(tmp_path / name / "weights.pt") for name in ("whole", "two"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert not any("distillers" in name or "adapt" in name for name in one)
+    assert set(one) == set(DetectorTraining(DIGITS, "ssd_compact").state_dict())
+    checkpoint = torch.load(tmp_path / "whole" / "last.ckpt", weights_only=True)["state_dict"]
+    trained = [name for name in checkpoint if name.startswith("distillers.methods.fkd")]
+    assert trained and not any("teacher.detector" in name for name in checkpoint)
+    with open(tmp_path / "whole" / "log" / "metrics.csv", newline="") as file:
+        logged = [row for row in csv.DictReader(file) if row["loss"]]
+    for column in ("fkd_attention", "fkd_transfer", "fkd_nonlocal", "fgfi", "gradient_ratio/fkd_attention"):
+        assert any(float(row[column] or 0) > 0 for row in logged), column
+    exported = tmp_path / "exported"
+    export(tmp_path / "whole" / "weights.pt", exported, formats=["state_dict"])
+    assert json.loads((tmp_path / "whole" / "report.json").read_text())["parameters"] == sum(
+        value.numel() for value in build_student("ssd_compact", 10).parameters()
+    )
+
+
+def test_averaged_weights_with_adapters(scenes, detector_weights, tmp_path):
+    """A moving average copies the module: teachers are shared, adapters are not."""
+    commands.distill(
+        scenes,
+        tmp_path / "run",
+        images=8,
+        backbone_weights="none",
+        optim=Optim(steps=2, batch_size=2),
+        run=Run(device="cpu", checkpoint_every=2, ema=0.9, ratio_every=0),
+        detector_teacher=str(detector_weights("ssd_compact_wide")),
+        distillers=["pkd"],
+        progress=silent,
+    )
+    assert set(weights_in(tmp_path / "run" / "weights.pt")) == set(DetectorTraining(DIGITS, "ssd_compact").state_dict())
+
+
+def test_recipe_with_a_list_of_distillers(scenes, detector_weights, teacher_weights, tmp_path, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"distillers: [classifier, fkd]\nfkd: {{weight: 3.0, preset: one-stage}}\ndistill: {{warmup_steps: 2}}\n"
+        f"detector_teacher: {detector_weights('ssd_compact_wide')}\nteacher: {teacher_weights}\nimages: 8\n"
+        "backbone_weights: none\noptim: {steps: 2, batch_size: 2}\nrun: {device: cpu, checkpoint_every: 2, log_every: 1}\n"
+    )
+    command = ["distill", "--config", str(recipe), "--data-root", str(scenes), "--out", str(tmp_path / "run"), "--allow-poor-teacher"]
+    assert main(command) == 0
+    options = json.loads((tmp_path / "run" / "options.json").read_text())
+    assert options["command"] == "distill" and options["distillers"] == ["classifier", "fkd"]
+    assert options["fkd"]["weight"] == 3.0 and options["fkd"]["preset"] == "one-stage"
+    with open(tmp_path / "run" / "log" / "metrics.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["loss"]]
+    assert all(float(row["fkd_attention"]) > 0 for row in rows)
+    assert float(rows[0]["kd_cls"]) == 0 < float(rows[1]["kd_cls"])
+    assert main(["train", *command[1:6], str(tmp_path / "plain"), "--allow-poor-teacher"]) == 0
+    assert json.loads((tmp_path / "plain" / "options.json").read_text())["command"] == "train"
+    capsys.readouterr()
+    assert main([*command[:6], str(tmp_path / "wrong"), "--distillers", "fkt"]) == 2
+    assert "no distiller fkt; there are classifier, kd" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="give --detector-teacher"):
+        commands.distill(**parse_options("distill", {"data_root": str(scenes), "out": str(tmp_path / "none"), "distillers": ["fkd"]}))
+
+
+def test_teachers_that_do_not_fit_are_refused(detector_weights, teacher_weights):
+    with pytest.raises(ValueError, match=r"fkd: the detector teacher does not take the student's images of .96, 96"):
+        model_of("ssd_compact", "fkd", teacher=build_student("ssd300_vgg16", 10))
+    with pytest.raises(ValueError, match=r"fkd compares feature maps.*12x12, 6x6, 3x3, the .* teacher 12x12, 6x6, 3x3, 2x2, 1x1"):
+        model_of("ssd_compact", "fkd", teacher=build_student("retinanet_resnet50_fpn", 10))
+    with pytest.raises(ValueError, match=r"gid compares predictions.*a RetinaNet, the detector teacher a FasterRCNN"):
+        model_of("retinanet_compact", "gid", teacher=build_student("fasterrcnn_compact", 10))
+    other = build_student("retinanet_compact", 10)
+    other.anchor_generator = AnchorGenerator(((10, 15, 19), (24, 30, 38), (48, 60, 76)), ((0.5, 1.0, 2.0),) * 3)
+    with pytest.raises(ValueError, match=r"anchor by anchor: the student's 12096 .* not the same"):
+        check_same_grid("gid", build_student("retinanet_compact", 10), other)
+    with pytest.raises(ValueError, match="CropClassifier, expected a DetectorTraining"):
+        DetectorTeacher.load(str(teacher_weights), DIGITS)
+    with pytest.raises(FileNotFoundError):
+        DetectorTeacher.load("nowhere.pt", DIGITS)
+    with pytest.raises(ValueError, match="no detector 'resnet18'"):
+        DetectorTeacher.load("torchvision:resnet18", DIGITS)
+
+
+def test_columns_are_found_by_the_names_of_classes(scenes, detector_weights):
+    """A teacher that knows other classes, in another order, teaches those that the student has; scores of a class that it
+    lacks cannot be read, and its maps can."""
+    classes = [*reversed(DIGITS), "dog"]
+    teacher = DetectorTeacher.load(str(detector_weights("fasterrcnn_compact_wide", classes)), DIGITS)
+    assert teacher.columns("kd") == [0, *range(10, 0, -1)]
+    few = DetectorTeacher.load(str(detector_weights("fasterrcnn_compact_wide", DIGITS[:4])), DIGITS)
+    with pytest.raises(ValueError, match="kd reads the detector teacher's scores, and it does not know 4, 5, 6, 7, 8, 9"):
+        few.columns("kd")
+    student = build_student("fasterrcnn_compact", 10)
+    Distillers(student, None, few, {"fkd": FKDSettings()})
+    Distillers(student, None, teacher, {"kd": METHODS["kd"][1]()})
+
+
+def test_images_are_rescaled_to_the_teachers_normalisation():
+    one, other = build_student("ssd_compact", 3).transform, build_student("ssd300_vgg16", 3).transform
+    pixels = torch.rand(2, 3, 8, 8)
+
+    def normalised(transform):
+        mean, std = (torch.tensor(getattr(transform, name))[:, None, None] for name in ("image_mean", "image_std"))
+        return (pixels - mean) / std
+
+    torch.testing.assert_close(rescaled(normalised(one), one, other), normalised(other), rtol=1e-4, atol=1e-3)
+    assert rescaled(pixels, one, one) is pixels
+
+
+def test_fkd_terms_again_from_their_formulas(scenes):
+    """With the adapters' own weights, the non-local block written out as a sum over places."""
+    model = model_of("ssd_compact", "fkd", fkd=FKDSettings(preset="one-stage", per_image=True))
+    distiller = model.distillers.methods["fkd"]
+    for level in distiller.levels:
+        for block in (level.student_relations, level.teacher_relations):
+            block.norm.weight.data.fill_(0.7)  # 0 at first: then the block is the identity and shows nothing
+    model.eval()
+    model.detector.train()
+    model.losses(*batch(scenes, 2))
+    seen = model.tap.seen
+    taught = model.distillers.teacher.look(seen, model.detector.transform)
+    found = distiller(seen, taught)
+    weights = PRESETS["one-stage"][:3]
+    wanted = [0.0, 0.0, 0.0]
+    for level, student, teacher in zip(distiller.levels, seen.features.values(), taught.features.values(), strict=True):
+        soft = [F.softmax(each.abs().mean(1).flatten(1) / 0.1, 1) * each[0, 0].numel() for each in (student, teacher)]
+        spatial = ((soft[0] + soft[1]) / 2).view(len(student), 1, *student.shape[2:])
+        channel = F.softmax(teacher.abs().mean((2, 3)) / 0.1, 1) * teacher.shape[1]  # the student has half the channels
+        square = (level.adapt(student) - teacher) ** 2 * spatial * channel[:, :, None, None]
+        wanted[0] += square.sum((1, 2, 3)).sqrt().mean()
+        at = level.adapt_spatial(student.mean(1, keepdim=True)) - teacher.mean(1, keepdim=True)
+        wanted[1] += at.flatten(1).norm(dim=1).mean()
+        wanted[1] += (level.adapt_channel(student.mean((2, 3))) - teacher.mean((2, 3))).norm(dim=1).mean()
+        blocks = [_written_out(level.student_relations, student), _written_out(level.teacher_relations, teacher)]
+        wanted[2] += (level.adapt_relations(blocks[0]) - blocks[1]).flatten(1).norm(dim=1).mean()
+    for term, weight, value in zip(found.values(), weights, wanted, strict=True):
+        torch.testing.assert_close(term, weight * value, rtol=1e-4, atol=1e-6)
+
+
+def _written_out(block: NonLocal, x: torch.Tensor) -> torch.Tensor:
+    theta = block.theta(x).flatten(2).mT
+    pool = min(block.pool, *x.shape[2:])
+    phi, g = (F.max_pool2d(conv(x), pool).flatten(2).mT for conv in (block.phi, block.g))
+    y = (theta @ phi.mT / phi.shape[1]) @ g
+    return block.norm(block.out(y.mT.reshape(len(x), -1, *x.shape[2:]))) + x
+
+
+def test_gid_selection_by_a_loop():
+    """The release's order of things, box by box."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        count = 300
+        scores = torch.rand(2, count, 4, generator=generator)
+        corner, sides = 90 * torch.rand(2, count, 2, generator=generator) - 5, 50 * torch.rand(2, count, 2, generator=generator)
+        boxes = torch.cat([corner, corner + sides], 2)
+        found = select_instances(*scores, *boxes, (80, 96), instances=10, candidates=200, nms_threshold=0.3, min_size=10.0)
+        order = sorted(range(count), key=lambda n: -max(abs(a - b) for a, b in zip(*scores[:, n].tolist(), strict=True)))
+        kept = []
+        for n in order[:200]:
+            net = 1 if max(scores[1, n].tolist()) > max(scores[0, n].tolist()) else 0
+            box = clip_boxes_to_image(boxes[net, n], (80, 96))
+            if min(box[2] - box[0], box[3] - box[1]) < 10:
+                continue
+            if all(box_iou(box[None], other[None]) <= 0.3 for other in kept):
+                kept.append(box)
+        torch.testing.assert_close(found, torch.stack(kept[:10]))
+        assert len(found) == 10
+
+
+def test_gid_without_disagreement_has_no_instances(scenes):
+    """A teacher that is the student: nothing is small enough to differ, nothing is NaN."""
+    model = model_of("retinanet_compact", "gid")
+    images, targets = batch(scenes, 2)
+    empty = [{**target, "boxes": target["boxes"][:0], "labels": target["labels"][:0]} for target in targets]
+    for each in (targets, empty):
+        own, terms = model.losses(images, each)
+        assert all(term.isfinite() for term in terms.values())
+        sum((own | terms).values()).backward()
+
+
+@pytest.mark.parametrize("student", FITS)
+def test_images_without_objects(scenes, student):
+    model = model_of(student, *FITS[student])
+    images, targets = batch(scenes, 2)
+    targets = [{**target, "boxes": target["boxes"][:0], "labels": target["labels"][:0]} for target in targets]
+    own, terms = model.losses(images, targets)
+    assert all(term.isfinite() and term.requires_grad for term in terms.values())
+    sum((own | terms).values()).backward()
+    assert all(value.grad.isfinite().all() for value in model.parameters() if value.grad is not None)
