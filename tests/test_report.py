@@ -276,6 +276,10 @@ def test_arms_without_a_name_are_named_after_what_is_distilled():
     assert arm(0.4, 0, 0) == "+ KD-cls" and arm(0, 1, 0) == arm(0, 1, 0, teacher=None) == "+ loc"
     assert arm(0, 1, 2) == "+ loc + KD-loc" and arm(0.4, 1, 2) == "+ all" and arm(0.4, 0, 2) == "+ KD-cls + KD-loc"
     assert arm(0.4, 1, 2, name="mine") == "mine"
+    assert arm(0.4, 1, 2, distillers=["fkd"]) == "+ FKD"  # the classifier's weights are not used
+    assert arm(0.4, 1, 2, distillers=["classifier", "fkd"]) == "+ all + FKD"
+    assert arm(0.4, 0, 0, distillers=["classifier", "fgfi", "cwd"]) == "+ KD-cls + FGFI + CWD"
+    assert arm(0.4, 1, 2, distillers=[]) == "baseline"
     assert arm_name({"command": "distill", "teacher": "t", "distill": {"kd_cls_weight": 1, "control": "one_hot"}}).endswith(
         "one_hot"
     )

@@ -99,6 +99,37 @@ def test_arms_change_what_they_say(tmp_path, ran):
     assert seeds == [5, 6]
 
 
+def test_detectors_are_trained_before_the_students_that_they_teach(tmp_path, ran):
+    """Two methods and their sum, from one YAML: the detector once, its path in the arms, and Table 2 in the report."""
+    arms = {
+        "baseline": {},
+        "FKD": {"detector_teacher": "big", "distillers": ["fkd"]},
+        "ours + FKD": {
+            "teacher": "teacher",
+            "detector_teacher": "big",
+            "distillers": ["classifier", "fkd"],
+            "distill": {"kd_cls_weight": 0.4},
+        },
+    }
+    teacher = {"width": 16, "crop_size": 32} | TINY["teachers"]["teacher"]
+    big = {"student": "ssd_compact_wide", "name": "other"} | TINY["train"]
+    config = write(
+        tmp_path / "arms.yaml", teachers={"teacher": teacher}, detectors={"big": big, "unused": big}, arms=arms, seeds=[5]
+    )
+    out = tmp_path / "out"
+    command = ["sweep", "--config", config, "--out", str(out), "--device", "cpu", "--workers", "1"]
+    assert main(command) == 0
+    assert ran == ["teacher", "detector big", *(f"{arm}, seed 5" for arm in arms)]
+    options = {name: json.loads((out / "runs" / f"{name}-seed5" / "options.json").read_text()) for name in ("baseline", "fkd")}
+    assert options["fkd"]["detector_teacher"] == str(out / "detectors" / "big" / "weights.pt")
+    assert options["baseline"]["detector_teacher"] is None and options["baseline"]["command"] == "train"
+    text = (out / "report.md").read_text()
+    assert "detector teacher `big`: ssd_compact_wide, 4 images" in text
+    content = json.loads((out / "report.json").read_text())
+    assert list(content["students"]["ssd_compact"]["table"]) == list(arms)  # and the teacher is no arm
+    assert main(command) == 0 and len(ran) == 5  # nothing is done twice
+
+
 def test_an_edited_arm_is_not_passed_off_as_the_old_one(tmp_path, ran, capsys):
     config, out = tmp_path / "arms.yaml", tmp_path / "out"
     command = ["sweep", "--config", str(config), "--out", str(out), "--device", "cpu", "--workers", "1"]
