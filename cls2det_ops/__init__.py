@@ -5,6 +5,7 @@ from ._library import use_backend
 from ._version import __version__
 from .ops.kd_sigmoid_loss import kd_sigmoid_loss
 from .ops.kd_softmax_loss import kd_softmax_loss
+from .ops.masked_feature_loss import masked_feature_loss
 from .ops.matched_feature_loss import matched_feature_loss
 from .ops.roi_avg_pool import roi_avg_pool
 from .ops.roi_crop import roi_crop
@@ -18,6 +19,7 @@ __all__ = [
     "debug_values",
     "kd_sigmoid_loss",
     "kd_softmax_loss",
+    "masked_feature_loss",
     "matched_feature_loss",
     "roi_avg_pool",
     "roi_crop",

@@ -90,6 +90,18 @@ def matched_feature_loss(
     return _scatter_rows(values, kept, len(features), acc)
 
 
+def masked_feature_loss(student: Tensor, teacher: Tensor, mask: Tensor | None, channel_mask: Tensor | None) -> Tensor:
+    """Rows (B,): sum of the squared differences times both masks."""
+    acc = accumulate_dtype(student.dtype)
+    weight = torch.ones((), dtype=acc, device=student.device)
+    if mask is not None:
+        weight = weight * mask.to(acc)[:, None]
+    if channel_mask is not None:
+        weight = weight * channel_mask.to(acc)[:, :, None, None]
+    difference = torch.where(weight == 0, 0, student.to(acc) - teacher.to(acc))  # NaN under a mask of 0 is out
+    return (weight * difference * difference).sum((1, 2, 3))
+
+
 def kd_softmax_loss(
     student_logits: Tensor, teacher_logits: Tensor, matched_idxs: Tensor, temperature: float, background: str
 ) -> Tensor:

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <initializer_list>
+#include <optional>
 #include <sstream>
 #include <stdexcept>
 
@@ -137,6 +138,27 @@ inline void check_matched_loss_backward(const Tensor& grad_rows, const Tensor& p
   for (int64_t d = 0; d < 2; ++d) check_size("pooled_grad", pooled_grad, d, features.size(d));
   check_sizes(pooled_grad.size(2), pooled_grad.size(3), 1, 1);
   check_together(features, {pooled_grad});
+}
+
+inline void check_masked_loss(
+    const Tensor& student, const Tensor& teacher, const std::optional<Tensor>& mask, const std::optional<Tensor>& channel_mask) {
+  check_map("student", student);
+  check_map("teacher", teacher);
+  check_dtype("teacher", teacher, student.scalar_type());
+  for (int64_t d = 0; d < 4; ++d) check_size("teacher", teacher, d, student.size(d));
+  check_together(student, {teacher});
+  if (mask) {
+    check_floating("mask", *mask);
+    check_dim("mask", *mask, 3);
+    for (int64_t d : {0, 1, 2}) check_size("mask", *mask, d, student.size(d == 0 ? 0 : d + 1));
+    check_together(student, {*mask});
+  }
+  if (channel_mask) {
+    check_floating("channel_mask", *channel_mask);
+    check_dim("channel_mask", *channel_mask, 2);
+    for (int64_t d : {0, 1}) check_size("channel_mask", *channel_mask, d, student.size(d));
+    check_together(student, {*channel_mask});
+  }
 }
 
 inline void check_scale_rows(const Tensor& grad_rows, const Tensor& row_grads, const Tensor& input) {

@@ -39,6 +39,10 @@ STABLE_TORCH_LIBRARY(cls2det, m) {
       "matched_feature_loss(Tensor features, Tensor target_features, Tensor matched_idxs, int out_h, int out_w, int loss, "
       "float beta, bool need_grad) -> (Tensor, Tensor)");
   m.def("matched_feature_loss_backward(Tensor grad_rows, Tensor pooled_grad, Tensor features) -> Tensor");
+  m.def("masked_feature_loss(Tensor student, Tensor teacher, Tensor? mask, Tensor? channel_mask) -> Tensor");
+  m.def(
+      "masked_feature_loss_backward(Tensor grad_rows, Tensor student, Tensor teacher, Tensor? mask, Tensor? channel_mask, "
+      "bool need_student, bool need_teacher) -> (Tensor, Tensor)");
   m.def(
       "kd_softmax_loss(Tensor student_logits, Tensor teacher_logits, Tensor matched_idxs, float temperature, "
       "int background, bool need_grad) -> (Tensor, Tensor)");

@@ -41,6 +41,8 @@ def shard(case: Case, rank: int) -> dict[str, Tensor]:
     tensors = dict(case.tensors)
     if "target_image_index" in tensors:
         rows = tensors["target_image_index"][tensors["matched_idxs"]] == rank
+    elif "teacher" in tensors:  # whole maps
+        return {name: value[rank::WORLD] for name, value in tensors.items()}
     else:
         rows = tensors.get("image_index", torch.arange(len(tensors["matched_idxs"])) % WORLD if "matched_idxs" in tensors else 0)
         rows = rows == rank
@@ -62,8 +64,8 @@ def op_loss(case: Case, tensors: dict[str, Tensor], student: torch.nn.Module, no
     arguments = student({name: value.float() if value.is_floating_point() else value for name, value in tensors.items()})
     options = case.options | ({"reduction": "sum"} if case.rows else {})
     output = case.function(**arguments, **options)
-    if output.dim() > 0:  # crops and pooled features: any function of them will do
-        output = output.square().mean((1, 2, 3)).sum()
+    if output.dim() > 0:  # anything per box or image: any function of it will do
+        output = output.square().view(len(output), -1).mean(1).sum()
     elif not case.rows:  # the composite divides by the rows it sees
         output = output * len(arguments["boxes"])
     return output / normalizer
@@ -73,7 +75,7 @@ def op_results(name: str, rank: int | None) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss and gradients of one operator, for one of two processes, or for one that sees the whole batch."""
     case = make_case(name)
     student: torch.nn.Module = Gains(case)
-    count = float(len(case.tensors.get("boxes", case.tensors.get("matched_idxs"))))
+    count = float(len(next(value for key, value in case.tensors.items() if key in ("boxes", "matched_idxs", "teacher"))))
     if rank is None:
         loss = op_loss(case, case.tensors, student, count)
     else:

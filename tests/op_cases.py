@@ -28,7 +28,7 @@ def roi_kd_loss(features: Tensor, **tensors) -> Tensor:
 
 
 def make_case(name: str, k: int = 9, g: int = 4, b: int = 2, c: int = 5, height: int = 11, width: int = 14) -> Case:
-    """K boxes or rows, G targets, B images, C channels or classes."""
+    """K boxes, rows or whole maps, G targets, B images, C channels or classes."""
     random = torch.Generator().manual_seed(3)
 
     def normal(*shape: int) -> Tensor:
@@ -61,6 +61,10 @@ def make_case(name: str, k: int = 9, g: int = 4, b: int = 2, c: int = 5, height:
     if name == "matched_feature_loss":
         tensors = {"features": normal(k, c, 7, 6), "target_features": normal(g, c, 7, 6), "matched_idxs": match}
         return Case(cls2det_ops.matched_feature_loss, tensors, {"output_size": 3}, ("features",))
+    if name == "masked_feature_loss":  # K images
+        tensors = {"student": normal(k, c, height, width), "teacher": normal(k, c, height, width)}
+        tensors |= {"mask": normal(k, height, width).abs(), "channel_mask": normal(k, c).abs()}
+        return Case(cls2det_ops.masked_feature_loss, tensors, {"reduction": "none"}, ("student", "teacher"), rows=False)
     if name in ("kd_softmax_loss", "kd_sigmoid_loss"):
         columns = c + (name == "kd_softmax_loss")
         tensors = {"student_logits": normal(k, columns) * 3, "teacher_logits": normal(g, c) * 3, "matched_idxs": match}

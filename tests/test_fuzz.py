@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import cls2det_ops
 from guarded import guarded_allocations
 from helpers import DTYPES, LAYOUTS, ORACLE, assert_close, cast, evaluate, safe_boxes
-from op_cases import PUBLIC_OPS, Case, make_case
+from op_cases import PUBLIC_OPS, ROW_LOSSES, Case, make_case
 
 EXAMPLES = int(os.environ.get("CLS2DET_FUZZ_EXAMPLES", "400"))
 INF, NAN = float("inf"), float("nan")
@@ -95,6 +95,11 @@ def calls(draw, name: str) -> tuple[Case, dict, dict]:
     elif name == "matched_feature_loss":
         tensors = {"features": normal(k, c, height, width), "target_features": normal(g, c, height, width)}
         options = {"output_size": (draw(st.integers(1, 7)), draw(st.integers(1, 7)))}
+    elif name == "masked_feature_loss":
+        masks = {"mask": (k, height, width), "channel_mask": (k, c)}
+        tensors = {"student": sprinkled(draw, normal(k, c, height, width), (INF, NAN, 1e15)), "teacher": normal(k, c, height, width)}
+        tensors |= {key: normal(*shape).relu() for key, shape in masks.items() if draw(st.booleans())}
+        options = {"normalizer": draw(st.sampled_from((1.0, 7.0))), "reduction": draw(st.sampled_from(("none", "sum", "mean")))}
     else:
         samples = (draw(st.integers(1, 9)), draw(st.integers(1, 9)))
         bins = samples if name == "roi_crop" else (draw(st.integers(1, 6)), draw(st.integers(1, 6)))
@@ -116,7 +121,7 @@ def calls(draw, name: str) -> tuple[Case, dict, dict]:
             kind = "safe" if special["boxes"] == "not finite" else special["boxes"]
             tensors["target_boxes"] = box_list(draw, kind, g, height, width, samples, scale, seed + 1)
             tensors["target_image_index"] = index_of(draw, g, b)
-    if name.endswith("_loss"):
+    if name in ROW_LOSSES:
         tensors["matched_idxs"] = index_of(draw, k, g)
         options["reduction"] = draw(st.sampled_from(("none", "sum", "mean")))
         if name.endswith("feature_loss"):
@@ -143,7 +148,7 @@ def check(backend, case: Case, layouts: dict, special: dict) -> None:
             expected = torch.where(expected.isposinf() & output.isfinite(), output.double(), expected)
         least = 1e-4 if special["dtype"] == torch.float16 else 1e-30  # below, float16 has fewer bits
         temperature = case.options.get("temperature", 0.0)  # divergences are differences of terms of size T^2
-        terms = len(tensors["matched_idxs"]) if case.options.get("reduction") == "sum" else 1
+        terms = len(next(iter(tensors.values()))) if case.options.get("reduction") == "sum" else 1
         assert_close(output, expected, nan=True, least_scale=0.1 * temperature**2 * terms + least)
         for key, grad in grads.items():
             assert grad.dtype == tensors[key].dtype

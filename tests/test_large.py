@@ -78,6 +78,11 @@ def matched_feature_loss_backward(n: int) -> tuple[Tensor, ...]:
     return (ops.matched_feature_loss_backward(torch.ones(n), same_rows(normal(64, 2, 2), n).contiguous(), features),)
 
 
+def masked_feature_loss_backward(n: int) -> tuple[Tensor, ...]:
+    maps = [same_rows(normal(2, 512, 8, 16)[i], n) for i in (0, 1)]
+    return ops.masked_feature_loss_backward(torch.ones(n), *maps, None, None, True, False)[:1]
+
+
 CALLS = {
     kd_softmax_loss: 512,
     kd_sigmoid_loss: 512,
@@ -87,6 +92,7 @@ CALLS = {
     roi_avg_pool_map_gradient: 256 * 64 * 64,
     matched_feature_loss: 64 * 32 * 32,
     matched_feature_loss_backward: 64 * 32 * 32,
+    masked_feature_loss_backward: 512 * 8 * 16,
 }
 
 

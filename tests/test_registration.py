@@ -37,6 +37,7 @@ def sample(name: str, dtype: torch.dtype, device: str) -> list[tuple]:
     feature_loss = ("features", "boxes", "image_index", "features", "target_boxes", "target_image_index", "matched_idxs")
     crop, pool = ("images", "boxes", "image_index"), ("features", "boxes", "image_index")
     matched = ("features", "target_features", "matched_idxs")
+    maps, masks = ("student", "teacher"), ("mask", "channel_mask")
     logits = ("student_logits", "teacher_logits", "matched_idxs")
     calls = {
         "roi_crop": lambda g: (*tensors(name, *crop, grad=g), 3, 4, *BOXES),
@@ -55,6 +56,10 @@ def sample(name: str, dtype: torch.dtype, device: str) -> list[tuple]:
         "matched_feature_loss": lambda g: (*tensors(name, *matched, grad=g), 3, 2, 1, 1.0, g),
         "matched_feature_loss_backward": lambda g: (
             zeros(9), zeros(9, 5, 3, 2), *tensors("matched_feature_loss", "features", grad=False),
+        ),
+        "masked_feature_loss": lambda g: (*tensors(name, *maps, grad=g), *tensors(name, *masks, grad=False)),
+        "masked_feature_loss_backward": lambda g: (
+            zeros(9), *tensors("masked_feature_loss", *maps, *masks[:1], grad=False), None, True, g,
         ),
         "kd_softmax_loss": lambda g: (*tensors(name, *logits, grad=g), 2.0, 1, g),
         "kd_sigmoid_loss": lambda g: (*tensors(name, *logits, grad=g), 2.0, int(g), 0, g),

@@ -11,6 +11,8 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "math/dense_shape.h"
+
 namespace cls2det {
 
 template <typename S>
@@ -146,6 +148,24 @@ template <typename S>
 void unpool_windows(
     const Accumulate<S>* grad_rows, const Accumulate<S>* pooled_grad, int64_t rows, int64_t channels, int height, int width,
     int out_h, int out_w, S* grad, cudaStream_t stream);
+
+// Both maps lie in the same order, images at these distances; the gradients are dense.
+template <typename S>
+struct MaskedLoss {
+  using T = Accumulate<S>;
+  DenseShape shape;
+  const S *student, *teacher;
+  int64_t student_stride, teacher_stride;
+  const T *outer_mask, *inner_mask;  // (images, outer), (images, inner), or null: 1
+  T* partial;                        // forward: (images, tiles)
+  const T* grad_rows;                // backward: (images,)
+  S *grad_student, *grad_teacher;    // or null
+};
+int64_t masked_tiles(const DenseShape& shape);
+template <typename S>
+void masked_sums(const MaskedLoss<S>& args, Accumulate<S>* rows, cudaStream_t stream);
+template <typename S>
+void masked_gradients(const MaskedLoss<S>& args, cudaStream_t stream);
 
 template <typename S>
 struct LogitsLoss {
