@@ -45,6 +45,8 @@ MASKED_FEATURE_LOSS = {
     "fpn 2x256x25x38": PYRAMID_P3 | {"size": (25, 38)},
 }
 
+ATTENTION_MEANS = MASKED_FEATURE_LOSS
+
 KD_SOFTMAX_LOSS = {
     "K480 C80+1": {"k": 480, "g": 60, "c": 80},
     "K4096 C80+1": {"k": 4096, "g": 60, "c": 80, "compile": True},

@@ -3,6 +3,7 @@
 from ._checks import debug_values
 from ._library import use_backend
 from ._version import __version__
+from .ops.attention_means import attention_means
 from .ops.kd_sigmoid_loss import kd_sigmoid_loss
 from .ops.kd_softmax_loss import kd_softmax_loss
 from .ops.masked_feature_loss import masked_feature_loss
@@ -16,6 +17,7 @@ __all__ = [
     "RoIKDLoss",
     "RoIMap",
     "__version__",
+    "attention_means",
     "debug_values",
     "kd_sigmoid_loss",
     "kd_softmax_loss",

@@ -102,6 +102,13 @@ def masked_feature_loss(student: Tensor, teacher: Tensor, mask: Tensor | None, c
     return (weight * difference * difference).sum((1, 2, 3))
 
 
+def attention_means(features: Tensor, absolute: bool) -> tuple[Tensor, Tensor]:
+    """(B, H, W) and (B, C): the map, or its magnitude, averaged over channels and over positions."""
+    values = features.to(accumulate_dtype(features.dtype))
+    values = values.abs() if absolute else values
+    return values.sum(1) / max(values.shape[1], 1), values.mean((2, 3))
+
+
 def kd_softmax_loss(
     student_logits: Tensor, teacher_logits: Tensor, matched_idxs: Tensor, temperature: float, background: str
 ) -> Tensor:

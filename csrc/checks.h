@@ -161,6 +161,15 @@ inline void check_masked_loss(
   }
 }
 
+inline void check_attention_backward(const Tensor& grad_spatial, const Tensor& grad_channel, const Tensor& features) {
+  check_map("features", features);
+  check_dim("grad_spatial", grad_spatial, 3);
+  check_dim("grad_channel", grad_channel, 2);
+  for (int64_t d : {0, 1, 2}) check_size("grad_spatial", grad_spatial, d, features.size(d == 0 ? 0 : d + 1));
+  for (int64_t d : {0, 1}) check_size("grad_channel", grad_channel, d, features.size(d));
+  check_together(features, {grad_spatial, grad_channel});
+}
+
 inline void check_scale_rows(const Tensor& grad_rows, const Tensor& row_grads, const Tensor& input) {
   check_floating("input", input);
   if (row_grads.dim() < 1) fail("row_grads must have rows");

@@ -43,6 +43,8 @@ STABLE_TORCH_LIBRARY(cls2det, m) {
   m.def(
       "masked_feature_loss_backward(Tensor grad_rows, Tensor student, Tensor teacher, Tensor? mask, Tensor? channel_mask, "
       "bool need_student, bool need_teacher) -> (Tensor, Tensor)");
+  m.def("attention_means(Tensor features, bool absolute) -> (Tensor, Tensor)");
+  m.def("attention_means_backward(Tensor grad_spatial, Tensor grad_channel, Tensor features, bool absolute) -> Tensor");
   m.def(
       "kd_softmax_loss(Tensor student_logits, Tensor teacher_logits, Tensor matched_idxs, float temperature, "
       "int background, bool need_grad) -> (Tensor, Tensor)");

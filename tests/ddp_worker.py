@@ -41,7 +41,7 @@ def shard(case: Case, rank: int) -> dict[str, Tensor]:
     tensors = dict(case.tensors)
     if "target_image_index" in tensors:
         rows = tensors["target_image_index"][tensors["matched_idxs"]] == rank
-    elif "teacher" in tensors:  # whole maps
+    elif "teacher" in tensors or list(tensors) == ["features"]:  # whole maps, an image each
         return {name: value[rank::WORLD] for name, value in tensors.items()}
     else:
         rows = tensors.get("image_index", torch.arange(len(tensors["matched_idxs"])) % WORLD if "matched_idxs" in tensors else 0)
@@ -75,7 +75,8 @@ def op_results(name: str, rank: int | None) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss and gradients of one operator, for one of two processes, or for one that sees the whole batch."""
     case = make_case(name)
     student: torch.nn.Module = Gains(case)
-    count = float(len(next(value for key, value in case.tensors.items() if key in ("boxes", "matched_idxs", "teacher"))))
+    rows = (case.tensors[name] for name in ("boxes", "matched_idxs", *case.gradients) if name in case.tensors)
+    count = float(len(next(rows)))
     if rank is None:
         loss = op_loss(case, case.tensors, student, count)
     else:

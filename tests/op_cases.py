@@ -27,6 +27,12 @@ def roi_kd_loss(features: Tensor, **tensors) -> Tensor:
     return cls2det_ops.roi_kd_loss(**tensors, maps=RoIMap(features, 3, 6, 0.5)).loss
 
 
+def attention_means(features: Tensor, **options) -> Tensor:
+    """Both results side by side: (B, H W + C)."""
+    spatial, channel = cls2det_ops.attention_means(features, **options)
+    return torch.cat([spatial.flatten(1), channel], 1)
+
+
 def make_case(name: str, k: int = 9, g: int = 4, b: int = 2, c: int = 5, height: int = 11, width: int = 14) -> Case:
     """K boxes, rows or whole maps, G targets, B images, C channels or classes."""
     random = torch.Generator().manual_seed(3)
@@ -65,6 +71,8 @@ def make_case(name: str, k: int = 9, g: int = 4, b: int = 2, c: int = 5, height:
         tensors = {"student": normal(k, c, height, width), "teacher": normal(k, c, height, width)}
         tensors |= {"mask": normal(k, height, width).abs(), "channel_mask": normal(k, c).abs()}
         return Case(cls2det_ops.masked_feature_loss, tensors, {"reduction": "none"}, ("student", "teacher"), rows=False)
+    if name == "attention_means":  # of K images
+        return Case(attention_means, {"features": normal(k, c, height, width)}, {}, ("features",), rows=False)
     if name in ("kd_softmax_loss", "kd_sigmoid_loss"):
         columns = c + (name == "kd_softmax_loss")
         tensors = {"student_logits": normal(k, columns) * 3, "teacher_logits": normal(g, c) * 3, "matched_idxs": match}
@@ -77,5 +85,5 @@ def make_case(name: str, k: int = 9, g: int = 4, b: int = 2, c: int = 5, height:
     raise KeyError(f"no case for {name}: write one in op_cases.py")
 
 
-PUBLIC_OPS = [name for name in cls2det_ops.__all__ if name.endswith(("_loss", "_pool", "_crop"))]
+PUBLIC_OPS = [name for name in cls2det_ops.__all__ if name.endswith(("_loss", "_pool", "_crop", "_means"))]
 ROW_LOSSES = [name for name in PUBLIC_OPS if make_case(name).rows]

@@ -17,7 +17,6 @@ pytest.importorskip("hypothesis")
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-import cls2det_ops
 from guarded import guarded_allocations
 from helpers import DTYPES, LAYOUTS, ORACLE, assert_close, cast, evaluate, safe_boxes
 from op_cases import PUBLIC_OPS, ROW_LOSSES, Case, make_case
@@ -100,6 +99,9 @@ def calls(draw, name: str) -> tuple[Case, dict, dict]:
         tensors = {"student": sprinkled(draw, normal(k, c, height, width), (INF, NAN, 1e15)), "teacher": normal(k, c, height, width)}
         tensors |= {key: normal(*shape).relu() for key, shape in masks.items() if draw(st.booleans())}
         options = {"normalizer": draw(st.sampled_from((1.0, 7.0))), "reduction": draw(st.sampled_from(("none", "sum", "mean")))}
+    elif name == "attention_means":
+        tensors = {"features": sprinkled(draw, normal(k, c, height, width), (INF, -INF, NAN, 0.0))}
+        options = {"absolute": draw(st.booleans())}
     else:
         samples = (draw(st.integers(1, 9)), draw(st.integers(1, 9)))
         bins = samples if name == "roi_crop" else (draw(st.integers(1, 6)), draw(st.integers(1, 6)))
@@ -131,7 +133,8 @@ def calls(draw, name: str) -> tuple[Case, dict, dict]:
         if draw(st.booleans()):
             tensors["weight"] = torch.rand(k, generator=random, dtype=torch.float64).round(decimals=1)
     layouts = {key: LAYOUTS[layout] for key in tensors if (layout := draw(st.sampled_from(("", *LAYOUTS))))}
-    return Case(getattr(cls2det_ops, name), tensors, options, make_case(name).gradients), layouts, special
+    case = make_case(name)
+    return Case(case.function, tensors, options, case.gradients), layouts, special
 
 
 def check(backend, case: Case, layouts: dict, special: dict) -> None:

@@ -83,6 +83,11 @@ def masked_feature_loss_backward(n: int) -> tuple[Tensor, ...]:
     return ops.masked_feature_loss_backward(torch.ones(n), *maps, None, None, True, False)[:1]
 
 
+def attention_means_backward(n: int) -> tuple[Tensor, ...]:
+    grads = [same_rows(normal(*shape), n) for shape in ((8, 16), (512,))]
+    return (ops.attention_means_backward(*grads, same_rows(normal(512, 8, 16), n), True),)
+
+
 CALLS = {
     kd_softmax_loss: 512,
     kd_sigmoid_loss: 512,
@@ -93,6 +98,7 @@ CALLS = {
     matched_feature_loss: 64 * 32 * 32,
     matched_feature_loss_backward: 64 * 32 * 32,
     masked_feature_loss_backward: 512 * 8 * 16,
+    attention_means_backward: 512 * 8 * 16,
 }
 
 

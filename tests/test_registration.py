@@ -61,6 +61,10 @@ def sample(name: str, dtype: torch.dtype, device: str) -> list[tuple]:
         "masked_feature_loss_backward": lambda g: (
             zeros(9), *tensors("masked_feature_loss", *maps, *masks[:1], grad=False), None, True, g,
         ),
+        "attention_means": lambda g: (*tensors(name, "features", grad=g), g),
+        "attention_means_backward": lambda g: (
+            zeros(9, 11, 14), zeros(9, 5), *tensors("attention_means", "features", grad=False), g,
+        ),
         "kd_softmax_loss": lambda g: (*tensors(name, *logits, grad=g), 2.0, 1, g),
         "kd_sigmoid_loss": lambda g: (*tensors(name, *logits, grad=g), 2.0, int(g), 0, g),
         "scale_rows": lambda g: (zeros(9), zeros(9, 6, like=dtype), zeros(9, 6, like=dtype)),

@@ -453,6 +453,53 @@ std::tuple<Tensor, Tensor> masked_feature_loss_backward(
   return {grad_student, grad_teacher};
 }
 
+std::tuple<Tensor, Tensor> attention_means(Tensor features, bool absolute) {
+  check_map("features", features);
+  const CurrentDevice device(features);
+  const ScalarType acc = accumulate_dtype(features.scalar_type());
+  const bool last = is_channels_last(features);
+  const DenseMap dense(features, last);
+  const DenseShape& shape = dense.shape;
+  const AttentionTiles tiles = attention_tiles(shape);
+  Tensor spatial = make(features, {features.size(0), features.size(2), features.size(3)}, acc);
+  Tensor channel = make(features, {features.size(0), features.size(1)}, acc);
+  const Tensor outer_partial = make(features, {shape.images, tiles.across, shape.outer}, acc);
+  const Tensor inner_partial = make(features, {shape.images, tiles.down, shape.inner}, acc);
+  for_storage(features.scalar_type(), [&](auto storage) {
+    using S = decltype(storage);
+    using T = Accumulate<S>;
+    AttentionMeans<S> args{shape, data<const S>(dense.map), dense.stride, absolute};
+    args.outer_means = data<T>(last ? spatial : channel);
+    args.inner_means = data<T>(last ? channel : spatial);
+    args.outer_partial = data<T>(outer_partial);
+    args.inner_partial = data<T>(inner_partial);
+    attention_sums(args, device.stream());
+  });
+  device.check_launch();
+  return {spatial, channel};
+}
+
+Tensor attention_means_backward(Tensor grad_spatial, Tensor grad_channel, Tensor features, bool absolute) {
+  check_attention_backward(grad_spatial, grad_channel, features);
+  const CurrentDevice device(features);
+  const ScalarType dtype = features.scalar_type(), acc = accumulate_dtype(dtype);
+  const bool last = is_channels_last(features);
+  const DenseMap dense(features, last);
+  const Tensor spatial = plain(grad_spatial, acc), channel = plain(grad_channel, acc);
+  Tensor grad = make_map(features, last, dtype);
+  for_storage(dtype, [&](auto storage) {
+    using S = decltype(storage);
+    using T = Accumulate<S>;
+    AttentionMeans<S> args{dense.shape, data<const S>(dense.map), dense.stride, absolute};
+    args.outer_grad = data<const T>(last ? spatial : channel);
+    args.inner_grad = data<const T>(last ? channel : spatial);
+    args.grad = data<S>(grad);
+    attention_gradients(args, device.stream());
+  });
+  device.check_launch();
+  return grad;
+}
+
 // ---- logits ----
 
 // launch(LogitsLoss<S>) for the storage type of the logits.
@@ -526,6 +573,8 @@ STABLE_TORCH_LIBRARY_IMPL(CLS2DET_NAMESPACE, CLS2DET_KEY, m) {
   m.impl("matched_feature_loss_backward", TORCH_BOX(&cls2det::matched_feature_loss_backward));
   m.impl("masked_feature_loss", TORCH_BOX(&cls2det::masked_feature_loss));
   m.impl("masked_feature_loss_backward", TORCH_BOX(&cls2det::masked_feature_loss_backward));
+  m.impl("attention_means", TORCH_BOX(&cls2det::attention_means));
+  m.impl("attention_means_backward", TORCH_BOX(&cls2det::attention_means_backward));
   m.impl("kd_softmax_loss", TORCH_BOX(&cls2det::kd_softmax_loss));
   m.impl("kd_sigmoid_loss", TORCH_BOX(&cls2det::kd_sigmoid_loss));
   m.impl("scale_rows", TORCH_BOX(&cls2det::scale_rows));
