@@ -47,6 +47,11 @@ MASKED_FEATURE_LOSS = {
 
 ATTENTION_MEANS = MASKED_FEATURE_LOSS
 
+IMITATION_MASK = {  # RetinaNet's anchors: 9 per position of strides 8 to 128
+    "800x1024 N152757 G40": {"image": (800, 1024), "images": 2, "g": 40, "compile": True},
+    "800x1344 N200871 G200": {"image": (800, 1344), "images": 8, "g": 200},
+}
+
 KD_SOFTMAX_LOSS = {
     "K480 C80+1": {"k": 480, "g": 60, "c": 80},
     "K4096 C80+1": {"k": 4096, "g": 60, "c": 80, "compile": True},

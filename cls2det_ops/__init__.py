@@ -4,6 +4,7 @@ from ._checks import debug_values
 from ._library import use_backend
 from ._version import __version__
 from .ops.attention_means import attention_means
+from .ops.imitation_mask import imitation_mask
 from .ops.kd_sigmoid_loss import kd_sigmoid_loss
 from .ops.kd_softmax_loss import kd_softmax_loss
 from .ops.masked_feature_loss import masked_feature_loss
@@ -19,6 +20,7 @@ __all__ = [
     "__version__",
     "attention_means",
     "debug_values",
+    "imitation_mask",
     "kd_sigmoid_loss",
     "kd_softmax_loss",
     "masked_feature_loss",

@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "compat.h"
+#include "math/iou.h"
 
 namespace cls2det {
 
@@ -168,6 +169,25 @@ inline void check_attention_backward(const Tensor& grad_spatial, const Tensor& g
   for (int64_t d : {0, 1, 2}) check_size("grad_spatial", grad_spatial, d, features.size(d == 0 ? 0 : d + 1));
   for (int64_t d : {0, 1}) check_size("grad_channel", grad_channel, d, features.size(d));
   check_together(features, {grad_spatial, grad_channel});
+}
+
+inline void check_imitation(
+    const Tensor& anchors, const Tensor& boxes, const Tensor& image_index, int64_t images, const Shape& level_sizes, double factor,
+    int64_t assignment) {
+  check_boxes("anchors", anchors, anchors);
+  check_boxes("boxes", boxes, anchors);
+  check_index("image_index", image_index, boxes.size(0));
+  check_together(anchors, {boxes, image_index});
+  if (images < 0) fail("images must not be negative, found ", images);
+  if (level_sizes.empty() || level_sizes.size() > size_t(kMostLevels)) fail("level_sizes must be 1 to ", kMostLevels, " numbers");
+  int64_t left = anchors.size(0);
+  for (int64_t size : level_sizes) {
+    if (size < 0 || size > left) fail("level_sizes must sum up to the number of anchors");
+    left -= size;
+  }
+  if (left != 0) fail("level_sizes must sum up to the number of anchors");
+  check_positive("factor", factor);
+  if (assignment < 0 || assignment > 2) fail("assignment must be 0, 1 or 2, found ", assignment);
 }
 
 inline void check_scale_rows(const Tensor& grad_rows, const Tensor& row_grads, const Tensor& input) {

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 sys.path.append(str(Path(__file__).parent))
 
 from cls2det_ops import RoIMap, roi_kd_loss
-from op_cases import PUBLIC_OPS, Case, make_case
+from op_cases import DIFFERENTIABLE_OPS, Case, make_case
 
 WORLD = 2
 
@@ -141,7 +141,7 @@ def main(rank: int, rendezvous: str, output: str) -> None:
         "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=WORLD, timeout=timedelta(seconds=90)
     )
     found: dict[str, object] = {"steps": steps(rank)}
-    for name in PUBLIC_OPS:
+    for name in DIFFERENTIABLE_OPS:
         loss, grads = op_results(name, rank)
         dist.all_reduce(loss)
         found[name] = (loss / WORLD, grads)

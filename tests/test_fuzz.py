@@ -99,6 +99,16 @@ def calls(draw, name: str) -> tuple[Case, dict, dict]:
         tensors = {"student": sprinkled(draw, normal(k, c, height, width), (INF, NAN, 1e15)), "teacher": normal(k, c, height, width)}
         tensors |= {key: normal(*shape).relu() for key, shape in masks.items() if draw(st.booleans())}
         options = {"normalizer": draw(st.sampled_from((1.0, 7.0))), "reduction": draw(st.sampled_from(("none", "sum", "mean")))}
+    elif name == "imitation_mask":
+        special["boxes"] = draw(st.sampled_from([kind for kind in BOX_KINDS if kind != "whole"]))  # equal IoUs may round apart
+        sizes = draw(st.lists(st.integers(0, 40), min_size=1, max_size=4))
+        tensors = {
+            "anchors": box_list(draw, special["boxes"], sum(sizes), height, width, (5, 5), 1.0, seed),
+            "boxes": box_list(draw, special["boxes"], k, height, width, (5, 5), 1.0, seed + 1),
+            "image_index": index_of(draw, k, b),
+        }
+        options = {"images": b, "level_sizes": sizes, "factor": draw(st.sampled_from((0.2, 0.5, 0.9)))}
+        options["assignment"] = draw(st.sampled_from(("level", "all", "best")))
     elif name == "attention_means":
         tensors = {"features": sprinkled(draw, normal(k, c, height, width), (INF, -INF, NAN, 0.0))}
         options = {"absolute": draw(st.booleans())}

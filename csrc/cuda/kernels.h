@@ -12,6 +12,7 @@
 #include <type_traits>
 
 #include "math/dense_shape.h"
+#include "math/iou.h"
 
 namespace cls2det {
 
@@ -187,6 +188,20 @@ template <typename S>
 void attention_sums(const AttentionMeans<S>& args, cudaStream_t stream);
 template <typename S>
 void attention_gradients(const AttentionMeans<S>& args, cudaStream_t stream);
+
+template <typename T>
+struct ImitationMask {
+  const T *anchors, *boxes;    // (anchors, 4), (boxes_count, 4)
+  const int64_t* image_index;  // (boxes_count,)
+  int64_t boxes_count, images;
+  int levels, assignment;
+  int64_t level_begin[kMostLevels + 1];  // the first anchor of each level, then the number of anchors
+  T factor;
+  T* thresholds;  // (boxes_count, levels), scratch
+  bool* mask;     // (images, anchors)
+};
+template <typename T>
+void imitation_marks(const ImitationMask<T>& args, cudaStream_t stream);
 
 template <typename S>
 struct LogitsLoss {

@@ -500,6 +500,40 @@ Tensor attention_means_backward(Tensor grad_spatial, Tensor grad_channel, Tensor
   return grad;
 }
 
+template <typename T>
+void mark_anchors(
+    const Tensor& anchors, const Boxes& truths, const Shape& level_sizes, double factor, int64_t assignment, const Tensor& mask,
+    cudaStream_t stream) {
+  const BoxList<T> list = truths.list<T>(1.0);
+  const int levels = int(level_sizes.size());
+  const Tensor thresholds = make(anchors, {list.count, levels}, anchors.scalar_type());
+  ImitationMask<T> args{};
+  args.anchors = data<const T>(anchors);
+  args.boxes = list.boxes;
+  args.image_index = list.image_index;
+  args.boxes_count = list.count;
+  args.images = mask.size(0);
+  args.levels = levels;
+  args.assignment = int(assignment);
+  for (int l = 0; l < levels; ++l) args.level_begin[l + 1] = args.level_begin[l] + level_sizes[l];
+  args.factor = T(factor);
+  args.thresholds = data<T>(thresholds);
+  args.mask = data<bool>(mask);
+  imitation_marks(args, stream);
+}
+
+Tensor imitation_mask(
+    Tensor anchors, Tensor boxes, Tensor image_index, int64_t images, Shape level_sizes, double factor, int64_t assignment) {
+  check_imitation(anchors, boxes, image_index, images, level_sizes, factor, assignment);
+  const CurrentDevice device(anchors);
+  const Boxes truths(boxes, image_index);
+  Tensor mask = make(anchors, {images, anchors.size(0)}, ScalarType::Bool);
+  (anchors.scalar_type() == ScalarType::Double ? mark_anchors<double> : mark_anchors<float>)(
+      torch::stable::contiguous(anchors), truths, level_sizes, factor, assignment, mask, device.stream());
+  device.check_launch();
+  return mask;
+}
+
 // ---- logits ----
 
 // launch(LogitsLoss<S>) for the storage type of the logits.
@@ -575,6 +609,7 @@ STABLE_TORCH_LIBRARY_IMPL(CLS2DET_NAMESPACE, CLS2DET_KEY, m) {
   m.impl("masked_feature_loss_backward", TORCH_BOX(&cls2det::masked_feature_loss_backward));
   m.impl("attention_means", TORCH_BOX(&cls2det::attention_means));
   m.impl("attention_means_backward", TORCH_BOX(&cls2det::attention_means_backward));
+  m.impl("imitation_mask", TORCH_BOX(&cls2det::imitation_mask));
   m.impl("kd_softmax_loss", TORCH_BOX(&cls2det::kd_softmax_loss));
   m.impl("kd_sigmoid_loss", TORCH_BOX(&cls2det::kd_sigmoid_loss));
   m.impl("scale_rows", TORCH_BOX(&cls2det::scale_rows));
