@@ -37,6 +37,21 @@ MATCHED_FEATURE_LOSS = {
     "frcnn K256 256x14x14 P7": {"k": 256, "g": 15, "channels": 256, "size": 14, "bins": 7},
 }
 
+PYRAMID_P3 = {"images": 2, "channels": 256, "size": (100, 152)}  # of images of 800 x 1216
+
+MASKED_FEATURE_LOSS = {
+    "fpn 2x256x100x152": PYRAMID_P3 | {"compile": True},
+    "fpn 2x256x100x152 channels-last": PYRAMID_P3 | {"channels_last": True},
+    "fpn 2x256x25x38": PYRAMID_P3 | {"size": (25, 38)},
+}
+
+ATTENTION_MEANS = MASKED_FEATURE_LOSS
+
+IMITATION_MASK = {  # RetinaNet's anchors: 9 per position of strides 8 to 128
+    "800x1024 N152757 G40": {"image": (800, 1024), "images": 2, "g": 40, "compile": True},
+    "800x1344 N200871 G200": {"image": (800, 1344), "images": 8, "g": 200},
+}
+
 KD_SOFTMAX_LOSS = {
     "K480 C80+1": {"k": 480, "g": 60, "c": 80},
     "K4096 C80+1": {"k": 4096, "g": 60, "c": 80, "compile": True},

@@ -98,6 +98,14 @@ def positive(function: str, argument: str, value: float) -> float:
     return float(value)
 
 
+def count(function: str, argument: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{function}: {argument} must be whole numbers, found {value!r}")
+    if value < 0:
+        raise fail(function, argument, "at least 0", value)
+    return value
+
+
 def flag(function: str, argument: str, value: bool) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{function}: {argument} must be True or False, found {value!r}")

@@ -90,6 +90,49 @@ def matched_feature_loss(
     return _scatter_rows(values, kept, len(features), acc)
 
 
+def masked_feature_loss(student: Tensor, teacher: Tensor, mask: Tensor | None, channel_mask: Tensor | None) -> Tensor:
+    """Rows (B,): sum of the squared differences times both masks."""
+    acc = accumulate_dtype(student.dtype)
+    weight = torch.ones((), dtype=acc, device=student.device)
+    if mask is not None:
+        weight = weight * mask.to(acc)[:, None]
+    if channel_mask is not None:
+        weight = weight * channel_mask.to(acc)[:, :, None, None]
+    difference = torch.where(weight == 0, 0, student.to(acc) - teacher.to(acc))  # NaN under a mask of 0 is out
+    return (weight * difference * difference).sum((1, 2, 3))
+
+
+def attention_means(features: Tensor, absolute: bool) -> tuple[Tensor, Tensor]:
+    """(B, H, W) and (B, C): the map, or its magnitude, averaged over channels and over positions."""
+    values = features.to(accumulate_dtype(features.dtype))
+    values = values.abs() if absolute else values
+    return values.sum(1) / max(values.shape[1], 1), values.mean((2, 3))
+
+
+def imitation_mask(
+    anchors: Tensor, boxes: Tensor, image_index: Tensor, images: int, level_sizes: list[int], factor: float, assignment: str
+) -> Tensor:
+    """(B, N): whether an anchor's IoU with a box of the image exceeds the box's threshold, from the whole (G, N) matrix."""
+    low = torch.maximum(boxes[:, None, :2], anchors[None, :, :2])
+    high = torch.minimum(boxes[:, None, 2:], anchors[None, :, 2:])
+    shared = (high - low).clamp(min=0).prod(2)
+    areas = [(found[:, 2:] - found[:, :2]).prod(1) for found in (boxes, anchors)]
+    iou = shared / (areas[0][:, None] + areas[1] - shared)
+    iou = torch.where(iou > 0, iou, 0)  # not NaN either
+    largest = torch.stack([F.pad(part, (1, 0)).amax(1) for part in iou.split(level_sizes, 1)], 1)  # (G, levels)
+    levels = torch.arange(len(level_sizes), device=boxes.device)
+    best = levels.expand_as(largest)
+    if assignment != "level":
+        most = largest.max(1, keepdim=True)
+        largest = most.values.expand_as(largest)
+        best = most.indices if assignment == "best" else best
+    threshold = torch.where((largest > 0) & (best == levels), factor * largest, float("inf"))
+    sizes = torch.tensor(level_sizes, device=boxes.device)
+    marked = iou > threshold.repeat_interleave(sizes, 1, output_size=len(anchors))
+    of_image = image_index == torch.arange(images, device=boxes.device)[:, None]
+    return of_image.float() @ marked.float() > 0
+
+
 def kd_softmax_loss(
     student_logits: Tensor, teacher_logits: Tensor, matched_idxs: Tensor, temperature: float, background: str
 ) -> Tensor:

@@ -2,10 +2,12 @@
 #pragma once
 
 #include <initializer_list>
+#include <optional>
 #include <sstream>
 #include <stdexcept>
 
 #include "compat.h"
+#include "math/iou.h"
 
 namespace cls2det {
 
@@ -137,6 +139,55 @@ inline void check_matched_loss_backward(const Tensor& grad_rows, const Tensor& p
   for (int64_t d = 0; d < 2; ++d) check_size("pooled_grad", pooled_grad, d, features.size(d));
   check_sizes(pooled_grad.size(2), pooled_grad.size(3), 1, 1);
   check_together(features, {pooled_grad});
+}
+
+inline void check_masked_loss(
+    const Tensor& student, const Tensor& teacher, const std::optional<Tensor>& mask, const std::optional<Tensor>& channel_mask) {
+  check_map("student", student);
+  check_map("teacher", teacher);
+  check_dtype("teacher", teacher, student.scalar_type());
+  for (int64_t d = 0; d < 4; ++d) check_size("teacher", teacher, d, student.size(d));
+  check_together(student, {teacher});
+  if (mask) {
+    check_floating("mask", *mask);
+    check_dim("mask", *mask, 3);
+    for (int64_t d : {0, 1, 2}) check_size("mask", *mask, d, student.size(d == 0 ? 0 : d + 1));
+    check_together(student, {*mask});
+  }
+  if (channel_mask) {
+    check_floating("channel_mask", *channel_mask);
+    check_dim("channel_mask", *channel_mask, 2);
+    for (int64_t d : {0, 1}) check_size("channel_mask", *channel_mask, d, student.size(d));
+    check_together(student, {*channel_mask});
+  }
+}
+
+inline void check_attention_backward(const Tensor& grad_spatial, const Tensor& grad_channel, const Tensor& features) {
+  check_map("features", features);
+  check_dim("grad_spatial", grad_spatial, 3);
+  check_dim("grad_channel", grad_channel, 2);
+  for (int64_t d : {0, 1, 2}) check_size("grad_spatial", grad_spatial, d, features.size(d == 0 ? 0 : d + 1));
+  for (int64_t d : {0, 1}) check_size("grad_channel", grad_channel, d, features.size(d));
+  check_together(features, {grad_spatial, grad_channel});
+}
+
+inline void check_imitation(
+    const Tensor& anchors, const Tensor& boxes, const Tensor& image_index, int64_t images, const Shape& level_sizes, double factor,
+    int64_t assignment) {
+  check_boxes("anchors", anchors, anchors);
+  check_boxes("boxes", boxes, anchors);
+  check_index("image_index", image_index, boxes.size(0));
+  check_together(anchors, {boxes, image_index});
+  if (images < 0) fail("images must not be negative, found ", images);
+  if (level_sizes.empty() || level_sizes.size() > size_t(kMostLevels)) fail("level_sizes must be 1 to ", kMostLevels, " numbers");
+  int64_t left = anchors.size(0);
+  for (int64_t size : level_sizes) {
+    if (size < 0 || size > left) fail("level_sizes must sum up to the number of anchors");
+    left -= size;
+  }
+  if (left != 0) fail("level_sizes must sum up to the number of anchors");
+  check_positive("factor", factor);
+  if (assignment < 0 || assignment > 2) fail("assignment must be 0, 1 or 2, found ", assignment);
 }
 
 inline void check_scale_rows(const Tensor& grad_rows, const Tensor& row_grads, const Tensor& input) {

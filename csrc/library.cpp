@@ -2,7 +2,7 @@
 //
 // The meaning of each operator is documented at its public function, cls2det_ops/ops/<op>.py. Conventions: boxes xyxy in
 // accumulate dtype (float32; float64 for float64 maps), indices int64, loss 0 l1, 1 l2, 2 smooth_l1; background 0 none,
-// 1 first, 2 last; mode 0 bce, 1 l1norm. An output that a need_ flag leaves out is an empty tensor.
+// 1 first, 2 last; mode 0 bce, 1 l1norm; assignment 0 level, 1 all, 2 best. An output that a need_ flag leaves out is an empty tensor.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -39,6 +39,15 @@ STABLE_TORCH_LIBRARY(cls2det, m) {
       "matched_feature_loss(Tensor features, Tensor target_features, Tensor matched_idxs, int out_h, int out_w, int loss, "
       "float beta, bool need_grad) -> (Tensor, Tensor)");
   m.def("matched_feature_loss_backward(Tensor grad_rows, Tensor pooled_grad, Tensor features) -> Tensor");
+  m.def("masked_feature_loss(Tensor student, Tensor teacher, Tensor? mask, Tensor? channel_mask) -> Tensor");
+  m.def(
+      "masked_feature_loss_backward(Tensor grad_rows, Tensor student, Tensor teacher, Tensor? mask, Tensor? channel_mask, "
+      "bool need_student, bool need_teacher) -> (Tensor, Tensor)");
+  m.def("attention_means(Tensor features, bool absolute) -> (Tensor, Tensor)");
+  m.def("attention_means_backward(Tensor grad_spatial, Tensor grad_channel, Tensor features, bool absolute) -> Tensor");
+  m.def(
+      "imitation_mask(Tensor anchors, Tensor boxes, Tensor image_index, int images, int[] level_sizes, float factor, "
+      "int assignment) -> Tensor");
   m.def(
       "kd_softmax_loss(Tensor student_logits, Tensor teacher_logits, Tensor matched_idxs, float temperature, "
       "int background, bool need_grad) -> (Tensor, Tensor)");

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 sys.path.append(str(Path(__file__).parent))
 
 from cls2det_ops import RoIMap, roi_kd_loss
-from op_cases import PUBLIC_OPS, Case, make_case
+from op_cases import DIFFERENTIABLE_OPS, Case, make_case
 
 WORLD = 2
 
@@ -41,6 +41,8 @@ def shard(case: Case, rank: int) -> dict[str, Tensor]:
     tensors = dict(case.tensors)
     if "target_image_index" in tensors:
         rows = tensors["target_image_index"][tensors["matched_idxs"]] == rank
+    elif "teacher" in tensors or list(tensors) == ["features"]:  # whole maps, an image each
+        return {name: value[rank::WORLD] for name, value in tensors.items()}
     else:
         rows = tensors.get("image_index", torch.arange(len(tensors["matched_idxs"])) % WORLD if "matched_idxs" in tensors else 0)
         rows = rows == rank
@@ -62,8 +64,8 @@ def op_loss(case: Case, tensors: dict[str, Tensor], student: torch.nn.Module, no
     arguments = student({name: value.float() if value.is_floating_point() else value for name, value in tensors.items()})
     options = case.options | ({"reduction": "sum"} if case.rows else {})
     output = case.function(**arguments, **options)
-    if output.dim() > 0:  # crops and pooled features: any function of them will do
-        output = output.square().mean((1, 2, 3)).sum()
+    if output.dim() > 0:  # anything per box or image: any function of it will do
+        output = output.square().view(len(output), -1).mean(1).sum()
     elif not case.rows:  # the composite divides by the rows it sees
         output = output * len(arguments["boxes"])
     return output / normalizer
@@ -73,7 +75,8 @@ def op_results(name: str, rank: int | None) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss and gradients of one operator, for one of two processes, or for one that sees the whole batch."""
     case = make_case(name)
     student: torch.nn.Module = Gains(case)
-    count = float(len(case.tensors.get("boxes", case.tensors.get("matched_idxs"))))
+    rows = (case.tensors[name] for name in ("boxes", "matched_idxs", *case.gradients) if name in case.tensors)
+    count = float(len(next(rows)))
     if rank is None:
         loss = op_loss(case, case.tensors, student, count)
     else:
@@ -138,7 +141,7 @@ def main(rank: int, rendezvous: str, output: str) -> None:
         "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=WORLD, timeout=timedelta(seconds=90)
     )
     found: dict[str, object] = {"steps": steps(rank)}
-    for name in PUBLIC_OPS:
+    for name in DIFFERENTIABLE_OPS:
         loss, grads = op_results(name, rank)
         dist.all_reduce(loss)
         found[name] = (loss / WORLD, grads)

@@ -16,7 +16,7 @@ from backends import REFERENCE, Backend
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 3e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
-BOX_ARGUMENTS = ("boxes", "target_boxes")
+BOX_ARGUMENTS = ("boxes", "target_boxes", "anchors")
 
 
 ORACLE = REFERENCE  # fed with float64

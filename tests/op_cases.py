@@ -10,6 +10,7 @@ from torch import Tensor
 
 import cls2det_ops
 from cls2det_ops import RoIMap
+from cls2det_ops import _checks as check
 from helpers import safe_boxes
 
 
@@ -27,8 +28,19 @@ def roi_kd_loss(features: Tensor, **tensors) -> Tensor:
     return cls2det_ops.roi_kd_loss(**tensors, maps=RoIMap(features, 3, 6, 0.5)).loss
 
 
+def attention_means(features: Tensor, **options) -> Tensor:
+    """Both results side by side: (B, H W + C)."""
+    spatial, channel = cls2det_ops.attention_means(features, **options)
+    return torch.cat([spatial.flatten(1), channel], 1)
+
+
+def imitation_mask(anchors: Tensor, **arguments) -> Tensor:
+    """As numbers, which compare like other results."""
+    return cls2det_ops.imitation_mask(anchors, **arguments).to(check.accumulate_dtype(anchors.dtype))
+
+
 def make_case(name: str, k: int = 9, g: int = 4, b: int = 2, c: int = 5, height: int = 11, width: int = 14) -> Case:
-    """K boxes or rows, G targets, B images, C channels or classes."""
+    """K boxes, rows or whole maps, G targets, B images, C channels or classes."""
     random = torch.Generator().manual_seed(3)
 
     def normal(*shape: int) -> Tensor:
@@ -61,6 +73,16 @@ def make_case(name: str, k: int = 9, g: int = 4, b: int = 2, c: int = 5, height:
     if name == "matched_feature_loss":
         tensors = {"features": normal(k, c, 7, 6), "target_features": normal(g, c, 7, 6), "matched_idxs": match}
         return Case(cls2det_ops.matched_feature_loss, tensors, {"output_size": 3}, ("features",))
+    if name == "masked_feature_loss":  # K images
+        tensors = {"student": normal(k, c, height, width), "teacher": normal(k, c, height, width)}
+        tensors |= {"mask": normal(k, height, width).abs(), "channel_mask": normal(k, c).abs()}
+        return Case(cls2det_ops.masked_feature_loss, tensors, {"reduction": "none"}, ("student", "teacher"), rows=False)
+    if name == "attention_means":  # of K images
+        return Case(attention_means, {"features": normal(k, c, height, width)}, {}, ("features",), rows=False)
+    if name == "imitation_mask":
+        tensors = {"anchors": safe_boxes(700, height, width, 5, seed=2), "boxes": safe_boxes(k, height, width, 5)}
+        options = {"images": b, "level_sizes": (430, 250, 20)}
+        return Case(imitation_mask, tensors | {"image_index": below(b, k)}, options, rows=False)
     if name in ("kd_softmax_loss", "kd_sigmoid_loss"):
         columns = c + (name == "kd_softmax_loss")
         tensors = {"student_logits": normal(k, columns) * 3, "teacher_logits": normal(g, c) * 3, "matched_idxs": match}
@@ -73,5 +95,11 @@ def make_case(name: str, k: int = 9, g: int = 4, b: int = 2, c: int = 5, height:
     raise KeyError(f"no case for {name}: write one in op_cases.py")
 
 
-PUBLIC_OPS = [name for name in cls2det_ops.__all__ if name.endswith(("_loss", "_pool", "_crop"))]
+def is_op(name: str) -> bool:
+    """Whether a public name is the function of the module of that name."""
+    return getattr(getattr(cls2det_ops, name), "__module__", "") == f"cls2det_ops.ops.{name}"
+
+
+PUBLIC_OPS = [name for name in cls2det_ops.__all__ if is_op(name)]
+DIFFERENTIABLE_OPS = [name for name in PUBLIC_OPS if make_case(name).gradients]
 ROW_LOSSES = [name for name in PUBLIC_OPS if make_case(name).rows]

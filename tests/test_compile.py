@@ -25,6 +25,8 @@ def compiled_call(function, case, device):
     tensors = {key: value.to(device) for key, value in cast(case.tensors, torch.float32).items()}
     leaves = [tensors[argument].requires_grad_() for argument in case.gradients]
     output = function(**tensors)
+    if not leaves:
+        return output, {}
     upstream = torch.randn(output.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
     grads = torch.autograd.grad(output, leaves, upstream.to(output.device, output.dtype))
     return output.detach(), dict(zip(case.gradients, grads, strict=True))

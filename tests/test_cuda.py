@@ -25,7 +25,8 @@ def step(case: Case, tensors: dict[str, Tensor], **options) -> list[Tensor]:
     with CUDA.context():
         output = case.function(**tensors, **case.options, **options)
         leaves = [tensors[name] for name in case.gradients]
-        return [output.detach(), *torch.autograd.grad(output.square().sum(), leaves)]
+        grads = torch.autograd.grad(output.square().sum(), leaves) if leaves else ()
+        return [output.detach(), *grads]
 
 
 def assert_same_bits(found: list[Tensor], expected: list[Tensor]) -> None:

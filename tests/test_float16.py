@@ -14,7 +14,7 @@ KINDS = {
     "smallest": lambda value: value.sign() * SMALLEST,
     "both": lambda value: torch.where(value.abs() < 1, value.sign() * SMALLEST, value.sign() * LARGEST),
 }
-HALVES = ("images", "features", "target_features", "student_logits", "teacher_logits")
+HALVES = ("images", "features", "target_features", "student", "teacher", "student_logits", "teacher_logits")
 
 
 def extreme(name: str, kind: str) -> Case:

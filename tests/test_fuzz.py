@@ -17,10 +17,9 @@ pytest.importorskip("hypothesis")
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-import cls2det_ops
 from guarded import guarded_allocations
 from helpers import DTYPES, LAYOUTS, ORACLE, assert_close, cast, evaluate, safe_boxes
-from op_cases import PUBLIC_OPS, Case, make_case
+from op_cases import PUBLIC_OPS, ROW_LOSSES, Case, make_case
 
 EXAMPLES = int(os.environ.get("CLS2DET_FUZZ_EXAMPLES", "400"))
 INF, NAN = float("inf"), float("nan")
@@ -95,6 +94,24 @@ def calls(draw, name: str) -> tuple[Case, dict, dict]:
     elif name == "matched_feature_loss":
         tensors = {"features": normal(k, c, height, width), "target_features": normal(g, c, height, width)}
         options = {"output_size": (draw(st.integers(1, 7)), draw(st.integers(1, 7)))}
+    elif name == "masked_feature_loss":
+        masks = {"mask": (k, height, width), "channel_mask": (k, c)}
+        tensors = {"student": sprinkled(draw, normal(k, c, height, width), (INF, NAN, 1e15)), "teacher": normal(k, c, height, width)}
+        tensors |= {key: normal(*shape).relu() for key, shape in masks.items() if draw(st.booleans())}
+        options = {"normalizer": draw(st.sampled_from((1.0, 7.0))), "reduction": draw(st.sampled_from(("none", "sum", "mean")))}
+    elif name == "imitation_mask":
+        special["boxes"] = draw(st.sampled_from([kind for kind in BOX_KINDS if kind != "whole"]))  # equal IoUs may round apart
+        sizes = draw(st.lists(st.integers(0, 40), min_size=1, max_size=4))
+        tensors = {
+            "anchors": box_list(draw, special["boxes"], sum(sizes), height, width, (5, 5), 1.0, seed),
+            "boxes": box_list(draw, special["boxes"], k, height, width, (5, 5), 1.0, seed + 1),
+            "image_index": index_of(draw, k, b),
+        }
+        options = {"images": b, "level_sizes": sizes, "factor": draw(st.sampled_from((0.2, 0.5, 0.9)))}
+        options["assignment"] = draw(st.sampled_from(("level", "all", "best")))
+    elif name == "attention_means":
+        tensors = {"features": sprinkled(draw, normal(k, c, height, width), (INF, -INF, NAN, 0.0))}
+        options = {"absolute": draw(st.booleans())}
     else:
         samples = (draw(st.integers(1, 9)), draw(st.integers(1, 9)))
         bins = samples if name == "roi_crop" else (draw(st.integers(1, 6)), draw(st.integers(1, 6)))
@@ -116,7 +133,7 @@ def calls(draw, name: str) -> tuple[Case, dict, dict]:
             kind = "safe" if special["boxes"] == "not finite" else special["boxes"]
             tensors["target_boxes"] = box_list(draw, kind, g, height, width, samples, scale, seed + 1)
             tensors["target_image_index"] = index_of(draw, g, b)
-    if name.endswith("_loss"):
+    if name in ROW_LOSSES:
         tensors["matched_idxs"] = index_of(draw, k, g)
         options["reduction"] = draw(st.sampled_from(("none", "sum", "mean")))
         if name.endswith("feature_loss"):
@@ -126,7 +143,8 @@ def calls(draw, name: str) -> tuple[Case, dict, dict]:
         if draw(st.booleans()):
             tensors["weight"] = torch.rand(k, generator=random, dtype=torch.float64).round(decimals=1)
     layouts = {key: LAYOUTS[layout] for key in tensors if (layout := draw(st.sampled_from(("", *LAYOUTS))))}
-    return Case(getattr(cls2det_ops, name), tensors, options, make_case(name).gradients), layouts, special
+    case = make_case(name)
+    return Case(case.function, tensors, options, case.gradients), layouts, special
 
 
 def check(backend, case: Case, layouts: dict, special: dict) -> None:
@@ -143,7 +161,7 @@ def check(backend, case: Case, layouts: dict, special: dict) -> None:
             expected = torch.where(expected.isposinf() & output.isfinite(), output.double(), expected)
         least = 1e-4 if special["dtype"] == torch.float16 else 1e-30  # below, float16 has fewer bits
         temperature = case.options.get("temperature", 0.0)  # divergences are differences of terms of size T^2
-        terms = len(tensors["matched_idxs"]) if case.options.get("reduction") == "sum" else 1
+        terms = len(next(iter(tensors.values()))) if case.options.get("reduction") == "sum" else 1
         assert_close(output, expected, nan=True, least_scale=0.1 * temperature**2 * terms + least)
         for key, grad in grads.items():
             assert grad.dtype == tensors[key].dtype

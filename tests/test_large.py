@@ -78,6 +78,22 @@ def matched_feature_loss_backward(n: int) -> tuple[Tensor, ...]:
     return (ops.matched_feature_loss_backward(torch.ones(n), same_rows(normal(64, 2, 2), n).contiguous(), features),)
 
 
+def masked_feature_loss_backward(n: int) -> tuple[Tensor, ...]:
+    maps = [same_rows(normal(2, 512, 8, 16)[i], n) for i in (0, 1)]
+    return ops.masked_feature_loss_backward(torch.ones(n), *maps, None, None, True, False)[:1]
+
+
+def attention_means_backward(n: int) -> tuple[Tensor, ...]:
+    grads = [same_rows(normal(*shape), n) for shape in ((8, 16), (512,))]
+    return (ops.attention_means_backward(*grads, same_rows(normal(512, 8, 16), n), True),)
+
+
+def imitation_mask(n: int) -> tuple[Tensor, ...]:
+    """Rows are images; the box lies on the last one, and every anchor on it."""
+    (box, index), (anchors, _) = box_of(1, 5), box_of(2**16, 5)
+    return (ops.imitation_mask(anchors, box, index + n - 1, n, [2**16], 0.5, 0),)
+
+
 CALLS = {
     kd_softmax_loss: 512,
     kd_sigmoid_loss: 512,
@@ -87,6 +103,9 @@ CALLS = {
     roi_avg_pool_map_gradient: 256 * 64 * 64,
     matched_feature_loss: 64 * 32 * 32,
     matched_feature_loss_backward: 64 * 32 * 32,
+    masked_feature_loss_backward: 512 * 8 * 16,
+    imitation_mask: 2**16,
+    attention_means_backward: 512 * 8 * 16,
 }
 
 
@@ -98,7 +117,7 @@ def last_values(backend, call, rows: int) -> list[Tensor]:
 
 def check(backend, call, expected: list[Tensor]) -> None:
     for found, last in zip(last_values(backend, call, MORE // CALLS[call]), expected, strict=True):
-        assert_close(found, last)
+        assert_close(found.float(), last.float())
 
 
 def free_memory(device: str) -> int:

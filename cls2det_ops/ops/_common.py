@@ -30,6 +30,13 @@ def refuse_second_derivative(name: str) -> None:
     register_autograd(name, lambda ctx, inputs, output: None, refuse)
 
 
+def map_like(map: Tensor) -> Tensor:
+    """A new map, channels-last where the images of ``map`` are: what make_map and is_channels_last in csrc/dense_map.h do."""
+    image = map[:1]
+    last = image.is_contiguous(memory_format=torch.channels_last) and not image.is_contiguous()
+    return torch.empty_like(map, memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
 def wants_gradient(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 

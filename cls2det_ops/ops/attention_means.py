@@ -1,6 +1,67 @@
+"""The means of a feature map over its channels and over its positions."""
+
+from __future__ import annotations
+
 import torch
-def attention_means(features, *, absolute=True):
-    acc = torch.float64 if features.dtype == torch.float64 else torch.float32
-    f = features.to(acc)
-    f = f.abs() if absolute else f
-    return f.mean(1), f.mean((2, 3))
+from torch import Tensor
+
+from .. import _checks as check
+from .. import reference
+from .._library import native
+from ._common import map_like, refuse_second_derivative, register_autograd, register_fake
+
+
+def attention_means(features: Tensor, *, absolute: bool = True) -> tuple[Tensor, Tensor]:
+    r"""Mean of a map over its channels and mean over its positions, in one pass.
+
+    .. math:: G^s_{byx} = \frac{1}{C} \sum_c |F_{bcyx}| \qquad G^c_{bc} = \frac{1}{H W} \sum_{y,x} |F_{bcyx}|
+
+    The softmax of these, at a temperature, is the spatial and the channel attention of "Improve Object Detection with
+    Feature-based Knowledge Distillation" (ICLR 2021), equations 1 and 2, and of "Focal and Global Knowledge Distillation for
+    Detectors" (CVPR 2022), equations 4 to 7. With ``absolute=False`` both are means of F itself.
+
+    Args:
+        features: (B, C, H, W), float32, float64, float16 or bfloat16. Maps in NCHW or channels-last order are read as they lie,
+            others are copied.
+        absolute: whether |F| is averaged, or F.
+
+    Returns:
+        (spatial, channel): (B, H, W) and (B, C), in float32 (float64 for float64 features). Without channels, spatial is 0.
+
+    Gradients flow to ``features``, in its memory format: sign(F) (grad_spatial / C + grad_channel / (H W)), without the sign
+    for ``absolute=False``; sign(0) is 0. Only the features are kept for the backward.
+
+    Raises:
+        TypeError, ValueError: an argument of wrong dtype, shape or device, named with what was found.
+    """
+    name = "attention_means"
+    check.feature_map(name, "features", features)
+    check.flag(name, "absolute", absolute)
+    if native(features):
+        return torch.ops.cls2det.attention_means(features, absolute)
+    return reference.attention_means(features, absolute)
+
+
+@register_fake("attention_means")
+def _(features, absolute):
+    batch, channels, height, width = features.shape
+    acc = check.accumulate_dtype(features.dtype)
+    return features.new_empty(batch, height, width, dtype=acc), features.new_empty(batch, channels, dtype=acc)
+
+
+@register_fake("attention_means_backward")
+def _(grad_spatial, grad_channel, features, absolute):
+    return map_like(features)
+
+
+def _setup_context(ctx, inputs, output):
+    features, ctx.absolute = inputs
+    ctx.save_for_backward(features)
+
+
+def _backward(ctx, grad_spatial, grad_channel):
+    return torch.ops.cls2det.attention_means_backward(grad_spatial, grad_channel, *ctx.saved_tensors, ctx.absolute), None
+
+
+register_autograd("attention_means", _setup_context, _backward)
+refuse_second_derivative("attention_means_backward")

@@ -1,8 +1,95 @@
+"""Squared difference of two feature maps under a spatial and a channel mask."""
+
+from __future__ import annotations
+
 import torch
-def masked_feature_loss(student, teacher, mask=None, channel_mask=None, *, normalizer, reduction="sum"):
-    acc = torch.float64 if student.dtype == torch.float64 else torch.float32
-    d = (student.to(acc) - teacher.to(acc)) ** 2
-    if mask is not None: d = d * mask[:, None].to(acc)
-    if channel_mask is not None: d = d * channel_mask[:, :, None, None].to(acc)
-    rows = d.flatten(1).sum(1) / normalizer
-    return rows if reduction == "none" else rows.sum() if reduction == "sum" else rows.mean()
+from torch import Tensor
+
+from .. import _checks as check
+from .. import reference
+from .._library import native
+from ._common import map_like, reduce_rows, refuse_second_derivative, register_autograd, register_fake
+
+
+def masked_feature_loss(
+    student: Tensor,
+    teacher: Tensor,
+    mask: Tensor | None = None,
+    channel_mask: Tensor | None = None,
+    *,
+    normalizer: float | Tensor = 1.0,
+    reduction: str = "sum",
+) -> Tensor:
+    r"""Squared difference of two maps, weighted by position and by channel.
+
+    .. math:: L_b = \frac{1}{n} \sum_{c,y,x} M_{byx} A_{bc} \big(S_{bcyx} - T_{bcyx}\big)^2
+
+    with M the mask, A the channel mask and n the normalizer. With the mask of :func:`imitation_mask` and n = 2 N, N the
+    positions in it, this is the imitation loss of "Distilling Object Detectors with Fine-grained Feature Imitation" (CVPR
+    2019), equation 4; with attention as masks the square of the term L_AM of "Improve Object Detection with Feature-based
+    Knowledge Distillation" (ICLR 2021); without masks a hint loss. Each map is read once in either direction, and nothing
+    besides the inputs is kept for the backward.
+
+    Args:
+        student, teacher: (B, C, H, W) features, float32, float64, float16 or bfloat16. Maps in NCHW or channels-last order
+            are read as they lie, others are copied, as is a teacher in another order than the student.
+        mask: (B, H, W) weights of the positions, floating point; None: 1.
+        channel_mask: (B, C) weights of the channels, floating point; None: 1.
+        normalizer: a positive number or tensor of one element that divides the result; a tensor of 0 or less counts as 1.
+        reduction: "sum" over the images, their "mean" (0 without an image), or "none".
+
+    Returns:
+        A scalar, or (B,) for "none", in float32 (float64 for float64 features).
+
+    Gradients flow to ``student`` and ``teacher``, in their memory format, not to the masks. A value whose mask is 0 is out, even
+    if it is NaN.
+
+    Raises:
+        TypeError, ValueError: an argument of wrong dtype, shape, device or value range, named with what was found.
+    """
+    name = "masked_feature_loss"
+    check.feature_map(name, "student", student)
+    check.floating(name, "teacher", teacher, tuple(student.shape))
+    batch, channels, height, width = student.shape
+    if mask is not None:
+        check.floating(name, "mask", mask, (batch, height, width))
+        mask = mask.detach()
+    if channel_mask is not None:
+        check.floating(name, "channel_mask", channel_mask, (batch, channels))
+        channel_mask = channel_mask.detach()
+    check.same_device(name, student=student, teacher=teacher, mask=mask, channel_mask=channel_mask)
+    check.choice(name, "reduction", reduction, check.REDUCTIONS)
+    dtype = torch.promote_types(student.dtype, teacher.dtype)
+    student, teacher = student.to(dtype), teacher.to(dtype)
+    if native(student):
+        rows = torch.ops.cls2det.masked_feature_loss(student, teacher, mask, channel_mask)
+    else:
+        rows = reference.masked_feature_loss(student, teacher, mask, channel_mask)
+    rows = reduce_rows(name, rows, None, normalizer, "none")
+    if reduction == "none":
+        return rows
+    return rows.sum() / max(batch, 1) if reduction == "mean" else rows.sum()
+
+
+@register_fake("masked_feature_loss")
+def _(student, teacher, mask, channel_mask):
+    return student.new_empty(student.shape[0], dtype=check.accumulate_dtype(student.dtype))
+
+
+@register_fake("masked_feature_loss_backward")
+def _(grad_rows, student, teacher, mask, channel_mask, need_student, need_teacher):
+    return tuple(map_like(student) if needed else student.new_empty(0) for needed in (need_student, need_teacher))
+
+
+def _setup_context(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx, grad_rows):
+    needed = ctx.needs_input_grad[:2]
+    grads = torch.ops.cls2det.masked_feature_loss_backward(grad_rows, *ctx.saved_tensors, *needed)
+    return (*[grad if need else None for grad, need in zip(grads, needed, strict=True)], None, None)
+
+
+register_autograd("masked_feature_loss", _setup_context, _backward)
+refuse_second_derivative("masked_feature_loss_backward")

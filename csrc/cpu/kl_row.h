@@ -1,20 +1,5 @@
 // KL of two softmax rows, with its gradient. Part of a body: see foreach_target.h.
 
-// The first n values from p on, or all lanes of them; missing lanes hold `fill`.
-template <typename T>
-CLS2DET_HD Vec<T> load_up_to(const T* p, int64_t n, T fill) {
-  return n >= kLanes<T> ? load(p) : load_n(p, int(n), fill);
-}
-
-template <typename T>
-CLS2DET_HD void store_up_to(T* p, Vec<T> v, int64_t n) {
-  if (n >= kLanes<T>) {
-    store(p, v);
-  } else {
-    store_n(p, v, int(n));
-  }
-}
-
 template <typename T>
 CLS2DET_HD T row_max(const T* p, int64_t n) {
   const T lowest = -std::numeric_limits<T>::infinity();

@@ -54,6 +54,21 @@ CLS2DET_HD void store_n(T* p, Vec<T> v, int n) {
   for (int i = 0; i < n; ++i) p[i] = v[i];
 }
 
+// The first n values from p on, or all lanes of them; missing lanes hold `fill`.
+template <typename T>
+CLS2DET_HD Vec<T> load_up_to(const T* p, int64_t n, T fill) {
+  return n >= kLanes<T> ? load(p) : load_n(p, int(n), fill);
+}
+
+template <typename T>
+CLS2DET_HD void store_up_to(T* p, Vec<T> v, int64_t n) {
+  if (n >= kLanes<T>) {
+    store(p, v);
+  } else {
+    store_n(p, v, int(n));
+  }
+}
+
 // Lanes combined in halves, always in the same order: in registers where the compiler has __builtin_shuffle.
 template <int kStep, typename T, typename Combine>
 CLS2DET_HD T fold_lanes(Vec<T> v, const Combine& combine) {

@@ -11,6 +11,9 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "math/dense_shape.h"
+#include "math/iou.h"
+
 namespace cls2det {
 
 template <typename S>
@@ -146,6 +149,59 @@ template <typename S>
 void unpool_windows(
     const Accumulate<S>* grad_rows, const Accumulate<S>* pooled_grad, int64_t rows, int64_t channels, int height, int width,
     int out_h, int out_w, S* grad, cudaStream_t stream);
+
+// Both maps lie in the same order, images at these distances; the gradients are dense.
+template <typename S>
+struct MaskedLoss {
+  using T = Accumulate<S>;
+  DenseShape shape;
+  const S *student, *teacher;
+  int64_t student_stride, teacher_stride;
+  const T *outer_mask, *inner_mask;  // (images, outer), (images, inner), or null: 1
+  T* partial;                        // forward: (images, tiles)
+  const T* grad_rows;                // backward: (images,)
+  S *grad_student, *grad_teacher;    // or null
+};
+int64_t masked_tiles(const DenseShape& shape);
+template <typename S>
+void masked_sums(const MaskedLoss<S>& args, Accumulate<S>* rows, cudaStream_t stream);
+template <typename S>
+void masked_gradients(const MaskedLoss<S>& args, cudaStream_t stream);
+
+template <typename S>
+struct AttentionMeans {
+  using T = Accumulate<S>;
+  DenseShape shape;
+  const S* features;  // images `stride` apart
+  int64_t stride;
+  bool absolute;
+  T *outer_means, *inner_means;      // forward: (images, outer), (images, inner), and for partial sums
+  T *outer_partial, *inner_partial;  // (images, tiles.across, outer), (images, tiles.down, inner)
+  const T *outer_grad, *inner_grad;  // backward: (images, outer), (images, inner)
+  S* grad;                           // dense
+};
+struct AttentionTiles {
+  int64_t down, across;  // of one image
+};
+AttentionTiles attention_tiles(const DenseShape& shape);
+template <typename S>
+void attention_sums(const AttentionMeans<S>& args, cudaStream_t stream);
+template <typename S>
+void attention_gradients(const AttentionMeans<S>& args, cudaStream_t stream);
+
+template <typename T>
+struct ImitationMask {
+  const T *anchors, *boxes;    // (anchors, 4), (boxes_count, 4)
+  const int64_t* image_index;  // (boxes_count,)
+  int64_t boxes_count, images;
+  int levels, assignment;
+  int64_t level_begin[kMostLevels + 1];  // the first anchor of each level, then the number of anchors
+  T factor;
+  T* thresholds;  // (boxes_count, levels), scratch
+  bool* mask;     // (images, anchors)
+};
+template <typename T>
+void imitation_marks(const ImitationMask<T>& args, cudaStream_t stream);
 
 template <typename S>
 struct LogitsLoss {

@@ -1,0 +1,61 @@
+// Row sums and column sums of dense images in one pass, lanes over the values of a row.
+
+template <typename T>
+CLS2DET_HD Vec<T> attended(Vec<T> value, bool absolute) {
+  return absolute ? magnitude(value) : value;
+}
+
+// The rows [o, o + kRows) of a tile: their sums, and what they add to the columns.
+template <int kRows, typename T>
+CLS2DET_HD void add_rows(const MeansArgs<T>& args, const MapTile& tile, int64_t o, T* columns, T* sums) {
+  const int64_t inner = args.tiles.shape.inner;
+  const T* rows = args.features + tile.image * args.stride + o * inner;
+  Vec<T> sum[kRows] = {};
+  for (int64_t i = tile.inner_begin; i < tile.inner_end; i += kLanes<T>) {
+    const int64_t left = tile.inner_end - i;
+    Vec<T> column = load_up_to(columns + i, left, T(0));
+    for (int r = 0; r < kRows; ++r) {
+      const Vec<T> value = attended<T>(load_up_to(rows + r * inner + i, left, T(0)), args.absolute);
+      sum[r] += value;
+      column += value;
+    }
+    store_up_to(columns + i, column, left);
+  }
+  for (int r = 0; r < kRows; ++r) sums[o + r] = sum_lanes<T>(sum[r]);
+}
+
+// The partial sums of the tiles [begin, end).
+template <typename T>
+void attention_sums(const MeansArgs<T>& args, int64_t begin, int64_t end) {
+  const MapTiles& tiles = args.tiles;
+  for (int64_t i = begin; i < end; ++i) {
+    const MapTile tile = tiles[i];
+    T* columns = args.inner_partial + (tile.image * tiles.down + tile.down) * tiles.shape.inner;
+    T* sums = args.outer_partial + (tile.image * tiles.across + tile.across) * tiles.shape.outer;
+    std::memset(columns + tile.inner_begin, 0, (tile.inner_end - tile.inner_begin) * sizeof(T));
+    int64_t o = tile.outer_begin;
+    for (; o + 4 <= tile.outer_end; o += 4) add_rows<4>(args, tile, o, columns, sums);
+    for (; o < tile.outer_end; ++o) add_rows<1>(args, tile, o, columns, sums);
+  }
+}
+
+// The gradient of the tiles [begin, end).
+template <typename T>
+void attention_gradients(const MeansArgs<T>& args, int64_t begin, int64_t end) {
+  const DenseShape& shape = args.tiles.shape;
+  for (int64_t i = begin; i < end; ++i) {
+    const MapTile tile = args.tiles[i];
+    const T* columns = args.inner_grad + tile.image * shape.inner;
+    for (int64_t o = tile.outer_begin; o < tile.outer_end; ++o) {
+      const T row = args.outer_grad[tile.image * shape.outer + o] * args.outer_share;
+      const T* features = args.features + tile.image * args.stride + o * shape.inner;
+      T* grad = args.grad + (tile.image * shape.outer + o) * shape.inner;
+      for (int64_t x = tile.inner_begin; x < tile.inner_end; x += kLanes<T>) {
+        const int64_t left = tile.inner_end - x;
+        const Vec<T> upstream = load_up_to(columns + x, left, T(0)) * args.inner_share + row;
+        const Vec<T> slope = args.absolute ? sign(load_up_to(features + x, left, T(0))) * upstream : upstream;
+        store_up_to(grad + x, slope, left);
+      }
+    }
+  }
+}

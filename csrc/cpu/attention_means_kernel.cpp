@@ -1,0 +1,106 @@
+// attention_means on the CPU: one pass over the map in the order in which it lies gives the sums of its rows and columns.
+#include <cstring>
+
+#include "checks.h"
+#include "cpu/map_tiles.h"
+#include "math/feature_distance.h"
+
+namespace cls2det {
+namespace {
+
+template <typename T>
+struct MeansArgs {
+  MapTiles tiles;
+  const T* features;  // (images, outer, inner), images `stride` apart
+  int64_t stride;
+  bool absolute;
+  T outer_share, inner_share;                          // of one value in the mean of its row, of its column
+  T *outer_partial = nullptr, *inner_partial = nullptr;  // forward: (images, tiles across, outer), (images, tiles down, inner)
+  const T *outer_grad = nullptr, *inner_grad = nullptr;  // backward: (images, outer), (images, inner)
+  T* grad = nullptr;
+
+  MeansArgs(const DenseMap& dense, bool absolute)
+      : tiles(dense.shape, 1024),
+        features(static_cast<const T*>(dense.map.data_ptr())),
+        stride(dense.stride),
+        absolute(absolute),
+        outer_share(T(1) / T(std::max(dense.shape.inner, int64_t(1)))),
+        inner_share(T(1) / T(std::max(dense.shape.outer, int64_t(1)))) {}
+};
+
+}  // namespace
+}  // namespace cls2det
+
+#define CLS2DET_BODY "cpu/attention_means_body.h"
+#include "cpu/foreach_target.h"
+
+namespace cls2det {
+namespace {
+
+// means (images, width) = share * the sum over `parts` of partial (images, parts, width)
+template <typename T>
+void mean_of_parts(const std::vector<T>& partial, int64_t images, int64_t parts, int64_t width, T share, const Tensor& means) {
+  T* out = static_cast<T*>(means.data_ptr());
+  std::fill(out, out + images * width, T(0));
+  for (int64_t b = 0; b < images; ++b) {
+    T* row = out + b * width;
+    for (int64_t p = 0; p < parts; ++p) {
+      for (int64_t i = 0; i < width; ++i) row[i] += partial[(b * parts + p) * width + i];
+    }
+    for (int64_t i = 0; i < width; ++i) row[i] *= share;
+  }
+}
+
+template <typename T>
+void forward(const DenseMap& dense, bool absolute, const Tensor& outer_means, const Tensor& inner_means) {
+  MeansArgs<T> args(dense, absolute);
+  const DenseShape& shape = dense.shape;
+  std::vector<T> outer_partial(shape.images * args.tiles.across * shape.outer);
+  std::vector<T> inner_partial(shape.images * args.tiles.down * shape.inner);
+  args.outer_partial = outer_partial.data();
+  args.inner_partial = inner_partial.data();
+  args.tiles.each([&](int64_t begin, int64_t end) { CLS2DET_CALL(attention_sums<T>, args, begin, end); });
+  mean_of_parts(outer_partial, shape.images, args.tiles.across, shape.outer, args.outer_share, outer_means);
+  mean_of_parts(inner_partial, shape.images, args.tiles.down, shape.inner, args.inner_share, inner_means);
+}
+
+template <typename T>
+void backward(const DenseMap& dense, bool absolute, const Tensor& outer_grad, const Tensor& inner_grad, const Tensor& grad) {
+  MeansArgs<T> args(dense, absolute);
+  args.outer_grad = static_cast<const T*>(outer_grad.data_ptr());
+  args.inner_grad = static_cast<const T*>(inner_grad.data_ptr());
+  args.grad = static_cast<T*>(grad.data_ptr());
+  args.tiles.each([&](int64_t begin, int64_t end) { CLS2DET_CALL(attention_gradients<T>, args, begin, end); });
+}
+
+std::tuple<Tensor, Tensor> attention_means(Tensor features, bool absolute) {
+  check_map("features", features);
+  const ScalarType acc = accumulate_dtype(features.scalar_type());
+  const bool last = is_channels_last(features);
+  const DenseMap dense(to_dtype(features, acc), last);
+  Tensor spatial = make(features, {features.size(0), features.size(2), features.size(3)}, acc);
+  Tensor channel = make(features, {features.size(0), features.size(1)}, acc);
+  (acc == ScalarType::Double ? forward<double> : forward<float>)(
+      dense, absolute, last ? spatial : channel, last ? channel : spatial);
+  return {spatial, channel};
+}
+
+Tensor attention_means_backward(Tensor grad_spatial, Tensor grad_channel, Tensor features, bool absolute) {
+  check_attention_backward(grad_spatial, grad_channel, features);
+  const ScalarType dtype = features.scalar_type(), acc = accumulate_dtype(dtype);
+  const bool last = is_channels_last(features);
+  const DenseMap dense(to_dtype(features, acc), last);
+  const Tensor spatial = contiguous(to_dtype(grad_spatial, acc)), channel = contiguous(to_dtype(grad_channel, acc));
+  const Tensor grad = make_map(features, last, acc);
+  (acc == ScalarType::Double ? backward<double> : backward<float>)(
+      dense, absolute, last ? spatial : channel, last ? channel : spatial, grad);
+  return to_dtype(grad, dtype);
+}
+
+}  // namespace
+}  // namespace cls2det
+
+STABLE_TORCH_LIBRARY_IMPL(cls2det, CPU, m) {
+  m.impl("attention_means", TORCH_BOX(&cls2det::attention_means));
+  m.impl("attention_means_backward", TORCH_BOX(&cls2det::attention_means_backward));
+}

@@ -1,0 +1,89 @@
+// masked_feature_loss on the CPU: one pass over both maps in the order in which they lie, forward and backward alike.
+#include "checks.h"
+#include "cpu/map_tiles.h"
+#include "math/masked_square.h"
+
+namespace cls2det {
+namespace {
+
+template <typename T>
+struct MaskedArgs {
+  MapTiles tiles;
+  const T *student, *teacher;                 // (images, outer, inner), images at these distances
+  int64_t student_stride, teacher_stride;
+  const T *outer_mask, *inner_mask;           // (images, outer), (images, inner), or null: 1
+  T* partial = nullptr;                       // forward: the sum of each tile
+  const T* grad_rows = nullptr;               // backward: (images,)
+  T *grad_student = nullptr, *grad_teacher = nullptr;  // dense, or null
+
+  explicit MaskedArgs(const MaskedMaps& maps)
+      : tiles(maps.student.shape, 16384),
+        student(static_cast<const T*>(maps.student.map.data_ptr())),
+        teacher(static_cast<const T*>(maps.teacher.map.data_ptr())),
+        student_stride(maps.student.stride),
+        teacher_stride(maps.teacher.stride),
+        outer_mask(maps.outer_mask ? static_cast<const T*>(maps.outer_mask->data_ptr()) : nullptr),
+        inner_mask(maps.inner_mask ? static_cast<const T*>(maps.inner_mask->data_ptr()) : nullptr) {}
+};
+
+}  // namespace
+}  // namespace cls2det
+
+#define CLS2DET_BODY "cpu/masked_feature_loss_body.h"
+#include "cpu/foreach_target.h"
+
+namespace cls2det {
+namespace {
+
+template <typename T>
+Tensor forward(const MaskedMaps& maps) {
+  MaskedArgs<T> args(maps);
+  const int64_t images = args.tiles.shape.images, per_image = args.tiles.down * args.tiles.across;
+  std::vector<T> partial(args.tiles.count());
+  args.partial = partial.data();
+  args.tiles.each([&](int64_t begin, int64_t end) { CLS2DET_CALL(masked_sums<T>, args, begin, end); });
+  Tensor rows = make_zeros(maps.student.map, {images}, maps.student.map.scalar_type());
+  T* row = static_cast<T*>(rows.data_ptr());
+  for (int64_t i = 0; i < args.tiles.count(); ++i) row[i / per_image] += partial[i];
+  return rows;
+}
+
+template <typename T>
+void backward(const MaskedMaps& maps, const Tensor& grad_rows, const Tensor& grad_student, const Tensor& grad_teacher) {
+  MaskedArgs<T> args(maps);
+  args.grad_rows = static_cast<const T*>(grad_rows.data_ptr());
+  if (grad_student.dim() == 4) args.grad_student = static_cast<T*>(grad_student.data_ptr());  // else not needed
+  if (grad_teacher.dim() == 4) args.grad_teacher = static_cast<T*>(grad_teacher.data_ptr());
+  args.tiles.each([&](int64_t begin, int64_t end) { CLS2DET_CALL(masked_gradients<T>, args, begin, end); });
+}
+
+Tensor masked_feature_loss(Tensor student, Tensor teacher, std::optional<Tensor> mask, std::optional<Tensor> channel_mask) {
+  check_masked_loss(student, teacher, mask, channel_mask);
+  const ScalarType acc = accumulate_dtype(student.scalar_type());
+  const MaskedMaps maps(to_dtype(student, acc), to_dtype(teacher, acc), mask, channel_mask);
+  return (acc == ScalarType::Double ? forward<double> : forward<float>)(maps);
+}
+
+std::tuple<Tensor, Tensor> masked_feature_loss_backward(
+    Tensor grad_rows, Tensor student, Tensor teacher, std::optional<Tensor> mask, std::optional<Tensor> channel_mask,
+    bool need_student, bool need_teacher) {
+  check_masked_loss(student, teacher, mask, channel_mask);
+  check_grad_rows(grad_rows, student);
+  const ScalarType dtype = student.scalar_type(), acc = accumulate_dtype(dtype);
+  const MaskedMaps maps(to_dtype(student, acc), to_dtype(teacher, acc), mask, channel_mask);
+  const auto gradient = [&](bool needed) {
+    return needed ? make_map(student, maps.channels_last, acc) : make(student, {0}, acc);
+  };
+  const Tensor grad_student = gradient(need_student), grad_teacher = gradient(need_teacher);
+  (acc == ScalarType::Double ? backward<double> : backward<float>)(
+      maps, contiguous(to_dtype(grad_rows, acc)), grad_student, grad_teacher);
+  return {to_dtype(grad_student, dtype), to_dtype(grad_teacher, dtype)};
+}
+
+}  // namespace
+}  // namespace cls2det
+
+STABLE_TORCH_LIBRARY_IMPL(cls2det, CPU, m) {
+  m.impl("masked_feature_loss", TORCH_BOX(&cls2det::masked_feature_loss));
+  m.impl("masked_feature_loss_backward", TORCH_BOX(&cls2det::masked_feature_loss_backward));
+}

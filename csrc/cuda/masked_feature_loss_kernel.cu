@@ -1,0 +1,94 @@
+// masked_feature_loss:  row[b] = sum over the image of mask (student - teacher)^2,  mask = outer mask * inner mask
+//
+// Values whose mask is 0 are not read.
+#include "cuda/kernels.h"
+#include "cuda/launch.cuh"
+#include "cuda/map_walk.cuh"
+#include "cuda/reduce.cuh"
+#include "math/masked_square.h"
+
+namespace cls2det {
+namespace {
+
+constexpr int64_t kTile = 16 * kBlock;  // values of one block
+
+template <typename S>
+__device__ __forceinline__ Accumulate<S> mask_at(const MaskedLoss<S>& a, const MapPlace& at) {
+  using T = Accumulate<S>;
+  const T outer = a.outer_mask ? a.outer_mask[at.image * a.shape.outer + at.outer] : T(1);
+  return a.inner_mask ? outer * a.inner_mask[at.image * a.shape.inner + at.inner] : outer;
+}
+
+template <typename S>
+__device__ __forceinline__ Accumulate<S> difference_at(const MaskedLoss<S>& a, const MapPlace& at) {
+  using T = Accumulate<S>;
+  return static_cast<T>(a.student[at.image * a.student_stride + at.value]) -
+         static_cast<T>(a.teacher[at.image * a.teacher_stride + at.value]);
+}
+
+template <typename S>
+__global__ void __launch_bounds__(kBlock) masked_sums_kernel(MaskedLoss<S> a, int64_t tiles) {
+  using T = Accumulate<S>;
+  CLS2DET_SHARED(T, shared, kWarps);
+  const int64_t area = a.shape.outer * a.shape.inner, total = a.shape.images * tiles;
+  for (int64_t block = blockIdx.x; block < total; block += gridDim.x) {
+    const int64_t image = divide(block, tiles), first = (block - image * tiles) * kTile;
+    const int64_t end = first + kTile < area ? first + kTile : area;
+    T sum = T(0);
+    for (int64_t value = first + threadIdx.x; value < end; value += kBlock) {
+      const MapPlace at = place_of(a.shape, image, value);
+      const T mask = mask_at(a, at);
+      if (mask != T(0)) sum += masked_square(mask, difference_at(a, at));
+    }
+    block_sum<1>(&sum, shared);
+    if (threadIdx.x == 0) a.partial[block] = sum;
+  }
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kBlock) sum_tiles_kernel(const T* partial, int64_t images, int64_t tiles, T* rows) {
+  CLS2DET_SHARED(T, shared, kWarps);
+  for (int64_t image = blockIdx.x; image < images; image += gridDim.x) {
+    T sum = T(0);
+    for (int64_t i = threadIdx.x; i < tiles; i += kBlock) sum += partial[image * tiles + i];
+    block_sum<1>(&sum, shared);
+    if (threadIdx.x == 0) rows[image] = sum;
+  }
+}
+
+template <typename S>
+__global__ void __launch_bounds__(kBlock) masked_gradients_kernel(MaskedLoss<S> a) {
+  using T = Accumulate<S>;
+  each_value(a.shape, [&](int64_t i, const MapPlace& at) {
+    const T mask = a.grad_rows[at.image] * mask_at(a, at);
+    const T slope = mask != T(0) ? masked_square_slope(mask, difference_at(a, at)) : T(0);
+    if (a.grad_student) a.grad_student[i] = static_cast<S>(slope);
+    if (a.grad_teacher) a.grad_teacher[i] = static_cast<S>(-slope);
+  });
+}
+
+}  // namespace
+
+int64_t masked_tiles(const DenseShape& shape) { return ceil_div(shape.outer * shape.inner, kTile); }
+
+template <typename S>
+void masked_sums(const MaskedLoss<S>& args, Accumulate<S>* rows, cudaStream_t stream) {
+  const int64_t images = args.shape.images, tiles = masked_tiles(args.shape);
+  if (images == 0) return;
+  if (tiles > 0) CLS2DET_LAUNCH((masked_sums_kernel<S>), grid_of(images * tiles), stream, args, tiles);
+  CLS2DET_LAUNCH((sum_tiles_kernel<Accumulate<S>>), grid_of(images), stream, args.partial, images, tiles, rows);
+}
+
+template <typename S>
+void masked_gradients(const MaskedLoss<S>& args, cudaStream_t stream) {
+  const int64_t total = args.shape.images * args.shape.outer * args.shape.inner;
+  if (total == 0) return;
+  CLS2DET_LAUNCH((masked_gradients_kernel<S>), grid_of(ceil_div(total, kBlock)), stream, args);
+}
+
+#define INSTANTIATE(S)                                                            \
+  template void masked_sums(const MaskedLoss<S>&, Accumulate<S>*, cudaStream_t); \
+  template void masked_gradients(const MaskedLoss<S>&, cudaStream_t);
+CLS2DET_FOR_STORAGE(INSTANTIATE)
+
+}  // namespace cls2det

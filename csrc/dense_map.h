@@ -1,0 +1,70 @@
+// Maps whose images are dense in one of torch's two orders, so that one loop serves both: an image is `outer` rows of `inner`
+// neighbouring values, channels x positions of a planar map, positions x channels of a channels-last one.
+#pragma once
+
+#include <initializer_list>
+#include <optional>
+
+#include "compat.h"
+#include "math/dense_shape.h"
+
+namespace cls2det {
+
+// Whether every image is dense with the dimensions in this order, the innermost first. Images may lie at any distance.
+inline bool is_dense(const Tensor& map, std::initializer_list<int64_t> order) {
+  int64_t expected = 1;
+  for (int64_t d : order) {
+    if (map.size(d) != 1 && map.stride(d) != expected) return false;
+    expected *= map.size(d);
+  }
+  return true;
+}
+
+inline bool is_dense(const Tensor& map, bool channels_last) {
+  return channels_last ? is_dense(map, {1, 3, 2}) : is_dense(map, {3, 2, 1});
+}
+
+// Planar wins where both hold. map_like in cls2det_ops/ops/_common.py decides in the same way.
+inline bool is_channels_last(const Tensor& map) {
+  return map.numel() > 0 && is_dense(map, true) && !is_dense(map, false);
+}
+
+// A new map of this shape.
+inline Tensor make_map(const Tensor& like, bool channels_last, ScalarType dtype) {
+  if (!channels_last) return make(like, shape_of(like), dtype);
+  const Tensor map = make(like, {like.size(0), like.size(2), like.size(3), like.size(1)}, dtype);
+  return torch::stable::transpose(torch::stable::transpose(map, 1, 3), 2, 3);
+}
+
+struct DenseMap {
+  Tensor map;  // the one given, or a copy in the order asked for
+  DenseShape shape;
+  int64_t stride;  // from one image to the next
+
+  DenseMap(const Tensor& given, bool channels_last) : map(given) {
+    if (!is_dense(given, channels_last)) {
+      map = make_map(given, channels_last, given.scalar_type());
+      torch::stable::copy_(map, given);
+    }
+    const int64_t channels = map.size(1), positions = map.size(2) * map.size(3);
+    shape = {map.size(0), channels_last ? positions : channels, channels_last ? channels : positions};
+    stride = map.stride(0);
+  }
+};
+
+// The inputs of masked_feature_loss in one order, the student's. Masks are of accumulate dtype.
+struct MaskedMaps {
+  bool channels_last;
+  DenseMap student, teacher;
+  std::optional<Tensor> outer_mask, inner_mask;  // (images, outer), (images, inner)
+
+  MaskedMaps(
+      const Tensor& s, const Tensor& t, const std::optional<Tensor>& mask, const std::optional<Tensor>& channel_mask)
+      : channels_last(is_channels_last(s)), student(s, channels_last), teacher(t, channels_last) {
+    const ScalarType acc = accumulate_dtype(s.scalar_type());
+    if (mask) (channels_last ? outer_mask : inner_mask) = torch::stable::contiguous(to_dtype(*mask, acc));
+    if (channel_mask) (channels_last ? inner_mask : outer_mask) = torch::stable::contiguous(to_dtype(*channel_mask, acc));
+  }
+};
+
+}  // namespace cls2det
