@@ -93,13 +93,14 @@ def bench(benchmark, request: pytest.FixtureRequest) -> Callable:
         rounds = rounds_for({"native": native, **found})
         benchmark.pedantic(lambda: times["native"].append(native.timed()), setup=baselines_first, rounds=rounds)
         file = request.node.path
+        measured = (backward or not built.leaves) and not request.config.getoption("--bench-no-memory")
         row = {
             "op": file.stem.removeprefix("test_bench_"),
             "shape": shape,
             "pass": "fwd+bwd" if backward else "fwd",
             "ms": medians(times),
             "rounds": rounds,
-            "memory": None if not backward or request.config.getoption("--bench-no-memory") else memory_of(file, shape, device),
+            "memory": memory_of(file, shape, device) if measured else None,
         }
         benchmark.extra_info.update(row)
         ROWS.append(row)

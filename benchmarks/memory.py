@@ -1,4 +1,4 @@
-"""Memory of one forward and backward above its inputs: python memory.py FILE SHAPE DEVICE, once per contender.
+"""Memory of one forward, and backward where there is one, above its inputs: python memory.py FILE SHAPE DEVICE, once per contender.
 
 On CPU the growth of the resident set at its peak, read from /proc, in a forked copy of a process that holds the inputs and has
 run one thread only; whatever the kernels allocate is in it, whichever allocator they use. On CUDA torch's own peak.
@@ -37,12 +37,12 @@ def resident(field: str) -> int:
 
 def step(workload: Workload, backend: str, function) -> None:
     with use_backend(backend):
-        Contender(workload, function, backend, backward=True).run()
+        Contender(workload, function, backend, backward=bool(workload.leaves)).run()
 
 
 def one_row(workload: Workload) -> Workload:
     """A step that needs next to no memory itself, but every page of the libraries that the full one needs."""
-    maps = ("features", "images", "map0", "map1") if "boxes" in workload.inputs else ()
+    maps = ("features", "images", "map0", "map1", "anchors") if "boxes" in workload.inputs else ()
     inputs = {key: value if key in maps else value[:1] for key, value in workload.inputs.items()}
     inputs = {key: value if value.is_floating_point() else torch.zeros_like(value) for key, value in inputs.items()}
     return Workload(workload.function, inputs, workload.leaves, workload.baselines)

@@ -453,6 +453,16 @@ std::tuple<Tensor, Tensor> masked_feature_loss_backward(
   return {grad_student, grad_teacher};
 }
 
+template <typename S>
+AttentionMeans<S> attention(const DenseMap& dense, bool absolute) {
+  AttentionMeans<S> args{};
+  args.shape = dense.shape;
+  args.features = data<const S>(dense.map);
+  args.stride = dense.stride;
+  args.absolute = absolute;
+  return args;
+}
+
 std::tuple<Tensor, Tensor> attention_means(Tensor features, bool absolute) {
   check_map("features", features);
   const CurrentDevice device(features);
@@ -468,7 +478,7 @@ std::tuple<Tensor, Tensor> attention_means(Tensor features, bool absolute) {
   for_storage(features.scalar_type(), [&](auto storage) {
     using S = decltype(storage);
     using T = Accumulate<S>;
-    AttentionMeans<S> args{shape, data<const S>(dense.map), dense.stride, absolute};
+    AttentionMeans<S> args = attention<S>(dense, absolute);
     args.outer_means = data<T>(last ? spatial : channel);
     args.inner_means = data<T>(last ? channel : spatial);
     args.outer_partial = data<T>(outer_partial);
@@ -490,7 +500,7 @@ Tensor attention_means_backward(Tensor grad_spatial, Tensor grad_channel, Tensor
   for_storage(dtype, [&](auto storage) {
     using S = decltype(storage);
     using T = Accumulate<S>;
-    AttentionMeans<S> args{dense.shape, data<const S>(dense.map), dense.stride, absolute};
+    AttentionMeans<S> args = attention<S>(dense, absolute);
     args.outer_grad = data<const T>(last ? spatial : channel);
     args.inner_grad = data<const T>(last ? channel : spatial);
     args.grad = data<S>(grad);
