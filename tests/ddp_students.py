@@ -12,7 +12,7 @@ from cls2det.settings import Optim, Run
 from cls2det.students import STUDENTS
 from cls2det.teacher import CropClassifier
 from cls2det.train import DetectorTraining
-from training_cases import DIGITS, batch, silent, training
+from training_cases import DIGITS, FITS, batch, silent, training
 
 
 def train_students(scenes: Path, folder: Path, teachers: dict[str, str]) -> None:
@@ -34,6 +34,28 @@ def train_students(scenes: Path, folder: Path, teachers: dict[str, str]) -> None
             distill=DistillSettings(normalizer="all", max_positives=16),
             progress=silent,
         )
+
+
+def train_by_methods(scenes: Path, folder: Path, student: str, teacher: str) -> None:
+    """Some steps on every method that fits the student, and on the classifier's terms; adapters train in DDP's buckets."""
+    if dist.get_rank() == 0:
+        torch.manual_seed(1)
+        DetectorTraining(DIGITS, student).save(folder / f"detector-{student}.pt")
+    dist.barrier()
+    commands.distill(
+        scenes,
+        folder / f"{student}-methods",
+        student=student,
+        images=8,
+        backbone_weights="none",
+        optim=Optim(steps=2, batch_size=2, learning_rate=1e-4),
+        run=Run(device="cpu", devices=2, checkpoint_every=2, log_every=1),
+        teacher=Path(teacher),
+        allow_poor_teacher=True,
+        detector_teacher=str(folder / f"detector-{student}.pt"),
+        distillers=["classifier", *FITS[student]],
+        progress=silent,
+    )
 
 
 def split_batch(scenes: Path, teacher: Path, found: Path) -> None:
@@ -77,6 +99,9 @@ if __name__ == "__main__":
     scenes_folder, out, teacher_file, *students = sys.argv[1:]
     torch.set_num_threads(1)
     train_students(Path(scenes_folder), Path(out), dict(entry.split("=", 1) for entry in students))
+    for name, path in (entry.split("=", 1) for entry in students):
+        if name in FITS:
+            train_by_methods(Path(scenes_folder), Path(out), name, path)
     split_batch(Path(scenes_folder), Path(teacher_file), Path(out))
     dist.barrier()
     dist.destroy_process_group()

@@ -25,16 +25,8 @@ from cls2det.settings import Optim, Run
 from cls2det.students import build_student
 from cls2det.teacher import CropClassifier
 from cls2det.train import DetectorTraining, gradient_ratios
-from training_cases import DIGITS, batch, silent, weights_in
+from training_cases import DIGITS, FITS, batch, silent, weights_in
 
-MAPS = ("fgfi", "fkd", "fgd", "pkd", "cwd")  # compare the backbone's maps
-FITS = {
-    "ssd_compact": MAPS,
-    "fasterrcnn_compact": ("kd", "gid", *MAPS),
-    "retinanet_compact": ("gid", "bckd", *MAPS),
-    "fcos_compact": ("gid", "bckd", *MAPS),
-    "detr_compact": MAPS[1:],
-}
 PAIRS = [(student, method) for student, methods in FITS.items() for method in methods]
 HERE = Run(device="cpu", cache=True, checkpoint_every=2, log_every=1, ratio_every=2)
 

@@ -16,7 +16,7 @@ pytest.importorskip("pycocotools")
 
 import ddp_students
 from cls2det.students import STUDENTS
-from training_cases import batch, weights_in
+from training_cases import FITS, batch, weights_in
 
 pytestmark = pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="this torch has no gloo")
 
@@ -55,6 +55,20 @@ def two(scenes, teacher_weights, tmp_path_factory):
 @pytest.mark.parametrize("student", COMPACT)
 def test_student_in_two_processes(two, student):
     check_run(two / student)
+
+
+@pytest.mark.parametrize("student", FITS)
+def test_methods_in_two_processes(two, student):
+    """Every adapter took part in every step, or DDP would have stopped; the student's file holds none of them."""
+    check_run(two / f"{student}-methods")
+    with open(two / f"{student}-methods" / "log" / "metrics.csv", newline="") as file:
+        (*_, row) = [row for row in csv.DictReader(file) if row["loss"]]
+    for method in FITS[student]:
+        terms = [float(value) for name, value in row.items() if name.startswith(method) and value and "/" not in name]
+        assert terms and all(0 <= term < 1e4 for term in terms), (method, terms)
+    held = torch.load(two / f"{student}-methods" / "last.ckpt", weights_only=True)["state_dict"]
+    assert any(name.startswith("distillers.methods.fkd") for name in held)
+    assert not any(name.startswith("distillers") for name in weights_in(two / f"{student}-methods" / "weights.pt"))
 
 
 @pytest.mark.slow

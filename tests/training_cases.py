@@ -18,6 +18,14 @@ from cls2det.teacher import CropClassifier
 from cls2det.train import DetectorTraining
 
 DIGITS = [str(digit) for digit in range(10)]
+MAPS = ("fgfi", "fkd", "fgd", "pkd", "cwd")  # methods that compare the backbone's maps
+FITS = {  # the detector-to-detector methods that fit each small student
+    "ssd_compact": MAPS,
+    "fasterrcnn_compact": ("kd", "gid", *MAPS),
+    "retinanet_compact": ("gid", "bckd", *MAPS),
+    "fcos_compact": ("gid", "bckd", *MAPS),
+    "detr_compact": MAPS[1:],
+}
 HERE = Run(device="cpu", cache=True)
 
 
