@@ -22,6 +22,8 @@ def info() -> None:
     """Print versions, back ends of the operators, devices, students and recipes."""
     import torch
 
+    from cls2det.distillers import METHODS
+    from cls2det.distillers.classifier import DistillSettings
     from cls2det.recipes import recipes
     from cls2det.students import STUDENTS
     from cls2det_ops.__main__ import report as operators
@@ -39,5 +41,8 @@ def info() -> None:
     print("\nStudents")
     for name, student in STUDENTS.items():
         print(f"{name:34} {student.about}")
+    print("\nDistillers")
+    for name, (_, settings) in {"classifier": (None, DistillSettings), **METHODS}.items():
+        print(f"{name:34} {settings.__doc__.splitlines()[0]}")
     print("\nRecipes")
     recipes()

@@ -2,10 +2,12 @@
 
 import csv
 import json
+from urllib.error import URLError
 
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import box_iou, clip_boxes_to_image
 
@@ -312,6 +314,22 @@ def test_columns_are_found_by_the_names_of_classes(scenes, detector_weights):
     student = build_student("fasterrcnn_compact", 10)
     Distillers(student, None, few, {"fkd": FKDSettings()})
     Distillers(student, None, teacher, {"kd": METHODS["kd"][1]()})
+
+
+def test_torchvisions_detectors_know_the_classes_of_coco(monkeypatch):
+    """As fetched, but for the values of the weights."""
+    fetch = torchvision.models.get_model
+
+    def without_network(name, weights, **options):
+        if name == "retinanet_resnet50_fpn":
+            raise URLError("no network")
+        return fetch(name, weights=None, num_classes=len(weights.meta["categories"]), **options)
+
+    monkeypatch.setattr(torchvision.models, "get_model", without_network)
+    teacher = DetectorTeacher.load("torchvision:ssdlite320_mobilenet_v3_large", ["dog", "person"])
+    assert teacher.columns("gid") == [0, 18, 1]
+    with pytest.raises(ConnectionError, match="COCO weights of retinanet_resnet50_fpn cannot be fetched"):
+        DetectorTeacher.load("torchvision:retinanet_resnet50_fpn", ["dog"])
 
 
 def test_images_are_rescaled_to_the_teachers_normalisation():

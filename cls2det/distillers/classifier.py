@@ -27,7 +27,7 @@ from cls2det_ops import kd_sigmoid_loss, kd_softmax_loss, matched_feature_loss, 
 
 @dataclasses.dataclass(frozen=True)
 class DistillSettings:
-    """Weights of the terms and what they compare. A weight of 0 leaves a term out.
+    """The image classifier's terms (Guo et al., NeurIPS 2021); fit every student. A weight of 0 leaves one out.
 
     Args:
         kd_cls_weight: weight of KD-cls
