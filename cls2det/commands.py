@@ -214,7 +214,7 @@ def distill(
     optim, run = optim.for_run(len(data), run)
     distil = None
     if command == "distill":
-        classifier = CropClassifier.load(teacher) if teacher else None
+        classifier = CropClassifier.load(teacher) if teacher and "classifier" in distillers else None
         if classifier and not allow_poor_teacher and rank_zero_only.rank == 0:
             some = math.ceil(256 / optim.batch_size)  # batches of training pictures; more than enough crops on most data
             loader = train_loader(data, batch_size=optim.batch_size, steps_per_epoch=some, seed=seed)
