@@ -91,10 +91,16 @@ def choice(function: str, argument: str, value: str, allowed: tuple[str, ...]) -
 
 
 def positive(function: str, argument: str, value: float) -> float:
-    if not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)) or isinstance(value, bool):
-        raise TypeError(f"{function}: {argument} must be a number, found {type(value).__name__}")
+    _number(function, argument, value)
     if not value > 0 or value == float("inf"):
         raise fail(function, argument, "a positive finite number", value)
+    return float(value)
+
+
+def not_negative(function: str, argument: str, value: float) -> float:
+    _number(function, argument, value)
+    if not 0 <= value < float("inf"):
+        raise fail(function, argument, "a finite number of at least 0", value)
     return float(value)
 
 
@@ -146,6 +152,11 @@ def finite_values(function: str, argument: str, tensor: Tensor) -> None:
     bad = int((~tensor.isfinite()).sum())
     if bad:
         raise fail(function, argument, "finite", f"{bad} values that are NaN or infinite, of {tensor.numel()}")
+
+
+def _number(function: str, argument: str, value: object) -> None:
+    if not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)) or isinstance(value, bool):
+        raise TypeError(f"{function}: {argument} must be a number, found {type(value).__name__}")
 
 
 def _tensor(function: str, argument: str, value: object) -> None:

@@ -2,6 +2,11 @@
 
 They stand on the package's operators where arithmetic dominates, and on PyTorch's own where a library kernel is the limit;
 each docstring says which, and whether the loss depends on how a batch is split over processes.
+
+What holds for all: tensors are float32, float64, float16 or bfloat16, with or without autocast; sums and the result are in
+float32 (float64 for float64). The teacher gets no gradient unless said. Nothing to compare is a 0 that keeps the graph, and no
+gradient is NaN where a root or a distance is 0. An argument of wrong dtype, shape, device or value range is a TypeError or
+ValueError that names it, what was expected and what was found.
 """
 
 from .bckd import bckd_box_loss, bckd_loss

@@ -10,7 +10,8 @@ from ..ops.attention_means import attention_means
 
 
 def pair(function: str, student: Tensor, teacher: Tensor, shape: tuple[int | str, ...], of: str = "") -> tuple[Tensor, Tensor]:
-    """Both, checked to be of one shape and on one device, in the dtype of sums: float32, or float64 where either is.
+    """Both, checked to be of one shape and on one device, in the dtype of sums: float32, or float64 where either is. The
+    teacher's has no gradient.
 
     ``of`` completes the arguments' names: "logits" for student_logits and teacher_logits.
     """
@@ -19,26 +20,34 @@ def pair(function: str, student: Tensor, teacher: Tensor, shape: tuple[int | str
     check.floating(function, names[1], teacher, tuple(student.shape))
     check.same_device(function, **dict(zip(names, (student, teacher), strict=True)))
     dtype = check.accumulate_dtype(torch.promote_types(student.dtype, teacher.dtype))
-    return student.to(dtype), teacher.to(dtype)
+    return student.to(dtype), teacher.detach().to(dtype)
 
 
-def row_weight(function: str, weight: Tensor | None, rows: Tensor) -> Tensor | None:
-    """A weight for each row, checked, without gradient, in the dtype of ``rows``."""
+def instances(function: str, argument: str, tensor: Tensor) -> None:
+    """(K, ...), of at least two dimensions."""
+    check.floating(function, argument, tensor, ("K", *["D"] * (max(getattr(tensor, "ndim", 2), 2) - 1)))
+
+
+def weights(function: str, argument: str, mask: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A mask, bool or weights, in a dtype whose sums count exactly; without gradient."""
+    if isinstance(mask, Tensor) and mask.dtype == torch.bool:
+        mask = mask.float()
+    check.floating(function, argument, mask, shape)
+    return mask.detach().to(check.accumulate_dtype(mask.dtype))
+
+
+def without_weightless(function: str, weight: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors with 0 in the rows of weight 0: a NaN there would reach their gradient."""
     if weight is None:
-        return None
-    check.floating(function, "weight", weight, (rows.shape[0],))
-    check.same_device(function, rows=rows, weight=weight)
-    return weight.detach().to(rows.dtype)
+        return tensors
+    check.floating(function, "weight", weight, (tensors[0].shape[0],))
+    check.same_device(function, rows=tensors[0], weight=weight)
+    return tuple(torch.where((weight == 0)[:, None], 0, tensor) for tensor in tensors)
 
 
-def divided(function: str, total: Tensor, normalizer: float | Tensor | None, count: int) -> Tensor:
-    """``total`` by the normalizer, or by ``count``; a tensor that is not positive counts as 1."""
-    if normalizer is None:
-        return total / max(count, 1)
-    if isinstance(normalizer, Tensor):
-        normalizer = normalizer.detach().reshape(()).to(total.dtype)
-        return total / torch.where(normalizer <= 0, 1, normalizer)
-    return total / check.positive(function, "normalizer", normalizer)
+def cross_entropy(logits: Tensor, soft: Tensor) -> Tensor:
+    """Its terms (R, C) for the probabilities ``soft``; 0 log 0 is 0, however far the logits are apart."""
+    return -torch.where(soft > 0, soft * logits.log_softmax(1), 0)
 
 
 def root(squares: Tensor) -> Tensor:

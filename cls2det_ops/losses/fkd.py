@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .. import _checks as check
 from ..ops.masked_feature_loss import masked_feature_loss
-from ._common import attention_masks, pair, root
+from ._common import attention_masks, root
 
 
 def fkd_masks(student: Tensor, teacher: Tensor, temperature: float = 0.5) -> tuple[Tensor, Tensor]:
@@ -61,6 +62,10 @@ def root_feature_loss(
     Returns:
         A scalar. Gradients flow to student **and** teacher, whose non-local block is trained; at a difference of 0 they are 0.
     """
+    name = "root_feature_loss"
+    check.feature_map(name, "student", student)
+    check.floating(name, "teacher", teacher, tuple(student.shape))
+    check.flag(name, "per_image", per_image)
     rows = masked_feature_loss(student, teacher, mask, channel_mask, normalizer=1.0, reduction="none")
     return _batch_root(rows, per_image)
 
@@ -76,8 +81,8 @@ def fkd_attention_loss(
     r"""Attention transfer: :math:`\|G^s_S - G^s_T\|_2 + \|G^c_S - G^c_T\|_2`, whole-batch norms.
 
     Args:
-        student_spatial, teacher_spatial: (B, H, W), means over channels (``attention_means(..., absolute=False)``), the
-            student's adapted.
+        student_spatial, teacher_spatial: (B, H, W) or (B, 1, H, W), means over channels (``attention_means(...,
+            absolute=False)``), the student's adapted.
         student_channel, teacher_channel: (B, C), means over places.
         per_image: as in :func:`root_feature_loss`, and with the same dependence on the split of a batch without it.
 
@@ -85,16 +90,23 @@ def fkd_attention_loss(
         A scalar. Gradients flow to all four.
     """
     name = "fkd_attention_loss"
-    terms = []
+    check.flag(name, "per_image", per_image)
+    total = 0.0
     for kind, shape, ours, theirs in (
-        ("spatial", ("B", "H", "W"), student_spatial, teacher_spatial),
+        ("spatial", ("B", "H", "W"), _plane(student_spatial), _plane(teacher_spatial)),
         ("channel", ("B", "C"), student_channel, teacher_channel),
     ):
         check.floating(name, f"student_{kind}", ours, shape)
         check.floating(name, f"teacher_{kind}", theirs, tuple(ours.shape))
-        ours, theirs = pair(name, ours, theirs, shape)
-        terms.append(_batch_root((ours - theirs).square().flatten(1).sum(1), per_image))
-    return terms[0] + terms[1]
+        dtype = check.accumulate_dtype(torch.promote_types(ours.dtype, theirs.dtype))
+        squares = (ours.to(dtype) - theirs.to(dtype)).square()
+        total = total + _batch_root(squares.flatten(1).sum(1), per_image)
+    return total
+
+
+def _plane(spatial: Tensor) -> Tensor:
+    """(B, H, W) of a map of one channel."""
+    return spatial[:, 0] if isinstance(spatial, Tensor) and spatial.dim() == 4 and spatial.shape[1] == 1 else spatial
 
 
 def _batch_root(rows: Tensor, per_image: bool) -> Tensor:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _checks as check
-from ._common import pair, root
+from ._common import cross_entropy, instances, pair, root, weights
 
 FORMS = ("norm", "squared")
 HEADS = ("sigmoid", "softmax")
@@ -17,16 +17,19 @@ def gid_feature_loss(student: Tensor, teacher: Tensor, form: str = "norm") -> Te
     r"""Features of K instances: :math:`\frac{1}{K} \sum_i \|t_i - s_i\|_2` over each instance's whole block.
 
     Args:
-        student, teacher: (K, C, h, w), pooled from the maps, the student's adapted.
-        form: "norm" is the paper's; "squared" is the release's sum of squares / (K h w).
+        student, teacher: (K, ...), flattened, of one shape: (K, C, h, w) pooled from the maps, the student's adapted.
+        form: "norm" is the paper's; "squared" is the release's sum of squares / (K h w), for (K, C, h, w).
 
     Returns:
         A scalar, 0 for K = 0. Gradients flow to ``student``. It is a mean over instances: where processes have unequal
         numbers of them, it depends on the split.
     """
     name = "gid_feature_loss"
-    student, teacher = pair(name, student, teacher.detach(), ("K", "C", "h", "w"))
     check.choice(name, "form", form, FORMS)
+    if form == "norm":
+        instances(name, "student", student)
+    shape = tuple(student.shape) if form == "norm" else ("K", "C", "h", "w")
+    student, teacher = pair(name, student, teacher, shape)
     squares = (student - teacher).square().flatten(1).sum(1)
     if form == "norm":
         return root(squares).sum() / max(len(squares), 1)
@@ -49,17 +52,14 @@ def gid_relation_loss(student: Tensor, teacher: Tensor) -> Tensor:
         **depends on how a batch is split**, and there is no form of it that does not.
     """
     name = "gid_relation_loss"
-    for argument, tensor in (("student", student), ("teacher", teacher)):
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.dim() < 2:
-            raise check.fail(
-                name, argument, "a floating-point tensor (K, ...)", getattr(tensor, "shape", type(tensor).__name__)
-            )
+    instances(name, "student", student)
+    instances(name, "teacher", teacher)
     if len(student) != len(teacher):
         raise check.fail(name, "teacher", f"of {len(student)} instances like student", len(teacher))
     check.same_device(name, student=student, teacher=teacher)
     count = len(student)
-    if count < 3:
-        return 0.0 * student.sum(dtype=check.accumulate_dtype(student.dtype))
+    if count < 3 or not student.numel() or not teacher.numel():
+        return student[:0].sum(dtype=check.accumulate_dtype(student.dtype))
     ours, theirs = _distances(student), _distances(teacher.detach())
     return F.smooth_l1_loss(ours, theirs, reduction="sum") / (count * count - count)
 
@@ -85,7 +85,7 @@ def gid_response_loss(
     Args:
         student_logits, teacher_logits: (N, C).
         student_boxes, teacher_boxes: (N, 4), in the code of the box coder.
-        mask: (N,) bool.
+        mask: M, (N,) bool or weights. Rows of 0 are not read.
         head: "sigmoid" or "softmax". cls_weight: alpha. box_weight: beta.
 
     Returns:
@@ -93,25 +93,31 @@ def gid_response_loss(
         processes have unequal numbers of them, it depends on the split.
     """
     name = "gid_response_loss"
-    student_logits, teacher_logits = pair(name, student_logits, teacher_logits.detach(), ("N", "C"), "logits")
-    student_boxes, teacher_boxes = pair(name, student_boxes, teacher_boxes.detach(), (len(student_logits), 4), "boxes")
+    student_logits, teacher_logits = pair(name, student_logits, teacher_logits, ("N", "C"), "logits")
+    student_boxes, teacher_boxes = pair(name, student_boxes, teacher_boxes, (len(student_logits), 4), "boxes")
     check.choice(name, "head", head, HEADS)
-    if mask.shape != (len(student_logits),):
-        raise check.fail(name, "mask", f"of shape ({len(student_logits)},)", f"shape {tuple(mask.shape)}")
-    rows = torch.where(mask)[0]
+    cls_weight = check.not_negative(name, "cls_weight", cls_weight)
+    box_weight = check.not_negative(name, "box_weight", box_weight)
+    mask = weights(name, "mask", mask, (len(student_logits),))
+    check.same_device(name, student_logits=student_logits, student_boxes=student_boxes, mask=mask)
+    rows = torch.where(mask)[0]  # few of many: to read the others would cost more than to wait for their number
     logits, wanted = student_logits[rows], teacher_logits[rows]
     if head == "sigmoid":
-        scores = F.binary_cross_entropy_with_logits(logits, wanted.sigmoid(), reduction="sum")
+        scores = F.binary_cross_entropy_with_logits(logits, wanted.sigmoid(), reduction="none")
     else:
-        scores = -(wanted.softmax(1) * logits.log_softmax(1)).sum()
-    boxes = (student_boxes[rows] - teacher_boxes[rows]).abs().sum()
-    return (cls_weight * scores + box_weight * boxes) / max(len(rows), 1)
+        scores = cross_entropy(logits, wanted.softmax(1))
+    boxes = (student_boxes[rows] - teacher_boxes[rows]).abs()
+    each = cls_weight * scores.sum(1) + box_weight * boxes.sum(1)
+    total = mask.sum()
+    return (mask[rows] * each).sum() / torch.where(total > 0, total, 1)
 
 
-def _distances(instances: Tensor) -> Tensor:
+def _distances(features: Tensor) -> Tensor:
     """(K, K) distances over the mean of the off-diagonal ones. By the matrix product, in the dtype of sums, without autocast."""
-    with torch.autocast(instances.device.type, enabled=False):
-        rows = instances.flatten(1).to(check.accumulate_dtype(instances.dtype))
+    with torch.autocast(features.device.type, enabled=False):
+        rows = features.flatten(1).to(check.accumulate_dtype(features.dtype))
+        largest = rows.detach().abs().amax()
+        rows = rows / torch.where(largest > 0, largest, 1)  # the ratio has no unit, and squares of any features fit
         rows = rows - rows.detach().mean(0)  # distances do not change, and the product loses fewer digits
         squares = rows.square().sum(1)
         distances = root((squares[:, None] + squares - 2 * rows @ rows.T).clamp(min=0))

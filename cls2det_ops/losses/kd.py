@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from .. import _checks as check
-from ._common import pair
+from ..ops._common import reduce_rows
+from ._common import cross_entropy, pair
 
 BACKGROUNDS = ("first", "last")
 
@@ -18,6 +19,7 @@ def kd_weighted_loss(
     background_weight: float = 1.5,
     background: str = "first",
     temperature: float = 1.0,
+    reduction: str = "mean",
 ) -> Tensor:
     r"""Soft labels for every sampled box, background among them: :math:`L = -\frac{1}{R} \sum_r \sum_c w_c P^t_{rc} \log P^s_{rc}`.
 
@@ -26,20 +28,24 @@ def kd_weighted_loss(
 
     Args:
         student_logits, teacher_logits: (R, C + 1).
-        background_weight: 1.5 in the paper. background: its column, "first" or "last". temperature: T > 0, 1 in the paper.
+        background_weight: 1.5 in the paper. background: its column, "first" or "last".
+        temperature: T > 0, 1 in the paper; the loss is not multiplied by its square.
+        reduction: "mean", "sum" or "none" over rows.
 
     Returns:
-        A scalar, 0 for R = 0. Gradients flow to ``student_logits``. A mean over rows: it does not depend on the split of a
-        batch into equal numbers of boxes.
+        A scalar, 0 for R = 0, or (R,) for "none". Gradients flow to ``student_logits``. A mean over rows: it does not depend on
+        the split of a batch into equal numbers of boxes. A class of probability 0 costs nothing, whatever its logits.
     """
     name = "kd_weighted_loss"
-    student, teacher = pair(name, student_logits, teacher_logits.detach(), ("R", "C"), "logits")
+    student, teacher = pair(name, student_logits, teacher_logits, ("R", "C"), "logits")
+    if student.shape[1] == 0:
+        raise check.fail(name, "student_logits", "of at least one column", "none")
     temperature = check.positive(name, "temperature", temperature)
     column = -check.choice(name, "background", background, BACKGROUNDS)
     weight = student.new_ones(student.shape[1])
-    weight[column] = check.positive(name, "background_weight", background_weight)
-    soft = (teacher / temperature).softmax(1)
-    return -(weight * soft * (student / temperature).log_softmax(1)).sum() / max(len(student), 1)
+    weight[column] = check.not_negative(name, "background_weight", background_weight)
+    terms = cross_entropy(student / temperature, (teacher / temperature).softmax(1))
+    return reduce_rows(name, (weight * terms).sum(1), None, None, reduction)
 
 
 def kd_bounded_loss(student_boxes: Tensor, teacher_boxes: Tensor, target_boxes: Tensor, *, margin: float = 0.0) -> Tensor:
@@ -54,11 +60,14 @@ def kd_bounded_loss(student_boxes: Tensor, teacher_boxes: Tensor, target_boxes: 
         margin: m, in squared units of it; not given in the paper.
 
     Returns:
-        The mean over R, 0 for R = 0. Gradients flow to ``student_boxes``.
+        The mean over R, 0 for R = 0. Gradients flow to ``student_boxes``. It does not depend on the split of a batch into equal
+        numbers of boxes.
     """
     name = "kd_bounded_loss"
-    student, teacher = pair(name, student_boxes, teacher_boxes.detach(), ("R", 4), "boxes")
+    student, teacher = pair(name, student_boxes, teacher_boxes, ("R", 4), "boxes")
     check.floating(name, "target_boxes", target_boxes, tuple(student.shape))
+    check.same_device(name, student_boxes=student, target_boxes=target_boxes)
+    margin = check.not_negative(name, "margin", margin)
     target = target_boxes.detach().to(student.dtype)
     own, bound = ((boxes - target).square().sum(1) for boxes in (student, teacher))
-    return torch.where(own + margin > bound, own, 0).sum() / max(len(own), 1)
+    return torch.where(own + margin <= bound, 0, own).sum() / max(len(own), 1)

@@ -7,14 +7,12 @@ from torch import Tensor
 
 from .. import _checks as check
 from ..ops.kd_softmax_loss import kd_softmax_loss
-from ._common import divided, row_weight
 
 
 def ld_loss(
     student: Tensor,
     teacher: Tensor,
     temperature: float = 10.0,
-    *,
     weight: Tensor | None = None,
     normalizer: float | Tensor | None = None,
 ) -> Tensor:
@@ -27,7 +25,8 @@ def ld_loss(
 
     Args:
         student, teacher: (K, 4, n) logits. temperature: T > 0, 10 in the paper.
-        weight: (K,), or None for ones. normalizer: N, a number or a tensor of one element; None for K.
+        weight: (K,), or None for ones; a row of weight 0 is out, even if it is NaN.
+        normalizer: N, a number or a tensor of one element; None for K.
 
     Returns:
         A scalar. Gradients flow to ``student``. With an explicit normalizer it does not depend on how a batch is split.
@@ -35,9 +34,11 @@ def ld_loss(
     name = "ld_loss"
     check.floating(name, "student", student, ("K", 4, "n"))
     check.floating(name, "teacher", teacher, tuple(student.shape))
-    count = len(student)
-    each = torch.arange(4 * count, device=student.device)
-    rows = kd_softmax_loss(student.flatten(0, 1), teacher.flatten(0, 1), each, temperature, "none", reduction="none")
-    rows = rows.view(count, 4).sum(1)
-    weight = row_weight(name, weight, rows)
-    return divided(name, rows.sum() if weight is None else (rows * weight).sum(), normalizer, count)
+    if student.shape[2] == 0:
+        raise check.fail(name, "student", "of at least one bin", "none")
+    if weight is not None:
+        check.floating(name, "weight", weight, (len(student),))
+        weight = weight.repeat_interleave(4)
+    edges = student.flatten(0, 1), teacher.flatten(0, 1), torch.arange(4 * len(student), device=student.device)
+    normalizer = max(len(student), 1) if normalizer is None else normalizer
+    return kd_softmax_loss(*edges, temperature, "none", weight=weight, normalizer=normalizer, reduction="sum")

@@ -14,7 +14,8 @@ def pkd_loss(student: Tensor, teacher: Tensor, *, per_image: bool = False) -> Te
     .. math:: L = \tfrac{1}{2} \, mean_{bcyx}
               \Big(\frac{S - \mu_c(S)}{\sigma_c(S) + \epsilon} - \frac{T - \mu_c(T)}{\sigma_c(T) + \epsilon}\Big)^2
 
-    Mean and deviation of a channel are over the batch and all places, as in the release, so that the loss **depends on how a
+    Mean and deviation of a channel are over the batch and all places, as in the release (whose deviation divides by one less
+    than their number), so that the loss **depends on how a
     batch is split**; with ``per_image`` they are over the places of each image, and it does not. Some reductions and an
     element-wise pass, which torch.compile fuses as well as a kernel of ours would.
 
@@ -27,7 +28,8 @@ def pkd_loss(student: Tensor, teacher: Tensor, *, per_image: bool = False) -> Te
     """
     name = "pkd_loss"
     check.feature_map(name, "student", student)
-    student, teacher = pair(name, student, teacher.detach(), ("B", "C", "H", "W"))
+    check.flag(name, "per_image", per_image)
+    student, teacher = pair(name, student, teacher, ("B", "C", "H", "W"))
     if not student.numel():
         return 0.0 * student.sum()
     ours, theirs = (_normalised(features, (2, 3) if per_image else (0, 2, 3)) for features in (student, teacher))
