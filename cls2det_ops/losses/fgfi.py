@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import _checks as check
 from ..ops.masked_feature_loss import masked_feature_loss
+from ._common import weights
 
 
 def fgfi_loss(
@@ -24,7 +25,7 @@ def fgfi_loss(
 
     Args:
         student, teacher: (B, C, h, w) of each level, the student's adapted to the teacher's channels.
-        masks: (B, h, w) of each level, bool (or weights).
+        masks: (B, h, w) of each level, bool or weights. Places of 0 are out, even if they are NaN.
         per_image: see above.
 
     Returns:
@@ -37,7 +38,14 @@ def fgfi_loss(
     if not len(student) == len(teacher) == len(masks) > 0:
         found = f"{len(student)}, {len(teacher)} and {len(masks)}"
         raise check.fail(name, "student, teacher and masks", "of one number of levels", found)
-    masks = [mask.float() for mask in masks]
+    check.flag(name, "per_image", per_image)
+    for level, (ours, theirs) in enumerate(zip(student, teacher, strict=True)):
+        check.feature_map(name, f"student[{level}]", ours)
+        check.floating(name, f"teacher[{level}]", theirs, tuple(ours.shape))
+    masks = [
+        weights(name, f"masks[{level}]", mask, (ours.shape[0], *ours.shape[2:]))
+        for level, (mask, ours) in enumerate(zip(masks, student, strict=True))
+    ]
     squares = sum(
         masked_feature_loss(ours, theirs.detach(), mask, normalizer=1.0, reduction="none")
         for ours, theirs, mask in zip(student, teacher, masks, strict=True)
