@@ -22,13 +22,13 @@ def sinkhorn_loss(
               P = \arg\min_{P \mathbf{1} = a,\, P^T \mathbf{1} = b} \langle P, c \rangle + \epsilon \sum_{nm} P_{nm} (\log P_{nm} - 1)
 
     Each network's local predictions are weighted points, and aligning the two distributions needs no one-to-one match between
-    them. Weights are scaled to a sum of 1. Sets of unequal size share one tensor: a point of weight 0 takes no part. The iterations
-    are batched matrix reductions, memory-bound and few, in PyTorch's own fused logsumexp; they run in float32 or float64 and
-    hold for costs hundreds of times epsilon, where the multiplicative form underflows.
+    them. Weights are scaled to a sum of 1. Sets of unequal size share one tensor: a point of weight 0 takes no part, whatever
+    its cost. The iterations are batched matrix reductions, memory-bound and few, in PyTorch's own fused logsumexp; they run in
+    float32 or float64 and hold for costs hundreds of times epsilon, where the multiplicative form underflows.
 
     Args:
         cost: (B, N, M), of moving student point n to teacher point m: ``torch.cdist(p, q) ** 2``, say.
-        student_weights: (B, N), at least 0. teacher_weights: (B, M).
+        student_weights: (B, N); less than 0 counts as 0. teacher_weights: (B, M).
         epsilon: of the entropy, in units of the cost. Smaller is nearer to the unregularised transport, and needs more iterations.
         iterations: of both marginals; a fixed number, so that nothing waits for a GPU.
 
@@ -51,8 +51,10 @@ def sinkhorn_loss(
     cost = cost.to(dtype)
     if not cost.numel():
         return cost.sum((1, 2))
+    a, b = (weights.detach().to(dtype).clamp(min=0) for weights in (student_weights, teacher_weights))
+    cost = torch.where((a > 0)[:, :, None] & (b > 0)[:, None], cost, 0)
     with torch.no_grad():
-        plan = _plan(-cost / epsilon, *(_log_weights(each.to(dtype)) for each in (student_weights, teacher_weights)), iterations)
+        plan = _plan(-cost / epsilon, _log_weights(a), _log_weights(b), iterations)
     return (plan * torch.where(plan > 0, cost, 0)).sum((1, 2))
 
 
