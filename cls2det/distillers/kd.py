@@ -25,10 +25,10 @@ class KDSettings:
     Args:
         weight: of all its terms
         warmup_steps: steps over which the weight rises from 0
-        soft_weight: of the soft labels, of the box head and of the RPN
+        soft_weight: of the soft labels: of the box head at the sampled proposals, of the RPN at the anchors that it labels
         background_weight: of the background in the soft labels of the box head
         temperature: of the soft labels
-        bounded_weight: of box regression where the teacher does better
+        bounded_weight: of the box head's regression where the teacher does better (the RPN's is left to its own loss)
         margin: by how much better, in squared units of the box code; not given in the paper
         hint_weight: of the squared difference of features, its mean
     """
