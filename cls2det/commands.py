@@ -209,6 +209,11 @@ def distill(
     if unknown := set(distillers) - set(NAMES):
         raise ValueError(f"no distiller {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
     command = command_of(options)
+    for argument, given, readers in (("teacher", teacher, {"classifier"}), ("detector_teacher", detector_teacher, METHODS)):
+        if given and not set(readers) & set(distillers):
+            warnings.warn(
+                f"{argument} {given} is read by none of the distillers {', '.join(distillers) or 'none'}", stacklevel=2
+            )
     data = _training_data(data_root, train_split, augmentation, images, seed, run)
     validation = DetectionData(data_root, val_split) if val_split else None
     optim, run = optim.for_run(len(data), run)
@@ -293,8 +298,9 @@ def _distillers(
     """Those that ``options`` name, for ``DetectorTraining``."""
     names = options["distillers"]
     own = ClassifierDistiller(classifier, options["distill"], classes, student.transform) if "classifier" in names else None
-    teacher = DetectorTeacher.load(detector_teacher, classes) if detector_teacher else None
-    return Distillers(student, own, teacher, {name: options[name] for name in METHODS if name in names})
+    methods = {name: options[name] for name in METHODS if name in names}
+    teacher = DetectorTeacher.load(detector_teacher, classes) if detector_teacher and methods else None
+    return Distillers(student, own, teacher, methods)
 
 
 def _check_teacher(teacher: CropClassifier, student: str, settings: DistillSettings, loader, run: Run) -> None:

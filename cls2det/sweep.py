@@ -39,10 +39,13 @@ from typing import Any
 import torch
 import yaml
 from rich.console import Console
+from torchvision.models import get_model
 
 from cls2det import commands, fit
 from cls2det.cli import parse_options
+from cls2det.distillers import METHODS, DetectorTeacher, Distillers
 from cls2det.distillers.classifier import TERMS
+from cls2det.distillers.detector import PREFIX
 from cls2det.fit import Progress, write_json
 from cls2det.jobs import Job, progress_display, run_jobs
 from cls2det.recipes import find_recipe
@@ -166,6 +169,10 @@ def run_sweep(
     _check_normalisation(
         {(job.arguments[0]["student"], taught.get(str(job.arguments[0]["teacher"]))) for job in runs.values()}
     )
+    _check_methods(
+        (job.arguments[0] for job in runs.values()),
+        {str(folder / "weights.pt"): job.arguments[0] for folder, job in detectors.items()},
+    )
     run_jobs([job for folder, job in jobs.items() if not (folder / "report.json").is_file()], workers, console, gpus)
     for group in (detectors, runs):
         missing = [job for folder, job in group.items() if not (folder / split / "evaluation.json").is_file()]
@@ -234,7 +241,9 @@ def _detector_jobs(plan: dict, arms: dict, root: Path, out: Path, split: str, ru
             continue
         folder = out / "detectors" / name
         last = {"name": name, "val_split": None, "data_root": str(root), "out": str(folder), "run": run}
-        merged = _with_weights(_merged({"distill": dict.fromkeys(TERMS, 0.0)}, options, last), plan, out, None)
+        merged = _with_weights(
+            _merged({"distillers": []}, options, last), plan, out, None
+        )  # a recipe's own terms have no teacher
         jobs[folder] = Job(f"detector {name}", _student_job, (parse_options("distill", merged), split))
     return jobs
 
@@ -351,6 +360,24 @@ def _check_normalisation(pairs: Iterable[tuple[str, str | None]]) -> None:
         one, other = (build_student(name, 2).transform for name in (student, taught))
         if (list(one.image_mean), list(one.image_std)) != (list(other.image_mean), list(other.image_std)):
             raise ValueError(f"a teacher for {taught} does not fit {student}: their inputs are normalised differently")
+
+
+def _check_methods(runs: Iterable[dict], detectors: dict[str, dict]) -> None:
+    """Each method fits its student and its detector teacher, which are built with random weights to see that."""
+    seen = set()
+    for run in runs:
+        methods, source = [name for name in METHODS if name in run["distillers"]], run["detector_teacher"]
+        if not methods or not source or (case := (run["student"], run["image_size"], source, *methods)) in seen:
+            continue
+        seen.add(case)
+        if source in detectors:
+            teacher = build_student(detectors[source]["student"], 2, detectors[source]["image_size"])
+        elif source.startswith(PREFIX):
+            teacher = get_model(source.removeprefix(PREFIX), weights=None, weights_backbone=None)
+        else:  # a file: its run says
+            continue
+        student = build_student(run["student"], 2, run["image_size"])
+        Distillers(student, None, DetectorTeacher(teacher, ["one", "other"], [1, 2]), {name: run[name] for name in methods})
 
 
 def _slug(label: str) -> str:

@@ -21,7 +21,7 @@ from cls2det.distillers.classifier import ClassifierDistiller, DistillSettings
 from cls2det.distillers.detector import check_same_grid, rescaled
 from cls2det.distillers.fgfi import FGFISettings
 from cls2det.distillers.fkd import PRESETS, FKDSettings, NonLocal
-from cls2det.distillers.gid import GIDSettings, select_instances
+from cls2det.distillers.gid import GIDSettings, fcos_places, select_instances
 from cls2det.export import export
 from cls2det.settings import Optim, Run
 from cls2det.students import build_student
@@ -380,6 +380,72 @@ def _written_out(block: NonLocal, x: torch.Tensor) -> torch.Tensor:
     phi, g = (F.max_pool2d(conv(x), pool).flatten(2).mT for conv in (block.phi, block.g))
     y = (theta @ phi.mT / phi.shape[1]) @ g
     return block.norm(block.out(y.mT.reshape(len(x), -1, *x.shape[2:]))) + x
+
+
+def test_fkd_in_16_bits_takes_features_as_large_as_vggs():
+    """Products of such features overflow float16; a map of one value has no batch statistics."""
+    block = NonLocal(512, 64, 8)
+    block.norm.weight.data.fill_(0.5)
+    x = 150 * torch.randn(1, 512, 64, 64).relu()
+    with torch.autocast("cpu", torch.float16):
+        value = block(x.half())
+    assert value.dtype == torch.float32 and value.isfinite().all()
+    torch.testing.assert_close(value, block(x.half().float()), rtol=1e-3, atol=1e-2)
+    small = torch.randn(1, 512, 1, 1, requires_grad=True)
+    block(small).sum().backward()
+    assert small.grad.isfinite().all() and all(each.grad is not None for each in block.parameters())
+
+
+def test_kd_looks_at_the_samples_that_the_detectors_loss_looks_at(scenes):
+    """Soft labels of the RPN over its sampled anchors; bounded boxes over all sampled proposals, as the box loss."""
+    model = model_of("fasterrcnn_compact", "kd")
+    _, terms = model.losses(*batch(scenes, 2))
+    seen, rpn = model.tap.seen, model.detector.rpn
+    known = seen.grid.labels >= 0
+    assert known.sum(1).tolist() == [rpn.fg_bg_sampler.batch_size_per_image] * 2
+    assert (seen.grid.labels > 0).any() and type(rpn.fg_bg_sampler).__name__ == "BalancedPositiveNegativeSampler"
+    taught = model.distillers.teacher.look(seen, model.detector.transform)
+    logits, regression = taught.regions(seen.regions.proposals)
+    ours = seen.regions.logits.log_softmax(1)
+    weight = torch.ones(11)
+    weight[0] = 1.5
+    soft = -(weight * logits.softmax(1) * ours).sum(1).mean()
+    anchors = F.binary_cross_entropy_with_logits(seen.grid.logits[known][:, 0], taught.grid[0][known][:, 0].sigmoid())
+    torch.testing.assert_close(terms["kd_soft"], 0.25 * (soft + anchors), rtol=1e-4, atol=1e-6)
+    total = 0.0
+    for row in torch.where(seen.regions.labels > 0)[0].tolist():
+        label = seen.regions.labels[row].item()
+        own, theirs = (codes[row, 4 * label : 4 * label + 4] for codes in (seen.regions.regression, regression))
+        own, theirs = ((codes - seen.regions.targets[row]).square().sum() for codes in (own, theirs))
+        total += own.item() if own > theirs else 0.0
+    assert terms["kd_bounded"].item() == pytest.approx(0.5 * total / len(seen.regions.labels), rel=1e-4)
+
+
+def test_gid_marks_the_places_that_fcos_calls_positive(scenes):
+    """Against torchvision's own assignment, with the ground truths as instances."""
+    model = model_of("fcos_compact", "gid")
+    images, targets = batch(scenes, 4)
+    model.losses(images, targets)
+    grid, positives = model.tap.seen.grid, model.tap.positives
+    for image in range(4):
+        boxes = positives.target_boxes[positives.target_image_index == image]
+        found = fcos_places(grid.anchors, grid.level_sizes, boxes, model.detector.center_sampling_radius)
+        assert torch.equal(found, grid.labels[image] > 0) and found.any() == bool(len(boxes))
+
+
+def test_a_teacher_that_nothing_reads_is_said(scenes, detector_weights, tmp_path):
+    with pytest.warns(UserWarning, match="detector_teacher .* is read by none of the distillers classifier"):
+        commands.distill(
+            scenes,
+            tmp_path / "run",
+            images=4,
+            backbone_weights="none",
+            optim=Optim(steps=1, batch_size=2),
+            run=Run(device="cpu", checkpoint_every=1),
+            detector_teacher=str(detector_weights("ssd_compact_wide")),
+            distill=DistillSettings(kd_cls_weight=0.0, kd_loc_weight=0.0),
+            progress=silent,
+        )
 
 
 def test_gid_selection_by_a_loop():

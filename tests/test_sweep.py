@@ -13,6 +13,7 @@ pytest.importorskip("sklearn")
 
 from cls2det import sweep as sweep_module
 from cls2det.cli import main, parse_options
+from cls2det.commands import command_of
 from cls2det.recipes import FOLDER, find_recipe
 from cls2det.sweep import _arms, load_sweep
 
@@ -119,7 +120,7 @@ def test_detectors_are_trained_before_the_students_that_they_teach(tmp_path, ran
     out = tmp_path / "out"
     command = ["sweep", "--config", config, "--out", str(out), "--device", "cpu", "--workers", "1"]
     assert main(command) == 0
-    assert ran == ["teacher", "detector big", *(f"{arm}, seed 5" for arm in arms)]
+    assert ran == ["teacher", "detector big", *(f"{arm}, seed 5" for arm in sorted(arms))]
     options = {name: json.loads((out / "runs" / f"{name}-seed5" / "options.json").read_text()) for name in ("baseline", "fkd")}
     assert options["fkd"]["detector_teacher"] == str(out / "detectors" / "big" / "weights.pt")
     assert options["baseline"]["detector_teacher"] is None and options["baseline"]["command"] == "train"
@@ -128,6 +129,44 @@ def test_detectors_are_trained_before_the_students_that_they_teach(tmp_path, ran
     content = json.loads((out / "report.json").read_text())
     assert list(content["students"]["ssd_compact"]["table"]) == list(arms)  # and the teacher is no arm
     assert main(command) == 0 and len(ran) == 5  # nothing is done twice
+
+
+def test_a_method_that_does_not_fit_is_refused_at_once(tmp_path, ran, capsys):
+    arms = {"KD": {"detector_teacher": "big", "distillers": ["kd"]}}
+    big = {"student": "ssd_compact_wide"} | TINY["train"]
+    config = write(tmp_path / "arms.yaml", detectors={"big": big}, arms=arms, seeds=[5])
+    assert main(["sweep", "--config", config, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 2
+    assert "kd teaches the two stages of a Faster R-CNN; the student is a SSD" in capsys.readouterr().err and not ran
+
+
+@pytest.mark.parametrize("name", ["table2", "table2-retinanet", "table2-ssd512", "methods"])
+def test_sweeps_of_methods_fit_their_students(scenes, tmp_path, monkeypatch, name):
+    """Every job of the shipped sweep, up to the first training: detectors train alone, arms distil what their names say."""
+    jobs = []
+    monkeypatch.setattr(sweep_module, "run_jobs", lambda some, *_: jobs.extend(some) or (_ for _ in ()).throw(Planned()))
+    plan = load_sweep(name)
+    plan.pop("scenes", None)
+    student_jobs, detector_jobs = {}, {}
+    for function, into in ((sweep_module._student_jobs, student_jobs), (sweep_module._detector_jobs, detector_jobs)):
+        monkeypatch.setattr(
+            sweep_module, function.__name__, lambda *a, function=function, into=into: into.update(function(*a)) or into
+        )
+    with pytest.raises(Planned):
+        sweep_module.run_sweep(plan, tmp_path / "out", scenes, None, "cpu", None, 1, False)
+    assert jobs and student_jobs
+    assert all(command_of(job.arguments[0]) == "train" for job in detector_jobs.values())
+    wanted = {"baseline": [], "ours": ["classifier"], "ours + FKD": ["classifier", "fkd"]}
+    for job in student_jobs.values():
+        options = job.arguments[0]
+        active = wanted.get(options["name"], [options["name"].lower()])
+        assert options["distillers"] == active or (name == "methods" and options["name"] in ("baseline", "ours"))
+        assert bool(options["detector_teacher"]) == any(each != "classifier" for each in active)
+        assert bool(options["teacher"]) == ("classifier" in active)
+        assert command_of(options) == ("distill" if active else "train")
+
+
+class Planned(Exception):
+    pass
 
 
 def test_an_edited_arm_is_not_passed_off_as_the_old_one(tmp_path, ran, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -104,7 +105,8 @@ class _Level(nn.Module):
 class NonLocal(nn.Module):
     """x + norm(conv(y)), y = (theta phi^T / n) g: every place looks at n pooled places; dot products, no softmax.
 
-    The norm starts at 0, and so the block as the identity.
+    The norm starts at 0, and so the block as the identity. It computes in float32 under autocast too: products of features
+    as large as VGG's overflow 16 bits.
     """
 
     def __init__(self, channels: int, inner: int, pool: int):
@@ -115,8 +117,15 @@ class NonLocal(nn.Module):
         nn.init.zeros_(self.norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        pool = min(self.pool, *x.shape[-2:])
-        phi, g = (F.max_pool2d(conv(x), pool).flatten(2) for conv in (self.phi, self.g))
-        # (phi g^T) first: its size does not grow with the map's
-        y = (g @ phi.mT / phi.shape[2]) @ self.theta(x).flatten(2)
-        return x + self.norm(self.out(y.unflatten(2, x.shape[-2:])))
+        with torch.autocast(x.device.type, enabled=False):
+            x, pool = x.float(), min(self.pool, *x.shape[-2:])
+            phi, g = (F.max_pool2d(conv(x), pool).flatten(2) for conv in (self.phi, self.g))
+            # (phi g^T) first: its size does not grow with the map's
+            y = (g @ phi.mT / phi.shape[2]) @ self.theta(x).flatten(2)
+            return x + self._normalised(self.out(y.unflatten(2, x.shape[-2:])))
+
+    def _normalised(self, y: Tensor) -> Tensor:
+        if self.norm.training and y[:, 0].numel() == 1:  # one value per channel (SSD's last map, one image) has no statistics
+            norm = self.norm
+            return F.batch_norm(y, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+        return self.norm(y)

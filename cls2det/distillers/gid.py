@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,7 @@ class GIDSettings:
         weight: of all its terms
         warmup_steps: steps over which the weight rises from 0
         feature_weight: of the instances' features
+        feature_form: "squared" is the release's, and what its 5e-4 is for; "norm" the paper's
         relation_weight: of the distances between them
         cls_weight: of the scores at anchors on instances
         box_weight: of the box regression there
@@ -36,6 +39,7 @@ class GIDSettings:
     weight: float = 1.0
     warmup_steps: int = 0
     feature_weight: float = 5e-4
+    feature_form: Literal["squared", "norm"] = "squared"
     relation_weight: float = 40.0
     cls_weight: float = 0.1
     box_weight: float = 1.0
@@ -57,7 +61,7 @@ class GID(nn.Module):
             raise ValueError(
                 f"gid pools instances from maps of one number of channels; student's and teacher's are {channels}"
             )
-        self.settings, self.centres = settings, isinstance(student, FCOS)
+        self.settings, self.radius = settings, student.center_sampling_radius if isinstance(student, FCOS) else None
         self.columns = None if isinstance(student, FasterRCNN) else teacher.columns("gid")
         self.adapter = nn.Conv2d(*channels[0], 3, padding=1)  # linear, one for all maps
         names = [str(level) for level in range(len(channels))]
@@ -84,7 +88,7 @@ class GID(nn.Module):
             box_weight=settings.box_weight,
         )
         return {
-            "gid_feature": settings.feature_weight * gid_feature_loss(ours, theirs),
+            "gid_feature": settings.feature_weight * gid_feature_loss(ours, theirs, settings.feature_form),
             "gid_relation": settings.relation_weight * gid_relation_loss(ours.flatten(1), theirs.flatten(1)),
             "gid_response": response,
         }
@@ -111,12 +115,11 @@ class GID(nn.Module):
         return found
 
     def _on(self, grid: Grid, boxes: Tensor) -> Tensor:
-        """Which anchors are on an instance: overlapping one by half, or the best for one; of FCOS, whose centre is inside."""
+        """Anchors that the detector would call positive if the instances were objects: by overlap, or of FCOS by place."""
         if not len(boxes):
             return torch.zeros(len(grid.anchors), dtype=torch.bool, device=boxes.device)
-        if self.centres:
-            x, y = ((grid.anchors[:, :2] + grid.anchors[:, 2:]) / 2)[:, :, None].unbind(1)
-            return ((x > boxes[:, 0]) & (x < boxes[:, 2]) & (y > boxes[:, 1]) & (y < boxes[:, 3])).any(1)
+        if self.radius is not None:
+            return fcos_places(grid.anchors, grid.level_sizes, boxes, self.radius)
         overlap = box_iou(grid.anchors, boxes)
         best = (overlap == overlap.amax(0)) & (overlap > 0)
         return ((overlap >= 0.5) | best).any(1)
@@ -125,6 +128,21 @@ class GID(nn.Module):
         named = OrderedDict((str(level), each.float()) for level, each in enumerate(maps))
         padded = [tuple(seen.images.shape[-2:])] * len(instances)
         return self.pool(named, instances, padded)
+
+
+def fcos_places(anchors: Tensor, level_sizes: Sequence[int], boxes: Tensor, radius: float) -> Tensor:
+    """Which places (A,) FCOS assigns to one of the boxes (n, 4): inside it and near its centre, on the level of its size.
+
+    A place's anchor is a square with the stride as its side. Its farthest edge of a box is 4 to 8 strides away, on the first
+    level also less, on the last also more.
+    """
+    centres, stride = (anchors[:, :2] + anchors[:, 2:]) / 2, anchors[:, 2] - anchors[:, 0]
+    edges = torch.cat([centres[:, None] - boxes[:, :2], boxes[:, 2:] - centres[:, None]], 2)
+    near = (centres[:, None] - (boxes[:, :2] + boxes[:, 2:]) / 2).abs().amax(2) < radius * stride[:, None]
+    low, high = 4 * stride, 8 * stride
+    low[: level_sizes[0]], high[len(anchors) - level_sizes[-1] :] = 0.0, torch.inf
+    far = edges.amax(2)
+    return ((edges.amin(2) > 0) & near & (far > low[:, None]) & (far < high[:, None])).any(1)
 
 
 def select_instances(

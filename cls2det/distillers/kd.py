@@ -25,7 +25,7 @@ class KDSettings:
     Args:
         weight: of all its terms
         warmup_steps: steps over which the weight rises from 0
-        soft_weight: of the soft labels: of the box head at the sampled proposals, of the RPN at the anchors that it labels
+        soft_weight: of the soft labels: of the box head at the sampled proposals, of the RPN at the sampled anchors
         background_weight: of the background in the soft labels of the box head
         temperature: of the soft labels
         bounded_weight: of the box head's regression where the teacher does better (the RPN's is left to its own loss)
@@ -76,7 +76,8 @@ class KD(nn.Module):
         rows = torch.where(regions.labels > 0)[0]
         labels = regions.labels[rows]
         ours = regions.regression.unflatten(1, (-1, 4))[rows, labels]
-        return kd_bounded_loss(ours, regression[rows, labels], regions.targets[rows], margin=self.settings.margin)
+        mean = kd_bounded_loss(ours, regression[rows, labels], regions.targets[rows], margin=self.settings.margin)
+        return mean * (len(rows) / max(len(regions.labels), 1))  # over all samples, as the box loss that it is added to
 
     def _hint(self, seen: Seen, taught: Taught) -> Tensor:
         terms = [
@@ -87,7 +88,7 @@ class KD(nn.Module):
 
 
 def _soft_anchors(seen: Seen, taught: Taught) -> Tensor:
-    """Of the RPN, over the anchors that its own loss knows."""
+    """Of the RPN, over the anchors that its own loss has sampled."""
     known = seen.grid.labels >= 0
     objectness = taught.grid[0][..., 0].float().sigmoid()
     loss = F.binary_cross_entropy_with_logits(seen.grid.logits[..., 0].float(), objectness, known.float(), reduction="sum")

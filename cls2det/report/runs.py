@@ -16,10 +16,10 @@ from typing import Any
 from cls2det.distillers import METHODS
 
 COMMANDS = ("train", "distill")
-DISTILLED = ("distill", "distillers", *METHODS)  # options that say what is distilled
+DISTILLED = ("distill", "distillers", "detector_teacher", *METHODS)  # options that say what is distilled
 TERMS = {"kd_cls_weight": "KD-cls", "loc_weight": "loc", "kd_loc_weight": "KD-loc"}
 # What runs of one arm may differ in: it does not say what is learnt, or goes with the seed.
-NOT_THE_ARM = ("seed", "name", "command", "data_root", "val_split", "out", "teacher", "detector_teacher", "start", "run.")
+NOT_THE_ARM = ("seed", "name", "command", "data_root", "val_split", "out", "teacher", "start", "run.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -85,7 +85,7 @@ class Grid:
         level_sizes: anchors of each level
         logits: (B, A, columns), as the head gives them; 1 column of objectness in an RPN
         regression: (B, A, 4), in the code of the model's own coder
-        labels: (B, A), of the model's own matching: above 0 a positive, 0 background, below 0 neither
+        labels: (B, A), of the model's own matching: above 0 a positive, 0 background, below 0 one that its loss does not look at
         decode: (regression (N, 4), anchors (N, 4)) to boxes (N, 4)
         head: "softmax" (column 0 is the background) or "sigmoid" of each column
     """
@@ -264,8 +264,9 @@ class PositiveTap:
                 after(result)
             return result
 
-        owner.__dict__[name] = call  # in front of the class's method, for this object alone
-        self._undo.append(lambda: owner.__dict__.pop(name))
+        own = owner.__dict__.get(name)  # an attribute of this object; a method is its class's
+        owner.__dict__[name] = call
+        self._undo.append(lambda: owner.__dict__.update({name: own}) if own is not None else owner.__dict__.pop(name))
 
     def hook(self, module: nn.Module, seen: Callable[[Any], None]) -> None:
         """Have ``seen(result)`` see each forward of ``module``, until the tap closes."""

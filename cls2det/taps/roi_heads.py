@@ -45,17 +45,20 @@ def tap_roi_heads(tap: Any) -> None:
         tap.keep_regions(sampled["each"], logits, regression, sampled["labels"], sampled["targets"])
         sampled.clear()
 
-    def keep_grid(objectness, pred_bbox_deltas, labels, regression_targets):
-        shape = (len(labels), -1)
-        tap.keep_grid(
-            objectness.view(*shape, 1),
-            pred_bbox_deltas.view(*shape, 4),
-            torch.stack(labels).long(),
-            tap.model.rpn.box_coder.decode_single,
-            "sigmoid",
-        )
+    rpn, given = tap.model.rpn, {}
 
-    tap.wrap(tap.model.rpn, "compute_loss", before=keep_grid)
+    def keep_anchors(objectness, pred_bbox_deltas, labels, regression_targets):
+        given.update(objectness=objectness, deltas=pred_bbox_deltas, labels=torch.stack(labels).long())
+
+    def keep_grid(sampled):
+        positive, negative = (torch.stack(masks).bool() for masks in sampled)
+        labels = torch.where(positive | negative, given["labels"], -1)
+        logits, regression = (given[name].view(*labels.shape, -1) for name in ("objectness", "deltas"))
+        tap.keep_grid(logits, regression, labels, rpn.box_coder.decode_single, "sigmoid")
+        given.clear()
+
+    tap.wrap(rpn, "compute_loss", before=keep_anchors)
+    tap.wrap(rpn, "fg_bg_sampler", after=keep_grid)  # called in compute_loss
     tap.wrap(heads, "select_training_samples", after=keep_samples)
     tap.hook(heads.box_predictor, keep_predictions)
 
@@ -79,6 +82,7 @@ FAMILY = Family(
     {
         "roi_heads.select_training_samples": ("proposals", "targets"),
         "roi_heads.box_predictor": None,
+        "rpn.fg_bg_sampler": None,
         "rpn.compute_loss": ("objectness", "pred_bbox_deltas", "labels", "regression_targets"),
         "rpn.box_coder.decode_single": ("rel_codes", "boxes"),
         "roi_heads.box_coder.decode_single": ("rel_codes", "boxes"),
