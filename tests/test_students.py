@@ -104,7 +104,7 @@ def test_default_size_and_normalisation(name):
         model = build_student(name, CLASSES)
     assert parameter_count(model) > 0
     assert (model.transform.fixed_size or model.transform.min_size)[0] == STUDENTS[name].size
-    assert (model.transform.image_mean == IMAGE_MEAN) == name.endswith("compact")
+    assert (model.transform.image_mean == IMAGE_MEAN) == ("compact" in name)
 
 
 def test_names_and_sizes():
