@@ -18,7 +18,7 @@ from cls2det import commands
 from cls2det.cli import main, parse_options
 from cls2det.distillers import METHODS, DetectorTeacher, Distillers
 from cls2det.distillers.classifier import ClassifierDistiller, DistillSettings
-from cls2det.distillers.detector import check_same_grid, rescaled
+from cls2det.distillers.detector import Taught, check_same_grid, rescaled
 from cls2det.distillers.fgfi import FGFISettings
 from cls2det.distillers.fkd import PRESETS, FKDSettings, NonLocal
 from cls2det.distillers.gid import GIDSettings, fcos_places, select_instances
@@ -355,7 +355,7 @@ def test_fkd_terms_again_from_their_formulas(scenes):
     model.detector.train()
     model.losses(*batch(scenes, 2))
     seen = model.tap.seen
-    taught = model.distillers.teacher.look(seen, model.detector.transform)
+    taught = Taught(model.distillers.teacher, seen, model.detector.transform)
     found = distiller(seen, taught)
     weights = PRESETS["one-stage"][:3]
     wanted = [0.0, 0.0, 0.0]
@@ -404,7 +404,7 @@ def test_kd_looks_at_the_samples_that_the_detectors_loss_looks_at(scenes):
     known = seen.grid.labels >= 0
     assert known.sum(1).tolist() == [rpn.fg_bg_sampler.batch_size_per_image] * 2
     assert (seen.grid.labels > 0).any() and type(rpn.fg_bg_sampler).__name__ == "BalancedPositiveNegativeSampler"
-    taught = model.distillers.teacher.look(seen, model.detector.transform)
+    taught = Taught(model.distillers.teacher, seen, model.detector.transform)
     logits, regression = taught.regions(seen.regions.proposals)
     ours = seen.regions.logits.log_softmax(1)
     weight = torch.ones(11)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cls2det.distillers.bckd import BCKD, BCKDSettings
 from cls2det.distillers.classifier import ClassifierDistiller
-from cls2det.distillers.detector import DetectorTeacher
+from cls2det.distillers.detector import DetectorTeacher, Taught
 from cls2det.distillers.fgfi import FGFI, FGFISettings
 from cls2det.distillers.fkd import FKD, FKDSettings
 from cls2det.distillers.gid import GID, GIDSettings
@@ -78,7 +78,7 @@ class Distillers(nn.Module):
             rise = warmup(self.classifier.settings.warmup_steps, step)
             terms |= {name: rise * term for name, term in self.classifier(seen.positives).items()}
         if self.methods:
-            taught = self.teacher.look(seen, self.transform)
+            taught = Taught(self.teacher, seen, self.transform)
             for name, method in self.methods.items():
                 weight = self.settings[name].weight * warmup(self.settings[name].warmup_steps, step)
                 terms |= {part: weight * term for part, term in method(seen, taught).items()}

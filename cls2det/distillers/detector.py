@@ -68,16 +68,18 @@ class DetectorTeacher:
             raise ValueError(f"{method} reads the detector teacher's scores, and it does not know {', '.join(unknown)}")
         return [0, *self.labels]
 
-    def look(self, seen: Seen, transform: nn.Module) -> Taught:
-        """At what a student with this transform saw."""
-        return Taught(self.detector, seen, transform)
-
 
 class Taught:
-    """What a teacher makes of one step's images; each part is computed when it is first read, without gradient."""
+    """What a teacher makes of one step's images; each part is computed when it is first read, without gradient.
 
-    def __init__(self, detector: nn.Module, seen: Seen, transform: nn.Module):
-        self.detector, self._seen, self._transform = detector, seen, transform
+    Args:
+        teacher: the detector teacher
+        seen: of the student
+        transform: the student's, which made the images
+    """
+
+    def __init__(self, teacher: DetectorTeacher, seen: Seen, transform: nn.Module):
+        self.detector, self._seen, self._transform = teacher.detector, seen, transform
 
     @cached_property
     @torch.no_grad()
@@ -129,8 +131,8 @@ def check_same_maps(method: str, student: nn.Module, teacher: nn.Module) -> list
     return [(one.shape[1], other.shape[1]) for one, other in zip(ours, theirs, strict=True)]
 
 
-def check_same_grid(method: str, student: nn.Module, teacher: nn.Module) -> None:
-    """ValueError unless both are of one kind and predict at the same anchors."""
+def check_same_grid(method: str, student: nn.Module, teacher: nn.Module) -> list[tuple[int, int]]:
+    """As ``check_same_maps``; ValueError too unless both are of one kind and predict at the same anchors."""
     kinds = [next((kind for kind in GRIDS if isinstance(each, kind)), None) for each in (student, teacher)]
     if kinds[0] is None or kinds[0] is not kinds[1]:
         names = [type(each).__name__ for each in (student, teacher)]
@@ -138,13 +140,14 @@ def check_same_grid(method: str, student: nn.Module, teacher: nn.Module) -> None
             f"{method} compares predictions anchor by anchor: it fits two of {', '.join(kind.__name__ for kind in GRIDS)}; "
             f"the student is a {names[0]}, the detector teacher a {names[1]}"
         )
-    check_same_maps(method, student, teacher)
+    channels = check_same_maps(method, student, teacher)
     ours, theirs = (_probe_anchors(each, student) for each in (student, teacher))
     if ours.shape != theirs.shape or not torch.allclose(ours, theirs):
         raise ValueError(
             f"{method} compares predictions anchor by anchor: the student's {len(ours)} and the detector teacher's "
             f"{len(theirs)} are not the same"
         )
+    return channels
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import FCOS, FasterRCNN
 from torchvision.ops import MultiScaleRoIAlign, box_iou, clip_boxes_to_image, nms
 
-from cls2det.distillers.detector import DetectorTeacher, Taught, check_same_grid, check_same_maps
+from cls2det.distillers.detector import DetectorTeacher, Taught, check_same_grid
 from cls2det.taps import Grid, Seen
 from cls2det_ops.losses import gid_feature_loss, gid_relation_loss, gid_response_loss
 
@@ -55,8 +55,7 @@ class GID(nn.Module):
 
     def __init__(self, settings: GIDSettings, student: nn.Module, teacher: DetectorTeacher):
         super().__init__()
-        check_same_grid("gid", student, teacher.detector)
-        channels = check_same_maps("gid", student, teacher.detector)
+        channels = check_same_grid("gid", student, teacher.detector)
         if len(set(channels)) > 1:
             raise ValueError(
                 f"gid pools instances from maps of one number of channels; student's and teacher's are {channels}"
@@ -157,7 +156,7 @@ def select_instances(
     nms_threshold: float = 0.3,
     min_size: float = 10.0,
 ) -> Tensor:
-    """General instances (n, 4) of one image: the boxes at which the two disagree most (section 3.1 of the paper).
+    """General instances (n, 4) of one image: the boxes at which the two disagree most.
 
     An anchor's score is the largest difference of a foreground class's probability; its box is that of the network with the
     larger probability for any class. Of the ``candidates`` best, clipped to the image and not smaller than ``min_size``, NMS

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 
-from cls2det.distillers.detector import DetectorTeacher, Taught, check_same_grid, check_same_maps
+from cls2det.distillers.detector import DetectorTeacher, Taught, check_same_grid
 from cls2det.taps import Seen
 from cls2det_ops import masked_feature_loss
 from cls2det_ops.losses import kd_bounded_loss, kd_weighted_loss
@@ -48,9 +48,8 @@ class KD(nn.Module):
         super().__init__()
         if not isinstance(student, FasterRCNN):
             raise ValueError(f"kd teaches the two stages of a Faster R-CNN; the student is a {type(student).__name__}")
-        check_same_grid("kd", student, teacher.detector)
+        channels = check_same_grid("kd", student, teacher.detector)
         self.settings, self.columns = settings, teacher.columns("kd")
-        channels = check_same_maps("kd", student, teacher.detector)
         self.adapters = nn.ModuleList(nn.Conv2d(ours, theirs, 1) for ours, theirs in channels)
 
     def forward(self, seen: Seen, taught: Taught) -> dict[str, Tensor]:

@@ -13,12 +13,9 @@ from cls2det_ops import masked_feature_loss
 from cls2det_ops.losses import cwd_loss, fgd_feature_loss, fgd_masks, pkd_loss
 
 
-def adapters(method: str, student: nn.Module, teacher: DetectorTeacher) -> nn.ModuleList:
-    """A convolution of 1 x 1 for each map, where the numbers of channels differ."""
-    return nn.ModuleList(
-        nn.Identity() if ours == theirs else nn.Conv2d(ours, theirs, 1)
-        for ours, theirs in check_same_maps(method, student, teacher.detector)
-    )
+def adapters(channels: list[tuple[int, int]]) -> nn.ModuleList:
+    """A convolution of 1 x 1 for each map, where student's and teacher's numbers of channels differ."""
+    return nn.ModuleList(nn.Identity() if ours == theirs else nn.Conv2d(ours, theirs, 1) for ours, theirs in channels)
 
 
 def pairs(adapting: nn.ModuleList, seen: Seen, taught: Taught) -> list[tuple[Tensor, Tensor]]:
@@ -45,7 +42,8 @@ class PKDSettings:
 class PKD(nn.Module):
     def __init__(self, settings: PKDSettings, student: nn.Module, teacher: DetectorTeacher):
         super().__init__()
-        self.per_image, self.adapters = settings.per_image, adapters("pkd", student, teacher)
+        self.per_image = settings.per_image
+        self.adapters = adapters(check_same_maps("pkd", student, teacher.detector))
 
     def forward(self, seen: Seen, taught: Taught) -> dict[str, Tensor]:
         return {"pkd": sum(pkd_loss(*pair, per_image=self.per_image) for pair in pairs(self.adapters, seen, taught))}
@@ -69,7 +67,8 @@ class CWDSettings:
 class CWD(nn.Module):
     def __init__(self, settings: CWDSettings, student: nn.Module, teacher: DetectorTeacher):
         super().__init__()
-        self.temperature, self.adapters = settings.temperature, adapters("cwd", student, teacher)
+        self.temperature = settings.temperature
+        self.adapters = adapters(check_same_maps("cwd", student, teacher.detector))
 
     def forward(self, seen: Seen, taught: Taught) -> dict[str, Tensor]:
         return {"cwd": sum(cwd_loss(*pair, self.temperature) for pair in pairs(self.adapters, seen, taught))}
@@ -101,10 +100,11 @@ class FGDSettings:
 class FGD(nn.Module):
     def __init__(self, settings: FGDSettings, student: nn.Module, teacher: DetectorTeacher):
         super().__init__()
-        self.settings, self.adapters = settings, adapters("fgd", student, teacher)
-        channels = [theirs for _, theirs in check_same_maps("fgd", student, teacher.detector)]
-        self.student_context = nn.ModuleList(Context(count) for count in channels)
-        self.teacher_context = nn.ModuleList(Context(count) for count in channels)
+        channels = check_same_maps("fgd", student, teacher.detector)
+        self.settings, self.adapters = settings, adapters(channels)
+        self.student_context, self.teacher_context = (
+            nn.ModuleList(Context(theirs) for _, theirs in channels) for _ in range(2)
+        )
 
     def forward(self, seen: Seen, taught: Taught) -> dict[str, Tensor]:
         settings, targets = self.settings, seen.positives

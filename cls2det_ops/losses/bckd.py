@@ -22,7 +22,7 @@ def bckd_loss(
 
     .. math:: L = \frac{1}{N} \sum_{n,c} w_n \, |\sigma(t_{nc}) - \sigma(s_{nc})|^\beta \, BCE\big(s_{nc}, \sigma(t_{nc})\big)
 
-    The factor has no gradient. Element-wise arithmetic on maps that the head has just written; torch.compile fuses it.
+    The factor has no gradient. Element-wise arithmetic, in plain PyTorch.
 
     Args:
         student_logits, teacher_logits: (N, C), without a background column. beta: power of the factor, at least 0.

@@ -15,7 +15,7 @@ def cwd_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tens
     .. math:: L = \frac{T^2}{B C} \sum_{b,c} KL\big(softmax_{yx}(T_{bc} / T) \,\|\, softmax_{yx}(S_{bc} / T)\big)
 
     The paper's, which divides by C, and the mean over images. It is :func:`kd_softmax_loss` with a row for each channel of each
-    image, which is faster than log_softmax and kl_div at every width from 273 to 16 800 places.
+    image.
 
     Args:
         student, teacher: (B, C, H, W), the student's adapted.

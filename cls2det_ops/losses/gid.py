@@ -42,7 +42,7 @@ def gid_relation_loss(student: Tensor, teacher: Tensor) -> Tensor:
     .. math:: L = \frac{1}{K^2 - K} \sum_{i \neq j} smooth_{L1}\Big(\frac{\|t_i - t_j\|}{\bar t} - \frac{\|s_i - s_j\|}{\bar s}\Big)
 
     with the bar the mean of the off-diagonal distances and beta = 1. Distances come from one matrix product, which for the
-    lengths at hand (C h w, often 25 600) is the limit; a kernel of ours would not beat it.
+    lengths at hand (C h w, often 25 600) is a library's business.
 
     Args:
         student: (K, ...), flattened. teacher: (K, ...), which may be of another length.

@@ -23,7 +23,7 @@ def kd_weighted_loss(
 ) -> Tensor:
     r"""Soft labels for every sampled box, background among them: :math:`L = -\frac{1}{R} \sum_r \sum_c w_c P^t_{rc} \log P^s_{rc}`.
 
-    Equation 3 of the paper; w is ``background_weight`` in the background's column and 1 elsewhere. A cross-entropy, not a
+    w is ``background_weight`` in the background's column and 1 elsewhere. A cross-entropy, not a
     divergence: it is not 0 where student and teacher agree. R is some hundreds, and plain PyTorch is fast enough.
 
     Args:
@@ -53,7 +53,7 @@ def kd_bounded_loss(student_boxes: Tensor, teacher_boxes: Tensor, target_boxes: 
 
     .. math:: L_r = \|s_r - y_r\|^2 \; \text{if} \; \|s_r - y_r\|^2 + m > \|t_r - y_r\|^2, \; \text{else} \; 0
 
-    Equation 4 of the paper, decided for each box (a known port decides once for the whole batch).
+    Decided for each box (a known port decides once for the whole batch).
 
     Args:
         student_boxes, teacher_boxes, target_boxes: (R, 4), in the code of the box coder.

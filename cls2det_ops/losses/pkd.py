@@ -15,9 +15,8 @@ def pkd_loss(student: Tensor, teacher: Tensor, *, per_image: bool = False) -> Te
               \Big(\frac{S - \mu_c(S)}{\sigma_c(S) + \epsilon} - \frac{T - \mu_c(T)}{\sigma_c(T) + \epsilon}\Big)^2
 
     Mean and deviation of a channel are over the batch and all places, as in the release (whose deviation divides by one less
-    than their number), so that the loss **depends on how a
-    batch is split**; with ``per_image`` they are over the places of each image, and it does not. Some reductions and an
-    element-wise pass, which torch.compile fuses as well as a kernel of ours would.
+    than their number), so that the loss **depends on how a batch is split**; with ``per_image`` they are over the places of
+    each image, and it does not. Plain PyTorch: some reductions and an element-wise pass.
 
     Args:
         student, teacher: (B, C, H, W), the student's adapted.

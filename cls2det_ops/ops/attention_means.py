@@ -17,8 +17,8 @@ def attention_means(features: Tensor, *, absolute: bool = True) -> tuple[Tensor,
     .. math:: G^s_{byx} = \frac{1}{C} \sum_c |F_{bcyx}| \qquad G^c_{bc} = \frac{1}{H W} \sum_{y,x} |F_{bcyx}|
 
     The softmax of these, at a temperature, is the spatial and the channel attention of "Improve Object Detection with
-    Feature-based Knowledge Distillation" (ICLR 2021), equations 1 and 2, and of "Focal and Global Knowledge Distillation for
-    Detectors" (CVPR 2022), equations 4 to 7. With ``absolute=False`` both are means of F itself.
+    Feature-based Knowledge Distillation" (ICLR 2021), and of "Focal and Global Knowledge Distillation for
+    Detectors" (CVPR 2022). With ``absolute=False`` both are means of F itself.
 
     Args:
         features: (B, C, H, W), float32, float64, float16 or bfloat16. Maps in NCHW or channels-last order are read as they lie,

@@ -27,7 +27,7 @@ def imitation_mask(
 
     .. math:: I_{bn} = \bigvee_{g\ \mathrm{on}\ b} \big[\mathrm{IoU}(n, g) > \psi m_g\big] \qquad m_g = \max_n \mathrm{IoU}(n, g)
 
-    with ψ the factor: section 3.2 of "Distilling Object Detectors with Fine-grained Feature Imitation" (CVPR 2019). A ground
+    with ψ the factor: "Distilling Object Detectors with Fine-grained Feature Imitation" (CVPR 2019). A ground
     truth that no anchor overlaps marks none. The paper has one map; ``assignment`` says what the maximum is over in a pyramid.
     The IoUs are computed twice and never stored. A position is imitated if one of its A anchors is marked:
     ``mask[:, level].view(-1, height, width, A).any(-1)``.

@@ -1,14 +1,7 @@
-// From tensors to launchers: checks, scratch memory and the switch over dtypes of every CUDA operator. The only CUDA file
-// that knows torch. The emulation in tests/emu registers it once more under a name of its own.
-#include "checks.h"
-#include "cuda/current_device.h"
-#include "cuda/kernels.h"
-#include "dense_map.h"
+// From tensors to launchers: checks, scratch memory and the switch over dtypes of the CUDA operators on boxes and on logits;
+// those on whole maps are in map_operators.cpp. No other CUDA file knows torch.
+#include "cuda/tensors.h"
 
-#ifndef CLS2DET_NAMESPACE
-#define CLS2DET_NAMESPACE cls2det
-#define CLS2DET_KEY CUDA
-#endif
 #ifndef CLS2DET_SCRATCH_VALUES  // the tests make it small
 #define CLS2DET_SCRATCH_VALUES (int64_t(1) << 24)
 #endif
@@ -16,48 +9,16 @@
 namespace cls2det {
 namespace {
 
-// ---- tensors as the launchers want them ----
-
-// run(S()) with the storage type of `dtype`, which has been checked to be one of the four.
-template <typename Run>
-auto for_storage(ScalarType dtype, const Run& run) {
-  switch (dtype) {
-    case ScalarType::Double: return run(double());
-    case ScalarType::Half: return run(c10::Half());
-    case ScalarType::BFloat16: return run(c10::BFloat16());
-    default: return run(float());
-  }
-}
-
-template <typename T>
-T* data(const Tensor& tensor) {
-  return static_cast<T*>(tensor.data_ptr());
-}
-
 template <typename S>
 MapView<S> view(const Tensor& map) {
   return {data<const S>(map), map.size(0),  map.size(1),      map.stride(0),    map.stride(1),
           map.stride(2),      map.stride(3), int(map.size(2)), int(map.size(3))};
 }
 
-Tensor plain(const Tensor& tensor, ScalarType dtype) { return torch::stable::contiguous(to_dtype(tensor, dtype)); }
-
 Pooling pooling_of(int64_t out_h, int64_t out_w, int64_t samples_h, int64_t samples_w, bool border, bool clip) {
   check_sizes(out_h, out_w, samples_h, samples_w);
   return {int(out_h), int(out_w), int(samples_h), int(samples_w), border, clip};
 }
-
-struct Boxes {  // contiguous
-  Tensor boxes, image_index;
-
-  Boxes(const Tensor& b, const Tensor& index)
-      : boxes(torch::stable::contiguous(b)), image_index(torch::stable::contiguous(index)) {}
-
-  template <typename T>
-  BoxList<T> list(double scale) const {
-    return {data<const T>(boxes), data<const int64_t>(image_index), boxes.size(0), T(scale)};
-  }
-};
 
 // Axes and the memory behind them.
 template <typename T>
@@ -388,162 +349,6 @@ Tensor matched_feature_loss_backward(Tensor grad_rows, Tensor pooled_grad, Tenso
   return grad;
 }
 
-// ---- whole maps ----
-
-template <typename T>
-const T* data_or_null(const std::optional<Tensor>& tensor) {
-  return tensor ? data<const T>(*tensor) : nullptr;
-}
-
-// The arguments of both directions, without outputs.
-template <typename S>
-MaskedLoss<S> masked_loss(const MaskedMaps& maps) {
-  using T = Accumulate<S>;
-  MaskedLoss<S> args{};
-  args.shape = maps.student.shape;
-  args.student = data<const S>(maps.student.map);
-  args.teacher = data<const S>(maps.teacher.map);
-  args.student_stride = maps.student.stride;
-  args.teacher_stride = maps.teacher.stride;
-  args.outer_mask = data_or_null<T>(maps.outer_mask);
-  args.inner_mask = data_or_null<T>(maps.inner_mask);
-  return args;
-}
-
-Tensor masked_feature_loss(Tensor student, Tensor teacher, std::optional<Tensor> mask, std::optional<Tensor> channel_mask) {
-  check_masked_loss(student, teacher, mask, channel_mask);
-  const CurrentDevice device(student);
-  const ScalarType acc = accumulate_dtype(student.scalar_type());
-  const MaskedMaps maps(student, teacher, mask, channel_mask);
-  const int64_t images = student.size(0);
-  Tensor rows = make(student, {images}, acc);
-  const Tensor partial = make(student, {images, masked_tiles(maps.student.shape)}, acc);
-  for_storage(student.scalar_type(), [&](auto storage) {
-    using S = decltype(storage);
-    MaskedLoss<S> args = masked_loss<S>(maps);
-    args.partial = data<Accumulate<S>>(partial);
-    masked_sums(args, data<Accumulate<S>>(rows), device.stream());
-  });
-  device.check_launch();
-  return rows;
-}
-
-std::tuple<Tensor, Tensor> masked_feature_loss_backward(
-    Tensor grad_rows, Tensor student, Tensor teacher, std::optional<Tensor> mask, std::optional<Tensor> channel_mask,
-    bool need_student, bool need_teacher) {
-  check_masked_loss(student, teacher, mask, channel_mask);
-  check_grad_rows(grad_rows, student);
-  const CurrentDevice device(student);
-  const ScalarType dtype = student.scalar_type();
-  const MaskedMaps maps(student, teacher, mask, channel_mask);
-  const Tensor upstream = plain(grad_rows, accumulate_dtype(dtype));
-  const auto gradient = [&](bool needed) {
-    return needed ? make_map(student, maps.channels_last, dtype) : make(student, {0}, dtype);
-  };
-  const Tensor grad_student = gradient(need_student), grad_teacher = gradient(need_teacher);
-  for_storage(dtype, [&](auto storage) {
-    using S = decltype(storage);
-    MaskedLoss<S> args = masked_loss<S>(maps);
-    args.grad_rows = data<const Accumulate<S>>(upstream);
-    args.grad_student = need_student ? data<S>(grad_student) : nullptr;
-    args.grad_teacher = need_teacher ? data<S>(grad_teacher) : nullptr;
-    masked_gradients(args, device.stream());
-  });
-  device.check_launch();
-  return {grad_student, grad_teacher};
-}
-
-template <typename S>
-AttentionMeans<S> attention(const DenseMap& dense, bool absolute) {
-  AttentionMeans<S> args{};
-  args.shape = dense.shape;
-  args.features = data<const S>(dense.map);
-  args.stride = dense.stride;
-  args.absolute = absolute;
-  return args;
-}
-
-std::tuple<Tensor, Tensor> attention_means(Tensor features, bool absolute) {
-  check_map("features", features);
-  const CurrentDevice device(features);
-  const ScalarType acc = accumulate_dtype(features.scalar_type());
-  const bool last = is_channels_last(features);
-  const DenseMap dense(features, last);
-  const DenseShape& shape = dense.shape;
-  const AttentionTiles tiles = attention_tiles(shape);
-  Tensor spatial = make(features, {features.size(0), features.size(2), features.size(3)}, acc);
-  Tensor channel = make(features, {features.size(0), features.size(1)}, acc);
-  const Tensor outer_partial = make(features, {shape.images, tiles.across, shape.outer}, acc);
-  const Tensor inner_partial = make(features, {shape.images, tiles.down, shape.inner}, acc);
-  for_storage(features.scalar_type(), [&](auto storage) {
-    using S = decltype(storage);
-    using T = Accumulate<S>;
-    AttentionMeans<S> args = attention<S>(dense, absolute);
-    args.outer_means = data<T>(last ? spatial : channel);
-    args.inner_means = data<T>(last ? channel : spatial);
-    args.outer_partial = data<T>(outer_partial);
-    args.inner_partial = data<T>(inner_partial);
-    attention_sums(args, device.stream());
-  });
-  device.check_launch();
-  return {spatial, channel};
-}
-
-Tensor attention_means_backward(Tensor grad_spatial, Tensor grad_channel, Tensor features, bool absolute) {
-  check_attention_backward(grad_spatial, grad_channel, features);
-  const CurrentDevice device(features);
-  const ScalarType dtype = features.scalar_type(), acc = accumulate_dtype(dtype);
-  const bool last = is_channels_last(features);
-  const DenseMap dense(features, last);
-  const Tensor spatial = plain(grad_spatial, acc), channel = plain(grad_channel, acc);
-  Tensor grad = make_map(features, last, dtype);
-  for_storage(dtype, [&](auto storage) {
-    using S = decltype(storage);
-    using T = Accumulate<S>;
-    AttentionMeans<S> args = attention<S>(dense, absolute);
-    args.outer_grad = data<const T>(last ? spatial : channel);
-    args.inner_grad = data<const T>(last ? channel : spatial);
-    args.grad = data<S>(grad);
-    attention_gradients(args, device.stream());
-  });
-  device.check_launch();
-  return grad;
-}
-
-template <typename T>
-void mark_anchors(
-    const Tensor& anchors, const Boxes& truths, const Shape& level_sizes, double factor, int64_t assignment, const Tensor& mask,
-    cudaStream_t stream) {
-  const BoxList<T> list = truths.list<T>(1.0);
-  const int levels = int(level_sizes.size());
-  const Tensor thresholds = make(anchors, {list.count, levels}, anchors.scalar_type());
-  ImitationMask<T> args{};
-  args.anchors = data<const T>(anchors);
-  args.boxes = list.boxes;
-  args.image_index = list.image_index;
-  args.boxes_count = list.count;
-  args.images = mask.size(0);
-  args.levels = levels;
-  args.assignment = int(assignment);
-  for (int l = 0; l < levels; ++l) args.level_begin[l + 1] = args.level_begin[l] + level_sizes[l];
-  args.factor = T(factor);
-  args.thresholds = data<T>(thresholds);
-  args.mask = data<bool>(mask);
-  imitation_marks(args, stream);
-}
-
-Tensor imitation_mask(
-    Tensor anchors, Tensor boxes, Tensor image_index, int64_t images, Shape level_sizes, double factor, int64_t assignment) {
-  check_imitation(anchors, boxes, image_index, images, level_sizes, factor, assignment);
-  const CurrentDevice device(anchors);
-  const Boxes truths(boxes, image_index);
-  Tensor mask = make(anchors, {images, anchors.size(0)}, ScalarType::Bool);
-  (anchors.scalar_type() == ScalarType::Double ? mark_anchors<double> : mark_anchors<float>)(
-      torch::stable::contiguous(anchors), truths, level_sizes, factor, assignment, mask, device.stream());
-  device.check_launch();
-  return mask;
-}
-
 // ---- logits ----
 
 // launch(LogitsLoss<S>) for the storage type of the logits.
@@ -615,11 +420,6 @@ STABLE_TORCH_LIBRARY_IMPL(CLS2DET_NAMESPACE, CLS2DET_KEY, m) {
   m.impl("roi_feature_loss_backward", TORCH_BOX(&cls2det::roi_feature_loss_backward));
   m.impl("matched_feature_loss", TORCH_BOX(&cls2det::matched_feature_loss));
   m.impl("matched_feature_loss_backward", TORCH_BOX(&cls2det::matched_feature_loss_backward));
-  m.impl("masked_feature_loss", TORCH_BOX(&cls2det::masked_feature_loss));
-  m.impl("masked_feature_loss_backward", TORCH_BOX(&cls2det::masked_feature_loss_backward));
-  m.impl("attention_means", TORCH_BOX(&cls2det::attention_means));
-  m.impl("attention_means_backward", TORCH_BOX(&cls2det::attention_means_backward));
-  m.impl("imitation_mask", TORCH_BOX(&cls2det::imitation_mask));
   m.impl("kd_softmax_loss", TORCH_BOX(&cls2det::kd_softmax_loss));
   m.impl("kd_sigmoid_loss", TORCH_BOX(&cls2det::kd_sigmoid_loss));
   m.impl("scale_rows", TORCH_BOX(&cls2det::scale_rows));

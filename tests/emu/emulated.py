@@ -102,7 +102,7 @@ def library() -> Path:
     flags += [f"-DCLS2DET_NAMESPACE={NAMESPACE}", "-DCLS2DET_KEY=CPU", "-DCLS2DET_SCRATCH_VALUES=4096"]
     build = BUILDS[chosen()]
     kernels = sorted((ROOT / "csrc/cuda").glob("*.cu"))
-    others = [ROOT / "csrc/cuda/operators.cpp", *build.sources]
+    others = [*sorted((ROOT / "csrc/cuda").glob("*.cpp")), *build.sources]
     link = ["-shared", f"-L{libraries}", "-ltorch_cpu"]
     return compile_sources(build, kernels, others, flags, link, "emulated.so")
 
