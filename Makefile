@@ -19,8 +19,10 @@ $(VENV)/.ready: pyproject.toml setup.py $(shell find csrc -type f)
 demo: $(VENV)/.ready
 	$(BIN)/cls2det demo $(ARGS)
 
+# Side by side, one process per core; ARGS="-n 0" runs them one after another.
+SIDE_BY_SIDE = -n auto --maxprocesses 8 --dist worksteal
 test: $(VENV)/.ready
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest $(SIDE_BY_SIDE) $(ARGS)
 
 # Operator tests once more: CPU and emulated CUDA kernels with AddressSanitizer and UBSan, then the CUDA kernels with the race
 # detector (see CONTRIBUTING.md).
@@ -31,12 +33,12 @@ sanitize-memory: $(VENV)/.ready
 	mkdir -p build
 	CLS2DET_SANITIZE=1 CLS2DET_CUDA=0 $(BIN)/python setup.py -q build --build-base build/sanitized \
 		--build-lib build/sanitized/lib > build/sanitized.log 2>&1 || { tail -n 40 build/sanitized.log; exit 1; }
-	LD_PRELOAD="$(SANITIZER_LIBRARIES)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	CLS2DET_FUZZ_EXAMPLES=100 LD_PRELOAD="$(SANITIZER_LIBRARIES)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		PYTHONPATH=$(CURDIR)/build/sanitized/lib CLS2DET_EMULATOR=sanitize \
-		$(BIN)/pytest -q --capture=sys --backends cpu,emulated --ignore tests/test_compile.py $(ARGS)
+		$(BIN)/pytest -q $(SIDE_BY_SIDE) --capture=sys --backends cpu,emulated --ignore tests/test_compile.py $(ARGS)
 
 sanitize-races: $(VENV)/.ready
-	CLS2DET_EMULATOR=races CLS2DET_FUZZ_EXAMPLES=50 $(BIN)/pytest -q --backends emulated --ignore tests/test_large.py $(ARGS)
+	CLS2DET_EMULATOR=races CLS2DET_FUZZ_EXAMPLES=20 $(BIN)/pytest -q $(SIDE_BY_SIDE) --backends emulated --ignore tests/test_large.py $(ARGS)
 
 bench: $(VENV)/.ready
 	$(BIN)/pytest benchmarks $(ARGS)
