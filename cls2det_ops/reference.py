@@ -109,6 +109,11 @@ def attention_means(features: Tensor, absolute: bool) -> tuple[Tensor, Tensor]:
     return values.sum(1) / max(values.shape[1], 1), values.mean((2, 3))
 
 
+def frozen_stem(images: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
+    """(N, C, h, w)."""
+    return F.max_pool2d(F.conv2d(images, weight, bias, stride, padding).relu(), 3, 2, 1)
+
+
 def imitation_mask(
     anchors: Tensor, boxes: Tensor, image_index: Tensor, images: int, level_sizes: list[int], factor: float, assignment: str
 ) -> Tensor:
