@@ -111,7 +111,10 @@ def attention_means(features: Tensor, absolute: bool) -> tuple[Tensor, Tensor]:
 
 def frozen_stem(images: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
     """(N, C, h, w)."""
-    return F.max_pool2d(F.conv2d(images, weight, bias, stride, padding).relu(), 3, 2, 1)
+    if weight.shape[0] == 0:  # torch convolves to no channels only in some versions
+        return frozen_stem(images, weight.new_zeros(1, *weight.shape[1:]), bias.new_zeros(1), stride, padding)[:, :0]
+    with torch.autocast(images.device.type, enabled=False):
+        return F.max_pool2d(F.conv2d(images, weight, bias, stride, padding).relu(), 3, 2, 1)
 
 
 def imitation_mask(

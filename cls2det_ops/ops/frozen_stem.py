@@ -14,17 +14,17 @@ LARGEST_KERNEL = 8  # and stride
 
 
 def frozen_stem(images: Tensor, weight: Tensor, bias: Tensor, *, stride: int = 2, padding: int = 3) -> Tensor:
-    r"""Convolution, ReLU and 3×3 max-pool of stride 2: a ResNet's first layers, with batch norm folded into the convolution.
+    r"""Convolution, ReLU and 3 x 3 max-pool of stride 2: a ResNet's first layers, with batch norm folded into the convolution.
 
     .. math:: \mathrm{maxpool}_{3, 2, 1}(\max(0, W * I + b))
 
     What KD-loc of "Distilling Image Classifiers in Object Detectors" (NeurIPS 2021, equation 10; its layer l0) runs on the
-    crop of every predicted box. The backward sends gradient to the images only: each pool hands its own to the one place
-    of the convolution that it chose, and what ReLU stopped is skipped, so most of a convolution's input gradient is not
-    computed, and no map of the convolution's resolution is kept or written. Kept are one byte per output value and W.
+    crop of every predicted box. Each pool hands its gradient to the one place of the convolution that it chose, and what ReLU
+    stopped is skipped, so most of a convolution's input gradient is not computed, and no map of the convolution's
+    resolution is kept or written. One byte per output value is kept for the backward, and W.
 
     Args:
-        images: (N, C_in, H, W), float32, float64, float16 or bfloat16, any strides; under autocast taken to its dtype.
+        images: (N, C_in, H, W), float32, float64, float16 or bfloat16, any strides.
         weight: (C, C_in, k_h, k_w), kernels of up to 8; a constant, no gradient is sent to it. Taken to the images' dtype.
         bias: (C,); likewise.
         stride: of the convolution, 1 to 8.
@@ -33,8 +33,9 @@ def frozen_stem(images: Tensor, weight: Tensor, bias: Tensor, *, stride: int = 2
     Returns:
         (N, C, h, w) in the images' dtype, h = ((H + 2 padding - k_h) // stride) // 2 + 1, and w likewise.
 
-    Ties are decided as torch does: the first of equal values, and no gradient where the convolution gives 0 or less. A NaN
-    spreads through its window. The CPU kernels compute 16-bit images in float32, the CUDA kernels convolve in their dtype.
+    Gradients flow to ``images`` only. Ties are decided as torch does: the first of equal values, and no gradient where the
+    convolution gives 0 or less. A NaN spreads through its window. The CPU kernels compute 16-bit images in float32, the CUDA
+    kernels convolve in their dtype; autocast changes nothing.
 
     Raises:
         TypeError, ValueError: an argument of wrong dtype, shape, device or value range, named with what was found.
@@ -53,9 +54,7 @@ def frozen_stem(images: Tensor, weight: Tensor, bias: Tensor, *, stride: int = 2
         raise check.fail(name, "padding", f"less than the kernel, {kernel}", padding)
     if any(size + 2 * padding < k for size, k in zip(images.shape[2:], kernel, strict=True)):
         raise check.fail(name, "images", f"padded, at least as large as the kernel, {kernel}", tuple(images.shape[2:]))
-    device = images.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else images.dtype
-    images, weight, bias = images.to(dtype), weight.detach().to(dtype), bias.detach().to(dtype)
+    weight, bias = weight.detach().to(images.dtype), bias.detach().to(images.dtype)
     if native(images):
         return torch.ops.cls2det.frozen_stem(images, weight, bias, stride, padding, wants_gradient(images))[0]
     return reference.frozen_stem(images, weight, bias, stride, padding)
