@@ -37,6 +37,11 @@ MATCHED_FEATURE_LOSS = {
     "frcnn K256 256x14x14 P7": {"k": 256, "g": 15, "channels": 256, "size": 14, "bins": 7},
 }
 
+FROZEN_STEM = {  # of a ResNet-50, and of the demo's teacher
+    "K160 3x112x112 C64": {"k": 160, "size": 112, "channels": 64, "compile": True},
+    "K128 3x32x32 C16": {"k": 128, "size": 32, "channels": 16},
+}
+
 PYRAMID_P3 = {"images": 2, "channels": 256, "size": (100, 152)}  # of images of 800 x 1216
 
 MASKED_FEATURE_LOSS = {

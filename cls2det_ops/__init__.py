@@ -4,6 +4,7 @@ from ._checks import debug_values
 from ._library import use_backend
 from ._version import __version__
 from .ops.attention_means import attention_means
+from .ops.frozen_stem import frozen_stem
 from .ops.imitation_mask import imitation_mask
 from .ops.kd_sigmoid_loss import kd_sigmoid_loss
 from .ops.kd_softmax_loss import kd_softmax_loss
@@ -20,6 +21,7 @@ __all__ = [
     "__version__",
     "attention_means",
     "debug_values",
+    "frozen_stem",
     "imitation_mask",
     "kd_sigmoid_loss",
     "kd_softmax_loss",

@@ -109,6 +109,14 @@ def attention_means(features: Tensor, absolute: bool) -> tuple[Tensor, Tensor]:
     return values.sum(1) / max(values.shape[1], 1), values.mean((2, 3))
 
 
+def frozen_stem(images: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
+    """(N, C, h, w)."""
+    if weight.shape[0] == 0:  # torch convolves to no channels only in some versions
+        return frozen_stem(images, weight.new_zeros(1, *weight.shape[1:]), bias.new_zeros(1), stride, padding)[:, :0]
+    with torch.autocast(images.device.type, enabled=False):
+        return F.max_pool2d(F.conv2d(images, weight, bias, stride, padding).relu(), 3, 2, 1)
+
+
 def imitation_mask(
     anchors: Tensor, boxes: Tensor, image_index: Tensor, images: int, level_sizes: list[int], factor: float, assignment: str
 ) -> Tensor:

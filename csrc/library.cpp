@@ -45,6 +45,9 @@ STABLE_TORCH_LIBRARY(cls2det, m) {
       "bool need_student, bool need_teacher) -> (Tensor, Tensor)");
   m.def("attention_means(Tensor features, bool absolute) -> (Tensor, Tensor)");
   m.def("attention_means_backward(Tensor grad_spatial, Tensor grad_channel, Tensor features, bool absolute) -> Tensor");
+  m.def("frozen_stem(Tensor images, Tensor weight, Tensor bias, int stride, int padding, bool need_grad) -> (Tensor, Tensor)");
+  m.def(
+      "frozen_stem_backward(Tensor grad, Tensor index, Tensor weight, int height, int width, int stride, int padding) -> Tensor");
   m.def(
       "imitation_mask(Tensor anchors, Tensor boxes, Tensor image_index, int images, int[] level_sizes, float factor, "
       "int assignment) -> Tensor");

@@ -43,6 +43,8 @@ def shard(case: Case, rank: int) -> dict[str, Tensor]:
         rows = tensors["target_image_index"][tensors["matched_idxs"]] == rank
     elif "teacher" in tensors or list(tensors) == ["features"]:  # whole maps, an image each
         return {name: value[rank::WORLD] for name, value in tensors.items()}
+    elif "weight" in tensors:  # of a stem, shared
+        return tensors | {"images": tensors["images"][rank::WORLD]}
     else:
         rows = tensors.get("image_index", torch.arange(len(tensors["matched_idxs"])) % WORLD if "matched_idxs" in tensors else 0)
         rows = rows == rank

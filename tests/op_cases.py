@@ -79,6 +79,12 @@ def make_case(name: str, k: int = 9, g: int = 4, b: int = 2, c: int = 5, height:
         return Case(cls2det_ops.masked_feature_loss, tensors, {"reduction": "none"}, ("student", "teacher"), rows=False)
     if name == "attention_means":  # of K images
         return Case(attention_means, {"features": normal(k, c, height, width)}, {}, ("features",), rows=False)
+    if name == "frozen_stem":  # of K images; sums that every dtype holds, so that all choose the same of equal values
+        def whole(*shape: int) -> Tensor:
+            return torch.randint(-1, 2, shape, generator=random).double()
+
+        tensors = {"images": normal(k, 3, height, width).round(), "weight": whole(c, 3, 3, 3) / 64, "bias": whole(c) / 64}
+        return Case(cls2det_ops.frozen_stem, tensors, {"stride": 2, "padding": 1}, ("images",), rows=False)
     if name == "imitation_mask":
         tensors = {"anchors": safe_boxes(700, height, width, 5, seed=2), "boxes": safe_boxes(k, height, width, 5)}
         options = {"images": b, "level_sizes": (430, 250, 20)}

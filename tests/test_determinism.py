@@ -10,7 +10,7 @@ from helpers import cast, evaluate
 from op_cases import PUBLIC_OPS, Case, make_case
 
 LARGE = {"k": 300, "g": 40, "b": 3, "c": 33, "height": 23, "width": 30}  # enough rows to be shared among threads
-WHOLE_MAPS = ("attention_means", "masked_feature_loss")  # K maps, of which a few are enough
+WHOLE_MAPS = ("attention_means", "frozen_stem", "masked_feature_loss")  # K maps, of which a few are enough
 
 
 def large_case(name: str) -> Case:

@@ -42,10 +42,10 @@ def test_gradient_reaches_logits_and_boxes_and_nothing_of_the_teacher(scenes, te
     assert not any(module.training for module in (distiller.teacher, distiller.on_targets, distiller.on_predictions))
 
 
-@pytest.mark.parametrize("name", ["kd_loc", "loc"])
-def test_box_gradient_pulls_towards_the_ground_truth(scenes, teacher_weights, name):
+@pytest.mark.parametrize(("name", "mode"), [("kd_loc", "crop"), ("kd_loc", "map"), ("loc", "crop")])
+def test_box_gradient_pulls_towards_the_ground_truth(scenes, teacher_weights, name, mode):
     """A descent step moves shifted boxes closer to their ground truths."""
-    model = training(teacher_weights, ONLY[name])
+    model = training(teacher_weights, dataclasses.replace(ONLY[name], feature_mode=mode))
     found = positives_of(model, scenes, 12)
     truth = found.target_boxes[found.matched_idxs]
     boxes = (truth + 0.08 * (truth[:, 2:] - truth[:, :2]).repeat(1, 2)).requires_grad_()
@@ -83,6 +83,28 @@ def test_terms_again_from_their_formulas(scenes, teacher_weights):
     assert model.distillers.classifier.accuracy == (teacher.network(seen).argmax(1) == truth).float().mean()
 
 
+@pytest.mark.parametrize("layers", [("maxpool",), ("maxpool", "layer1")])
+def test_map_mode_from_its_formula(scenes, teacher_weights, layers):
+    """The layers once on whole images, boxes pooled there; no crop goes through the teacher for it."""
+    pools = (8, 4)[: len(layers)]
+    settings = dataclasses.replace(ONLY["kd_loc"], feature_mode="map", feature_layers=layers, feature_pools=pools)
+    model = training(teacher_weights, settings)
+    found, distiller = positives_of(model, scenes), model.distillers.classifier
+    network = distiller.teacher.network
+    term = distiller(found)["kd_loc"]
+    maps = {"maxpool": network.maxpool(network.relu(network.bn1(network.conv1(found.images))))}
+    maps["layer1"] = network.layer1(maps["maxpool"])
+    expected = []
+    for layer, pool in zip(layers, pools, strict=True):
+        here, there = (
+            reference.roi_avg_pool(maps[layer], boxes, image, (pool, pool), (8, 8), 0.25, "border", False)
+            for boxes, image in ((found.boxes, found.image_index), (found.target_boxes, found.target_image_index))
+        )
+        expected.append((here - there[found.matched_idxs]).abs().mean())
+    torch.testing.assert_close(term, sum(expected) / len(layers), rtol=1e-4, atol=1e-6)
+    assert distiller.on_targets is None
+
+
 def test_pixel_term_does_not_depend_on_the_normalisation(scenes):
     """``loc_weight`` is per level of 255, so the same boxes on the same picture cost the same in every student."""
     model = training(None, ONLY["loc"])
@@ -110,7 +132,7 @@ def test_only_what_is_read_is_run(scenes, teacher_weights):
     model = training(teacher_weights, ONLY["kd_loc"])
     for reader in (model.distillers.classifier.on_targets, model.distillers.classifier.on_predictions):
         names = [name for name, _ in reader.named_modules()]
-        assert "maxpool" in names and not any(name.startswith(("layer", "fc", "bn1")) for name in names)
+        assert "frozen_stem" in names and not any(name.startswith(("layer", "fc", "bn1", "conv1", "maxpool")) for name in names)
     calls = []
     model = training(teacher_weights)
     model.distillers.classifier.on_targets.register_forward_hook(lambda *_: calls.append("targets"))

@@ -14,8 +14,8 @@ EMPTY = {
     "no_images": {"b": 0},
     "nothing": {"k": 0, "g": 0, "b": 0},
 }
-WITHOUT_TARGETS = ("roi_crop", "roi_avg_pool", "masked_feature_loss", "attention_means", "imitation_mask")
-WITHOUT_IMAGES = tuple(name for name in PUBLIC_OPS if name.endswith(("_loss", "_means")) and name != "roi_feature_loss")
+WITHOUT_TARGETS = ("roi_crop", "roi_avg_pool", "masked_feature_loss", "attention_means", "frozen_stem", "imitation_mask")
+WITHOUT_IMAGES = tuple(name for name in PUBLIC_OPS if name.endswith(("_loss", "_means", "_stem")) and name != "roi_feature_loss")
 UNCONCERNED = {(name, "no_ground_truth") for name in WITHOUT_TARGETS} | {(name, "no_images") for name in WITHOUT_IMAGES}  # not zero
 
 

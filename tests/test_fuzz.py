@@ -109,6 +109,14 @@ def calls(draw, name: str) -> tuple[Case, dict, dict]:
         }
         options = {"images": b, "level_sizes": sizes, "factor": draw(st.sampled_from((0.2, 0.5, 0.9)))}
         options["assignment"] = draw(st.sampled_from(("level", "all", "best")))
+    elif name == "frozen_stem":  # values that every dtype holds, as in op_cases
+        kernel, inputs = (draw(st.integers(1, 8)), draw(st.integers(1, 8))), draw(st.integers(1, 6))
+        options = {"stride": draw(st.integers(1, 3)), "padding": draw(st.integers(0, min(kernel) - 1))}
+        size = [max(side, k) for side, k in zip((height, width), kernel, strict=True)]
+        tensors = {"images": normal(k, inputs, *size).round().clamp(-2, 2), "bias": normal(c).round()}
+        tensors["weight"] = normal(c, inputs, *kernel).round().clamp(-1, 1)
+        few = torch.rand(c, inputs, *kernel, generator=random) < 40 / (inputs * kernel[0] * kernel[1])
+        tensors["weight"] = torch.where(few, tensors["weight"], 0)  # sums below 256: exact in bfloat16
     elif name == "attention_means":
         tensors = {"features": sprinkled(draw, normal(k, c, height, width), (INF, -INF, NAN, 0.0))}
         options = {"absolute": draw(st.booleans())}

@@ -88,6 +88,10 @@ def attention_means_backward(n: int) -> tuple[Tensor, ...]:
     return (ops.attention_means_backward(*grads, same_rows(normal(512, 8, 16), n), True),)
 
 
+def frozen_stem(n: int) -> tuple[Tensor, ...]:
+    return ops.frozen_stem(same_rows(normal(1, 3, 3), n), normal(512, 1, 1, 1), normal(512), 1, 0, True)
+
+
 def imitation_mask(n: int) -> tuple[Tensor, ...]:
     """Rows are images; the box lies on the last one, and every anchor on it."""
     (box, index), (anchors, _) = box_of(1, 5), box_of(2**16, 5)
@@ -104,6 +108,7 @@ CALLS = {
     matched_feature_loss: 64 * 32 * 32,
     matched_feature_loss_backward: 64 * 32 * 32,
     masked_feature_loss_backward: 512 * 8 * 16,
+    frozen_stem: 512 * 2 * 2,
     imitation_mask: 2**16,
     attention_means_backward: 512 * 8 * 16,
 }

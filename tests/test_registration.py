@@ -67,6 +67,11 @@ def sample(name: str, dtype: torch.dtype, device: str) -> list[tuple]:
         "attention_means_backward": lambda g: (
             zeros(9, 11, 14), zeros(9, 5), *tensors("attention_means", "features", grad=False), g,
         ),
+        "frozen_stem": lambda g: (*tensors(name, "images", grad=g), *tensors(name, "weight", "bias", grad=False), 2, 1, g),
+        "frozen_stem_backward": lambda g: (
+            zeros(9, 5, 3, 4, like=dtype), torch.full((9, 5, 3, 4), 4, dtype=torch.uint8, device=device),
+            *tensors("frozen_stem", "weight", grad=False), 11, 14, 2, 1,
+        ),
         "imitation_mask": lambda g: (*tensors(name, "anchors", "boxes", "image_index", grad=False), 2, [430, 250, 20], 0.5, 2),
         "kd_softmax_loss": lambda g: (*tensors(name, *logits, grad=g), 2.0, 1, g),
         "kd_sigmoid_loss": lambda g: (*tensors(name, *logits, grad=g), 2.0, int(g), 0, g),

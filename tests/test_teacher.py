@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torchvision.io import write_png
+from torchvision.models.feature_extraction import create_feature_extractor
 
 pytest.importorskip("lightning")
 pytest.importorskip("pycocotools")
@@ -111,6 +112,28 @@ def test_any_classifier_reads_crops(architecture):
     seen = teacher.reader([layer], logits=True)(crops)
     torch.testing.assert_close(seen["logits"], teacher(crops), rtol=1e-3, atol=1e-4)
     assert seen[layer].shape[0] == 3 and set(teacher.reader([layer], logits=False)(crops)) == {layer}
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "resnext50_32x4d", "compact", "densenet121"])
+def test_reader_runs_the_stem_that_it_knows(architecture):
+    """A ResNet's first layers in one, others as they are; layers, logits and the gradient of the crops are the network's."""
+    torch.manual_seed(0)
+    teacher = CropClassifier(DIGITS, architecture, width=16 if architecture == "compact" else 64, crop_size=64).eval()
+    for module in teacher.network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.bias)
+    stem = "backbone.stem" if architecture == "compact" else "features.pool0" if architecture == "densenet121" else "maxpool"
+    reader = teacher.reader([stem], logits=True)
+    assert hasattr(reader, "frozen_stem") == (architecture != "compact")
+    crops = torch.randn(3, 3, 64, 64, requires_grad=True)
+    literal = create_feature_extractor(teacher.network, [stem]).eval()(crops)[stem]
+    seen = reader(crops)
+    torch.testing.assert_close(seen[stem], literal, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(seen["logits"], teacher(crops), rtol=1e-3, atol=1e-3)
+    grads = [torch.autograd.grad(found.sum(), crops, retain_graph=True)[0] for found in (seen[stem], literal)]
+    torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert teacher.reader([stem], logits=False)(crops)[stem].dtype == torch.bfloat16
 
 
 def test_backbone_from_images_by_class(scenes, tmp_path):

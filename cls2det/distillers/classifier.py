@@ -41,6 +41,8 @@ class DistillSettings:
         pixel_pool: and pooled to this square before they are compared
         feature_layers: layers of the teacher that KD-loc compares, their mean; maxpool and layer1 are the paper's l0 and l1
         feature_pools: the square that each layer is pooled to before
+        feature_mode: "crop" runs the layers on the crop of every box, as the paper does; "map" once on whole images and pools
+            the boxes there, which costs next to nothing but sees small objects at the images' resolution
         max_positives: the terms on boxes look at no more positives per process and step; 0: at all
         normalizer: the terms are divided by the number of positives of the "process", or of "all" processes (then the
             loss does not depend on how a batch is split, unless max_positives cuts in); 1 if there is none
@@ -57,6 +59,7 @@ class DistillSettings:
     pixel_pool: int = 4
     feature_layers: tuple[str, ...] = ("maxpool",)
     feature_pools: tuple[int, ...] = (8,)
+    feature_mode: Literal["crop", "map"] = "crop"
     max_positives: int = 0
     normalizer: Literal["process", "all"] = "process"
     control: Literal["none", "one_hot", "shuffled"] = "none"
@@ -100,8 +103,9 @@ class ClassifierDistiller:
             _check_same_classes(teacher, classes)
             _check_same_normalisation(teacher, transform)
             teacher.eval().requires_grad_(False)
-        # One pass per ground truth serves both losses; predicted crops run the low layers alone.
-        self.on_targets = teacher.reader(layers, logits) if layers or logits else None
+        # One pass per ground truth serves both losses; predicted crops, or whole images, run the low layers alone.
+        on_crops = layers if settings.feature_mode == "crop" else ()
+        self.on_targets = teacher.reader(on_crops, logits) if on_crops or logits else None
         self.on_predictions = teacher.reader(layers, False) if layers else None
         self.pixel_size = settings.pixel_size or (teacher.crop_size if teacher else 112)
         self.pixel_scale = 255 * statistics.fmean(transform.image_std) / settings.input_std
@@ -163,12 +167,41 @@ class ClassifierDistiller:
     def _features(self, positives: Positives, seen: dict[str, Tensor], divisor: Tensor) -> Tensor:
         if not len(positives):
             return 0.0 * positives.boxes.sum()
+        compare = self._on_maps if self.settings.feature_mode == "map" else self._on_crops
+        return compare(positives, seen, divisor) / len(self.settings.feature_layers)
+
+    def _on_crops(self, positives: Positives, seen: dict[str, Tensor], divisor: Tensor) -> Tensor:
+        """Sum over the layers, of the crops of predictions and of ground truths."""
         predicted = self.on_predictions(self.teacher.crop(positives.images, positives.boxes, positives.image_index))
-        terms = [
+        return sum(
             matched_feature_loss(predicted[layer], seen[layer], positives.matched_idxs, pool, normalizer=divisor)
             for layer, pool in zip(self.settings.feature_layers, self.settings.feature_pools, strict=True)
-        ]
-        return sum(terms) / len(terms)
+        )
+
+    def _on_maps(self, positives: Positives, _seen: dict[str, Tensor], divisor: Tensor) -> Tensor:
+        """Sum over the layers, of whole images; a box has as many samples on a map as its crop would have places."""
+        with torch.no_grad():
+            maps = self.on_predictions(positives.images)
+        terms = []
+        for layer, pool in zip(self.settings.feature_layers, self.settings.feature_pools, strict=True):
+            stride = round(positives.images.shape[-1] / maps[layer].shape[-1])
+            terms.append(
+                roi_feature_loss(
+                    maps[layer],
+                    self.teacher.with_margin(positives.boxes),
+                    positives.image_index,
+                    self.teacher.with_margin(positives.target_boxes),
+                    positives.target_image_index,
+                    positives.matched_idxs,
+                    pool,
+                    max(self.teacher.crop_size // stride, pool),
+                    1 / stride,
+                    padding_mode=PADDING,
+                    clip=False,
+                    normalizer=divisor,
+                )
+            )
+        return sum(terms)
 
     def _pixels(self, positives: Positives, divisor: Tensor) -> Tensor:
         return self.pixel_scale * roi_feature_loss(

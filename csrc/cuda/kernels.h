@@ -13,6 +13,7 @@
 
 #include "math/dense_shape.h"
 #include "math/iou.h"
+#include "math/stem_shape.h"
 
 namespace cls2det {
 
@@ -188,6 +189,15 @@ template <typename S>
 void attention_sums(const AttentionMeans<S>& args, cudaStream_t stream);
 template <typename S>
 void attention_gradients(const AttentionMeans<S>& args, cudaStream_t stream);
+
+// out, index (images, channels, out_h, out_w): ReLU and max-pool of a convolution's output, and its place in the window, or null.
+template <typename S>
+void stem_pool(const StemShape& shape, const MapView<S>& conv, S* out, uint8_t* index, cudaStream_t stream);
+
+// grad_images (images, inputs, height, width) of grad (images, channels, out_h, out_w); weight (channels, inputs, kernel).
+template <typename S>
+void stem_backward(
+    const StemShape& shape, const S* grad, const uint8_t* index, const Accumulate<S>* weight, S* grad_images, cudaStream_t stream);
 
 template <typename T>
 struct ImitationMask {

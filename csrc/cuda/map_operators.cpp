@@ -1,8 +1,9 @@
-// From tensors to launchers for the operators on whole maps, and for the anchors of their places; see operators.cpp.
+// From tensors to launchers for the operators on whole maps, for a stem, and for the anchors of a map's places; see operators.cpp.
 #include <optional>
 
 #include "cuda/tensors.h"
 #include "dense_map.h"
+#include "frozen_stem.h"
 
 namespace cls2det {
 namespace {
@@ -127,6 +128,44 @@ Tensor attention_means_backward(Tensor grad_spatial, Tensor grad_channel, Tensor
   return grad;
 }
 
+constexpr int64_t kChunkBytes = int64_t(256) << 20;  // enough images at a time to fill a GPU
+
+std::tuple<Tensor, Tensor> frozen_stem(
+    Tensor images, Tensor weight, Tensor bias, int64_t stride, int64_t padding, bool need_grad) {
+  check_stem(images, weight, bias, stride, padding);
+  const CurrentDevice device(images);
+  const StemShape shape = stem_shape(weight, images.size(0), images.size(2), images.size(3), stride, padding);
+  const auto pool = [&](const Tensor& conv, int64_t first, Tensor& out, Tensor& index) {
+    const int64_t values = first * shape.channels * shape.out_h * shape.out_w;
+    for_storage(images.scalar_type(), [&](auto storage) {
+      using S = decltype(storage);
+      stem_pool(shape, view<S>(conv), data<S>(out) + values, need_grad ? data<uint8_t>(index) + values : nullptr, device.stream());
+    });
+  };
+  auto found = frozen_stem_chunks(images, weight, bias, shape, images.scalar_type(), need_grad, kChunkBytes, pool);
+  device.check_launch();
+  return found;
+}
+
+Tensor frozen_stem_backward(
+    Tensor grad, Tensor index, Tensor weight, int64_t height, int64_t width, int64_t stride, int64_t padding) {
+  check_stem_backward(grad, index, weight, height, width, stride, padding);
+  const CurrentDevice device(grad);
+  const ScalarType dtype = grad.scalar_type();
+  const StemShape shape = stem_shape(weight, grad.size(0), height, width, stride, padding);
+  const Tensor upstream = plain(grad, dtype), chosen = torch::stable::contiguous(index);
+  const Tensor kernel = plain(weight, accumulate_dtype(dtype));
+  Tensor out = make(grad, {shape.images, shape.inputs, height, width}, dtype);
+  for_storage(dtype, [&](auto storage) {
+    using S = decltype(storage);
+    stem_backward(
+        shape, data<const S>(upstream), data<const uint8_t>(chosen), data<const Accumulate<S>>(kernel), data<S>(out),
+        device.stream());
+  });
+  device.check_launch();
+  return out;
+}
+
 template <typename T>
 void mark_anchors(
     const Tensor& anchors, const Boxes& truths, const Shape& level_sizes, double factor, int64_t assignment, const Tensor& mask,
@@ -169,5 +208,7 @@ STABLE_TORCH_LIBRARY_IMPL(CLS2DET_NAMESPACE, CLS2DET_KEY, m) {
   m.impl("masked_feature_loss_backward", TORCH_BOX(&cls2det::masked_feature_loss_backward));
   m.impl("attention_means", TORCH_BOX(&cls2det::attention_means));
   m.impl("attention_means_backward", TORCH_BOX(&cls2det::attention_means_backward));
+  m.impl("frozen_stem", TORCH_BOX(&cls2det::frozen_stem));
+  m.impl("frozen_stem_backward", TORCH_BOX(&cls2det::frozen_stem_backward));
   m.impl("imitation_mask", TORCH_BOX(&cls2det::imitation_mask));
 }

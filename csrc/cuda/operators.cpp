@@ -9,12 +9,6 @@
 namespace cls2det {
 namespace {
 
-template <typename S>
-MapView<S> view(const Tensor& map) {
-  return {data<const S>(map), map.size(0),  map.size(1),      map.stride(0),    map.stride(1),
-          map.stride(2),      map.stride(3), int(map.size(2)), int(map.size(3))};
-}
-
 Pooling pooling_of(int64_t out_h, int64_t out_w, int64_t samples_h, int64_t samples_w, bool border, bool clip) {
   check_sizes(out_h, out_w, samples_h, samples_w);
   return {int(out_h), int(out_w), int(samples_h), int(samples_w), border, clip};

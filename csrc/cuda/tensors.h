@@ -31,6 +31,12 @@ T* data(const Tensor& tensor) {
 
 inline Tensor plain(const Tensor& tensor, ScalarType dtype) { return torch::stable::contiguous(to_dtype(tensor, dtype)); }
 
+template <typename S>
+MapView<S> view(const Tensor& map) {
+  return {data<const S>(map), map.size(0),  map.size(1),      map.stride(0),    map.stride(1),
+          map.stride(2),      map.stride(3), int(map.size(2)), int(map.size(3))};
+}
+
 struct Boxes {  // contiguous
   Tensor boxes, image_index;
 

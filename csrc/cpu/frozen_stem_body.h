@@ -1,0 +1,164 @@
+// ReLU and max-pool of rows, lanes over channels; and the gradient of whole images, lanes along a row of the kernel.
+
+// Rows [begin, end) of images * out_h.
+template <typename T>
+void stem_pool_rows(const StemPool<T>& args, int64_t begin, int64_t end) {
+  typedef std::conditional_t<sizeof(T) == 4, int32_t, int64_t> Index;
+  constexpr int lanes = kLanes<T>;
+  const StemShape& s = args.shape;
+  const int64_t channels = s.channels, plane = int64_t(s.out_h) * s.out_w;
+  std::vector<T> values(s.out_w * channels + lanes);
+  std::vector<Index> chosen(s.out_w * channels + lanes);
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t image = row / s.out_h;
+    const int oy = int(row - image * s.out_h);
+    const T* conv = args.conv + image * s.conv_h * s.conv_w * channels;
+    for (int ox = 0; ox < s.out_w; ++ox) {
+      for (int64_t c = 0; c < channels; c += lanes) {
+        Vec<T> best{};
+        Vec<Index> at{};
+        at += Index(-1);
+        for (int k = 0; k < kWindow * kWindow; ++k) {
+          const int y = 2 * oy - 1 + k / kWindow, x = 2 * ox - 1 + k % kWindow;
+          if (y < 0 || y >= s.conv_h || x < 0 || x >= s.conv_w) continue;
+          const Vec<T> value = load_up_to(conv + (int64_t(y) * s.conv_w + x) * channels + c, channels - c, T(0));
+          const auto better = (value > best) | (value != value) | (at < 0);  // NaN wins, as in torch's max-pool
+          best = better ? value : best;
+          at = better ? Vec<Index>{} + Index(k) : at;
+        }
+        const auto dead = best <= Vec<T>{};
+        best = dead ? Vec<T>{} : best;
+        at = dead ? Vec<Index>{} + Index(kDead) : at;
+        store(values.data() + ox * channels + c, best);  // beyond the channels it writes what the next place overwrites
+        store(chosen.data() + ox * channels + c, at);
+      }
+    }
+    const int64_t first = image * channels * plane + int64_t(oy) * s.out_w;
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int ox = 0; ox < s.out_w; ++ox) args.out[first + c * plane + ox] = values[ox * channels + c];
+      if (!args.index) continue;
+      for (int ox = 0; ox < s.out_w; ++ox) args.index[first + c * plane + ox] = uint8_t(chosen[ox * channels + c]);
+    }
+  }
+}
+
+// What reaches one place of the convolution: channels and their gradients, one entry for each pool that chose it.
+template <typename T>
+struct StemPlace {
+  int* channels;
+  T* grads;
+  int count;
+};
+
+// Adds the channels of one pool whose index is `step`. Writes up to a vector behind the last entry.
+template <typename T>
+CLS2DET_HD void add_chosen(const T* grad, const uint8_t* index, int channels, int step, StemPlace<T>& place) {
+#if CLS2DET_TARGET == 512
+  if constexpr (sizeof(T) == 4) {
+    const __m128i wanted = _mm_set1_epi8(char(step));
+    __m512i number = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    for (int c = 0; c < channels; c += 16, number = _mm512_add_epi32(number, _mm512_set1_epi32(16))) {
+      const __mmask16 there = channels - c < 16 ? __mmask16((1u << (channels - c)) - 1) : __mmask16(-1);
+      const __mmask16 here = _mm_mask_cmpeq_epi8_mask(there, _mm_maskz_loadu_epi8(there, index + c), wanted);
+      _mm512_storeu_ps(place.grads + place.count, _mm512_maskz_compress_ps(here, _mm512_maskz_loadu_ps(there, grad + c)));
+      _mm512_storeu_si512(place.channels + place.count, _mm512_maskz_compress_epi32(here, number));
+      place.count += __builtin_popcount(here);
+    }
+    return;
+  }
+#endif
+  for (int c = 0; c < channels; ++c) {  // without branches: half of them would be mispredicted
+    place.channels[place.count] = c;
+    place.grads[place.count] = grad[c];
+    place.count += index[c] == step;
+  }
+}
+
+template <typename T>
+struct KernelRow {
+  typedef T type __attribute__((vector_size(kMostKernel * sizeof(T))));
+};
+
+// image[r] += sum over channels of grad * weight[channel, r], for the rows [first, first + kRows) of the kernel.
+template <typename T, int kRows>
+CLS2DET_HD void add_kernel_rows(
+    const StemPlace<T>& place, const T* weight, int kernel_h, int first, T* image, int64_t image_row) {
+  typedef typename KernelRow<T>::type Row;
+  Row sums[kRows] = {};
+  for (int i = 0; i < place.count; ++i) {
+    const T* from = weight + (int64_t(place.channels[i]) * kernel_h + first) * kMostKernel;
+    for (int r = 0; r < kRows; ++r) {
+      Row values;
+      __builtin_memcpy(&values, from + r * kMostKernel, sizeof values);
+      sums[r] += place.grads[i] * values;
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    Row values;
+    __builtin_memcpy(&values, image + (first + r) * image_row, sizeof values);
+    values += sums[r];
+    __builtin_memcpy(image + (first + r) * image_row, &values, sizeof values);
+  }
+}
+
+// Images [begin, end). The sum of a pixel has a fixed order, whatever the number of threads.
+template <typename T>
+void stem_images_backward(const StemBackward<T>& args, int64_t begin, int64_t end) {
+  const StemShape& s = args.shape;
+  const int channels = s.channels;
+  const int64_t plane = int64_t(s.out_h) * s.out_w;
+  // an image with its padding, and room for whole vectors at its right edge
+  const int reach_h = (s.conv_h - 1) * s.stride + s.kernel_h, reach_w = (s.conv_w - 1) * s.stride + kMostKernel;
+  const int64_t padded_h = reach_h > s.height + s.padding ? reach_h : s.height + s.padding;
+  const int64_t padded_w = reach_w > s.width + s.padding ? reach_w : s.width + s.padding;
+  std::vector<T> padded(s.inputs * padded_h * padded_w), upstream(plane * channels);
+  std::vector<uint8_t> chosen(plane * channels);
+  const int64_t most = 4 * channels + 16;  // four pools see a place, and add_chosen writes a vector behind
+  std::vector<T> grads(s.conv_w * most);
+  std::vector<int> numbers(s.conv_w * most);
+  std::vector<StemPlace<T>> line(s.conv_w);
+  for (int64_t image = begin; image < end; ++image) {
+    std::fill(padded.begin(), padded.end(), T(0));
+    for (int64_t c0 = 0; c0 < channels; c0 += 16) {  // a transpose: a few streams at a time, lines written whole
+      const int64_t c1 = c0 + 16 < channels ? c0 + 16 : channels, first = image * channels * plane;
+      for (int64_t i = 0; i < plane; ++i) {
+        for (int64_t c = c0; c < c1; ++c) upstream[i * channels + c] = args.grad[first + c * plane + i];
+        for (int64_t c = c0; c < c1; ++c) chosen[i * channels + c] = args.index[first + c * plane + i];
+      }
+    }
+    for (int y = 0; y < s.conv_h; ++y) {
+      for (int x = 0; x < s.conv_w; ++x) {
+        line[x] = {&numbers[x * most], &grads[x * most], 0};
+        for (int k = 0; k < kWindow * kWindow; ++k) {
+          int oy, ox;
+          if (!pool_of(y, k / kWindow, s.out_h, oy) || !pool_of(x, k % kWindow, s.out_w, ox)) continue;
+          const int64_t at = (int64_t(oy) * s.out_w + ox) * channels;
+          add_chosen(&upstream[at], &chosen[at], channels, k, line[x]);
+        }
+      }
+      for (int i = 0; i < s.inputs; ++i) {
+        const T* weight = args.weight + int64_t(i) * channels * s.kernel_h * kMostKernel;
+        T* row = padded.data() + (i * padded_h + int64_t(y) * s.stride) * padded_w;
+        for (int x = 0; x < s.conv_w; ++x) {
+          const StemPlace<T>& place = line[x];
+          if (!place.count) continue;
+          T* to = row + int64_t(x) * s.stride;
+          if (s.kernel_h == 7) {
+            add_kernel_rows<T, 7>(place, weight, 7, 0, to, padded_w);
+          } else if (s.kernel_h == 3) {
+            add_kernel_rows<T, 3>(place, weight, 3, 0, to, padded_w);
+          } else {
+            for (int r = 0; r < s.kernel_h; ++r) add_kernel_rows<T, 1>(place, weight, s.kernel_h, r, to, padded_w);
+          }
+        }
+      }
+    }
+    for (int64_t i = 0; i < s.inputs; ++i) {
+      for (int64_t y = 0; y < s.height; ++y) {
+        std::memcpy(
+            args.out + ((image * s.inputs + i) * s.height + y) * s.width,
+            padded.data() + (i * padded_h + y + s.padding) * padded_w + s.padding, s.width * sizeof(T));
+      }
+    }
+  }
+}

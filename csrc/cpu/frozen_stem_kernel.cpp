@@ -1,0 +1,109 @@
+// frozen_stem on the CPU: ReLU and max-pool in one pass over the channels-last output of the convolution, whose place in its
+// window each value keeps as a byte. The backward walks over the places that the pools chose and adds weights times gradient:
+// a quarter of the places at most, fewer where ReLU stopped them, and no map of full resolution.
+#include "frozen_stem.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "dense_map.h"
+
+namespace cls2det {
+namespace {
+
+constexpr int64_t kChunkBytes = int64_t(8) << 20;
+
+template <typename T>
+struct StemPool {
+  StemShape shape;
+  const T* conv;   // (images, conv_h, conv_w, channels)
+  T* out;          // (images, channels, out_h, out_w)
+  uint8_t* index;  // like out, or null
+};
+
+template <typename T>
+struct StemBackward {
+  StemShape shape;
+  const T* grad;         // (images, channels, out_h, out_w)
+  const uint8_t* index;  // like grad
+  const T* weight;       // (inputs, channels, kernel_h, kMostKernel), zeros behind each row
+  T* out;                // (images, inputs, height, width)
+};
+
+}  // namespace
+}  // namespace cls2det
+
+#define CLS2DET_BODY "cpu/frozen_stem_body.h"
+#include "cpu/foreach_target.h"
+
+namespace cls2det {
+namespace {
+
+using torch::stable::contiguous;
+
+template <typename T>
+std::tuple<Tensor, Tensor> forward(
+    const Tensor& images, const Tensor& weight, const Tensor& bias, const StemShape& shape, bool need_grad) {
+  const ScalarType acc = accumulate_dtype(images.scalar_type());
+  const Tensor kernel = DenseMap(to_dtype(weight, acc), true).map;  // its order is the convolution's
+  const auto pool = [&](const Tensor& conv, int64_t first, Tensor& out, Tensor& index) {
+    const DenseMap dense(conv, true);
+    const int64_t values = first * shape.channels * shape.out_h * shape.out_w;
+    StemPool<T> args{shape, static_cast<const T*>(dense.map.data_ptr()), static_cast<T*>(out.data_ptr()) + values, nullptr};
+    if (need_grad) args.index = static_cast<uint8_t*>(index.data_ptr()) + values;
+    torch::stable::parallel_for(0, conv.size(0) * shape.out_h, 1, [&](int64_t begin, int64_t end) {
+      CLS2DET_CALL(stem_pool_rows<T>, args, begin, end);
+    });
+  };
+  const auto found = frozen_stem_chunks(
+      DenseMap(to_dtype(images, acc), true).map, kernel, to_dtype(bias, acc), shape, acc, need_grad, kChunkBytes, pool);
+  return {to_dtype(std::get<0>(found), images.scalar_type()), std::get<1>(found)};
+}
+
+template <typename T>
+Tensor backward(const Tensor& grad, const Tensor& index, const Tensor& weight, const StemShape& shape) {
+  const ScalarType acc = accumulate_dtype(grad.scalar_type());
+  const Tensor upstream = contiguous(to_dtype(grad, acc)), chosen = contiguous(index), kernel = contiguous(to_dtype(weight, acc));
+  const T* weights = static_cast<const T*>(kernel.data_ptr());
+  std::vector<T> packed(int64_t(shape.inputs) * shape.channels * shape.kernel_h * kMostKernel, T(0));
+  for (int64_t c = 0; c < shape.channels; ++c) {
+    for (int64_t i = 0; i < shape.inputs; ++i) {
+      for (int64_t r = 0; r < shape.kernel_h; ++r) {
+        std::memcpy(
+            &packed[((i * shape.channels + c) * shape.kernel_h + r) * kMostKernel],
+            weights + ((c * shape.inputs + i) * shape.kernel_h + r) * shape.kernel_w, shape.kernel_w * sizeof(T));
+      }
+    }
+  }
+  Tensor out = make(grad, {shape.images, shape.inputs, shape.height, shape.width}, acc);
+  const StemBackward<T> args{
+      shape, static_cast<const T*>(upstream.data_ptr()), static_cast<const uint8_t*>(chosen.data_ptr()), packed.data(),
+      static_cast<T*>(out.data_ptr())};
+  torch::stable::parallel_for(0, shape.images, 1, [&](int64_t begin, int64_t end) {
+    CLS2DET_CALL(stem_images_backward<T>, args, begin, end);
+  });
+  return to_dtype(out, grad.scalar_type());
+}
+
+std::tuple<Tensor, Tensor> frozen_stem(
+    Tensor images, Tensor weight, Tensor bias, int64_t stride, int64_t padding, bool need_grad) {
+  check_stem(images, weight, bias, stride, padding);
+  const StemShape shape = stem_shape(weight, images.size(0), images.size(2), images.size(3), stride, padding);
+  return (images.scalar_type() == ScalarType::Double ? forward<double> : forward<float>)(images, weight, bias, shape, need_grad);
+}
+
+Tensor frozen_stem_backward(
+    Tensor grad, Tensor index, Tensor weight, int64_t height, int64_t width, int64_t stride, int64_t padding) {
+  check_stem_backward(grad, index, weight, height, width, stride, padding);
+  const StemShape shape = stem_shape(weight, grad.size(0), height, width, stride, padding);
+  return (grad.scalar_type() == ScalarType::Double ? backward<double> : backward<float>)(grad, index, weight, shape);
+}
+
+}  // namespace
+}  // namespace cls2det
+
+STABLE_TORCH_LIBRARY_IMPL(cls2det, CPU, m) {
+  m.impl("frozen_stem", TORCH_BOX(&cls2det::frozen_stem));
+  m.impl("frozen_stem_backward", TORCH_BOX(&cls2det::frozen_stem_backward));
+}
