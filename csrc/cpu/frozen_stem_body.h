@@ -42,62 +42,70 @@ void stem_pool_rows(const StemPool<T>& args, int64_t begin, int64_t end) {
   }
 }
 
-// What reaches one place of the convolution: channels and their gradients, one entry for each pool that chose it.
+// What reaches one place of the convolution: where the kernels of its channels begin, and their gradients, one entry for each
+// pool that chose it.
 template <typename T>
 struct StemPlace {
-  int* channels;
+  int* kernels;
   T* grads;
   int count;
 };
 
 // Adds the channels of one pool whose index is `step`. Writes up to a vector behind the last entry.
 template <typename T>
-CLS2DET_HD void add_chosen(const T* grad, const uint8_t* index, int channels, int step, StemPlace<T>& place) {
+CLS2DET_HD void add_chosen(const T* grad, const uint8_t* index, int channels, int step, int kernel_size, StemPlace<T>& place) {
 #if CLS2DET_TARGET == 512
   if constexpr (sizeof(T) == 4) {
     const __m128i wanted = _mm_set1_epi8(char(step));
-    __m512i number = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    for (int c = 0; c < channels; c += 16, number = _mm512_add_epi32(number, _mm512_set1_epi32(16))) {
+    const __m512i size = _mm512_set1_epi32(kernel_size), first = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    __m512i kernel = _mm512_mullo_epi32(first, size);
+    for (int c = 0; c < channels; c += 16, kernel = _mm512_add_epi32(kernel, _mm512_slli_epi32(size, 4))) {
       const __mmask16 there = channels - c < 16 ? __mmask16((1u << (channels - c)) - 1) : __mmask16(-1);
       const __mmask16 here = _mm_mask_cmpeq_epi8_mask(there, _mm_maskz_loadu_epi8(there, index + c), wanted);
       _mm512_storeu_ps(place.grads + place.count, _mm512_maskz_compress_ps(here, _mm512_maskz_loadu_ps(there, grad + c)));
-      _mm512_storeu_si512(place.channels + place.count, _mm512_maskz_compress_epi32(here, number));
+      _mm512_storeu_si512(place.kernels + place.count, _mm512_maskz_compress_epi32(here, kernel));
       place.count += __builtin_popcount(here);
     }
     return;
   }
 #endif
   for (int c = 0; c < channels; ++c) {  // without branches: half of them would be mispredicted
-    place.channels[place.count] = c;
+    place.kernels[place.count] = c * kernel_size;
     place.grads[place.count] = grad[c];
     place.count += index[c] == step;
   }
 }
 
-template <typename T>
-struct KernelRow {
-  typedef T type __attribute__((vector_size(kMostKernel * sizeof(T))));
-};
-
-// image[r] += sum over channels of grad * weight[channel, r], for the rows [first, first + kRows) of the kernel.
-template <typename T, int kRows>
-CLS2DET_HD void add_kernel_rows(
-    const StemPlace<T>& place, const T* weight, int kernel_h, int first, T* image, int64_t image_row) {
-  typedef typename KernelRow<T>::type Row;
-  Row sums[kRows] = {};
+// image[r] += sum over the entries of grad * row r of their kernels, for kVectors vectors of rows from `first` on.
+template <typename T, int kVectors>
+CLS2DET_HD void add_kernels(const StemPlace<T>& place, const T* weight, int first, int rows, T* image, int64_t image_row) {
+  constexpr int lanes = kLanes<T>;
+  Vec<T> sums[kVectors] = {};
   for (int i = 0; i < place.count; ++i) {
-    const T* from = weight + (int64_t(place.channels[i]) * kernel_h + first) * kMostKernel;
-    for (int r = 0; r < kRows; ++r) {
-      Row values;
-      __builtin_memcpy(&values, from + r * kMostKernel, sizeof values);
-      sums[r] += place.grads[i] * values;
-    }
+    const T* from = weight + place.kernels[i] + first;
+    for (int j = 0; j < kVectors; ++j) sums[j] += place.grads[i] * load(from + j * lanes);
   }
-  for (int r = 0; r < kRows; ++r) {
-    Row values;
-    __builtin_memcpy(&values, image + (first + r) * image_row, sizeof values);
-    values += sums[r];
-    __builtin_memcpy(image + (first + r) * image_row, &values, sizeof values);
+  T flat[kVectors * lanes];
+  for (int j = 0; j < kVectors; ++j) store(flat + j * lanes, sums[j]);
+  for (int r = 0; r < rows; ++r) {
+    for (int j = 0; j < kMostKernel; ++j) image[r * image_row + j] += flat[r * kMostKernel + j];
+  }
+}
+
+template <typename T>
+CLS2DET_HD void add_place(const StemPlace<T>& place, const T* weight, int kernel_h, T* image, int64_t image_row) {
+  constexpr int lanes = kLanes<T>;
+  constexpr int kOfSeven = (7 * kMostKernel + lanes - 1) / lanes, kOfThree = (3 * kMostKernel + lanes - 1) / lanes;
+  if (kernel_h == 7) {
+    add_kernels<T, kOfSeven>(place, weight, 0, 7, image, image_row);
+  } else if (kernel_h == 3) {
+    add_kernels<T, kOfThree>(place, weight, 0, 3, image, image_row);
+  } else {
+    constexpr int rows = lanes > kMostKernel ? lanes / kMostKernel : 1, kVectors = rows * kMostKernel / lanes;
+    for (int r = 0; r < kernel_h; r += rows) {
+      const int here = kernel_h - r < rows ? kernel_h - r : rows;
+      add_kernels<T, kVectors>(place, weight, r * kMostKernel, here, image + r * image_row, image_row);
+    }
   }
 }
 
@@ -115,7 +123,7 @@ void stem_images_backward(const StemBackward<T>& args, int64_t begin, int64_t en
   std::vector<uint8_t> chosen(plane * channels);
   const int64_t most = 4 * channels + 16;  // four pools see a place, and add_chosen writes a vector behind
   std::vector<T> grads(s.conv_w * most);
-  std::vector<int> numbers(s.conv_w * most);
+  std::vector<int> kernels(s.conv_w * most);
   std::vector<StemPlace<T>> line(s.conv_w);
   for (int64_t image = begin; image < end; ++image) {
     std::fill(padded.begin(), padded.end(), T(0));
@@ -128,28 +136,19 @@ void stem_images_backward(const StemBackward<T>& args, int64_t begin, int64_t en
     }
     for (int y = 0; y < s.conv_h; ++y) {
       for (int x = 0; x < s.conv_w; ++x) {
-        line[x] = {&numbers[x * most], &grads[x * most], 0};
+        line[x] = {&kernels[x * most], &grads[x * most], 0};
         for (int k = 0; k < kWindow * kWindow; ++k) {
           int oy, ox;
           if (!pool_of(y, k / kWindow, s.out_h, oy) || !pool_of(x, k % kWindow, s.out_w, ox)) continue;
           const int64_t at = (int64_t(oy) * s.out_w + ox) * channels;
-          add_chosen(&upstream[at], &chosen[at], channels, k, line[x]);
+          add_chosen(&upstream[at], &chosen[at], channels, k, args.kernel_size, line[x]);
         }
       }
       for (int i = 0; i < s.inputs; ++i) {
-        const T* weight = args.weight + int64_t(i) * channels * s.kernel_h * kMostKernel;
+        const T* weight = args.weight + int64_t(i) * channels * args.kernel_size;
         T* row = padded.data() + (i * padded_h + int64_t(y) * s.stride) * padded_w;
         for (int x = 0; x < s.conv_w; ++x) {
-          const StemPlace<T>& place = line[x];
-          if (!place.count) continue;
-          T* to = row + int64_t(x) * s.stride;
-          if (s.kernel_h == 7) {
-            add_kernel_rows<T, 7>(place, weight, 7, 0, to, padded_w);
-          } else if (s.kernel_h == 3) {
-            add_kernel_rows<T, 3>(place, weight, 3, 0, to, padded_w);
-          } else {
-            for (int r = 0; r < s.kernel_h; ++r) add_kernel_rows<T, 1>(place, weight, s.kernel_h, r, to, padded_w);
-          }
+          if (line[x].count) add_place(line[x], weight, s.kernel_h, row + int64_t(x) * s.stride, padded_w);
         }
       }
     }

@@ -27,7 +27,8 @@ struct StemBackward {
   StemShape shape;
   const T* grad;         // (images, channels, out_h, out_w)
   const uint8_t* index;  // like grad
-  const T* weight;       // (inputs, channels, kernel_h, kMostKernel), zeros behind each row
+  const T* weight;       // (inputs, channels, kernel_size): rows of kMostKernel, zeros behind each
+  int kernel_size;       // a multiple of every vector
   T* out;                // (images, inputs, height, width)
 };
 
@@ -66,19 +67,20 @@ Tensor backward(const Tensor& grad, const Tensor& index, const Tensor& weight, c
   const ScalarType acc = accumulate_dtype(grad.scalar_type());
   const Tensor upstream = contiguous(to_dtype(grad, acc)), chosen = contiguous(index), kernel = contiguous(to_dtype(weight, acc));
   const T* weights = static_cast<const T*>(kernel.data_ptr());
-  std::vector<T> packed(int64_t(shape.inputs) * shape.channels * shape.kernel_h * kMostKernel, T(0));
+  const int kernel_size = (shape.kernel_h + 1) / 2 * 2 * kMostKernel;
+  std::vector<T> packed(int64_t(shape.inputs) * shape.channels * kernel_size, T(0));
   for (int64_t c = 0; c < shape.channels; ++c) {
     for (int64_t i = 0; i < shape.inputs; ++i) {
       for (int64_t r = 0; r < shape.kernel_h; ++r) {
         std::memcpy(
-            &packed[((i * shape.channels + c) * shape.kernel_h + r) * kMostKernel],
+            &packed[(i * shape.channels + c) * kernel_size + r * kMostKernel],
             weights + ((c * shape.inputs + i) * shape.kernel_h + r) * shape.kernel_w, shape.kernel_w * sizeof(T));
       }
     }
   }
   Tensor out = make(grad, {shape.images, shape.inputs, shape.height, shape.width}, acc);
   const StemBackward<T> args{
-      shape, static_cast<const T*>(upstream.data_ptr()), static_cast<const uint8_t*>(chosen.data_ptr()), packed.data(),
+      shape, static_cast<const T*>(upstream.data_ptr()), static_cast<const uint8_t*>(chosen.data_ptr()), packed.data(), kernel_size,
       static_cast<T*>(out.data_ptr())};
   torch::stable::parallel_for(0, shape.images, 1, [&](int64_t begin, int64_t end) {
     CLS2DET_CALL(stem_images_backward<T>, args, begin, end);
