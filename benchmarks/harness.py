@@ -138,11 +138,15 @@ def warmed_and_checked(found: dict[str, Contender]) -> dict[str, Contender]:
                 raise
             warnings.warn(f"{name} is left out: {type(error).__name__}: {str(error).splitlines()[0]}", stacklevel=2)
             continue
-        for value, exact in zip(values, expected, strict=True):
-            difference = ((value - exact).abs().sum() / exact.abs().sum()).item()
-            assert difference <= TOLERANCE, f"{name} differs from the reference by {difference:.3g}"  # so does NaN
+        hold_against(name, values, expected)
         kept[name] = contender
     return kept
+
+
+def hold_against(name: str, values: list[Tensor], expected: list[Tensor]) -> None:
+    for value, exact in zip(values, expected, strict=True):
+        difference = ((value - exact).abs().sum() / exact.abs().sum()).item()
+        assert difference <= TOLERANCE, f"{name} differs from the reference by {difference:.3g}"  # so does NaN
 
 
 def results(contender: Contender) -> list[Tensor]:
