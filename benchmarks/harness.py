@@ -21,6 +21,7 @@ from cls2det_ops import use_backend
 
 SECONDS = 2.5  # of measuring per test, rounds permitting
 ROUNDS = (5, 60)
+STEP_ROUNDS = {"cpu": 3, "cuda": 20}  # of training steps, which take seconds on a CPU
 TOLERANCE = 1e-3  # of the summed magnitude: single samples on a pixel centre may differ in their derivative by rounding
 
 

@@ -69,14 +69,14 @@ ROI_KD_LOSS = {  # the compared maps: channels, stride, samples, bins
     "frcnn 256x200x334 K512 C80+1": FASTER_512 | {"c": 80, "maps": [(256, 4, 14, 7)]},
 }
 
-# Training steps: the students of the paper at their input sizes. "small" is what runs where nothing is timed: one small image,
-# small crops. SSDs take one size only.
+# Training steps: the students of the paper at their input sizes. "small" is what runs where nothing is timed: one small image
+# (SSDs take one size only) and small crops, once per family of detectors.
 SMALL = {"images": 1, "crop": 32}
 SMALL_PYRAMID = SMALL | {"size": (128, 208), "shorter": 128}
 STEPS = {
     "ssd300_vgg16": {"images": 4, "size": (300, 300), "small": SMALL},
-    "ssd512_vgg16": {"images": 2, "size": (512, 512), "small": SMALL},
+    "ssd512_vgg16": {"images": 2, "size": (512, 512)},
     "fasterrcnn_qr50_fpn": {"images": 1, "size": (800, 1333), "small": SMALL_PYRAMID},
-    "fasterrcnn_resnet50_fpn": {"images": 1, "size": (800, 1333), "small": SMALL_PYRAMID},
+    "fasterrcnn_resnet50_fpn": {"images": 1, "size": (800, 1333)},
     "retinanet_resnet50_fpn": {"images": 1, "size": (800, 1333), "small": SMALL_PYRAMID},
 }
