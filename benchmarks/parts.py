@@ -23,6 +23,7 @@ class Watch:
 
     def __init__(self, device: str) -> None:
         self.cuda, self.running = device == "cuda", False
+        self.one_thread = not self.cuda and torch.get_num_threads() == 1
         self._marks: list[tuple[str, tuple | torch.cuda.Event]] = []
         self._outer: list[str] = []
         self._part = STUDENT
@@ -45,7 +46,10 @@ class Watch:
         self._marks.append((part, mark))
 
     def stop(self) -> tuple[dict[str, float], dict[str, float]]:
-        """Milliseconds of each part by the clock, and of the processor (none of it on a GPU)."""
+        """Milliseconds of each part by the clock, and of the processor, which leaves out what others on the machine took.
+
+        The latter is empty on a GPU, and with several threads, of which it would be the sum.
+        """
         self.switch(STUDENT)
         self.running = False
         wall, cpu = dict.fromkeys(PARTS, 0.0), dict.fromkeys(PARTS, 0.0)
@@ -57,7 +61,7 @@ class Watch:
             else:
                 wall[part] += 1e3 * (end[0] - begin[0])
                 cpu[part] += 1e3 * (end[1] - begin[1])
-        return wall, {} if self.cuda else cpu
+        return wall, cpu if self.one_thread else {}
 
     def enter(self, part: str) -> None:
         self._outer.append(self._part)

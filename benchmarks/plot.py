@@ -1,4 +1,4 @@
-"""Tables and plots from the raw numbers of a run: python benchmarks/plot.py RESULT.json [--out FOLDER] [--cpu-time]
+"""Tables and plots from the raw numbers of a run: python benchmarks/plot.py RESULT.json [--out FOLDER]
 
 Writes <name>.md with the tables, <name>-operators.png with the ratios, and <name>-steps.png with where the time of a training
 step goes. Takes what `pytest benchmarks --bench-out` and `make gpu-check` write.
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from parts import PARTS
-from tables import best_baseline, document
+from tables import best_baseline, document, parts_of, tax_by_parts
 
 from cls2det.report.plots import pyplot
 
@@ -45,7 +45,7 @@ def draw_operators(rows: Sequence[Mapping], path: Path) -> None:
     finish(figure, [axes], path)
 
 
-def draw_steps(rows: Sequence[Mapping], clock: str, path: Path) -> None:
+def draw_steps(rows: Sequence[Mapping], path: Path) -> None:
     """A panel per student: the parts of each contender's step, beside one another."""
     plt = pyplot()
     bars = sum(len(row["contenders"]) for row in rows)
@@ -57,12 +57,11 @@ def draw_steps(rows: Sequence[Mapping], clock: str, path: Path) -> None:
         steps = row["contenders"]
         left = [0.0] * len(steps)
         for part, colour in COLOURS.items():
-            widths = [step[f"parts_{clock}"][part] / 1e3 for step in steps]
+            widths = [parts_of(step)[part] / 1e3 for step in steps]
             axes.barh(range(len(steps)), widths, 0.8, left, color=colour, label=part)
             left = [start + width for start, width in zip(left, widths, strict=True)]
         for place, (end, step) in enumerate(zip(left, steps, strict=True)):
-            plain = step[f"parts_{clock}"][PARTS[0]] / 1e3
-            added = f" (+{100 * (end / plain - 1):.0f} %)" if step["terms"] else ""
+            added = f" (+{100 * tax_by_parts(step):.0f} %)" if step["terms"] else ""
             axes.text(end, place, f" {end:.2f}{added}", fontsize=7, va="center")
         names = [" ".join(filter(None, (step["terms"], step["implementation"]))) for step in steps]
         axes.set_yticks(range(len(steps)), names, fontsize=8)
@@ -72,8 +71,9 @@ def draw_steps(rows: Sequence[Mapping], clock: str, path: Path) -> None:
         axes.set_title(
             f"{row['student']}, {row['images']} images of {height}x{width}, {row['positives']} positives", fontsize=9
         )
+    clock = "CPU time" if rows[0]["contenders"][0]["parts_cpu_ms"] else "time"
     panels[-1, 0].set_xlabel(
-        f"seconds of {'processor time' if clock == 'cpu_ms' else 'a step'}, medians; in brackets: all else over the student's part"
+        f"seconds of {clock} of a step, medians of its parts; in brackets what distillation adds to the student's"
     )
     finish(figure, panels[:, 0], path)
 
@@ -91,7 +91,6 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("result", type=Path, help="JSON of a run")
     parser.add_argument("--out", type=Path, help="folder; default: the one where the JSON is")
-    parser.add_argument("--cpu-time", action="store_true", help="steps in processor time, for a machine that others used too")
     options = parser.parse_args(arguments)
     record = json.loads(options.result.read_text())
     record = record.get("benchmarks") or record  # gpu-check has its proofs beside it
@@ -103,7 +102,7 @@ def main(arguments: Sequence[str]) -> None:
         draw_operators(record["rows"], out / f"{name}-operators.png")
         written.append(out / f"{name}-operators.png")
     if record.get("training_steps"):
-        draw_steps(record["training_steps"], "cpu_ms" if options.cpu_time else "ms", out / f"{name}-steps.png")
+        draw_steps(record["training_steps"], out / f"{name}-steps.png")
         written.append(out / f"{name}-steps.png")
     print("written:", *written)
 

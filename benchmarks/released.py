@@ -89,7 +89,14 @@ class Released:
             left, top, right, bottom = left.clamp(min=0), top.clamp(min=0), right.clamp(max=width), bottom.clamp(max=height)
         zero = torch.zeros_like(left)
         theta = torch.stack(
-            [(right - left) / width, zero, (left + right) / width - 1, zero, (bottom - top) / height, (top + bottom) / height - 1],
+            [
+                (right - left) / width,
+                zero,
+                (left + right) / width - 1,
+                zero,
+                (bottom - top) / height,
+                (top + bottom) / height - 1,
+            ],
             dim=1,
         ).view(-1, 2, 3)
         copies = image.repeat(len(boxes), 1, 1, 1)

@@ -143,7 +143,11 @@ class StepWorkload:
         self.batch = batch(images, size, device)
 
     def contenders(self, choice: Iterable[str] = TERMS) -> dict[str, Step]:
-        named = {(implementation, terms): Step(self, implementation, terms) for terms in choice for implementation in IMPLEMENTATIONS}
+        named = {
+            (implementation, terms): Step(self, implementation, terms)
+            for terms in choice
+            for implementation in IMPLEMENTATIONS
+        }
         return {PLAIN: Step(self)} | {name(*key): step for key, step in named.items()}
 
     def runs(self) -> dict[str, Callable[[], None]]:
