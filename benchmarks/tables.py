@@ -22,8 +22,8 @@ OP_NOTES = (
 STEP_NOTES = (
     "step: forward and backward, median. tax: (distilled step - plain step) / plain step, of each round, median. tax by parts: all",
     "that is not the student's over the student's part, within the same steps, so that noise from step to step does not enter;",
-    "where one thread runs in its CPU time, in which others on the machine do not count. released / this, eager / this: of taxes by parts.",
-    "KD-loc is with loc on pixels. extra memory: peak above the plain step's.",
+    "where one thread runs in its CPU time, in which others on the machine do not count. released / this, eager / this: of taxes",
+    "by parts. KD-loc is with loc on pixels. extra memory: peak above the plain step's.",
 )
 
 
