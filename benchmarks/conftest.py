@@ -1,4 +1,4 @@
-"""The `bench` fixture, and the table at the end: median times, the best baseline, ratios and memory."""
+"""The fixtures `bench` and `bench_step`, and the tables at the end: times, the best baseline, ratios and memory."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ import torch
 
 sys.path.append(str(Path(__file__).parent))  # for harness and shapes, whatever the import mode
 
+import tables
+
 import cls2det_ops
 import memory
 from cls2det_ops import _library
-from harness import contenders, medians, rounds_for, warmed_and_checked
+from harness import STEP_ROUNDS, contenders, medians, rounds_for, warmed_and_checked
+from shapes import STEPS
 
 ROWS: list[dict] = []
-MEMORY_RESOLUTION = 100_000  # bytes: less than this the resident set does not tell
+STEP_ROWS: list[dict] = []
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -30,6 +33,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--bench-device", choices=["auto", "cpu", "cuda"], default="auto", help="default: cuda if there is one")
     parser.addoption("--bench-no-compile", action="store_true", help="leave torch.compile out (it takes minutes)")
     parser.addoption("--bench-no-memory", action="store_true", help="leave the memory out")
+    steps = "students whose training steps are timed, with commas between; all, or none"
+    parser.addoption("--bench-steps", default="ssd300_vgg16", help=f"{steps} (default: ssd300_vgg16; {', '.join(STEPS)})")
 
 
 def processor() -> str:
@@ -70,12 +75,18 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 @pytest.fixture
-def bench(benchmark, request: pytest.FixtureRequest) -> Callable:
-    """bench(workload, shape, backward): check every contender, time them in turn, and add a row to the table."""
+def bench_device(request: pytest.FixtureRequest) -> str:
     device = device_of(request.config)
     missing = _library.cuda_missing if device == "cuda" else _library.cpu_missing
     if missing:
         pytest.skip(f"no native kernels to measure: {missing}")
+    return device
+
+
+@pytest.fixture
+def bench(benchmark, bench_device: str, request: pytest.FixtureRequest) -> Callable:
+    """bench(workload, shape, backward): check every contender, time them in turn, and add a row to the table."""
+    device = bench_device
 
     def run(workload: Callable, shape: str, backward: bool) -> None:
         built = workload(shape, device)
@@ -100,7 +111,7 @@ def bench(benchmark, request: pytest.FixtureRequest) -> Callable:
             "pass": "fwd+bwd" if backward else "fwd",
             "ms": medians(times),
             "rounds": rounds,
-            "memory": memory_of(file, shape, device) if measured else None,
+            "memory": memory_of(file, shape, device, built) if measured else None,
         }
         benchmark.extra_info.update(row)
         ROWS.append(row)
@@ -108,10 +119,63 @@ def bench(benchmark, request: pytest.FixtureRequest) -> Callable:
     return run
 
 
-def memory_of(file: Path, shape: str, device: str) -> dict[str, int] | None:
+@pytest.fixture
+def bench_step(benchmark, bench_device: str, request: pytest.FixtureRequest) -> Callable:
+    """bench_step(workload, student): the same for training steps, whose times are kept by part and by round."""
+    device, chosen = bench_device, request.config.getoption("--bench-steps").split(",")
+    if unknown := set(chosen) - {*STEPS, "all", "none"}:
+        raise pytest.UsageError(f"--bench-steps: no student {', '.join(unknown)}; there are {', '.join(STEPS)}")
+
+    def run(workload: Callable, student: str) -> None:
+        if benchmark.disabled:
+            built = workload(student, device, small=True)
+            found = built.contenders(["both"])
+            built.warmed_and_checked(found)
+            benchmark.pedantic(found["ours, both"].timed)
+            return
+        if student not in chosen and "all" not in chosen:
+            pytest.skip(f"time it with --bench-steps {student}, or all")
+        built = workload(student, device)
+        found = built.contenders()
+        positives = built.warmed_and_checked(found)
+        found["plain"].run()
+        laps: dict[str, list] = {name: [] for name in found}
+
+        def others_first() -> None:
+            for name, step in found.items():
+                if name != "ours, both":
+                    laps[name].append(step.timed())
+
+        rounds = STEP_ROUNDS[device]
+        benchmark.pedantic(lambda: laps["ours, both"].append(found["ours, both"].timed()), setup=others_first, rounds=rounds)
+        images, targets = built.batch
+        row = {
+            "student": student,
+            "images": len(images),
+            "size": list(images[0].shape[1:]),
+            "ground_truths": sum(len(target["boxes"]) for target in targets),
+            "positives": positives,
+            "rounds": rounds,
+        }
+        contended = [{"implementation": step.implementation, "terms": step.terms} for step in found.values()]
+        measured = not request.config.getoption("--bench-no-memory")
+        used = (memory_of(request.node.path, student, device, built) if measured else None) or {}
+        for (name, of_name), each in zip(laps.items(), contended, strict=True):
+            for clock, parts in zip(("ms", "cpu_ms"), zip(*of_name, strict=True), strict=True):
+                each[clock] = [sum(lap.values()) for lap in parts if lap]
+                each[f"parts_{clock}"] = medians({part: [lap[part] for lap in parts] for part in parts[0]})
+            each["memory"] = used.get(name)
+        row["contenders"] = contended
+        benchmark.extra_info.update(row)
+        STEP_ROWS.append(row)
+
+    return run
+
+
+def memory_of(file: Path, shape: str, device: str, built) -> dict[str, int] | None:
     """Peak bytes above the inputs of each contender, on the CPU measured in a fresh process."""
     if device == "cuda":
-        return memory.growth(str(file), shape, device)
+        return memory.growth(built, device)
     if device == "cpu" and not Path("/proc/self/clear_refs").exists():
         return None
     env = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}  # large blocks go back when freed
@@ -121,64 +185,26 @@ def memory_of(file: Path, shape: str, device: str) -> dict[str, int] | None:
     return json.loads(result.stdout) if result.returncode == 0 else None
 
 
-def best_baseline(row: dict) -> tuple[str, float]:
-    return min(((name, ms) for name, ms in row["ms"].items() if name != "native"), key=lambda pair: pair[1])
-
-
-def table() -> list[list[str]]:
-    lines = [
-        [
-            "op",
-            "shape",
-            "pass",
-            "native ms",
-            "reference ms",
-            "ratio",
-            "best baseline ms",
-            "which",
-            "ratio",
-            "memory MB",
-            "ratio",
-        ]
-    ]
-    for row in ROWS:
-        name, best = best_baseline(row)
-        native, plain = row["ms"]["native"], row["ms"]["reference"]
-        used = row["memory"]
-        mega = f"{used['native'] / 1e6:.2f} / {used['reference'] / 1e6:.1f}" if used else ""
-        share = f"1/{used['reference'] / max(used['native'], MEMORY_RESOLUTION):.0f}" if used else ""
-        lines.append([row["op"], row["shape"], row["pass"], f"{native:.3f}", f"{plain:.3f}", f"{plain / native:.1f}x",
-                      f"{best:.3f}", name, f"{best / native:.1f}x" + ("" if best > native else " LOSES"), mega, share])  # fmt: skip
-    return lines
-
-
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
-    if not ROWS:
+    if not ROWS and not STEP_ROWS:
         return
     facts = about(device_of(config))
-    lines = table()
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    terminalreporter.section("cls2det_ops against plain PyTorch, medians of interleaved rounds")
+    terminalreporter.section("cls2det_ops against plain PyTorch, interleaved rounds")
     terminalreporter.write_line(", ".join(f"{key} {value}" for key, value in facts.items()))
-    for line in lines:
-        terminalreporter.write_line("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-    terminalreporter.write_line(
-        "ratio: baseline time over native time, higher is better for native. memory: peak of one forward"
-    )
-    terminalreporter.write_line(
-        "and backward above the inputs, native / reference, to 0.1 MB. torch.compile is tried at one shape per op."
-    )
+    if ROWS:
+        for line in (*tables.aligned(tables.op_table(ROWS)), *tables.OP_NOTES):
+            terminalreporter.write_line(line)
+    if STEP_ROWS:
+        for line in (*tables.aligned(tables.step_table(STEP_ROWS)), *tables.STEP_NOTES):
+            terminalreporter.write_line(line)
     out = config.getoption("--bench-out")
     if out:
-        write(out, facts, lines)
+        write(out, {"about": facts, "rows": ROWS, "training_steps": STEP_ROWS})
         terminalreporter.write_line(f"written to {out}")
 
 
-def write(out: Path, facts: dict, lines: list[list[str]]) -> None:
+def write(out: Path, record: dict) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    name = "cpu" if facts["device"] == processor() else "cuda"
-    (out / f"{name}.json").write_text(json.dumps({"about": facts, "rows": ROWS}, indent=1) + "\n")
-    head, *body = lines
-    rows = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *("| " + " | ".join(line) + " |" for line in body)]
-    facts_line = ", ".join(f"{key} {value}" for key, value in facts.items())
-    (out / f"{name}.md").write_text(f"{facts_line}\n\n" + "\n".join(rows) + "\n")
+    name = "cpu" if record["about"]["device"] == processor() else "cuda"
+    (out / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    (out / f"{name}.md").write_text(tables.document(record))

@@ -21,6 +21,7 @@ from cls2det_ops import use_backend
 
 SECONDS = 2.5  # of measuring per test, rounds permitting
 ROUNDS = (5, 60)
+STEP_ROUNDS = {"cpu": 3, "cuda": 20}  # of training steps, which take seconds on a CPU
 TOLERANCE = 1e-3  # of the summed magnitude: single samples on a pixel centre may differ in their derivative by rounding
 
 
@@ -138,11 +139,15 @@ def warmed_and_checked(found: dict[str, Contender]) -> dict[str, Contender]:
                 raise
             warnings.warn(f"{name} is left out: {type(error).__name__}: {str(error).splitlines()[0]}", stacklevel=2)
             continue
-        for value, exact in zip(values, expected, strict=True):
-            difference = ((value - exact).abs().sum() / exact.abs().sum()).item()
-            assert difference <= TOLERANCE, f"{name} differs from the reference by {difference:.3g}"  # so does NaN
+        hold_against(name, values, expected)
         kept[name] = contender
     return kept
+
+
+def hold_against(name: str, values: list[Tensor], expected: list[Tensor]) -> None:
+    for value, exact in zip(values, expected, strict=True):
+        difference = ((value - exact).abs().sum() / exact.abs().sum()).item()
+        assert difference <= TOLERANCE, f"{name} differs from the reference by {difference:.3g}"  # so does NaN
 
 
 def results(contender: Contender) -> list[Tensor]:

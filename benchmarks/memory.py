@@ -11,6 +11,8 @@ import importlib.util
 import json
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,7 +25,8 @@ from harness import Contender, Workload
 PAGE_BYTES = 1024
 
 
-def load_workload(path: str, shape: str, device: str) -> Workload:
+def load_workload(path: str, shape: str, device: str):
+    """A ``Workload``, or for training steps what has ``runs``."""
     spec = importlib.util.spec_from_file_location("bench", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -48,15 +51,15 @@ def one_row(workload: Workload) -> Workload:
     return Workload(workload.function, inputs, workload.leaves, workload.baselines)
 
 
-def growth_on_cpu(workload: Workload, backend: str, function) -> int:
+def growth_on_cpu(run: Callable[[], None], warm: Callable[[], None]) -> int:
     """In a forked child; every growth is counted, also of memory that is freed before the end."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
-        step(one_row(workload), backend, function)  # a fork starts without the pages of the libraries
+        warm()  # a fork starts without the pages of the libraries
         before = resident("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
-        step(workload, backend, function)
+        run()
         os.write(write, str(resident("VmHWM") - before).encode())
         os._exit(0)
     os.waitpid(child, 0)
@@ -66,24 +69,34 @@ def growth_on_cpu(workload: Workload, backend: str, function) -> int:
     return int(found or -1)
 
 
-def growth_on_cuda(workload: Workload, backend: str, function) -> int:
-    step(workload, backend, function)
+def growth_on_cuda(run: Callable[[], None], _warm: Callable[[], None]) -> int:
+    run()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    step(workload, backend, function)
+    run()
     torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated() - before
 
 
-def growth(path: str, shape: str, device: str) -> dict[str, int]:
-    workload = load_workload(path, shape, device)
+def runs(workload) -> dict[str, tuple[Callable[[], None], Callable[[], None]]]:
+    """Of each contender what is measured, and what goes before it.
+
+    Nothing goes before a training step: the libraries' pages, some tens of MB, are in the plain one too.
+    """
+    if not isinstance(workload, Workload):
+        return {name: (run, lambda: None) for name, run in workload.runs().items()}
     ways = {"native": ("native", workload.function), "reference": ("reference", workload.function)}
     ways |= {name: ("reference", function) for name, function in workload.baselines.items()}
+    small = one_row(workload)
+    return {name: (partial(step, workload, *way), partial(step, small, *way)) for name, way in ways.items()}
+
+
+def growth(workload, device: str) -> dict[str, int]:
     measure = growth_on_cpu if device == "cpu" else growth_on_cuda
-    return {name: measure(workload, *way) for name, way in ways.items()}
+    return {name: measure(*both) for name, both in runs(workload).items()}
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)  # a process with worker threads must not fork
-    print(json.dumps(growth(*sys.argv[1:])))
+    print(json.dumps(growth(load_workload(*sys.argv[1:]), sys.argv[3])))

@@ -1,4 +1,4 @@
-"""What is measured: the tensors of SSD300, SSD512 and Faster R-CNN training steps. Data, no code.
+"""What is measured: the tensors of SSD300, SSD512 and Faster R-CNN training steps, and such steps. Data, no code.
 
 image: input size (height, width); images: batch; k: positives; g: ground truths; channels, stride: of the compared map
 (stride 1: the pixels themselves); samples S, bins P; c: classes. "map_gradient": the student's own map is compared, so it needs
@@ -72,4 +72,16 @@ KD_SIGMOID_LOSS = {
 ROI_KD_LOSS = {  # the compared maps: channels, stride, samples, bins
     "ssd300 pixels+64x75x75 K480 C80+1": SSD300 | {"c": 80, "maps": [(3, 1, 112, 4), (64, 4, 28, 8)], "compile": True},
     "frcnn 256x200x334 K512 C80+1": FASTER_512 | {"c": 80, "maps": [(256, 4, 14, 7)]},
+}
+
+# Training steps: the students of the paper at their input sizes. "small" is what runs where nothing is timed: one small image
+# (SSDs take one size only) and small crops, once per family of detectors.
+SMALL = {"images": 1, "crop": 32}
+SMALL_PYRAMID = SMALL | {"size": (128, 208), "shorter": 128}
+STEPS = {
+    "ssd300_vgg16": {"images": 4, "size": (300, 300), "small": SMALL},
+    "ssd512_vgg16": {"images": 2, "size": (512, 512)},
+    "fasterrcnn_qr50_fpn": {"images": 1, "size": (800, 1333), "small": SMALL_PYRAMID},
+    "fasterrcnn_resnet50_fpn": {"images": 1, "size": (800, 1333)},
+    "retinanet_resnet50_fpn": {"images": 1, "size": (800, 1333), "small": SMALL_PYRAMID},
 }

@@ -1,0 +1,225 @@
+"""Training steps: a detector's plain one, and the same with distillation in several implementations.
+
+A step is forward and backward of the training loss; there is no optimizer, which would take the same time in all. Weights are
+random, no layer is frozen, and one detector serves all contenders. Positives are those of the detector's own matcher, on random
+images with seeded ground truths of log-uniform sizes; two things stand in for what training would have brought: SSD's box codes
+are made small, and Faster R-CNN gets proposals near the ground truths, which an untrained RPN does not find.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from parts import CROPS, LOSSES, ON_PREDICTIONS, ON_TARGETS, STUDENT, Watch
+from released import Released
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.ssd import SSD
+
+from cls2det.distillers.classifier import ClassifierDistiller, DistillSettings
+from cls2det.students import build_student
+from cls2det.taps import PositiveTap
+from cls2det.teacher import CropClassifier
+from cls2det_ops import use_backend
+from harness import generator, hold_against, scene
+
+CLASSES = [str(number) for number in range(80)]
+# The paper's, at its temperature and its sizes; its weights are for pixels with std 1. All positives count in every contender.
+SETTINGS = {
+    "kd_cls_weight": 0.4, "temperature": 2.0, "kd_loc_weight": 0.15, "loc_weight": 0.15, "input_std": 1.0, "pixel_pool": 4,
+    "feature_layers": ("maxpool",), "feature_pools": (8,), "max_positives": 0,
+}  # fmt: skip
+TERMS = {
+    "KD-cls": {"kd_loc_weight": 0.0, "loc_weight": 0.0},
+    "KD-loc": {"kd_cls_weight": 0.0},  # with loc on pixels, as the release sums them
+    "both": {},
+}
+SMALL_CODES = 0.1  # SSD's box codes: by random weights their spread is 4, a trained detector's are below 1 at most positives
+PROPOSALS = 8  # added to an untrained RPN's for each ground truth, within 15 % of a side around it
+
+
+@dataclasses.dataclass(frozen=True)
+class Implementation:
+    """How the distillation terms are computed.
+
+    Attributes:
+        backend: of cls2det_ops
+        settings: beside ``SETTINGS``
+        build: (teacher, settings, classes, the student's transform) to what gives the terms of positives
+        exact: whether its results must be those of the others
+    """
+
+    backend: str = "native"
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    build: Callable = ClassifierDistiller
+    exact: bool = True
+
+
+IMPLEMENTATIONS = {
+    "as released": Implementation("reference", build=Released),
+    "eager": Implementation("reference"),
+    "ours": Implementation(),
+}
+PLAIN, EAGER, OURS, RELEASED = "plain", "eager", "ours", "as released"
+
+
+class Step:
+    """One contender: the detector's step with ``terms`` by one implementation, or without."""
+
+    def __init__(self, workload: StepWorkload, implementation: str = PLAIN, terms: str = "") -> None:
+        self.workload, self.implementation, self.terms = workload, implementation, terms
+        self.distiller, self.backend = None, "reference"
+        if implementation != PLAIN:
+            chosen = IMPLEMENTATIONS[implementation]
+            self.backend = chosen.backend
+            settings = DistillSettings(**SETTINGS | chosen.settings | TERMS[terms])
+            self.distiller = chosen.build(workload.teacher, settings, CLASSES, workload.detector.transform)
+            self.distiller.to(torch.device(workload.device))
+            watch(workload.watch, self.distiller)
+
+    def forward(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The detector's own terms, and those of distillation."""
+        work = self.workload
+        torch.manual_seed(0)  # every contender draws the same samples
+        if self.distiller is None:
+            return work.detector(*work.batch), {}
+        with work.tap:
+            own = work.detector(*work.batch)
+        positives = work.tap.positives
+        given = {name: work.watch.at_gradient(getattr(positives, name), STUDENT) for name in ("logits", "boxes")}
+        work.watch.enter(LOSSES)
+        terms = self.distiller(dataclasses.replace(positives, **given))
+        work.watch.leave()
+        return own, terms
+
+    def run(self) -> None:
+        self.workload.clear()
+        with use_backend(self.backend):
+            own, terms = self.forward()
+            loss = sum((own | terms).values())
+            if terms:
+                self.workload.watch.switch(LOSSES)  # until the gradient reaches what the student gave
+            loss.backward()
+
+    def timed(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Milliseconds of each part, by the clock and of the processor."""
+        self.workload.clear()
+        self.workload.watch.start()
+        self.run()
+        return self.workload.watch.stop()
+
+
+class StepWorkload:
+    """Detector, teacher and batch of one benchmark.
+
+    Args:
+        student: name in ``cls2det.students``
+        images: in a batch
+        size: of the images, (height, width), which is the network's input size
+        device: "cpu" or "cuda"
+        shorter: the student's image size; 0: its own
+        crop: side of the teacher's crops
+    """
+
+    def __init__(
+        self, student: str, images: int, size: tuple[int, int], device: str, shorter: int = 0, crop: int = 112
+    ) -> None:
+        torch.manual_seed(0)
+        self.device, self.watch = device, Watch(device)
+        self.detector = build_student(student, len(CLASSES), shorter).train().to(device)
+        if isinstance(self.detector, SSD):
+            with torch.no_grad():
+                for parameter in self.detector.head.regression_head.parameters():
+                    parameter.mul_(SMALL_CODES)
+        if isinstance(self.detector, FasterRCNN):
+            self.detector.roi_heads.register_forward_pre_hook(add_proposals)
+        self.teacher = CropClassifier(CLASSES, "resnet50", 64, crop_size=crop).to(device)
+        self.teacher.transform = self.detector.transform
+        self.teacher.crop = self.watch.function(self.teacher.crop, CROPS)
+        self.tap = PositiveTap(self.detector)
+        self.batch = batch(images, size, device)
+
+    def contenders(self, choice: Iterable[str] = TERMS) -> dict[str, Step]:
+        named = {
+            (implementation, terms): Step(self, implementation, terms)
+            for terms in choice
+            for implementation in IMPLEMENTATIONS
+        }
+        return {PLAIN: Step(self)} | {name(*key): step for key, step in named.items()}
+
+    def runs(self) -> dict[str, Callable[[], None]]:
+        """For memory.py."""
+        return {name: step.run for name, step in self.contenders().items()}
+
+    def clear(self) -> None:
+        for module in (self.detector, self.teacher):
+            module.zero_grad(set_to_none=True)
+
+    def warmed_and_checked(self, found: dict[str, Step]) -> int:
+        """Number of positives. All contenders' terms, and their gradients at the head's outputs, are the eager version's."""
+        with self.tap:
+            torch.manual_seed(0)
+            self.detector(*self.batch)
+        positives = self.tap.positives
+        assert len(positives), "no positives: nothing would be compared"
+        steps = {implementation: found[name(implementation, "both")] for implementation in (EAGER, *IMPLEMENTATIONS)}
+        expected: list[Tensor] = []
+        for implementation, step in steps.items():
+            with use_backend(step.backend):
+                terms = step.distiller(positives)
+            assert set(terms) == {"kd_cls", "kd_loc", "loc"}, f"{implementation} gives {', '.join(terms)}"
+            gradients = torch.autograd.grad(sum(terms.values()), self.tap.outputs, retain_graph=True)
+            values = [*(terms[term].detach() for term in sorted(terms)), *gradients]
+            if not expected:
+                expected = values
+            elif IMPLEMENTATIONS[implementation].exact:
+                hold_against(implementation, values, expected)
+        return len(positives)
+
+
+def name(implementation: str, terms: str) -> str:
+    return f"{implementation}, {terms}"
+
+
+def watch(clock: Watch, distiller: Any) -> None:
+    """Count a distiller's teacher passes, and its own crops where they are not the teacher's. All else is losses."""
+    for attribute, part in (("on_targets", ON_TARGETS), ("on_predictions", ON_PREDICTIONS)):
+        if isinstance(module := getattr(distiller, attribute, None), nn.Module):
+            clock.module(module, part)
+    if hasattr(distiller, "crop"):
+        distiller.crop = clock.function(distiller.crop, CROPS)
+
+
+def batch(images: int, size: tuple[int, int], device: str) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """Random images, and 7.5 ground truths for each, about as many as on COCO.
+
+    The images are smooth: where a sample falls on a pixel centre, its derivative is that of the left or the right side, by
+    rounding, and in white noise these two have nothing in common.
+    """
+    random = generator("cpu")
+    found = scene({"image": size, "images": images, "g": round(7.5 * images), "k": 1}, "cpu")
+    index = found["target_image_index"]
+    labels = torch.randint(1, len(CLASSES) + 1, index.shape, generator=random)
+    coarse = torch.rand(images, 3, *(side // 16 for side in size), generator=random)
+    smooth = nn.functional.interpolate(coarse, size, mode="bicubic").clamp(0, 1)
+    pixels = list(smooth.to(device))
+    targets = [
+        {"boxes": found["target_boxes"][index == image].to(device), "labels": labels[index == image].to(device)}
+        for image in range(images)
+    ]
+    return pixels, targets
+
+
+def add_proposals(_module: nn.Module, arguments: tuple) -> tuple:
+    """A forward pre-hook of Faster R-CNN's box head: proposals near the ground truths, where a trained RPN has most of its own."""
+    features, proposals, sizes, targets = arguments
+    random, added = generator("cpu"), []
+    for boxes, target in zip(proposals, targets, strict=True):
+        near = target["boxes"].repeat(PROPOSALS, 1)
+        sides = (near[:, 2:] - near[:, :2]).repeat(1, 2)
+        move = (torch.rand(near.shape, generator=random).to(near.device) - 0.5) * 0.3
+        added.append(torch.cat([boxes, near + move * sides]))
+    return features, added, sizes, targets

@@ -1,0 +1,106 @@
+"""The rows of a run as tables: of the operators, and of the training steps."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+Table = list[list[str]]  # the first line is the head
+
+MEMORY_RESOLUTION = 100_000  # bytes: less than this the resident set does not tell
+OP_HEAD = [
+    "op", "shape", "pass", "native ms", "reference ms", "ratio", "best baseline ms", "which", "ratio", "memory MB", "ratio",
+]  # fmt: skip
+STEP_HEAD = [
+    "student", "images", "positives", "terms", "implementation", "step ms", "tax", "tax by parts", "released / this",
+    "eager / this", "extra memory MB",
+]  # fmt: skip
+OP_NOTES = (
+    "ratio: baseline time over native time, higher is better for native. memory: peak of one forward",
+    "and backward above the inputs, native / reference, to 0.1 MB. torch.compile is tried at one shape per op.",
+)
+STEP_NOTES = (
+    "step: forward and backward, median. tax: (distilled step - plain step) / plain step, of each round, median. tax by parts: all",
+    "that is not the student's over the student's part, within the same steps, so that noise from step to step does not enter;",
+    "where one thread runs in its CPU time, in which others on the machine do not count. released / this, eager / this: of taxes",
+    "by parts. KD-loc is with loc on pixels. extra memory: peak above the plain step's.",
+)
+
+
+def best_baseline(row: Mapping) -> tuple[str, float]:
+    return min(((name, ms) for name, ms in row["ms"].items() if name != "native"), key=lambda pair: pair[1])
+
+
+def op_table(rows: Sequence[Mapping]) -> Table:
+    lines = [OP_HEAD]
+    for row in rows:
+        name, best = best_baseline(row)
+        native, plain = row["ms"]["native"], row["ms"]["reference"]
+        used = row["memory"]
+        mega = f"{used['native'] / 1e6:.2f} / {used['reference'] / 1e6:.1f}" if used else ""
+        share = f"1/{used['reference'] / max(used['native'], MEMORY_RESOLUTION):.0f}" if used else ""
+        lines.append([row["op"], row["shape"], row["pass"], f"{native:.3f}", f"{plain:.3f}", f"{plain / native:.1f}x",
+                      f"{best:.3f}", name, f"{best / native:.1f}x" + ("" if best > native else " LOSES"), mega, share])  # fmt: skip
+    return lines
+
+
+def tax(step: Mapping, plain: Mapping) -> float:
+    """Of the steps as a whole, each compared with the plain one of its round: the median."""
+    return statistics.median(mine / other - 1 for mine, other in zip(step["ms"], plain["ms"], strict=True))
+
+
+def parts_of(step: Mapping) -> Mapping[str, float]:
+    """Milliseconds, in CPU time where it was measured."""
+    return step["parts_cpu_ms"] or step["parts_ms"]
+
+
+def tax_by_parts(step: Mapping) -> float:
+    parts = parts_of(step)
+    return sum(parts.values()) / parts["student"] - 1
+
+
+def step_table(rows: Sequence[Mapping]) -> Table:
+    lines = [STEP_HEAD]
+    for row in rows:
+        steps = {(step["terms"], step["implementation"]): step for step in row["contenders"]}
+        plain = steps[("", "plain")]
+        for (terms, implementation), step in steps.items():
+            about = [row["student"], str(row["images"]), str(row["positives"]), terms, implementation]
+            about.append(f"{statistics.median(step['ms']):.0f}")
+            if step is plain:
+                costs = ["", "", "", "", f"{step['memory'] / 1e6:.0f} in all" if step["memory"] else ""]
+            else:
+                costs = [f"{100 * tax(step, plain):.1f} %", f"{100 * tax_by_parts(step):.1f} %"]
+                costs += [_tax_ratio(step, steps.get((terms, other))) for other in ("as released", "eager")]
+                costs.append(f"{(step['memory'] - plain['memory']) / 1e6:.0f}" if step["memory"] and plain["memory"] else "")
+            lines.append(about + costs)
+    return lines
+
+
+def _tax_ratio(step: Mapping, other: Mapping | None) -> str:
+    """How many times this step's tax the other's is."""
+    if other is None or step is other or step["implementation"] == "as released":
+        return ""
+    ratio = tax_by_parts(other) / tax_by_parts(step)
+    return f"{ratio:.2f}x" + ("" if ratio > 1 else " LOSES")
+
+
+def markdown(table: Table) -> str:
+    head, *body = table
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *("| " + " | ".join(line) + " |" for line in body)]
+    return "\n".join(lines) + "\n"
+
+
+def aligned(table: Table) -> list[str]:
+    """For a terminal."""
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
+
+
+def document(record: Mapping) -> str:
+    """A whole run: what it ran on, and its tables."""
+    parts = [", ".join(f"{key} {value}" for key, value in record["about"].items()) + "\n"]
+    for rows, table, notes in ((record["rows"], op_table, ()), (record.get("training_steps"), step_table, STEP_NOTES)):
+        if rows:
+            parts.append("\n".join([markdown(table(rows)), *notes]).strip() + "\n")
+    return "\n".join(parts)

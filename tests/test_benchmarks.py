@@ -1,0 +1,94 @@
+"""What the benchmarks compute around the times: a baseline that is what it says, tables, plots."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cls2det.distillers.classifier import DistillSettings
+from cls2det.teacher import CropClassifier
+from cls2det_ops import roi_crop
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+
+
+@pytest.mark.parametrize(("padding_mode", "clamp"), [("border", False), ("zeros", True)])
+def test_the_recreated_release_crops_as_roi_crop(padding_mode, clamp):
+    from released import Released
+
+    torch.manual_seed(0)
+    teacher = CropClassifier(["a", "b"], crop_size=16)
+    released = Released(teacher, DistillSettings(), teacher.classes, teacher.transform, padding_mode, clamp)
+    images, index = torch.rand(2, 3, 40, 60), torch.tensor([0, 0, 1, 1])
+    boxes = torch.tensor([[3.3, 4.1, 30.2, 35.7], [-8.4, -3.2, 25.1, 61.3], [40.3, 2.1, 75.2, 20.4], [10.2, 5.3, 12.9, 9.9]])
+    results = []
+    for crop in (
+        lambda boxes: torch.cat(list(released.crops(images, boxes, index))),
+        lambda boxes: roi_crop(images, boxes, index, 16, padding_mode=padding_mode, clip=clamp),
+    ):
+        leaf = boxes.clone().requires_grad_()
+        crops = crop(leaf)
+        results.append([crops.detach(), *torch.autograd.grad(crops.square().sum(), leaf)])
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_parts_add_up_and_backwards_go_to_their_own():
+    from parts import CROPS, LOSSES, PARTS, STUDENT, Watch
+
+    watch = Watch("cpu")
+    watch.one_thread = True
+    spin = torch.rand(400, 400)
+
+    def crop(boxes):
+        return (boxes @ spin).tanh()
+
+    watched = watch.function(crop, CROPS)
+    leaf = torch.rand(400, 400, requires_grad=True)
+    assert torch.equal(watched(leaf), crop(leaf)), "a watch that is not running changes nothing"
+    watch.start()
+    given = watch.at_gradient(leaf * 2, STUDENT)
+    watch.enter(LOSSES)
+    loss = watched(given).square().sum()
+    watch.leave()
+    watch.switch(LOSSES)
+    loss.backward()
+    order = [part for part, _mark in watch._marks]
+    wall, cpu = watch.stop()
+    assert order == [STUDENT, LOSSES, CROPS, LOSSES, STUDENT, LOSSES, CROPS, LOSSES, STUDENT]
+    assert set(wall) == set(cpu) == set(PARTS)
+    assert wall[CROPS] > 0
+    assert sum(wall.values()) == pytest.approx(1e3 * (watch._marks[-1][1][0] - watch._marks[0][1][0]))
+
+
+def step_row(implementation, terms, seconds, teacher, memory):
+    parts = {"student": 100.0, "crops": 1.0, "teacher on targets": teacher, "teacher on predictions": 3.0, "losses": 1.0}
+    return {"implementation": implementation, "terms": terms, "ms": seconds, "cpu_ms": seconds, "parts_ms": parts,
+            "parts_cpu_ms": parts if terms == "both" else {}, "memory": memory}  # fmt: skip
+
+
+def test_tax_is_of_the_same_round_and_everything_is_written(tmp_path):
+    from plot import main
+    from tables import step_table
+
+    contenders = [
+        step_row("plain", "", [100.0, 200.0, 100.0], 0, 1_000_000_000),
+        step_row("as released", "both", [300.0, 500.0, 300.0], 195, 3_000_000_000),
+        step_row("eager", "both", [150.0, 300.0, 151.0], 45, 1_500_000_000),
+        step_row("ours", "both", [110.0, 220.0, 110.0], 5, 1_040_000_000),
+    ]
+    row = {"student": "ssd", "images": 2, "size": [30, 40], "ground_truths": 3, "positives": 7, "rounds": 3, "contenders": contenders}
+    head, _plain, *lines = step_table([row])
+    ours = dict(zip(head, lines[-1], strict=True))
+    assert (ours["tax"], ours["tax by parts"]) == ("10.0 %", "10.0 %")
+    assert (ours["released / this"], ours["eager / this"]) == ("20.00x", "5.00x")
+    assert ours["extra memory MB"] == "40"
+    ops = [{"op": "roi_crop", "shape": "s", "pass": "fwd", "ms": {"native": 1.0, "reference": 3.0, "other": 0.5}, "memory": None}]
+    (tmp_path / "cpu.json").write_text(json.dumps({"about": {"device": "a"}, "rows": ops, "training_steps": [row]}))
+    main([str(tmp_path / "cpu.json"), "--out", str(tmp_path / "out")])
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"cpu.md", "cpu-operators.png", "cpu-steps.png"}
+    text = (tmp_path / "out/cpu.md").read_text()
+    assert "0.5x LOSES" in text
+    assert "20.00x" in text
