@@ -16,10 +16,9 @@ import torch
 
 sys.path.append(str(Path(__file__).parent))  # for harness and shapes, whatever the import mode
 
-import tables
-
 import cls2det_ops
 import memory
+import tables
 from cls2det_ops import _library
 from harness import STEP_ROUNDS, contenders, medians, rounds_for, warmed_and_checked
 from shapes import STEPS

@@ -12,10 +12,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from cls2det.report.plots import pyplot
 from parts import PARTS
 from tables import best_baseline, document, parts_of, tax_by_parts
-
-from cls2det.report.plots import pyplot
 
 COLOURS = dict(zip(PARTS, ("lightgrey", "C0", "C2", "C3", "C1"), strict=True))
 

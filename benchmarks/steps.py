@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from parts import CROPS, LOSSES, ON_PREDICTIONS, ON_TARGETS, STUDENT, Watch
-from released import Released
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.ssd import SSD
@@ -25,6 +23,8 @@ from cls2det.taps import PositiveTap
 from cls2det.teacher import CropClassifier
 from cls2det_ops import use_backend
 from harness import generator, hold_against, scene
+from parts import CROPS, LOSSES, ON_PREDICTIONS, ON_TARGETS, STUDENT, Watch
+from released import Released
 
 CLASSES = [str(number) for number in range(80)]
 # The paper's, at its temperature and its sizes; its weights are for pixels with std 1. All positives count in every contender.

@@ -5,9 +5,9 @@ contenders. With `--benchmark-disable` all run, on small images: results are che
 """
 
 import pytest
-from steps import StepWorkload
 
 from shapes import STEPS
+from steps import StepWorkload
 
 
 def workload(student: str, device: str, small: bool = False) -> StepWorkload:

@@ -101,6 +101,14 @@ def make_case(name: str, k: int = 9, g: int = 4, b: int = 2, c: int = 5, height:
     raise KeyError(f"no case for {name}: write one in op_cases.py")
 
 
+WHOLE_MAPS = ("attention_means", "frozen_stem", "masked_feature_loss")  # K is the number of their maps
+
+
+def large_case(name: str, **sizes: int) -> Case:
+    """A case of many rows, or of a few whole maps: for tests of thousands of threads that the emulator runs one by one."""
+    return make_case(name, **sizes | ({"k": 7} if name in WHOLE_MAPS else {}))
+
+
 def is_op(name: str) -> bool:
     """Whether a public name is the function of the module of that name."""
     return getattr(getattr(cls2det_ops, name), "__module__", "") == f"cls2det_ops.ops.{name}"

@@ -71,6 +71,7 @@ def step_row(implementation, terms, seconds, teacher, memory):
 
 def test_tax_is_of_the_same_round_and_everything_is_written(tmp_path):
     from plot import main
+
     from tables import step_table
 
     contenders = [

@@ -7,14 +7,9 @@ import torch
 
 from backends import Backend
 from helpers import cast, evaluate
-from op_cases import PUBLIC_OPS, Case, make_case
+from op_cases import PUBLIC_OPS, Case, large_case, make_case
 
 LARGE = {"k": 300, "g": 40, "b": 3, "c": 33, "height": 23, "width": 30}  # enough rows to be shared among threads
-WHOLE_MAPS = ("attention_means", "frozen_stem", "masked_feature_loss")  # K maps, of which a few are enough
-
-
-def large_case(name: str) -> Case:
-    return make_case(name, **LARGE | ({"k": 7} if name in WHOLE_MAPS else {}))
 
 
 def bits(backend: Backend, case: Case, dtype: torch.dtype) -> list[torch.Tensor]:
@@ -40,7 +35,7 @@ def test_twice(backend, name, dtype, threads):
     if backend.device == "cuda" and backend.name == "reference":
         pytest.skip("plain PyTorch scatters with atomics")
     threads(2)
-    case = large_case(name)
+    case = large_case(name, **LARGE)
     first = bits(backend, case, dtype)
     assert all(tensor.isfinite().all() for tensor in first)
     for _ in range(20 if backend.device == "cuda" else 3):
@@ -49,7 +44,7 @@ def test_twice(backend, name, dtype, threads):
 
 @pytest.mark.parametrize("name", PUBLIC_OPS)
 def test_one_thread_or_three(native_backend, name, threads):
-    case = large_case(name)
+    case = large_case(name, **LARGE)
     threads(1)
     one = bits(native_backend, case, torch.float32)
     for count in (2, 3):
@@ -62,7 +57,7 @@ def test_two_calls_at_once_from_two_python_threads(native_backend, name):
     """DataParallel and ThreadPool users: no state is shared between calls."""
     from concurrent.futures import ThreadPoolExecutor
 
-    case = large_case(name)
+    case = large_case(name, **LARGE)
     with native_backend.context():
         expected = bits(native_backend, case, torch.float32)
         with ThreadPoolExecutor(2) as pool:
@@ -72,7 +67,7 @@ def test_two_calls_at_once_from_two_python_threads(native_backend, name):
 
 @pytest.mark.parametrize("name", ["kd_softmax_loss", "kd_sigmoid_loss", "matched_feature_loss", "roi_feature_loss"])
 def test_a_row_does_not_depend_on_its_neighbours(kernel_backend, name):
-    case = large_case(name)
+    case = large_case(name, **LARGE)
     few = make_case(name, **(LARGE | {"k": 5}))
     few_tensors = dict(case.tensors)
     for key, value in few.tensors.items():

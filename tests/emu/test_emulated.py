@@ -10,7 +10,7 @@ import torch
 import emulated
 from backends import EMULATED
 from helpers import cast, evaluate, run_python
-from op_cases import PUBLIC_OPS, make_case
+from op_cases import PUBLIC_OPS, large_case, make_case
 
 pytestmark = pytest.mark.skipif(bool(EMULATED.missing), reason=EMULATED.missing)
 ORDERS = ("reverse", "random:1", "random:2", "random:3")
@@ -18,7 +18,7 @@ CUDA = emulated.ROOT / "csrc/cuda"
 
 
 def bits(name: str) -> list[torch.Tensor]:
-    case = make_case(name, k=40, c=37, height=18, width=35)
+    case = large_case(name, k=40, c=37, height=18, width=35)
     output, grads = evaluate(EMULATED, case.function, cast(case.tensors, torch.float32), case.options, case.gradients)
     return [output, *grads.values()]
 
