@@ -1,10 +1,10 @@
-# make demo · make test · make sanitize · make bench · make gpu-check · make lint: each sets up what it needs in .venv on
-# first use; gpu-check uses the Python that is there.
+# make demo · make test · make sanitize · make bench · make bench-compare · make gpu-check · make lint: each sets up what it
+# needs in .venv on first use; gpu-check uses the Python that is there.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test sanitize sanitize-memory sanitize-races bench gpu-check lint clean
+.PHONY: demo test sanitize sanitize-memory sanitize-races bench bench-compare gpu-check lint clean
 
 # The package and everything for training and testing. torch comes first, so that the extension builds against the torch
 # that it will run with and no second one is downloaded into an isolated build.
@@ -46,6 +46,14 @@ sanitize-races: $(VENV)/.ready
 
 bench: $(VENV)/.ready
 	$(BIN)/pytest benchmarks $(ARGS)
+
+# Ratios against the newest committed run on this kind of machine, and instruction counts where there is valgrind.
+bench-compare: $(VENV)/.ready
+	rm -rf build/bench
+	$(BIN)/pytest benchmarks --bench-out build/bench $(ARGS)
+	! command -v valgrind > /dev/null || $(BIN)/python benchmarks/instructions.py --out build/bench/instructions.json
+	$(BIN)/python benchmarks/compare.py $$(ls build/bench/cuda.json build/bench/cpu.json 2> /dev/null | head -n 1) \
+		$(if $(shell command -v valgrind),--instructions build/bench/instructions.json)
 
 gpu-check:
 	$(PYTHON) tests/gpu_check.py $(ARGS)

@@ -62,6 +62,7 @@ IMPLEMENTATIONS = {
     "as released": Implementation("reference", build=Released),
     "eager": Implementation("reference"),
     "ours": Implementation(),
+    "ours, map mode": Implementation(settings={"feature_mode": "map"}, exact=False),
 }
 PLAIN, EAGER, OURS, RELEASED = "plain", "eager", "ours", "as released"
 

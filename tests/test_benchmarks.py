@@ -93,3 +93,44 @@ def test_tax_is_of_the_same_round_and_everything_is_written(tmp_path):
     text = (tmp_path / "out/cpu.md").read_text()
     assert "0.5x LOSES" in text
     assert "20.00x" in text
+
+
+def record(native: float, memory: int = 500_000, device: str = "a processor") -> dict:
+    row = {"op": "an_op", "shape": "a shape", "pass": "fwd+bwd", "ms": {"native": native, "reference": 10.0}}
+    about = {"device": device, "instructions": "AVX2", "threads": 1}
+    return {"about": about, "rows": [row | {"memory": {"native": memory, "reference": 5_000_000}}]}
+
+
+def test_compare_finds_what_became_worse(tmp_path, monkeypatch, capsys):
+    import compare
+
+    def outcome(now: dict) -> tuple[int, str]:
+        (tmp_path / "now.json").write_text(json.dumps(now))
+        monkeypatch.setattr(sys, "argv", ["compare.py", str(tmp_path / "now.json")])
+        with pytest.raises(SystemExit) as exit:
+            compare.main()
+        return exit.value.code, capsys.readouterr().out
+
+    results = tmp_path / "results"
+    results.mkdir()
+    monkeypatch.setattr(compare, "RESULTS", results)
+    assert outcome(record(2.0))[0] == 3, "nothing to compare is not a success"
+    (results / "2026-01-01-old.json").write_text(json.dumps(record(1.0)))
+    (results / "2026-01-02-new.json").write_text(json.dumps(record(2.0)))
+    (results / "2026-01-03-other.json").write_text(json.dumps(record(0.1, device="another")))
+    assert outcome(record(2.2)) == (0, outcome(record(2.2))[1])
+    code, said = outcome(record(4.0))
+    assert code == 1 and "WORSE an_op a shape fwd+bwd: speed: 2.5, was 5" in said
+    code, said = outcome(record(2.0, memory=2_000_000))
+    assert code == 1 and "WORSE an_op a shape fwd+bwd: memory: 2.5, was 10" in said
+    assert outcome(record(float("nan")))[0] == 1
+
+
+def test_instruction_counts_are_read_from_callgrind():
+    from instructions import KERNEL, first_shape
+
+    line = "  12,698,136 ( 0.21%)  ???:void cls2det::avx2::stem_images_backward<float>(cls2det::StemBackward<float> const&, long)"
+    assert KERNEL.match(line).groups() == ("12,698,136", "stem_images_backward")
+    assert not KERNEL.match(line.replace("cls2det::avx2::", "at::"))
+    folder = Path(__file__).parents[1] / "benchmarks"
+    assert first_shape(folder / "test_bench_roi_crop.py") == "ssd300 3x300x300 K480 S112"

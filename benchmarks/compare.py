@@ -1,0 +1,93 @@
+"""The gate on speed: python benchmarks/compare.py RESULT.json [--instructions COUNTS.json]
+
+Holds a run against the newest committed one of the same kind of machine, in ratios only: how many times as fast as the
+reference of its own run each operator is, the reference's memory over its own, and eager's tax over a training step's. Counts
+of instructions are held against results/instructions.json. Exits with 1 where one is worse than --tolerance allows, with 3 where
+there is nothing to compare.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from tables import MEMORY_RESOLUTION, tax_by_parts
+
+RESULTS = Path(__file__).parent / "results"
+COUNTS = RESULTS / "instructions.json"
+KIND = ("device", "instructions", "threads")
+COUNT_TOLERANCE = 0.02  # other compilers, not noise
+
+
+def ratios(record: Mapping) -> dict[str, float]:
+    """By name; higher is better."""
+    found = {}
+    for row in record["rows"]:
+        name = f"{row['op']} {row['shape']} {row['pass']}"
+        found[f"{name}: speed"] = row["ms"]["reference"] / row["ms"]["native"]
+        if row["memory"]:
+            found[f"{name}: memory"] = row["memory"]["reference"] / max(row["memory"]["native"], MEMORY_RESOLUTION)
+    for row in record.get("training_steps", ()):
+        steps = {(step["terms"], step["implementation"]): step for step in row["contenders"]}
+        for (terms, implementation), step in steps.items():
+            eager = steps.get((terms, "eager"))
+            if eager and implementation.startswith("ours"):
+                found[f"{row['student']} {terms} {implementation}: tax"] = tax_by_parts(eager) / tax_by_parts(step)
+    return found
+
+
+def kind(record: Mapping) -> tuple:
+    return tuple(record["about"][key] for key in KIND)
+
+
+def committed_like(record: Mapping) -> Path | None:
+    """The newest of the same kind; names begin with the date."""
+    files = sorted(path for path in RESULTS.glob("*-*.json") if "rows" in json.loads(path.read_text()))
+    return next((path for path in reversed(files) if kind(json.loads(path.read_text())) == kind(record)), None)
+
+
+def worse(now: Mapping[str, float], before: Mapping[str, float], tolerance: float) -> list[str]:
+    """What fell by more than ``tolerance`` of what it was, and what is gone."""
+    lines = [f"{name}: gone" for name in before if name not in now]
+    for name in before.keys() & now.keys():
+        if not now[name] >= before[name] * (1 - tolerance):  # so does NaN
+            lines.append(f"{name}: {now[name]:.3g}, was {before[name]:.3g}")
+    return sorted(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("result", type=Path)
+    parser.add_argument("--against", type=Path, help="a result; default: the newest committed one of the same kind")
+    parser.add_argument("--instructions", type=Path, help="counts by benchmarks/instructions.py")
+    parser.add_argument("--tolerance", type=float, default=0.3, help="share of a ratio that may be lost: machines are noisy")
+    options = parser.parse_args()
+    record = json.loads(options.result.read_text())
+    lines, compared = [], 0
+    against = options.against or committed_like(record)
+    if against:
+        before = ratios(json.loads(against.read_text()))
+        now = ratios(record)
+        common = before.keys() & now.keys()
+        lines += worse(now, {name: before[name] for name in common}, options.tolerance)
+        compared += len(common)
+        print(f"{len(common)} ratios against {against.name}, of which {len(lines)} are worse by more than {options.tolerance:.0%}")
+        print(f"{len(before) - len(common)} of its ratios were not measured, {len(now) - len(common)} are new")
+    else:
+        print(f"no committed run on {', '.join(map(str, kind(record)))}")
+    if options.instructions and COUNTS.is_file():
+        counted, known = (json.loads(path.read_text()) for path in (options.instructions, COUNTS))
+        more = worse({name: 1 / n for name, n in counted.items()}, {name: 1 / n for name, n in known.items()}, COUNT_TOLERANCE)
+        print(f"instructions of {len(known)} kernels, of which {len(more)} execute over {COUNT_TOLERANCE:.0%} more")
+        for name in sorted(known.keys() & counted.keys()):
+            print(f"  {name}: {counted[name]:,} ({counted[name] / known[name] - 1:+.1%})")
+        lines += [f"instructions, {line}" for line in more]
+        compared += len(known)
+    print(*(f"WORSE {line}" for line in lines), sep="\n")
+    raise SystemExit(1 if lines else 0 if compared else 3)
+
+
+if __name__ == "__main__":
+    main()
