@@ -38,7 +38,7 @@ sanitize-memory: $(VENV)/.ready
 		$(BIN)/pytest -q $(SIDE_BY_SIDE) --capture=sys --backends cpu,emulated --ignore tests/test_compile.py \
 		--ignore tests/test_determinism.py $(ARGS)
 
-# without the tests of equal bits and of hostile values, which repeat calls and have builds of their own
+# without the tests of equal bits and of hostile values: they repeat calls, and `make test` and sanitize-memory run them
 sanitize-races: $(VENV)/.ready
 	CLS2DET_EMULATOR=races CLS2DET_FUZZ_EXAMPLES=20 $(BIN)/pytest -q $(SIDE_BY_SIDE) --backends emulated --ignore tests/test_large.py \
 		--ignore tests/test_determinism.py --ignore tests/test_memory.py $(ARGS) \

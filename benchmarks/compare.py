@@ -77,7 +77,9 @@ def main() -> None:
         print(f"{len(before) - len(common)} of its ratios were not measured, {len(now) - len(common)} are new")
     else:
         print(f"no committed run on {', '.join(map(str, kind(record)))}")
-    if options.instructions and COUNTS.is_file():
+    if options.instructions and not COUNTS.is_file():
+        print("no committed counts of instructions")
+    elif options.instructions:
         counted, known = (json.loads(path.read_text()) for path in (options.instructions, COUNTS))
         more = worse({name: 1 / n for name, n in counted.items()}, {name: 1 / n for name, n in known.items()}, COUNT_TOLERANCE)
         print(f"instructions of {len(known)} kernels, of which {len(more)} execute over {COUNT_TOLERANCE:.0%} more")

@@ -127,8 +127,7 @@ class CropClassifier(SavedModule):
         """Frozen network from crops to a dictionary: ``layers`` by name, and "logits" if asked; nothing else is run.
 
         Batch norms are folded into their convolutions, and a ResNet's first layers are run by ``frozen_stem``. Names are those
-        of torchvision's feature extraction: "maxpool" and
-        "layer1" are the paper's l0 and l1 of a ResNet.
+        of torchvision's feature extraction: "maxpool" and "layer1" are the paper's l0 and l1 of a ResNet.
         """
         network = copy.deepcopy(self.network).eval()
         names = get_graph_node_names(network)[1]
