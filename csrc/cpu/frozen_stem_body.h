@@ -136,12 +136,12 @@ void stem_images_backward(const StemBackward<T>& args, int64_t begin, int64_t en
     }
     for (int y = 0; y < s.conv_h; ++y) {
       for (int x = 0; x < s.conv_w; ++x) {
-        line[x] = {&kernels[x * most], &grads[x * most], 0};
+        line[x] = {kernels.data() + x * most, grads.data() + x * most, 0};
         for (int k = 0; k < kWindow * kWindow; ++k) {
           int oy, ox;
           if (!pool_of(y, k / kWindow, s.out_h, oy) || !pool_of(x, k % kWindow, s.out_w, ox)) continue;
           const int64_t at = (int64_t(oy) * s.out_w + ox) * channels;
-          add_chosen(&upstream[at], &chosen[at], channels, k, args.kernel_size, line[x]);
+          add_chosen(upstream.data() + at, chosen.data() + at, channels, k, args.kernel_size, line[x]);
         }
       }
       for (int i = 0; i < s.inputs; ++i) {
