@@ -144,10 +144,10 @@ def warmed_and_checked(found: dict[str, Contender]) -> dict[str, Contender]:
     return kept
 
 
-def hold_against(name: str, values: list[Tensor], expected: list[Tensor]) -> None:
+def hold_against(name: str, values: list[Tensor], expected: list[Tensor], tolerance: float = TOLERANCE) -> None:
     for value, exact in zip(values, expected, strict=True):
         difference = ((value - exact).abs().sum() / exact.abs().sum()).item()
-        assert difference <= TOLERANCE, f"{name} differs from the reference by {difference:.3g}"  # so does NaN
+        assert difference <= tolerance, f"{name} differs from the reference by {difference:.3g}"  # so does NaN
 
 
 def results(contender: Contender) -> list[Tensor]:

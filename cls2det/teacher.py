@@ -123,11 +123,15 @@ class CropClassifier(SavedModule):
         """Softmax, or for a teacher trained with "bce" alone the sigmoids, in float32."""
         return logits.float().sigmoid() if self.hparams["loss"] == "bce" else logits.float().softmax(1)
 
-    def reader(self, layers: Sequence[str], logits: bool) -> nn.Module:
+    def reader(self, layers: Sequence[str], logits: bool, dtype: torch.dtype = torch.float32) -> nn.Module:
         """Frozen network from crops to a dictionary: ``layers`` by name, and "logits" if asked; nothing else is run.
 
-        Batch norms are folded into their convolutions, and a ResNet's first layers are run by ``frozen_stem``. Names are those
-        of torchvision's feature extraction: "maxpool" and "layer1" are the paper's l0 and l1 of a ResNet.
+        Batch norms are folded into their convolutions, these are channels-last, and a ResNet's first layers are run by
+        ``frozen_stem``. Names are those of torchvision's feature extraction: "maxpool" and "layer1" are the paper's l0 and l1
+        of a ResNet.
+
+        Args:
+            dtype: of everything but the ``frozen_stem``, which is all that the paper's KD-loc reads
         """
         network = copy.deepcopy(self.network).eval()
         names = get_graph_node_names(network)[1]
@@ -136,7 +140,8 @@ class CropClassifier(SavedModule):
                 f"no layer {', '.join(unknown)} in {self.hparams['architecture']}; there are {', '.join(names[1:])}"
             )
         nodes = {layer: layer for layer in layers} | ({names[-1]: "logits"} if logits else {})
-        return _with_frozen_stem(create_feature_extractor(fuse(network), nodes)).requires_grad_(False).eval()
+        network = create_feature_extractor(fuse(network), nodes).to(memory_format=torch.channels_last)
+        return _with_frozen_stem(network, dtype).requires_grad_(False).eval()
 
 
 class FrozenStem(nn.Module):
@@ -145,7 +150,7 @@ class FrozenStem(nn.Module):
     def __init__(self, conv: nn.Conv2d):
         super().__init__()
         self.stride, self.padding = conv.stride[0], conv.padding[0]
-        self.register_buffer("weight", conv.weight.detach())
+        self.register_buffer("weight", conv.weight.detach().contiguous())
         self.register_buffer("bias", conv.weight.new_zeros(len(conv.weight)) if conv.bias is None else conv.bias.detach())
 
     def forward(self, images: Tensor) -> Tensor:
@@ -155,9 +160,13 @@ class FrozenStem(nn.Module):
         return frozen_stem(images, self.weight, self.bias, stride=self.stride, padding=self.padding)
 
 
-def _with_frozen_stem(network: torch.fx.GraphModule) -> torch.fx.GraphModule:
-    """The network with its convolution, ReLU and max-pool in one, where it begins with these and nothing else reads between."""
+def _with_frozen_stem(network: torch.fx.GraphModule, dtype: torch.dtype) -> torch.fx.GraphModule:
+    """The network with its convolution, ReLU and max-pool in one, where it begins with these and nothing else reads between.
+
+    All else in ``dtype``.
+    """
     modules = dict(network.named_modules())
+    first = next(node for node in network.graph.nodes if node.op == "placeholder")
     for node in network.graph.nodes:
         chain = [node, *list(node.users)[:1]]
         chain += list(chain[-1].users)[:1]
@@ -168,12 +177,20 @@ def _with_frozen_stem(network: torch.fx.GraphModule) -> torch.fx.GraphModule:
             continue
         network.add_submodule("frozen_stem", FrozenStem(layers[0]))
         with network.graph.inserting_before(node):
-            chain[-1].replace_all_uses_with(network.graph.call_module("frozen_stem", node.args))
+            first = network.graph.call_module("frozen_stem", node.args)
+        chain[-1].replace_all_uses_with(first)
         for part in reversed(chain):
             network.graph.erase_node(part)
         network.delete_all_unused_submodules()
-        network.recompile()
         break
+    for name, module in network.named_children():
+        if name != "frozen_stem":
+            module.to(dtype)
+    if dtype != torch.float32:
+        with network.graph.inserting_after(first):
+            cast = network.graph.call_method("to", (first, dtype))
+        first.replace_all_uses_with(cast, lambda user: user is not cast and user.op != "output")
+    network.recompile()
     return network
 
 

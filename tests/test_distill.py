@@ -127,6 +127,47 @@ def test_several_layers_are_averaged(scenes, teacher_weights):
     assert low != high
 
 
+@pytest.mark.parametrize("layers", [("maxpool",), ("maxpool", "layer1")])
+def test_chunks_change_no_result(scenes, teacher_weights, layers):
+    """Terms and gradients are those of all crops at once, and no more crops than a chunk are ever in the teacher."""
+
+    def found_with(chunk):
+        model = training(teacher_weights, DistillSettings(feature_layers=layers, feature_pools=(4,) * len(layers), chunk=chunk))
+        positives, distiller, sizes = positives_of(model, scenes), model.distillers.classifier, []
+        for reader in (distiller.on_targets, distiller.on_predictions):
+            reader.register_forward_pre_hook(lambda _module, arguments: sizes.append(len(arguments[0])))
+        terms = distiller(positives)
+        gradients = torch.autograd.grad(sum(terms.values()), [positives.boxes, positives.logits])
+        with torch.no_grad():
+            assert distiller(positives)["kd_loc"] == terms["kd_loc"]
+        return [*terms.values(), *gradients], len(positives), sizes
+
+    whole, positives, sizes = found_with(0)
+    assert positives > 15 and max(sizes) == positives
+    parts, _, sizes = found_with(7)
+    assert max(sizes) == 7 and sizes[:-1].count(7) >= positives // 7
+    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-7)
+
+
+def test_bfloat16_teacher_leaves_the_stem_and_changes_little(scenes, teacher_weights):
+    def found_with(precision):
+        model = training(teacher_weights, DistillSettings(teacher_precision=precision))
+        positives, distiller = positives_of(model, scenes), model.distillers.classifier
+        terms = distiller(positives)
+        return terms, *torch.autograd.grad(sum(terms.values()), [positives.boxes, positives.logits]), distiller
+
+    exact, of_boxes, of_logits, _ = found_with("32")
+    terms, boxes, logits, distiller = found_with("bf16")
+    convolutions = [module for module in distiller.on_targets.modules() if isinstance(module, torch.nn.Conv2d)]
+    assert convolutions and all(module.weight.dtype == torch.bfloat16 for module in convolutions)
+    for name in ("kd_loc", "loc"):
+        assert torch.equal(terms[name], exact[name])
+    assert torch.equal(boxes, of_boxes)
+    assert terms["kd_cls"] != exact["kd_cls"]  # it did take part
+    torch.testing.assert_close(terms["kd_cls"], exact["kd_cls"], rtol=0.02, atol=0)
+    assert (logits - of_logits).norm() < 0.02 * of_logits.norm()
+
+
 def test_only_what_is_read_is_run(scenes, teacher_weights):
     """KD-loc on predicted crops stops at its layer; without KD-cls the logits are not computed either."""
     model = training(teacher_weights, ONLY["kd_loc"])
@@ -276,6 +317,8 @@ def test_teacher_that_does_not_fit(teacher_weights):
 
 
 def test_settings_that_make_no_sense():
+    with pytest.raises(ValueError, match=r"distill.chunk must be 0 or more, got -1"):
+        DistillSettings(chunk=-1)
     with pytest.raises(ValueError, match="one pool per layer"):
         DistillSettings(feature_layers=("maxpool", "layer1"))
     with pytest.raises(ValueError, match="must not be negative"):

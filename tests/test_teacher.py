@@ -114,6 +114,20 @@ def test_any_classifier_reads_crops(architecture):
     assert seen[layer].shape[0] == 3 and set(teacher.reader([layer], logits=False)(crops)) == {layer}
 
 
+@pytest.mark.parametrize("architecture", ["resnet18", "compact"])
+def test_reader_in_bfloat16(architecture):
+    """Everything but a stem that is known, whose features stay in float32 to the bit."""
+    torch.manual_seed(0)
+    teacher = CropClassifier(DIGITS, architecture, crop_size=64).eval()
+    stem, deep = ("maxpool", "layer1") if architecture == "resnet18" else ("backbone.stem", "backbone.stages.0")
+    crops = torch.randn(3, 3, 64, 64)
+    found, exact = (teacher.reader([stem, deep], True, dtype)(crops) for dtype in (torch.bfloat16, torch.float32))
+    assert found["logits"].dtype == found[deep].dtype == torch.bfloat16
+    assert torch.equal(found[stem], exact[stem]) == (architecture == "resnet18")
+    for name in (stem, deep, "logits"):
+        torch.testing.assert_close(found[name].float(), exact[name], rtol=0.05, atol=0.05)
+
+
 @pytest.mark.parametrize("architecture", ["resnet18", "resnext50_32x4d", "compact", "densenet121"])
 def test_reader_runs_the_stem_that_it_knows(architecture):
     """A ResNet's first layers in one, others as they are; layers, logits and the gradient of the crops are the network's."""

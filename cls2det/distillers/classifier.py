@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -43,6 +43,8 @@ class DistillSettings:
         feature_pools: the square that each layer is pooled to before
         feature_mode: "crop" runs the layers on the crop of every box, as the paper does; "map" once on whole images and pools
             the boxes there, which costs next to nothing but sees small objects at the images' resolution
+        teacher_precision: "bf16" runs the teacher in bfloat16, but for a ResNet's stem, which KD-loc compares
+        chunk: crops at a time, which bounds the memory of thousands of positives and changes no result; 0: all at once
         max_positives: the terms on boxes look at no more positives per process and step; 0: at all
         normalizer: the terms are divided by the number of positives of the "process", or of "all" processes (then the
             loss does not depend on how a batch is split, unless max_positives cuts in); 1 if there is none
@@ -60,6 +62,8 @@ class DistillSettings:
     feature_layers: tuple[str, ...] = ("maxpool",)
     feature_pools: tuple[int, ...] = (8,)
     feature_mode: Literal["crop", "map"] = "crop"
+    teacher_precision: Literal["32", "bf16"] = "32"
+    chunk: int = 512
     max_positives: int = 0
     normalizer: Literal["process", "all"] = "process"
     control: Literal["none", "one_hot", "shuffled"] = "none"
@@ -70,6 +74,8 @@ class DistillSettings:
         for name in ("input_std", "temperature", "pixel_pool"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"distill.{name} must be above 0, got {getattr(self, name)}")
+        if self.chunk < 0:
+            raise ValueError(f"distill.chunk must be 0 or more, got {self.chunk}")
         if min(self.kd_cls_weight, self.kd_loc_weight, self.loc_weight) < 0:
             raise ValueError(f"weights of distillation terms must not be negative, got {self}")
 
@@ -105,8 +111,9 @@ class ClassifierDistiller:
             teacher.eval().requires_grad_(False)
         # One pass per ground truth serves both losses; predicted crops, or whole images, run the low layers alone.
         on_crops = layers if settings.feature_mode == "crop" else ()
-        self.on_targets = teacher.reader(on_crops, logits) if on_crops or logits else None
-        self.on_predictions = teacher.reader(layers, False) if layers else None
+        dtype = {"32": torch.float32, "bf16": torch.bfloat16}[settings.teacher_precision]
+        self.on_targets = teacher.reader(on_crops, logits, dtype) if on_crops or logits else None
+        self.on_predictions = teacher.reader(layers, False, dtype) if layers else None
         self.pixel_size = settings.pixel_size or (teacher.crop_size if teacher else 112)
         self.pixel_scale = 255 * statistics.fmean(transform.image_std) / settings.input_std
         self.accuracy: Tensor | None = None  # of the teacher on the last step's ground truths, in [0, 1]
@@ -146,8 +153,11 @@ class ClassifierDistiller:
             one_hot = {}
         if self.on_targets is None or not len(truth):
             return {"logits": positives.images.new_zeros(len(truth), self.classes), **one_hot}
-        seen = self.on_targets(self.teacher.crop(positives.images, positives.target_boxes, positives.target_image_index))
+        boxes, of_image = positives.target_boxes, positives.target_image_index
+        parts = [self.on_targets(self.teacher.crop(positives.images, boxes[some], of_image[some])) for some in self._chunks(boxes)]
+        seen = parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         if "logits" in seen:
+            seen["logits"] = seen["logits"].float()
             self.accuracy = (seen["logits"].argmax(1) == truth).float().mean()
             if self.settings.control == "shuffled":
                 seen["logits"] = seen["logits"].roll(1, dims=1)
@@ -171,12 +181,26 @@ class ClassifierDistiller:
         return compare(positives, seen, divisor) / len(self.settings.feature_layers)
 
     def _on_crops(self, positives: Positives, seen: dict[str, Tensor], divisor: Tensor) -> Tensor:
-        """Sum over the layers, of the crops of predictions and of ground truths."""
-        predicted = self.on_predictions(self.teacher.crop(positives.images, positives.boxes, positives.image_index))
-        return sum(
-            matched_feature_loss(predicted[layer], seen[layer], positives.matched_idxs, pool, normalizer=divisor)
-            for layer, pool in zip(self.settings.feature_layers, self.settings.feature_pools, strict=True)
-        )
+        """Sum over the layers, of the crops of predictions and of ground truths.
+
+        Of several chunks, each is differentiated at once, and the next one takes its memory.
+        """
+
+        def compare(boxes: Tensor, some: slice) -> Tensor:
+            predicted = self.on_predictions(self.teacher.crop(positives.images, boxes, positives.image_index[some]))
+            return sum(
+                matched_feature_loss(predicted[layer], seen[layer], positives.matched_idxs[some], pool, normalizer=divisor)
+                for layer, pool in zip(self.settings.feature_layers, self.settings.feature_pools, strict=True)
+            )
+
+        chunks = self._chunks(positives.boxes)
+        if len(chunks) == 1:
+            return compare(positives.boxes, chunks[0])
+        return _ByChunks.apply(positives.boxes, compare, chunks)
+
+    def _chunks(self, boxes: Tensor) -> list[slice]:
+        size = self.settings.chunk or len(boxes)
+        return [slice(begin, begin + size) for begin in range(0, len(boxes), size)]
 
     def _on_maps(self, positives: Positives, _seen: dict[str, Tensor], divisor: Tensor) -> Tensor:
         """Sum over the layers, of whole images; a box has as many samples on a map as its crop would have places."""
@@ -226,6 +250,28 @@ class ClassifierDistiller:
             distributed.all_reduce(counts)
             share = distributed.get_world_size()
         return counts.clamp(min=1) / share
+
+
+class _ByChunks(torch.autograd.Function):
+    """Sum of ``compare(boxes[some], some)`` over slices, which gives gradient to nothing but the boxes."""
+
+    @staticmethod
+    def forward(ctx, boxes: Tensor, compare: Callable[[Tensor, slice], Tensor], chunks: Sequence[slice]) -> Tensor:
+        wanted, terms, gradients = ctx.needs_input_grad[0], [], []
+        for some in chunks:
+            with torch.set_grad_enabled(wanted):
+                part = boxes[some].detach().requires_grad_(wanted)
+                term = compare(part, some)
+            if wanted:
+                gradients += torch.autograd.grad(term, part)
+            terms.append(term.detach())
+        ctx.save_for_backward(*([torch.cat(gradients)] if wanted else []))
+        return torch.stack(terms).sum()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad * ctx.saved_tensors[0], None, None
 
 
 def _check_same_classes(teacher: CropClassifier, classes: Sequence[str]) -> None:
