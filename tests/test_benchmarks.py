@@ -149,6 +149,20 @@ def test_least_bytes_and_flops_by_hand():
     assert flops(True, **stem, bias=-torch.ones(1)) == 16 * each, "ReLU lets no gradient through"
 
 
+@pytest.mark.parametrize("op", sorted(path.stem.removeprefix("test_bench_") for path in BENCHMARKS.glob("test_bench_*_*.py")))
+def test_every_operator_has_a_small_shape_and_least_work(op):
+    import shapes
+    from harness import Contender, results
+    from limits import least_work
+    from memory import load_workload
+
+    name = next(name for name in getattr(shapes, op.upper()) if name.startswith("small"))
+    workload = load_workload(str(BENCHMARKS / f"test_bench_{op}.py"), name, "cpu")
+    backward = bool(workload.leaves)
+    (work,) = least_work(workload, results(Contender(workload, workload.function, "reference", backward)), backward).values()
+    assert work > sum(workload.inputs[name].nbytes for name in workload.leaves)
+
+
 def test_cold_calls_and_the_machine_limits(tmp_path, monkeypatch):
     import limits
     from harness import Contender, Workload
