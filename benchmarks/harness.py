@@ -150,7 +150,7 @@ def contenders(workload: Workload, backward: bool) -> dict[str, Contender]:
     if workload.compile:
         found["reference, compiled"] = Contender(workload, torch.compile(workload.function), "reference", backward)
         for name, function in workload.baselines.items():
-            if "torchvision" not in name:
+            if not name.startswith(("torchvision", "triton")):
                 found[f"{name}, compiled"] = Contender(workload, torch.compile(function), "reference", backward)
     return found
 

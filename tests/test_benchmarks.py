@@ -1,6 +1,8 @@
 """What the benchmarks compute around the times: a baseline that is what it says, tables, plots."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -158,6 +160,7 @@ def test_every_operator_has_a_small_shape_and_least_work(op):
 
     name = next(name for name in getattr(shapes, op.upper()) if name.startswith("small"))
     workload = load_workload(str(BENCHMARKS / f"test_bench_{op}.py"), name, "cpu")
+    assert "triton" not in workload.baselines
     backward = bool(workload.leaves)
     (work,) = least_work(workload, results(Contender(workload, workload.function, "reference", backward)), backward).values()
     assert work > sum(workload.inputs[name].nbytes for name in workload.leaves)
@@ -186,6 +189,27 @@ def test_cold_calls_and_the_machine_limits(tmp_path, monkeypatch):
     medians = limits.cold_medians({"native": Contender(workload, workload.function, "reference", False)}, "cpu")
     assert medians["native"] > 0
     assert len(calls) == limits.COLD_ROUNDS[0]
+
+
+def test_triton_kernel_is_the_same_loss():
+    pytest.importorskip("triton")
+    code = """if True:
+        import torch
+        from cls2det_ops import kd_softmax_loss, use_backend
+        from triton_kd import kd_loss
+
+        torch.manual_seed(0)
+        student, teacher, match = torch.randn(7, 21).requires_grad_(), torch.randn(3, 20), torch.randint(3, (7,))
+        with use_backend("reference"):
+            expected = kd_softmax_loss(student, teacher, match, 2.0, "first")
+        found = kd_loss(student, teacher, match, 2.0)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(*(torch.autograd.grad(3 * loss, student) for loss in (found, expected)))
+    """
+    path = os.pathsep.join([str(BENCHMARKS), *sys.path])
+    env = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": path}
+    result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
 
 
 def record(native: float, memory: int = 500_000, device: str = "a processor") -> dict:
