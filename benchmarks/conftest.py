@@ -1,7 +1,8 @@
-"""The fixtures `bench` and `bench_step`, and the tables at the end: times, the best baseline, ratios and memory."""
+"""The fixtures `bench` and `bench_step`, and the tables at the end: times, the best baseline, ratios, limits and memory."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import platform
@@ -17,14 +18,16 @@ import torch
 sys.path.append(str(Path(__file__).parent))  # for harness and shapes, whatever the import mode
 
 import cls2det_ops
+import limits
 import memory
 import tables
 from cls2det_ops import _library
-from harness import STEP_ROUNDS, contenders, medians, rounds_for, warmed_and_checked
+from harness import STEP_ROUNDS, contenders, medians, results, rounds_for, warmed_and_checked
 from shapes import STEPS
 
 ROWS: list[dict] = []
 STEP_ROWS: list[dict] = []
+MACHINE: dict[str, float] = {}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -90,10 +93,11 @@ def bench(benchmark, bench_device: str, request: pytest.FixtureRequest) -> Calla
     def run(workload: Callable, shape: str, backward: bool) -> None:
         built = workload(shape, device)
         if request.config.getoption("--bench-no-compile"):
-            built = type(built)(built.function, built.inputs, built.leaves, built.baselines)
+            built = dataclasses.replace(built, compile=False)
         torch._dynamo.reset()
         found = warmed_and_checked(contenders(built, backward))
         times: dict[str, list[float]] = {name: [] for name in found}
+        least = limits.least_work(built, results(found["native"]), backward)
         native = found.pop("native")
 
         def baselines_first() -> None:
@@ -102,14 +106,22 @@ def bench(benchmark, bench_device: str, request: pytest.FixtureRequest) -> Calla
 
         rounds = rounds_for({"native": native, **found})
         benchmark.pedantic(lambda: times["native"].append(native.timed()), setup=baselines_first, rounds=rounds)
+        cold = None
+        if not benchmark.disabled:
+            cold = limits.cold_medians({"native": native, "reference": found["reference"]}, device)
+            if not MACHINE:
+                MACHINE.update(limits.machine_limits(device))
         file = request.node.path
-        measured = (backward or not built.leaves) and not request.config.getoption("--bench-no-memory")
+        measured = (backward or not built.leaves) and not shape.startswith("small")
+        measured = measured and not request.config.getoption("--bench-no-memory")
         row = {
             "op": file.stem.removeprefix("test_bench_"),
             "shape": shape,
             "pass": "fwd+bwd" if backward else "fwd",
             "ms": medians(times),
+            "cold_ms": cold,
             "rounds": rounds,
+            "least": least,
             "memory": memory_of(file, shape, device, built) if measured else None,
         }
         benchmark.extra_info.update(row)
@@ -189,16 +201,16 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
         return
     facts = about(device_of(config))
     terminalreporter.section("cls2det_ops against plain PyTorch, interleaved rounds")
-    terminalreporter.write_line(", ".join(f"{key} {value}" for key, value in facts.items()))
+    terminalreporter.write_line(tables.heading({"about": facts, "machine": MACHINE}))
     if ROWS:
-        for line in (*tables.aligned(tables.op_table(ROWS)), *tables.OP_NOTES):
+        for line in (*tables.aligned(tables.op_table(ROWS, MACHINE)), *tables.OP_NOTES):
             terminalreporter.write_line(line)
     if STEP_ROWS:
         for line in (*tables.aligned(tables.step_table(STEP_ROWS)), *tables.STEP_NOTES):
             terminalreporter.write_line(line)
     out = config.getoption("--bench-out")
     if out:
-        write(out, {"about": facts, "rows": ROWS, "training_steps": STEP_ROWS})
+        write(out, {"about": facts, "machine": MACHINE, "rows": ROWS, "training_steps": STEP_ROWS})
         terminalreporter.write_line(f"written to {out}")
 
 

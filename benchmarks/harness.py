@@ -3,6 +3,7 @@
 A workload is one call of a public function at one shape. Its contenders get the same tensors: the compiled kernels
 ("native"), the plain PyTorch definition ("reference"), the same under torch.compile ("reference, compiled"), and whatever
 else a test file adds. Rounds are interleaved, one call of each contender per round, so that a noisy machine slows all alike.
+Beside the times stands what no implementation can do without, `Least`, for limits.py.
 """
 
 from __future__ import annotations
@@ -17,12 +18,21 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from cls2det_ops import use_backend
+from cls2det_ops import reference, use_backend
 
 SECONDS = 2.5  # of measuring per test, rounds permitting
 ROUNDS = (5, 60)
 STEP_ROUNDS = {"cpu": 3, "cuda": 20}  # of training steps, which take seconds on a CPU
 TOLERANCE = 1e-3  # of the summed magnitude: single samples on a pixel centre may differ in their derivative by rounding
+
+
+@dataclass(frozen=True)
+class Least:
+    """Where the least work of a workload is not to read every input, and once more for the backward."""
+
+    parts: Callable[[], dict[str, int]] = dict  # bytes of the inputs of which only a part is read
+    reread: tuple[str, ...] | None = None  # what the backward must read again; None: every input
+    flops: Callable[[bool], int] | None = None  # with or without backward, where arithmetic is the limit and not memory
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,7 @@ class Workload:
     leaves: tuple[str, ...]  # what the backward differentiates
     baselines: dict[str, Callable[..., Tensor]] = field(default_factory=dict)  # besides the reference
     compile: bool = False
+    least: Least = Least()
 
 
 def generator(device: str) -> torch.Generator:
@@ -66,6 +77,20 @@ def feature_map(shape: dict, channels: int, stride: int, device: str) -> Tensor:
     return torch.randn(shape["images"], channels, height, width, generator=generator(device), device=device)
 
 
+def bytes_under(features: Tensor, boxes: Tensor, image_index: Tensor, samples: int, scale: float = 1.0) -> int:
+    """Of a map's positions that a sample of some box touches, each once: those that have a gradient."""
+    plane = torch.zeros_like(features[:, :1], requires_grad=True)
+    crops = reference.roi_crop(plane, boxes, image_index, (samples, samples), scale)
+    (touched,) = torch.autograd.grad(crops.sum(), plane)
+    return int(touched.count_nonzero()) * features.shape[1] * features.element_size()
+
+
+def compared_bytes(features: Tensor, boxes: dict[str, Tensor], samples: int, scale: float) -> int:
+    """The same under predictions and the ground truths that they are matched to."""
+    both = torch.cat([boxes["boxes"], boxes["target_boxes"][boxes["matched_idxs"]]])
+    return bytes_under(features, both, boxes["image_index"].repeat(2), samples, scale)
+
+
 def logits(shape: dict, columns: int, device: str) -> dict[str, Tensor]:
     random = generator(device)
     return {
@@ -96,19 +121,23 @@ class Contender:
             return [output.detach(), *torch.autograd.grad(output, self.leaves, self.upstream)]
 
     def timed(self) -> float:
-        """Milliseconds of one call; on a GPU between two events, the queue empty at the start."""
         with use_backend(self.backend):
-            if self.inputs[next(iter(self.inputs))].is_cuda:
-                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                torch.cuda.synchronize()
-                start.record()
-                self.run()
-                end.record()
-                end.synchronize()
-                return start.elapsed_time(end)
-            begin = time.perf_counter()
-            self.run()
-            return (time.perf_counter() - begin) * 1e3
+            return milliseconds(self.run, next(iter(self.inputs.values())).device.type)
+
+
+def milliseconds(run: Callable[[], object], device: str) -> float:
+    """Of one call; on a GPU between two events, the queue empty at the start."""
+    if device == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end)
+    begin = time.perf_counter()
+    run()
+    return (time.perf_counter() - begin) * 1e3
 
 
 def contenders(workload: Workload, backward: bool) -> dict[str, Contender]:
@@ -121,7 +150,7 @@ def contenders(workload: Workload, backward: bool) -> dict[str, Contender]:
     if workload.compile:
         found["reference, compiled"] = Contender(workload, torch.compile(workload.function), "reference", backward)
         for name, function in workload.baselines.items():
-            if "torchvision" not in name:
+            if not name.startswith(("torchvision", "triton")):
                 found[f"{name}, compiled"] = Contender(workload, torch.compile(function), "reference", backward)
     return found
 

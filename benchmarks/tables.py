@@ -9,15 +9,19 @@ Table = list[list[str]]  # the first line is the head
 
 MEMORY_RESOLUTION = 100_000  # bytes: less than this the resident set does not tell
 OP_HEAD = [
-    "op", "shape", "pass", "native ms", "reference ms", "ratio", "best baseline ms", "which", "ratio", "memory MB", "ratio",
+    "op", "shape", "pass", "native ms", "reference ms", "ratio", "best baseline ms", "which", "ratio", "of the limit", "cold ms",
+    "cold ratio", "memory MB", "ratio",
 ]  # fmt: skip
 STEP_HEAD = [
     "student", "images", "positives", "terms", "implementation", "step ms", "tax", "tax by parts", "released / this",
     "eager / this", "extra memory MB",
 ]  # fmt: skip
 OP_NOTES = (
-    "ratio: baseline time over native time, higher is better for native. memory: peak of one forward",
-    "and backward above the inputs, native / reference, to 0.1 MB. torch.compile is tried at one shape per op.",
+    "ratio: baseline time over native time, higher is better for native. memory: peak of one forward and backward above the inputs,",
+    "native / reference, to 0.1 MB. torch.compile is tried at one shape per op. of the limit: native's share of the machine's copy",
+    "bandwidth, by the bytes that no implementation can leave out (of maps, what boxes lie on), or of the float32 rate of a matrix",
+    "product, by its flops. It can exceed 100 % where the data fit in a cache, where more is read than written, and where a GPU",
+    "convolves in TF32. cold: before each call more than the last cache holds is written.",
 )
 STEP_NOTES = (
     "step: forward and backward, median. tax: (distilled step - plain step) / plain step, of each round, median. tax by parts: all",
@@ -31,7 +35,20 @@ def best_baseline(row: Mapping) -> tuple[str, float]:
     return min(((name, ms) for name, ms in row["ms"].items() if name != "native"), key=lambda pair: pair[1])
 
 
-def op_table(rows: Sequence[Mapping]) -> Table:
+def of_the_limit(row: Mapping, machine: Mapping[str, float]) -> str:
+    """Of native, warm; runs from before there were limits have none."""
+    for work, limit, name in (("bytes", "copy_gb_per_s", "copy"), ("flops", "float32_gflop_per_s", "float32")):
+        if work in row.get("least", ()) and limit in machine:
+            percent = 100 * row["least"][work] / (row["ms"]["native"] * 1e6 * machine[limit])
+            return (f"{percent:.0f} % " if percent >= 1 else "< 1 % ") + name
+    return "-"
+
+
+def times_as_fast(baseline: float, native: float) -> str:
+    return f"{baseline / native:.1f}x" + ("" if baseline > native else " LOSES")
+
+
+def op_table(rows: Sequence[Mapping], machine: Mapping[str, float]) -> Table:
     lines = [OP_HEAD]
     for row in rows:
         name, best = best_baseline(row)
@@ -39,8 +56,10 @@ def op_table(rows: Sequence[Mapping]) -> Table:
         used = row["memory"]
         mega = f"{used['native'] / 1e6:.2f} / {used['reference'] / 1e6:.1f}" if used else ""
         share = f"1/{used['reference'] / max(used['native'], MEMORY_RESOLUTION):.0f}" if used else ""
-        lines.append([row["op"], row["shape"], row["pass"], f"{native:.3f}", f"{plain:.3f}", f"{plain / native:.1f}x",
-                      f"{best:.3f}", name, f"{best / native:.1f}x" + ("" if best > native else " LOSES"), mega, share])  # fmt: skip
+        cold = row.get("cold_ms")
+        colds = [f"{cold['native']:.3f}", times_as_fast(cold["reference"], cold["native"])] if cold else ["", ""]
+        lines.append([row["op"], row["shape"], row["pass"], f"{native:.3f}", f"{plain:.3f}", times_as_fast(plain, native),
+                      f"{best:.3f}", name, times_as_fast(best, native), of_the_limit(row, machine), *colds, mega, share])  # fmt: skip
     return lines
 
 
@@ -99,8 +118,18 @@ def aligned(table: Table) -> list[str]:
 
 def document(record: Mapping) -> str:
     """A whole run: what it ran on, and its tables."""
-    parts = [", ".join(f"{key} {value}" for key, value in record["about"].items()) + "\n"]
-    for rows, table, notes in ((record["rows"], op_table, ()), (record.get("training_steps"), step_table, STEP_NOTES)):
-        if rows:
-            parts.append("\n".join([markdown(table(rows)), *notes]).strip() + "\n")
+    parts = [heading(record) + "\n"]
+    if record["rows"]:
+        parts.append("\n".join([markdown(op_table(record["rows"], record.get("machine", {}))), *OP_NOTES]) + "\n")
+    if record.get("training_steps"):
+        parts.append("\n".join([markdown(step_table(record["training_steps"])), *STEP_NOTES]) + "\n")
     return "\n".join(parts)
+
+
+def heading(record: Mapping) -> str:
+    facts = [f"{key} {value}" for key, value in record["about"].items()]
+    if machine := record.get("machine"):
+        facts.append(f"copy bandwidth {machine['copy_gb_per_s']:.1f} GB/s")
+        facts.append(f"matrix product {machine['float32_gflop_per_s']:.0f} GFLOP/s in float32")
+        facts.append(f"last cache {machine['last_cache_mib']:.0f} MiB")
+    return ", ".join(facts)

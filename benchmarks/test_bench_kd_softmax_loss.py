@@ -1,4 +1,6 @@
-"""kd_softmax_loss against the reference and against the few lines with F.kl_div that a user would write."""
+"""kd_softmax_loss against the reference, the few lines with F.kl_div that a user would write, and on a GPU a Triton kernel."""
+
+from importlib.util import find_spec
 
 import pytest
 import torch.nn.functional as F
@@ -12,9 +14,14 @@ TEMPERATURE = 2.0
 
 def workload(name: str, device: str) -> Workload:
     shape = KD_SOFTMAX_LOSS[name]
+    baselines = {"F.kl_div": plain}
+    if device == "cuda" and find_spec("triton"):
+        from triton_kd import kd_loss
+
+        baselines["triton"] = lambda **tensors: kd_loss(**tensors, temperature=TEMPERATURE)
     return Workload(
         lambda **tensors: kd_softmax_loss(**tensors, temperature=TEMPERATURE, background="first"),
-        logits(shape, shape["c"] + 1, device), ("student_logits",), {"F.kl_div": plain}, shape.get("compile", False),
+        logits(shape, shape["c"] + 1, device), ("student_logits",), baselines, shape.get("compile", False),
     )  # fmt: skip
 
 

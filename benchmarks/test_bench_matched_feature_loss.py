@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cls2det_ops import matched_feature_loss
-from harness import Workload, generator
+from harness import Least, Workload, generator
 from shapes import MATCHED_FEATURE_LOSS
 
 
@@ -20,6 +20,7 @@ def workload(name: str, device: str) -> Workload:
     return Workload(
         lambda **tensors: matched_feature_loss(**tensors, output_size=bins),
         inputs, ("features",), {"adaptive_avg_pool2d": lambda **tensors: plain(bins, **tensors)}, shape.get("compile", False),
+        Least(reread=()),
     )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from cls2det_ops import roi_avg_pool
-from harness import Workload, feature_map, scene
+from harness import Least, Workload, bytes_under, feature_map, scene
 from shapes import ROI_AVG_POOL
 
 
@@ -26,6 +26,7 @@ def workload(name: str, device: str, backward: bool = True) -> Workload:
     return Workload(
         lambda features, boxes, image_index: roi_avg_pool(features, boxes, image_index, bins, samples, scale),
         inputs, ("boxes",), baselines, shape.get("compile", False),
+        Least(lambda: {"features": bytes_under(*inputs.values(), samples, scale)}),
     )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from cls2det_ops import roi_crop
-from harness import Workload, feature_map, scene
+from harness import Least, Workload, bytes_under, feature_map, scene
 from shapes import ROI_CROP
 
 
@@ -16,6 +16,7 @@ def workload(name: str, device: str) -> Workload:
     return Workload(
         lambda images, boxes, image_index: roi_crop(images, boxes, image_index, size),
         inputs, ("boxes",), compile=shape.get("compile", False),
+        least=Least(lambda: {"images": bytes_under(*inputs.values(), size)}),
     )  # fmt: skip
 
 

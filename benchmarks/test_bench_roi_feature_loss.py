@@ -3,7 +3,7 @@
 import pytest
 
 from cls2det_ops import roi_feature_loss
-from harness import Workload, feature_map, scene
+from harness import Least, Workload, compared_bytes, feature_map, scene
 from shapes import ROI_FEATURE_LOSS
 
 
@@ -14,6 +14,7 @@ def workload(name: str, device: str) -> Workload:
     return Workload(
         lambda **tensors: roi_feature_loss(**tensors, output_size=bins, sampling_size=samples, spatial_scale=scale),
         inputs, ("boxes", "features") if shape.get("map_gradient") else ("boxes",), compile=shape.get("compile", False),
+        least=Least(lambda: {"features": compared_bytes(inputs["features"], inputs, samples, scale)}, reread=()),
     )  # fmt: skip
 
 

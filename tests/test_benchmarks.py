@@ -1,6 +1,8 @@
 """What the benchmarks compute around the times: a baseline that is what it says, tables, plots."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,7 +13,8 @@ from cls2det.distillers.classifier import DistillSettings
 from cls2det.teacher import CropClassifier
 from cls2det_ops import roi_crop
 
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+sys.path.append(str(BENCHMARKS))
 
 
 @pytest.mark.parametrize(("padding_mode", "clamp"), [("border", False), ("zeros", True)])
@@ -95,6 +98,120 @@ def test_tax_is_of_the_same_round_and_everything_is_written(tmp_path):
     assert "20.00x" in text
 
 
+OP_ROW = {"op": "an_op", "shape": "s", "pass": "fwd", "ms": {"native": 2.0, "reference": 3.0}, "memory": None}
+MACHINE = {"copy_gb_per_s": 10.0, "float32_gflop_per_s": 50.0, "last_cache_mib": 32.0}
+
+
+def test_share_of_the_limit_and_cold_times_are_in_the_tables_of_runs_that_have_them():
+    from tables import document, op_table
+
+    rows = [
+        OP_ROW | {"least": {"bytes": 5_000_000}, "cold_ms": {"native": 4.0, "reference": 3.0}},
+        OP_ROW | {"least": {"flops": 70_000_000}, "cold_ms": {"native": 4.0, "reference": 30.0}},
+        OP_ROW | {"least": {"bytes": 100}, "cold_ms": None},
+        OP_ROW,  # of a run from before there were limits
+    ]
+    record = json.loads(json.dumps({"about": {"device": "a"}, "machine": MACHINE, "rows": rows}))
+    head, *lines = op_table(record["rows"], record["machine"])
+    new = [dict(zip(head, line, strict=True)) for line in lines]
+    assert [line["of the limit"] for line in new] == ["25 % copy", "70 % float32", "< 1 % copy", "-"]
+    assert [(line["cold ms"], line["cold ratio"]) for line in new[:3]] == [("4.000", "0.8x LOSES"), ("4.000", "7.5x"), ("", "")]
+    text = document(record)
+    assert text.startswith("device a, copy bandwidth 10.0 GB/s, matrix product 50 GFLOP/s in float32, last cache 32 MiB\n")
+    assert "25 % copy" in text and "can exceed 100 %" in text
+    del record["machine"]
+    assert "% copy" not in document(record)
+
+
+def test_least_bytes_and_flops_by_hand():
+    from test_bench_frozen_stem import flops
+
+    from harness import Least, Workload, bytes_under
+    from limits import least_work
+
+    inputs = {"student": torch.zeros(2, 4), "teacher": torch.zeros(2, 3), "match": torch.zeros(2, dtype=torch.int64)}
+    read = 4 * 8 + 4 * 6 + 8 * 2
+    output, gradient = torch.zeros(5), torch.zeros(2, 4)
+
+    def bytes_of(least: Least, *results: torch.Tensor) -> int:
+        return least_work(Workload(torch.add, inputs, ("student",), least=least), results, len(results) > 1)["bytes"]
+
+    assert bytes_of(Least(), output) == read + 20
+    assert bytes_of(Least(), output, gradient) == 2 * (read + 20) + 32
+    assert bytes_of(Least(reread=("match",)), output, gradient) == read + 2 * 20 + 32 + 16
+    assert bytes_of(Least(lambda: {"teacher": 8}), output, gradient) == 2 * (read - 24 + 8 + 20) + 32
+
+    boxes = torch.tensor([[2.5, 2.5, 4.5, 4.5], [3.5, 3.5, 5.5, 5.5], [3.5, 3.5, 5.5, 5.5]])  # 3 x 3 positions each, 4 shared
+    assert bytes_under(torch.zeros(2, 5, 8, 8), boxes, torch.tensor([0, 0, 1]), 2) == (14 + 9) * 5 * 4
+
+    stem = {"images": torch.rand(1, 3, 8, 8), "weight": torch.zeros(1, 3, 7, 7)}
+    each = 2 * 3 * 7 * 7  # of the 4 x 4 places
+    assert flops(False, **stem, bias=torch.ones(1)) == 16 * each
+    assert flops(True, **stem, bias=torch.ones(1)) == (16 + 4) * each
+    assert flops(True, **stem, bias=-torch.ones(1)) == 16 * each, "ReLU lets no gradient through"
+
+
+@pytest.mark.parametrize("op", sorted(path.stem.removeprefix("test_bench_") for path in BENCHMARKS.glob("test_bench_*_*.py")))
+def test_every_operator_has_a_small_shape_and_least_work(op):
+    import shapes
+    from harness import Contender, results
+    from limits import least_work
+    from memory import load_workload
+
+    name = next(name for name in getattr(shapes, op.upper()) if name.startswith("small"))
+    workload = load_workload(str(BENCHMARKS / f"test_bench_{op}.py"), name, "cpu")
+    assert "triton" not in workload.baselines
+    backward = bool(workload.leaves)
+    (work,) = least_work(workload, results(Contender(workload, workload.function, "reference", backward)), backward).values()
+    assert work > sum(workload.inputs[name].nbytes for name in workload.leaves)
+
+
+def test_cold_calls_and_the_machine_limits(tmp_path, monkeypatch):
+    import limits
+    from harness import Contender, Workload
+
+    for cpu, shared in enumerate(("0-1", "0-1", "2")):
+        for index, level, size in ((0, "1", "32K"), (3, "3", "2048K")):
+            folder = tmp_path / f"cpu{cpu}/cache/index{index}"
+            folder.mkdir(parents=True)
+            for key, value in {"level": level, "size": size, "shared_cpu_list": shared}.items():
+                (folder / key).write_text(value + "\n")
+    assert limits.cache_bytes("cpu", tmp_path) == 2 * 2048 * 1024
+    assert limits.cache_bytes("cpu", tmp_path / "unknown") == limits.CACHE_BYTES
+
+    monkeypatch.setattr(limits, "cache_bytes", lambda device: 2**20)
+    monkeypatch.setattr(limits, "COPIED_BYTES", 2**20)
+    monkeypatch.setattr(limits, "SIDE", {"cpu": 64})
+    assert all(value > 0 for value in limits.machine_limits("cpu").values())
+    calls = []
+    workload = Workload(lambda values: calls.append(1) or values.sum(), {"values": torch.ones(3)}, ())
+    monkeypatch.setattr(limits, "COLD_SECONDS", 0)
+    medians = limits.cold_medians({"native": Contender(workload, workload.function, "reference", False)}, "cpu")
+    assert medians["native"] > 0
+    assert len(calls) == limits.COLD_ROUNDS[0]
+
+
+def test_triton_kernel_is_the_same_loss():
+    pytest.importorskip("triton")
+    code = """if True:
+        import torch
+        from cls2det_ops import kd_softmax_loss, use_backend
+        from triton_kd import kd_loss
+
+        torch.manual_seed(0)
+        student, teacher, match = torch.randn(7, 21).requires_grad_(), torch.randn(3, 20), torch.randint(3, (7,))
+        with use_backend("reference"):
+            expected = kd_softmax_loss(student, teacher, match, 2.0, "first")
+        found = kd_loss(student, teacher, match, 2.0)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(*(torch.autograd.grad(3 * loss, student) for loss in (found, expected)))
+    """
+    path = os.pathsep.join([str(BENCHMARKS), *sys.path])
+    env = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": path}
+    result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
 def record(native: float, memory: int = 500_000, device: str = "a processor") -> dict:
     row = {"op": "an_op", "shape": "a shape", "pass": "fwd+bwd", "ms": {"native": native, "reference": 10.0}}
     about = {"device": device, "instructions": "AVX2", "threads": 1}
@@ -119,6 +236,9 @@ def test_compare_finds_what_became_worse(tmp_path, monkeypatch, capsys):
     (results / "2026-01-02-new.json").write_text(json.dumps(record(2.0)))
     (results / "2026-01-03-other.json").write_text(json.dumps(record(0.1, device="another")))
     assert outcome(record(2.2)) == (0, outcome(record(2.2))[1])
+    newer = record(2.2) | {"machine": MACHINE}
+    newer["rows"][0] |= {"least": {"bytes": 1}, "cold_ms": {"native": 1.0, "reference": 2.0}}
+    assert outcome(newer)[0] == 0, "committed runs from before there were limits"
     code, said = outcome(record(4.0))
     assert code == 1 and "WORSE an_op a shape fwd+bwd: speed: 2.5, was 5" in said
     code, said = outcome(record(2.0, memory=2_000_000))
@@ -132,5 +252,4 @@ def test_instruction_counts_are_read_from_callgrind():
     line = "  12,698,136 ( 0.21%)  ???:void cls2det::avx2::stem_images_backward<float>(cls2det::StemBackward<float> const&, long)"
     assert KERNEL.match(line).groups() == ("12,698,136", "stem_images_backward")
     assert not KERNEL.match(line.replace("cls2det::avx2::", "at::"))
-    folder = Path(__file__).parents[1] / "benchmarks"
-    assert first_shape(folder / "test_bench_roi_crop.py") == "ssd300 3x300x300 K480 S112"
+    assert first_shape(BENCHMARKS / "test_bench_roi_crop.py") == "ssd300 3x300x300 K480 S112"
