@@ -16,9 +16,36 @@ def register_fake(name: str) -> Callable:
     return torch.library.register_fake(f"cls2det::{name}") if build_info else lambda function: function
 
 
+_FUNCTIONS: dict[str, Callable] = {}  # by operator: the formula of register_autograd as a torch.autograd.Function
+
+
 def register_autograd(name: str, setup_context: Callable, backward: Callable) -> None:
-    if build_info:
-        torch.library.register_autograd(f"cls2det::{name}", backward, setup_context=setup_context)
+    """The gradient of an operator, for the dispatcher and for :func:`run`."""
+    if not build_info:
+        return
+    torch.library.register_autograd(f"cls2det::{name}", backward, setup_context=setup_context)
+    operator = getattr(torch.ops.cls2det, name).default
+
+    def forward(ctx, *inputs):
+        with torch._C._AutoDispatchBelowAutograd():
+            output = operator(*inputs)
+        setup_context(ctx, inputs, output)
+        return output
+
+    formula = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    _FUNCTIONS[name] = type(name, (torch.autograd.Function,), formula).apply
+
+
+def run(name: str, *arguments: object) -> Tensor | tuple[Tensor, ...]:
+    """Call an operator. In eager mode the dispatcher's way to a formula in Python and back costs more than a small kernel:
+    there the formula is applied before the dispatcher is asked, and left out where nothing is recorded."""
+    operator = getattr(torch.ops.cls2det, name).default
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return operator(*arguments)
+    if torch.is_grad_enabled():
+        return _FUNCTIONS[name](*arguments)
+    with torch._C._AutoDispatchBelowAutograd():
+        return operator(*arguments)
 
 
 def refuse_second_derivative(name: str) -> None:
@@ -107,7 +134,7 @@ def register_box_sampling(name: str) -> None:
 
     def backward(ctx, grad):
         needed = ctx.needs_input_grad[:2]
-        grads = getattr(torch.ops.cls2det, f"{name}_backward")(grad, *ctx.saved_tensors, *ctx.options, *needed)
+        grads = run(f"{name}_backward", grad, *ctx.saved_tensors, *ctx.options, *needed)
         grads = [found if need else None for found, need in zip(grads, needed, strict=True)]
         return (*grads, *[None] * (3 + len(ctx.options)))
 
