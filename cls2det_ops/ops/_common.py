@@ -87,23 +87,28 @@ def reduce_rows(
     check.choice(function, "reduction", reduction, check.REDUCTIONS)
     if weight is not None:
         _check_weight(function, weight, rows)
-        weight = weight.detach().to(rows.dtype)
+        weight = check.constant(weight, rows.dtype)
         rows = torch.where(weight == 0, 0, rows * weight)  # a row of weight 0 is out, even if it is NaN
-    if isinstance(normalizer, Tensor):
-        if normalizer.numel() != 1:
-            raise check.fail(function, "normalizer", "a number or a tensor of one element", f"{normalizer.numel()} elements")
-        normalizer = normalizer.detach().reshape(()).to(rows.dtype)
-        normalizer = torch.where(normalizer <= 0, 1, normalizer)  # no positives on any process: a zero, not NaN
-    elif normalizer is not None:
-        normalizer = check.positive(function, "normalizer", normalizer)
+    if normalizer is not None:
+        normalizer = divisor(function, normalizer, rows.dtype)
     elif reduction == "mean":
         normalizer = max(rows.shape[0], 1)
     result = rows if reduction == "none" else rows.sum()
     return result if normalizer is None else result / normalizer
 
 
+def divisor(function: str, normalizer: float | Tensor, dtype: torch.dtype) -> float | Tensor:
+    """A checked normalizer, as a number or as a scalar of ``dtype``."""
+    if not isinstance(normalizer, Tensor):
+        return check.positive(function, "normalizer", normalizer)
+    if normalizer.numel() != 1:
+        raise check.fail(function, "normalizer", "a number or a tensor of one element", f"{normalizer.numel()} elements")
+    normalizer = check.constant(normalizer, dtype).reshape(())
+    return torch.where(normalizer <= 0, 1, normalizer)  # no positives on any process: a zero, not NaN
+
+
 def without_weightless(function: str, matched_idxs: Tensor, weight: Tensor | None) -> Tensor:
-    """matched_idxs for plain PyTorch, with the rows of weight 0 ignored: a NaN there would reach their gradient."""
+    """matched_idxs with the rows of weight 0 ignored: in plain PyTorch a NaN there would reach their gradient."""
     if weight is None:
         return matched_idxs
     _check_weight(function, weight, matched_idxs)

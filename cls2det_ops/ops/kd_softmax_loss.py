@@ -87,7 +87,7 @@ def matched_logits(
         check.finite_values(name, "student_logits", student_logits)
         check.finite_values(name, "teacher_logits", teacher_logits)
     dtype = torch.promote_types(student_logits.dtype, teacher_logits.dtype)
-    return student_logits.to(dtype), teacher_logits.detach().to(dtype), matched_idxs, column
+    return check.in_dtype(student_logits, dtype), check.constant(teacher_logits, dtype), matched_idxs, column
 
 
 def logits_fake(student_logits: Tensor, *arguments) -> tuple[Tensor, Tensor]:

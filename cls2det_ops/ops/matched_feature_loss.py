@@ -66,7 +66,7 @@ def matched_feature_loss(
     if check.debug_enabled():
         check.index_values(name, "matched_idxs", matched_idxs, target_features.shape[0], "target_features", ignored=True)
     dtype = torch.promote_types(features.dtype, target_features.dtype)
-    features, target_features = features.to(dtype), target_features.detach().to(dtype)
+    features, target_features = check.in_dtype(features, dtype), check.constant(target_features, dtype)
     if native(features):
         rows, _ = run(name, features, target_features, matched_idxs, *size, kind, beta, wants_gradient(features))
     else:

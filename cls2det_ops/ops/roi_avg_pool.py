@@ -61,7 +61,7 @@ def roi_avg_pool(
         check.box_values(name, "boxes", boxes)
     if not native(features):
         return reference.roi_avg_pool(features, boxes, image_index, size, samples, scale, padding_mode, clip)
-    boxes = boxes.to(check.accumulate_dtype(features.dtype))
+    boxes = check.in_dtype(boxes, check.accumulate_dtype(features.dtype))
     return run(name, features, boxes, image_index, *size, *samples, scale, border, clip)
 
 

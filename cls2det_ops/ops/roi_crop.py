@@ -61,7 +61,7 @@ def roi_crop(
         check.box_values(name, "boxes", boxes)
     if not native(images):
         return reference.roi_crop(images, boxes, image_index, size, padding_mode=padding_mode, clip=clip)
-    boxes = boxes.to(check.accumulate_dtype(images.dtype))
+    boxes = check.in_dtype(boxes, check.accumulate_dtype(images.dtype))
     return run(name, images, boxes, image_index, *size, border, clip)
 
 

@@ -121,9 +121,9 @@ def roi_feature_loss(
         check.box_values(name, "boxes", boxes)
         check.box_values(name, "target_boxes", target_boxes)
     dtype = torch.promote_types(features.dtype, target_features.dtype)
-    features, target_features = features.to(dtype), target_features.detach().to(dtype)
+    features, target_features = check.in_dtype(features, dtype), check.constant(target_features, dtype)
     acc = check.accumulate_dtype(dtype)
-    boxes, target_boxes = boxes.to(acc), target_boxes.detach().to(acc)
+    boxes, target_boxes = check.in_dtype(boxes, acc), check.constant(target_boxes, acc)
     tensors = (features, boxes, image_index, target_features, target_boxes, target_image_index, matched_idxs)
     if native(features):
         rows, _ = run(name, *tensors, *size, *samples, scale, target_scale, border, clip, kind, beta, wants_gradient(boxes))
