@@ -40,7 +40,7 @@ def run(name: str, *arguments: object) -> Tensor | tuple[Tensor, ...]:
     """Call an operator. In eager mode the dispatcher's way to a formula in Python and back costs more than a small kernel:
     there the formula is applied before the dispatcher is asked, and left out where nothing is recorded."""
     operator = getattr(torch.ops.cls2det, name).default
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
         return operator(*arguments)
     if torch.is_grad_enabled():
         return _FUNCTIONS[name](*arguments)
