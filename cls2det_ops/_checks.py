@@ -47,6 +47,15 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
+def constant(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """``tensor`` in ``dtype``, without a gradient. Neither costs a call where it is so already."""
+    return in_dtype(tensor.detach() if tensor.requires_grad else tensor, dtype)
+
+
 def fail(function: str, argument: str, expected: str, found: object) -> ValueError:
     return ValueError(f"{function}: {argument} must be {expected}, found {found}")
 
@@ -66,7 +75,7 @@ def index(function: str, argument: str, tensor: Tensor, length: int, of: str) ->
         raise TypeError(f"{function}: {argument} must be int64 or int32, found {tensor.dtype}")
     if tensor.dim() != 1 or tensor.shape[0] != length:
         raise fail(function, argument, f"a vector with one entry for each row of {of} ({length})", _found(tensor))
-    return tensor.long()
+    return in_dtype(tensor, torch.int64)
 
 
 def feature_map(function: str, argument: str, tensor: Tensor) -> None:
@@ -119,11 +128,14 @@ def flag(function: str, argument: str, value: bool) -> bool:
 
 
 def same_device(function: str, **tensors: Tensor | None) -> None:
-    present = {name: t for name, t in tensors.items() if t is not None}
-    first, reference = next(iter(present.items()))
-    for name, tensor in present.items():
-        if tensor.device != reference.device:
-            raise fail(function, name, f"on {reference.device} like {first}", tensor.device)
+    first = device = None
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if device is None:
+            first, device = name, tensor.device
+        elif tensor.device != device:
+            raise fail(function, name, f"on {device} like {first}", tensor.device)
 
 
 def index_values(function: str, argument: str, tensor: Tensor, size: int, of: str, ignored: bool = False) -> None:
@@ -165,9 +177,11 @@ def _tensor(function: str, argument: str, value: object) -> None:
 
 
 def _shape(function: str, argument: str, tensor: Tensor, shape: tuple[int | str, ...]) -> None:
-    fits = tensor.dim() == len(shape) and all(
-        isinstance(want, str) or got == want for got, want in zip(tensor.shape, shape, strict=True)
-    )
+    fits = tensor.dim() == len(shape)
+    if fits:
+        for got, want in zip(tensor.shape, shape, strict=True):
+            if not isinstance(want, str) and got != want:
+                fits = False
     if not fits:
         raise fail(function, argument, "of shape (" + ", ".join(map(str, shape)) + ")", _found(tensor))
 

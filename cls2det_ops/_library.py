@@ -159,7 +159,7 @@ def native(tensor: Tensor) -> bool:
     if _backend == "reference":
         return False
     kind = tensor.device.type
-    missing = {"cpu": cpu_missing, "cuda": cuda_missing}.get(kind, f"there are no kernels for {kind}")
+    missing = cpu_missing if kind == "cpu" else cuda_missing if kind == "cuda" else f"there are no kernels for {kind}"
     if missing and _backend == "native":
         raise RuntimeError(f"the native back end was asked for a {kind} tensor, but {missing}")
     return not missing

@@ -62,8 +62,8 @@ struct MaskedMaps {
       const Tensor& s, const Tensor& t, const std::optional<Tensor>& mask, const std::optional<Tensor>& channel_mask)
       : channels_last(is_channels_last(s)), student(s, channels_last), teacher(t, channels_last) {
     const ScalarType acc = accumulate_dtype(s.scalar_type());
-    if (mask) (channels_last ? outer_mask : inner_mask) = torch::stable::contiguous(to_dtype(*mask, acc));
-    if (channel_mask) (channels_last ? inner_mask : outer_mask) = torch::stable::contiguous(to_dtype(*channel_mask, acc));
+    if (mask) (channels_last ? outer_mask : inner_mask) = packed(*mask, acc);
+    if (channel_mask) (channels_last ? inner_mask : outer_mask) = packed(*channel_mask, acc);
   }
 };
 

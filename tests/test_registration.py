@@ -131,6 +131,21 @@ def test_native_call_reaches_the_kernels_and_reference_call_does_not(native_back
     assert not any("cls2det" in found for found in seen.names)
 
 
+@pytest.mark.parametrize("name", DIFFERENTIABLE_OPS)
+@pytest.mark.filterwarnings("ignore")
+def test_a_trace_holds_the_operator(native_backend, name):
+    """The short way of eager calls must not show in a TorchScript trace, where it would be a Python function."""
+    case = make_case(name)
+    tensors = [value.to(native_backend.device).requires_grad_(key in case.gradients) for key, value in case.tensors.items()]
+
+    def function(*values: torch.Tensor) -> torch.Tensor:
+        return case.function(**dict(zip(case.tensors, values, strict=True)), **case.options)
+
+    with native_backend.context():
+        graph = str(torch.jit.trace(function, tuple(tensors), check_trace=False).graph)
+    assert "cls2det::" in graph and "^" not in graph
+
+
 @pytest.mark.parametrize("name", PUBLIC_OPS)
 def test_public_operator_has_reference_test_and_benchmark(name):
     assert name in COMPOSITES or inspect.isfunction(getattr(reference, name, None)), f"reference.py lacks {name}"

@@ -16,9 +16,36 @@ def register_fake(name: str) -> Callable:
     return torch.library.register_fake(f"cls2det::{name}") if build_info else lambda function: function
 
 
+_FUNCTIONS: dict[str, Callable] = {}  # by operator: the formula of register_autograd as a torch.autograd.Function
+
+
 def register_autograd(name: str, setup_context: Callable, backward: Callable) -> None:
-    if build_info:
-        torch.library.register_autograd(f"cls2det::{name}", backward, setup_context=setup_context)
+    """The gradient of an operator, for the dispatcher and for :func:`run`."""
+    if not build_info:
+        return
+    torch.library.register_autograd(f"cls2det::{name}", backward, setup_context=setup_context)
+    operator = getattr(torch.ops.cls2det, name).default
+
+    def forward(ctx, *inputs):
+        with torch._C._AutoDispatchBelowAutograd():
+            output = operator(*inputs)
+        setup_context(ctx, inputs, output)
+        return output
+
+    formula = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    _FUNCTIONS[name] = type(name, (torch.autograd.Function,), formula).apply
+
+
+def run(name: str, *arguments: object) -> Tensor | tuple[Tensor, ...]:
+    """Call an operator. In eager mode the dispatcher's way to a formula in Python and back costs more than a small kernel:
+    there the formula is applied before the dispatcher is asked, and left out where nothing is recorded."""
+    operator = getattr(torch.ops.cls2det, name).default
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
+        return operator(*arguments)
+    if torch.is_grad_enabled():
+        return _FUNCTIONS[name](*arguments)
+    with torch._C._AutoDispatchBelowAutograd():
+        return operator(*arguments)
 
 
 def refuse_second_derivative(name: str) -> None:
@@ -60,23 +87,28 @@ def reduce_rows(
     check.choice(function, "reduction", reduction, check.REDUCTIONS)
     if weight is not None:
         _check_weight(function, weight, rows)
-        weight = weight.detach().to(rows.dtype)
+        weight = check.constant(weight, rows.dtype)
         rows = torch.where(weight == 0, 0, rows * weight)  # a row of weight 0 is out, even if it is NaN
-    if isinstance(normalizer, Tensor):
-        if normalizer.numel() != 1:
-            raise check.fail(function, "normalizer", "a number or a tensor of one element", f"{normalizer.numel()} elements")
-        normalizer = normalizer.detach().reshape(()).to(rows.dtype)
-        normalizer = torch.where(normalizer <= 0, 1, normalizer)  # no positives on any process: a zero, not NaN
-    elif normalizer is not None:
-        normalizer = check.positive(function, "normalizer", normalizer)
+    if normalizer is not None:
+        normalizer = divisor(function, normalizer, rows.dtype)
     elif reduction == "mean":
         normalizer = max(rows.shape[0], 1)
     result = rows if reduction == "none" else rows.sum()
     return result if normalizer is None else result / normalizer
 
 
+def divisor(function: str, normalizer: float | Tensor, dtype: torch.dtype) -> float | Tensor:
+    """A checked normalizer, as a number or as a scalar of ``dtype``."""
+    if not isinstance(normalizer, Tensor):
+        return check.positive(function, "normalizer", normalizer)
+    if normalizer.numel() != 1:
+        raise check.fail(function, "normalizer", "a number or a tensor of one element", f"{normalizer.numel()} elements")
+    normalizer = check.constant(normalizer, dtype).reshape(())
+    return torch.where(normalizer <= 0, 1, normalizer)  # no positives on any process: a zero, not NaN
+
+
 def without_weightless(function: str, matched_idxs: Tensor, weight: Tensor | None) -> Tensor:
-    """matched_idxs for plain PyTorch, with the rows of weight 0 ignored: a NaN there would reach their gradient."""
+    """matched_idxs with the rows of weight 0 ignored: in plain PyTorch a NaN there would reach their gradient."""
     if weight is None:
         return matched_idxs
     _check_weight(function, weight, matched_idxs)
@@ -107,7 +139,7 @@ def register_box_sampling(name: str) -> None:
 
     def backward(ctx, grad):
         needed = ctx.needs_input_grad[:2]
-        grads = getattr(torch.ops.cls2det, f"{name}_backward")(grad, *ctx.saved_tensors, *ctx.options, *needed)
+        grads = run(f"{name}_backward", grad, *ctx.saved_tensors, *ctx.options, *needed)
         grads = [found if need else None for found, need in zip(grads, needed, strict=True)]
         return (*grads, *[None] * (3 + len(ctx.options)))
 

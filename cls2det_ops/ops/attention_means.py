@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .. import _checks as check
 from .. import reference
 from .._library import native
-from ._common import map_like, refuse_second_derivative, register_autograd, register_fake
+from ._common import map_like, refuse_second_derivative, register_autograd, register_fake, run
 
 
 def attention_means(features: Tensor, *, absolute: bool = True) -> tuple[Tensor, Tensor]:
@@ -38,7 +37,7 @@ def attention_means(features: Tensor, *, absolute: bool = True) -> tuple[Tensor,
     check.feature_map(name, "features", features)
     check.flag(name, "absolute", absolute)
     if native(features):
-        return torch.ops.cls2det.attention_means(features, absolute)
+        return run(name, features, absolute)
     return reference.attention_means(features, absolute)
 
 
@@ -60,7 +59,7 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad_spatial, grad_channel):
-    return torch.ops.cls2det.attention_means_backward(grad_spatial, grad_channel, *ctx.saved_tensors, ctx.absolute), None
+    return run("attention_means_backward", grad_spatial, grad_channel, *ctx.saved_tensors, ctx.absolute), None
 
 
 register_autograd("attention_means", _setup_context, _backward)

@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import _checks as check
 from .. import reference
 from .._library import native
-from ._common import refuse_second_derivative, register_autograd, register_fake, wants_gradient
+from ._common import refuse_second_derivative, register_autograd, register_fake, run, wants_gradient
 
 LARGEST_KERNEL = 8  # and stride
 
@@ -56,7 +56,7 @@ def frozen_stem(images: Tensor, weight: Tensor, bias: Tensor, *, stride: int = 2
         raise check.fail(name, "images", f"padded, at least as large as the kernel, {kernel}", tuple(images.shape[2:]))
     weight, bias = weight.detach().to(images.dtype), bias.detach().to(images.dtype)
     if native(images):
-        return torch.ops.cls2det.frozen_stem(images, weight, bias, stride, padding, wants_gradient(images))[0]
+        return run(name, images, weight, bias, stride, padding, wants_gradient(images))[0]
     return reference.frozen_stem(images, weight, bias, stride, padding)
 
 
@@ -82,7 +82,7 @@ def _setup_context(ctx, inputs, output):
 def _backward(ctx, grad, _):
     grads = [None] * 6
     if ctx.needs_input_grad[0]:
-        grads[0] = torch.ops.cls2det.frozen_stem_backward(grad, *ctx.saved_tensors, *ctx.size, *ctx.options)
+        grads[0] = run("frozen_stem_backward", grad, *ctx.saved_tensors, *ctx.size, *ctx.options)
     return tuple(grads)
 
 

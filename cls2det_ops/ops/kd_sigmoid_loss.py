@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .. import _checks as check
 from .. import reference
 from .._library import native
-from ._common import reduce_rows, register_autograd, register_fake, save_row_gradients, wants_gradient, without_weightless
+from ._common import reduce_rows, register_autograd, register_fake, run, save_row_gradients, wants_gradient, without_weightless
 from .kd_softmax_loss import logits_backward, logits_fake, matched_logits
 
 MODES = ("bce", "l1norm")
@@ -65,8 +64,8 @@ def kd_sigmoid_loss(
     temperature = check.positive(name, "temperature", temperature)
     code = check.choice(name, "mode", mode, MODES)
     if native(student_logits):
-        rows, _ = torch.ops.cls2det.kd_sigmoid_loss(
-            student_logits, teacher_logits, matched_idxs, temperature, code, column, wants_gradient(student_logits)
+        rows, _ = run(
+            name, student_logits, teacher_logits, matched_idxs, temperature, code, column, wants_gradient(student_logits)
         )
     else:
         kept = without_weightless(name, matched_idxs, weight)

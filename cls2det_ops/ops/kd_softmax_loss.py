@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import _checks as check
 from .. import reference
 from .._library import native
-from ._common import reduce_rows, register_autograd, register_fake, save_row_gradients, wants_gradient, without_weightless
+from ._common import reduce_rows, register_autograd, register_fake, run, save_row_gradients, wants_gradient, without_weightless
 
 
 def kd_softmax_loss(
@@ -57,9 +57,7 @@ def kd_softmax_loss(
     )
     temperature = check.positive(name, "temperature", temperature)
     if native(student_logits):
-        rows, _ = torch.ops.cls2det.kd_softmax_loss(
-            student_logits, teacher_logits, matched_idxs, temperature, column, wants_gradient(student_logits)
-        )
+        rows, _ = run(name, student_logits, teacher_logits, matched_idxs, temperature, column, wants_gradient(student_logits))
     else:
         kept = without_weightless(name, matched_idxs, weight)
         rows = reference.kd_softmax_loss(student_logits, teacher_logits, kept, temperature, background)
@@ -89,7 +87,7 @@ def matched_logits(
         check.finite_values(name, "student_logits", student_logits)
         check.finite_values(name, "teacher_logits", teacher_logits)
     dtype = torch.promote_types(student_logits.dtype, teacher_logits.dtype)
-    return student_logits.to(dtype), teacher_logits.detach().to(dtype), matched_idxs, column
+    return check.in_dtype(student_logits, dtype), check.constant(teacher_logits, dtype), matched_idxs, column
 
 
 def logits_fake(student_logits: Tensor, *arguments) -> tuple[Tensor, Tensor]:
@@ -101,7 +99,7 @@ def logits_fake(student_logits: Tensor, *arguments) -> tuple[Tensor, Tensor]:
 def logits_backward(ctx, grad_rows, _):
     grad = None
     if grad_rows is not None and ctx.needs_input_grad[0]:
-        grad = torch.ops.cls2det.scale_rows(grad_rows, *ctx.saved_tensors)
+        grad = run("scale_rows", grad_rows, *ctx.saved_tensors)
     return (grad, *[None] * (len(ctx.arguments) - 1))
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import _checks as check
 from .. import reference
 from .._library import native
-from ._common import map_like, reduce_rows, refuse_second_derivative, register_autograd, register_fake
+from ._common import map_like, reduce_rows, refuse_second_derivative, register_autograd, register_fake, run
 
 
 def masked_feature_loss(
@@ -62,7 +62,7 @@ def masked_feature_loss(
     dtype = torch.promote_types(student.dtype, teacher.dtype)
     student, teacher = student.to(dtype), teacher.to(dtype)
     if native(student):
-        rows = torch.ops.cls2det.masked_feature_loss(student, teacher, mask, channel_mask)
+        rows = run(name, student, teacher, mask, channel_mask)
     else:
         rows = reference.masked_feature_loss(student, teacher, mask, channel_mask)
     rows = reduce_rows(name, rows, None, normalizer, "none")
@@ -87,7 +87,7 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, grad_rows):
     needed = ctx.needs_input_grad[:2]
-    grads = torch.ops.cls2det.masked_feature_loss_backward(grad_rows, *ctx.saved_tensors, *needed)
+    grads = run("masked_feature_loss_backward", grad_rows, *ctx.saved_tensors, *needed)
     return (*[grad if need else None for grad, need in zip(grads, needed, strict=True)], None, None)
 
 

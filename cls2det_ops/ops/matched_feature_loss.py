@@ -13,6 +13,7 @@ from ._common import (
     refuse_second_derivative,
     register_autograd,
     register_fake,
+    run,
     save_row_gradients,
     wants_gradient,
     without_weightless,
@@ -65,11 +66,9 @@ def matched_feature_loss(
     if check.debug_enabled():
         check.index_values(name, "matched_idxs", matched_idxs, target_features.shape[0], "target_features", ignored=True)
     dtype = torch.promote_types(features.dtype, target_features.dtype)
-    features, target_features = features.to(dtype), target_features.detach().to(dtype)
+    features, target_features = check.in_dtype(features, dtype), check.constant(target_features, dtype)
     if native(features):
-        rows, _ = torch.ops.cls2det.matched_feature_loss(
-            features, target_features, matched_idxs, *size, kind, beta, wants_gradient(features)
-        )
+        rows, _ = run(name, features, target_features, matched_idxs, *size, kind, beta, wants_gradient(features))
     else:
         kept = without_weightless(name, matched_idxs, weight)
         rows = reference.matched_feature_loss(features, target_features, kept, size, loss, beta)
@@ -91,7 +90,7 @@ def _(grad_rows, pooled_grad, features):
 def _backward(ctx, grad_rows, _):
     grad = None
     if grad_rows is not None and ctx.needs_input_grad[0]:
-        grad = torch.ops.cls2det.matched_feature_loss_backward(grad_rows, *ctx.saved_tensors)
+        grad = run("matched_feature_loss_backward", grad_rows, *ctx.saved_tensors)
     return (grad, *[None] * 7)
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .. import _checks as check
 from .. import reference
 from .._library import native
-from ._common import register_box_sampling
+from ._common import register_box_sampling, run
 
 
 def roi_avg_pool(
@@ -62,8 +61,8 @@ def roi_avg_pool(
         check.box_values(name, "boxes", boxes)
     if not native(features):
         return reference.roi_avg_pool(features, boxes, image_index, size, samples, scale, padding_mode, clip)
-    boxes = boxes.to(check.accumulate_dtype(features.dtype))
-    return torch.ops.cls2det.roi_avg_pool(features, boxes, image_index, *size, *samples, scale, border, clip)
+    boxes = check.in_dtype(boxes, check.accumulate_dtype(features.dtype))
+    return run(name, features, boxes, image_index, *size, *samples, scale, border, clip)
 
 
 register_box_sampling("roi_avg_pool")

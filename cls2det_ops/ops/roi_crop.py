@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .. import _checks as check
 from .. import reference
 from .._library import native
-from ._common import register_box_sampling
+from ._common import register_box_sampling, run
 
 
 def roi_crop(
@@ -62,8 +61,8 @@ def roi_crop(
         check.box_values(name, "boxes", boxes)
     if not native(images):
         return reference.roi_crop(images, boxes, image_index, size, padding_mode=padding_mode, clip=clip)
-    boxes = boxes.to(check.accumulate_dtype(images.dtype))
-    return torch.ops.cls2det.roi_crop(images, boxes, image_index, *size, border, clip)
+    boxes = check.in_dtype(boxes, check.accumulate_dtype(images.dtype))
+    return run(name, images, boxes, image_index, *size, border, clip)
 
 
 register_box_sampling("roi_crop")

@@ -13,6 +13,7 @@ from ._common import (
     refuse_second_derivative,
     register_autograd,
     register_fake,
+    run,
     save_row_gradients,
     wants_gradient,
     without_weightless,
@@ -120,14 +121,12 @@ def roi_feature_loss(
         check.box_values(name, "boxes", boxes)
         check.box_values(name, "target_boxes", target_boxes)
     dtype = torch.promote_types(features.dtype, target_features.dtype)
-    features, target_features = features.to(dtype), target_features.detach().to(dtype)
+    features, target_features = check.in_dtype(features, dtype), check.constant(target_features, dtype)
     acc = check.accumulate_dtype(dtype)
-    boxes, target_boxes = boxes.to(acc), target_boxes.detach().to(acc)
+    boxes, target_boxes = check.in_dtype(boxes, acc), check.constant(target_boxes, acc)
     tensors = (features, boxes, image_index, target_features, target_boxes, target_image_index, matched_idxs)
     if native(features):
-        rows, _ = torch.ops.cls2det.roi_feature_loss(
-            *tensors, *size, *samples, scale, target_scale, border, clip, kind, beta, wants_gradient(boxes)
-        )
+        rows, _ = run(name, *tensors, *size, *samples, scale, target_scale, border, clip, kind, beta, wants_gradient(boxes))
     else:
         kept = without_weightless(name, matched_idxs, weight)
         rows = reference.roi_feature_loss(
@@ -153,9 +152,9 @@ def _backward(ctx, grad_rows, _):
         return tuple(grads)
     grad_boxes, *tensors = ctx.saved_tensors
     if ctx.needs_input_grad[0]:
-        grads[0] = torch.ops.cls2det.roi_feature_loss_backward(grad_rows, *tensors, *ctx.arguments[7:17])
+        grads[0] = run("roi_feature_loss_backward", grad_rows, *tensors, *ctx.arguments[7:17])
     if ctx.needs_input_grad[1]:
-        grads[1] = torch.ops.cls2det.scale_rows(grad_rows, grad_boxes, tensors[1])
+        grads[1] = run("scale_rows", grad_rows, grad_boxes, tensors[1])
     return tuple(grads)
 
 

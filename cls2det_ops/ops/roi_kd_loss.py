@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks as check
+from ._common import divisor, without_weightless
 from .kd_sigmoid_loss import kd_sigmoid_loss
 from .kd_softmax_loss import kd_softmax_loss
 from .roi_feature_loss import roi_feature_loss
@@ -104,20 +105,41 @@ def roi_kd_loss(
     check.floating(name, "teacher_logits", teacher_logits, (target_boxes.shape[0], "C"))
     matched_idxs = check.index(name, "matched_idxs", matched_idxs, boxes.shape[0], "boxes")
     target_image_index = check.index(name, "target_image_index", target_image_index, target_boxes.shape[0], "target_boxes")
-    rows = {"weight": weight, "normalizer": normalizer, "reduction": "mean"}
+    check.same_device(
+        name,
+        student_logits=student_logits,
+        boxes=boxes,
+        teacher_logits=teacher_logits,
+        target_boxes=target_boxes,
+        matched_idxs=matched_idxs,
+        target_image_index=target_image_index,
+    )
+    # every scalar operation is a launch on a GPU, in both directions: weights and normalizer are read once for all terms
+    matched_idxs = without_weightless(name, matched_idxs, weight)
     if head == "softmax":
-        cls = kd_softmax_loss(student_logits, teacher_logits, matched_idxs, temperature, background or "first", **rows)
+        background = background or "first"
+        cls = kd_softmax_loss(student_logits, teacher_logits, matched_idxs, temperature, background, reduction="none")
     else:
+        background = background or "none"
         cls = kd_sigmoid_loss(
-            student_logits, teacher_logits, matched_idxs, temperature, background=background or "none", **rows
+            student_logits, teacher_logits, matched_idxs, temperature, background=background, reduction="none"
         )
-    cls = cls_weight * cls
+    acc = check.accumulate_dtype(torch.promote_types(cls.dtype, boxes.dtype))
+    normalizer = max(boxes.shape[0], 1) if normalizer is None else divisor(name, normalizer, acc)
+    share = normalizer.reciprocal() if isinstance(normalizer, Tensor) else 1 / normalizer
+
+    def term(rows: Tensor, factor: float) -> Tensor:
+        if weight is not None:
+            rows = rows * check.constant(weight, rows.dtype)
+        return rows.sum() * (factor * share)
+
+    cls = term(cls, cls_weight)
     image_index = _image_of_match(matched_idxs, target_image_index)
-    loc = boxes[:0].sum().to(cls.dtype)
+    loc = None
     for number, roi_map in enumerate([maps] if isinstance(maps, RoIMap) else maps):
         if not isinstance(roi_map, RoIMap):
             raise TypeError(f"{name}: maps must be a RoIMap or a sequence of them, found {type(roi_map).__name__} at {number}")
-        term = roi_feature_loss(
+        rows = roi_feature_loss(
             roi_map.features,
             boxes,
             image_index,
@@ -133,15 +155,16 @@ def roi_kd_loss(
             beta=beta,
             padding_mode=padding_mode,
             clip=clip,
-            **rows,
+            reduction="none",
         )
-        loc = loc + loc_weight * roi_map.weight * term
+        of_map = term(rows, loc_weight * roi_map.weight)
+        loc = of_map if loc is None else loc + of_map
+    if loc is None:
+        loc = boxes[:0].sum().to(cls.dtype)
     return RoIKDLoss(cls + loc, cls, loc)
 
 
 def _image_of_match(matched_idxs: Tensor, target_image_index: Tensor) -> Tensor:
-    """target_image_index[matched_idxs] with -1 for matches out of range, read without leaving the tensor."""
-    outside = target_image_index.new_full((1,), -1)
+    """target_image_index[matched_idxs]; of matches out of range, whose rows are ignored, any."""
     count = target_image_index.shape[0]
-    inside = (matched_idxs >= 0) & (matched_idxs < count)
-    return torch.cat([target_image_index, outside])[torch.where(inside, matched_idxs, count)]
+    return target_image_index[matched_idxs.clamp(0, count - 1)] if count else matched_idxs

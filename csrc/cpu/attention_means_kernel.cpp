@@ -90,7 +90,7 @@ Tensor attention_means_backward(Tensor grad_spatial, Tensor grad_channel, Tensor
   const ScalarType dtype = features.scalar_type(), acc = accumulate_dtype(dtype);
   const bool last = is_channels_last(features);
   const DenseMap dense(to_dtype(features, acc), last);
-  const Tensor spatial = contiguous(to_dtype(grad_spatial, acc)), channel = contiguous(to_dtype(grad_channel, acc));
+  const Tensor spatial = packed(grad_spatial, acc), channel = packed(grad_channel, acc);
   const Tensor grad = make_map(features, last, acc);
   (acc == ScalarType::Double ? backward<double> : backward<float>)(
       dense, absolute, last ? spatial : channel, last ? channel : spatial, grad);

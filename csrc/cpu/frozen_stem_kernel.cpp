@@ -41,8 +41,6 @@ struct StemBackward {
 namespace cls2det {
 namespace {
 
-using torch::stable::contiguous;
-
 template <typename T>
 std::tuple<Tensor, Tensor> forward(
     const Tensor& images, const Tensor& weight, const Tensor& bias, const StemShape& shape, bool need_grad) {
@@ -65,7 +63,7 @@ std::tuple<Tensor, Tensor> forward(
 template <typename T>
 Tensor backward(const Tensor& grad, const Tensor& index, const Tensor& weight, const StemShape& shape) {
   const ScalarType acc = accumulate_dtype(grad.scalar_type());
-  const Tensor upstream = contiguous(to_dtype(grad, acc)), chosen = contiguous(index), kernel = contiguous(to_dtype(weight, acc));
+  const Tensor upstream = packed(grad, acc), chosen = packed(index), kernel = packed(weight, acc);
   const T* weights = static_cast<const T*>(kernel.data_ptr());
   const int kernel_size = (shape.kernel_h + 1) / 2 * 2 * kMostKernel;
   std::vector<T> packed(int64_t(shape.inputs) * shape.channels * kernel_size, T(0));

@@ -51,7 +51,7 @@ template <typename T>
 void run(
     const Tensor& anchors, const Tensor& boxes, const Tensor& image_index, const Shape& level_sizes, double factor,
     int64_t assignment, const Tensor& mask) {
-  const Tensor planes = contiguous(torch::stable::transpose(anchors, 0, 1));
+  const Tensor planes = packed(torch::stable::transpose(anchors, 0, 1));
   const T* plane = static_cast<const T*>(planes.data_ptr());
   const int64_t count = anchors.size(0), boxes_count = boxes.size(0), levels = level_sizes.size();
   const std::vector<AnchorChunk> chunks = chunks_of(level_sizes);
@@ -90,7 +90,7 @@ Tensor imitation_mask(
   check_imitation(anchors, boxes, image_index, images, level_sizes, factor, assignment);
   Tensor mask = make(anchors, {images, anchors.size(0)}, ScalarType::Bool);
   (anchors.scalar_type() == ScalarType::Double ? run<double> : run<float>)(
-      anchors, contiguous(boxes), contiguous(image_index), level_sizes, factor, assignment, mask);
+      anchors, packed(boxes), packed(image_index), level_sizes, factor, assignment, mask);
   return mask;
 }
 

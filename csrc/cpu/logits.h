@@ -26,7 +26,7 @@ struct LogitsArgs {
 
 // A matrix whose rows may lie anywhere but whose columns are neighbours.
 inline Tensor with_unit_columns(const Tensor& matrix) {
-  return matrix.size(1) > 1 && matrix.stride(1) != 1 ? contiguous(matrix) : matrix;
+  return matrix.size(1) > 1 && matrix.stride(1) != 1 ? packed(matrix) : matrix;
 }
 
 // teachers(args, begin, end) fills `soft`, then rows(args, begin, end) the results, both in parallel; returns (rows, grad).
@@ -39,7 +39,7 @@ std::tuple<Tensor, Tensor> logits_loss(
   const ScalarType dtype = student_logits.scalar_type(), acc = accumulate_dtype(dtype);
   const Tensor student = with_unit_columns(to_dtype(student_logits, acc));
   const Tensor teacher = with_unit_columns(to_dtype(teacher_logits, acc));
-  const Tensor matched = contiguous(matched_idxs);
+  const Tensor matched = packed(matched_idxs);
   const int64_t count = student.size(0), columns = student.size(1);
   Tensor rows = make(student, {count}, acc);
   Tensor grad = make(student, need_grad ? Shape{count, columns} : Shape{0}, acc);

@@ -76,7 +76,7 @@ std::tuple<Tensor, Tensor> masked_feature_loss_backward(
   };
   const Tensor grad_student = gradient(need_student), grad_teacher = gradient(need_teacher);
   (acc == ScalarType::Double ? backward<double> : backward<float>)(
-      maps, contiguous(to_dtype(grad_rows, acc)), grad_student, grad_teacher);
+      maps, packed(grad_rows, acc), grad_student, grad_teacher);
   return {to_dtype(grad_student, dtype), to_dtype(grad_teacher, dtype)};
 }
 

@@ -56,8 +56,8 @@ std::tuple<Tensor, Tensor> forward(
     const Tensor& features, const Tensor& target_features, const Tensor& matched_idxs, int64_t out_h, int64_t out_w, int64_t loss,
     double beta, bool need_grad) {
   const ScalarType acc = accumulate_dtype(features.scalar_type());
-  const Tensor crops = contiguous(to_dtype(features, acc)), truths = contiguous(to_dtype(target_features, acc));
-  const Tensor matched = contiguous(matched_idxs);
+  const Tensor crops = packed(features, acc), truths = packed(target_features, acc);
+  const Tensor matched = packed(matched_idxs);
   const int64_t count = crops.size(0), channels = crops.size(1), targets = truths.size(0);
   Bins<T> bins(crops, out_h, out_w);
   MatchedArgs<T>& args = bins.args;
@@ -90,7 +90,7 @@ std::tuple<Tensor, Tensor> forward(
 template <typename T>
 Tensor backward(const Tensor& grad_rows, const Tensor& pooled_grad, const Tensor& features) {
   const ScalarType acc = accumulate_dtype(features.scalar_type());
-  const Tensor upstream = contiguous(to_dtype(grad_rows, acc)), pooled = contiguous(to_dtype(pooled_grad, acc));
+  const Tensor upstream = packed(grad_rows, acc), pooled = packed(pooled_grad, acc);
   Bins<T> bins(features, pooled_grad.size(2), pooled_grad.size(3));
   Tensor grad = make(features, shape_of(features), acc);
   bins.args.grad_rows = static_cast<const T*>(upstream.data_ptr());

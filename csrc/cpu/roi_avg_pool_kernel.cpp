@@ -45,7 +45,7 @@ std::tuple<Tensor, Tensor> backward(
     double scale, bool need_features, bool need_boxes) {
   const RoiTensors tensors(features, boxes, image_index);
   const ScalarType acc = tensors.map.scalar_type();
-  const Tensor upstream = contiguous(to_dtype(grad, acc));
+  const Tensor upstream = packed(grad, acc);
   RoiPoolArgs<T> args{};
   args.side = tensors.side<T>(scale);
   args.pooling = pooling;

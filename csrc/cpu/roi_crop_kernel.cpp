@@ -76,7 +76,7 @@ std::tuple<Tensor, Tensor> backward(
     bool need_boxes) {
   const RoiTensors tensors(images, boxes, index);
   const ScalarType acc = tensors.map.scalar_type();
-  const Tensor upstream = contiguous(to_dtype(grad, acc));
+  const Tensor upstream = packed(grad, acc);
   RoiCropArgs<T> args = arguments<T>(tensors, grad.size(2), grad.size(3), border, clip);
   args.grad = static_cast<const T*>(upstream.data_ptr());
   Tensor grad_boxes = make(boxes, need_boxes ? Shape{args.side.count, 4} : Shape{0}, acc);

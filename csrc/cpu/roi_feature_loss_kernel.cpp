@@ -52,7 +52,7 @@ struct Operands {
   explicit Operands(const Call& call)
       : predicted(call.features, call.boxes, call.image_index),
         truths(call.target_features, call.target_boxes, call.target_image_index),
-        matched(contiguous(call.matched_idxs)) {
+        matched(packed(call.matched_idxs)) {
     args.side = predicted.side<T>(call.spatial_scale);
     args.target = truths.side<T>(call.target_spatial_scale);
     args.pooling = call.pooling;
@@ -112,7 +112,7 @@ Tensor backward(const Call& call, const Tensor& grad_rows) {
   Operands<T> operands(call);
   RoiLossArgs<T>& args = operands.args;
   const Tensor& map = operands.predicted.map;
-  const Tensor upstream = contiguous(to_dtype(grad_rows, map.scalar_type()));
+  const Tensor upstream = packed(grad_rows, map.scalar_type());
   Tensor grad = make(map, shape_of(map), map.scalar_type());
   args.grad_rows = static_cast<const T*>(upstream.data_ptr());
   args.grad_features = static_cast<T*>(grad.data_ptr());

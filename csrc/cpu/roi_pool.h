@@ -92,7 +92,7 @@ struct RoiTensors {
   Tensor map, boxes, image_index;
 
   RoiTensors(const Tensor& features, const Tensor& b, const Tensor& index)
-      : map(to_dtype(features, accumulate_dtype(features.scalar_type()))), boxes(contiguous(b)), image_index(contiguous(index)) {}
+      : map(to_dtype(features, accumulate_dtype(features.scalar_type()))), boxes(packed(b)), image_index(packed(index)) {}
 
   template <typename T>
   RoiSide<T> side(double scale) const {

@@ -25,7 +25,7 @@ Tensor run(const Tensor& grad_rows, const Tensor& row_grads) {
 Tensor scale_rows(Tensor grad_rows, Tensor row_grads, Tensor input) {
   check_scale_rows(grad_rows, row_grads, input);
   const ScalarType dtype = input.scalar_type(), acc = accumulate_dtype(dtype);
-  const Tensor upstream = to_dtype(grad_rows, acc), rows = contiguous(to_dtype(row_grads, acc));
+  const Tensor upstream = to_dtype(grad_rows, acc), rows = packed(row_grads, acc);
   return to_dtype(acc == ScalarType::Double ? run<double>(upstream, rows) : run<float>(upstream, rows), dtype);
 }
 

@@ -67,10 +67,18 @@ struct Axes {
 // The slots that a row of W needs: every sample reads two pixels.
 int slots_per_bin(int samples, int bins);
 
-// Fills `axes` for boxes on a map.
+// The boxes of one map, and the tables to fill for them.
 template <typename T>
-void build_axes(
-    const BoxList<T>& boxes, int64_t images, int height, int width, const Pooling& pooling, const Axes<T>& axes, cudaStream_t stream);
+struct AxesOf {
+  BoxList<T> boxes;
+  int64_t images;
+  int height, width;
+  Axes<T> axes;
+};
+
+// Fills the tables of both, in one launch; of `first` alone if `second` has no boxes.
+template <typename T>
+void build_axes(const AxesOf<T>& first, const AxesOf<T>& second, const Pooling& pooling, cudaStream_t stream);
 
 // Fills the one shared table of plain adaptive average pooling of a whole (height, width) map.
 template <typename T>
@@ -137,7 +145,8 @@ struct FeatureLoss {
   int loss;
   T beta;
   T share;             // 1 / (C bins)
-  const T* grad_rows;  // (K,) or null: 1
+  const T* grad_rows;  // (K,), grad_stride apart, or null: 1
+  int64_t grad_stride;
   T* partial;          // (K, tiles, 5) or null: {loss, d loss / dx1, dy1, dx2, dy2}, not yet times share
   bool edges;          // whether the last four are wanted
   T* pooled_grad;      // (K, C, bins) or null: grad_rows[k] * share * d'(difference)
@@ -230,10 +239,11 @@ void kd_softmax_rows(const LogitsLoss<S>& args, cudaStream_t stream);
 template <typename S>
 void kd_sigmoid_rows(const LogitsLoss<S>& args, cudaStream_t stream);
 
-// out (count, width) = grad_rows[k] * row_grads[k, i]
+// out (count, width) = grad_rows[k] * row_grads[k, i]; grad_rows lie grad_stride apart, which is 0 for those of a plain sum
 template <typename S>
 void multiply_rows(
-    const Accumulate<S>* grad_rows, const S* row_grads, int64_t count, int64_t width, S* out, cudaStream_t stream);
+    const Accumulate<S>* grad_rows, int64_t grad_stride, const S* row_grads, int64_t count, int64_t width, S* out,
+    cudaStream_t stream);
 
 // Instantiates a launcher for every storage type.
 #define CLS2DET_FOR_STORAGE(INSTANTIATE) \

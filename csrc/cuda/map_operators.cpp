@@ -54,7 +54,7 @@ std::tuple<Tensor, Tensor> masked_feature_loss_backward(
   const CurrentDevice device(student);
   const ScalarType dtype = student.scalar_type();
   const MaskedMaps maps(student, teacher, mask, channel_mask);
-  const Tensor upstream = plain(grad_rows, accumulate_dtype(dtype));
+  const Tensor upstream = packed(grad_rows, accumulate_dtype(dtype));
   const auto gradient = [&](bool needed) {
     return needed ? make_map(student, maps.channels_last, dtype) : make(student, {0}, dtype);
   };
@@ -113,7 +113,7 @@ Tensor attention_means_backward(Tensor grad_spatial, Tensor grad_channel, Tensor
   const ScalarType dtype = features.scalar_type(), acc = accumulate_dtype(dtype);
   const bool last = is_channels_last(features);
   const DenseMap dense(features, last);
-  const Tensor spatial = plain(grad_spatial, acc), channel = plain(grad_channel, acc);
+  const Tensor spatial = packed(grad_spatial, acc), channel = packed(grad_channel, acc);
   Tensor grad = make_map(features, last, dtype);
   for_storage(dtype, [&](auto storage) {
     using S = decltype(storage);
@@ -153,8 +153,8 @@ Tensor frozen_stem_backward(
   const CurrentDevice device(grad);
   const ScalarType dtype = grad.scalar_type();
   const StemShape shape = stem_shape(weight, grad.size(0), height, width, stride, padding);
-  const Tensor upstream = plain(grad, dtype), chosen = torch::stable::contiguous(index);
-  const Tensor kernel = plain(weight, accumulate_dtype(dtype));
+  const Tensor upstream = packed(grad, dtype), chosen = packed(index);
+  const Tensor kernel = packed(weight, accumulate_dtype(dtype));
   Tensor out = make(grad, {shape.images, shape.inputs, height, width}, dtype);
   for_storage(dtype, [&](auto storage) {
     using S = decltype(storage);
@@ -195,7 +195,7 @@ Tensor imitation_mask(
   const Boxes truths(boxes, image_index);
   Tensor mask = make(anchors, {images, anchors.size(0)}, ScalarType::Bool);
   (anchors.scalar_type() == ScalarType::Double ? mark_anchors<double> : mark_anchors<float>)(
-      torch::stable::contiguous(anchors), truths, level_sizes, factor, assignment, mask, device.stream());
+      packed(anchors), truths, level_sizes, factor, assignment, mask, device.stream());
   device.check_launch();
   return mask;
 }

@@ -28,10 +28,17 @@ struct AxisTables {
     axes.counts = data<int>(counts);
   }
 
-  // of boxes on a map
-  static AxisTables of(const Tensor& map, const BoxList<T>& boxes, const Pooling& p, cudaStream_t stream) {
-    AxisTables tables(map, boxes.count, false, p.out_h, p.out_w, p.samples_h, p.samples_w);
-    build_axes(boxes, map.size(0), int(map.size(2)), int(map.size(3)), p, tables.axes, stream);
+  // of boxes on a map, not filled
+  AxisTables(const Tensor& map, const BoxList<T>& boxes, const Pooling& p)
+      : AxisTables(map, boxes.count, false, p.out_h, p.out_w, p.samples_h, p.samples_w) {}
+
+  AxesOf<T> of(const Tensor& map, const BoxList<T>& boxes) const {
+    return {boxes, map.size(0), int(map.size(2)), int(map.size(3)), axes};
+  }
+
+  static AxisTables filled(const Tensor& map, const BoxList<T>& boxes, const Pooling& p, cudaStream_t stream) {
+    AxisTables tables(map, boxes, p);
+    build_axes(tables.of(map, boxes), AxesOf<T>{}, p, stream);
     return tables;
   }
 
@@ -72,7 +79,7 @@ Tensor roi_avg_pool(
   for_storage(features.scalar_type(), [&](auto storage) {
     using S = decltype(storage);
     const BoxList<Accumulate<S>> list = rois.list<Accumulate<S>>(spatial_scale);
-    const auto tables = AxisTables<Accumulate<S>>::of(features, list, pooling, device.stream());
+    const auto tables = AxisTables<Accumulate<S>>::filled(features, list, pooling, device.stream());
     roi_avg_pool_forward(view<S>(features), list.image_index, tables.axes, data<S>(out), device.stream());
   });
   device.check_launch();
@@ -86,7 +93,7 @@ std::tuple<Tensor, Tensor> backward(
   const CurrentDevice device(map);
   const ScalarType dtype = map.scalar_type(), acc = accumulate_dtype(dtype);
   const Boxes rois(boxes, image_index);
-  const Tensor upstream = plain(grad, acc);
+  const Tensor upstream = packed(grad, acc);
   Tensor grad_map = make(map, need_map ? shape_of(map) : Shape{0}, dtype);
   Tensor grad_boxes = make(boxes, need_boxes ? Shape{boxes.size(0), 4} : Shape{0}, acc);
   const int height = int(map.size(2)), width = int(map.size(3));
@@ -107,7 +114,7 @@ std::tuple<Tensor, Tensor> backward(
       reduce(partial);
     }
     if (!need_map && (crop || !need_boxes)) return;
-    const auto tables = AxisTables<T>::of(map, list, pooling, device.stream());
+    const auto tables = AxisTables<T>::filled(map, list, pooling, device.stream());
     if (need_boxes && !crop) {
       const Tensor partial = partials(pool_tiling(features, tables.axes).tiles);
       roi_avg_pool_edges(features, list.image_index, tables.axes, data<const T>(upstream), data<T>(partial), device.stream());
@@ -173,11 +180,14 @@ struct RoiLossSides {
   RoiLossSides(const RoiLossCall& call, cudaStream_t stream)
       : rois(call.boxes, call.image_index),
         target_rois(call.target_boxes, call.target_image_index),
-        matched(torch::stable::contiguous(call.matched_idxs)),
+        matched(packed(call.matched_idxs)),
         boxes(rois.list<T>(call.spatial_scale)),
         target_boxes(target_rois.list<T>(call.target_spatial_scale)),
-        tables(AxisTables<T>::of(call.features, boxes, call.pooling, stream)),
-        target_tables(AxisTables<T>::of(call.target_features, target_boxes, call.pooling, stream)) {}
+        tables(call.features, boxes, call.pooling),
+        target_tables(call.target_features, target_boxes, call.pooling) {
+    build_axes(
+        tables.of(call.features, boxes), target_tables.of(call.target_features, target_boxes), call.pooling, stream);
+  }
 
   // The channels [c0, c0 + channels) of the comparison; pools the targets' into `target` (G, channels, bins).
   FeatureLoss<S> compare(const RoiLossCall& call, int64_t c0, int64_t channels, const Tensor& target, cudaStream_t stream) const {
@@ -231,7 +241,7 @@ Tensor roi_loss_backward(const RoiLossCall& call, const Tensor& grad_rows) {
   const CurrentDevice device(call.features);
   const ScalarType acc = accumulate_dtype(call.features.scalar_type());
   const RoiLossSides<S> sides(call, device.stream());
-  const Tensor upstream = plain(grad_rows, acc);
+  const Tensor upstream = to_dtype(grad_rows, acc);
   const Tensor grad = make(call.features, shape_of(call.features), call.features.scalar_type());
   const int64_t count = call.boxes.size(0), channels = call.features.size(1), bins = call.bins();
   const int64_t area = call.features.size(2) * call.features.size(3);
@@ -244,6 +254,7 @@ Tensor roi_loss_backward(const RoiLossCall& call, const Tensor& grad_rows) {
     const int64_t part = channels - c0 < step ? channels - c0 : step;
     FeatureLoss<S> args = sides.compare(call, c0, part, target, device.stream());
     args.grad_rows = data<const T>(upstream);
+    args.grad_stride = upstream.stride(0);
     args.pooled_grad = data<T>(pooled_grad);
     feature_loss(args, device.stream());
     roi_map_gradient(
@@ -287,7 +298,7 @@ std::tuple<Tensor, Tensor> matched_loss_forward(
   const CurrentDevice device(features);
   const ScalarType acc = accumulate_dtype(features.scalar_type());
   const int64_t count = features.size(0), channels = features.size(1), targets = target_features.size(0);
-  const Tensor matched = torch::stable::contiguous(matched_idxs);
+  const Tensor matched = packed(matched_idxs);
   Tensor rows = make(features, {count}, acc);
   Tensor grad = make(features, need_grad ? Shape{count, channels, out_h, out_w} : Shape{0}, acc);
   const auto tables = AxisTables<T>::of_windows(features, out_h, out_w, device.stream());
@@ -330,7 +341,7 @@ Tensor matched_feature_loss_backward(Tensor grad_rows, Tensor pooled_grad, Tenso
   check_matched_loss_backward(grad_rows, pooled_grad, features);
   const CurrentDevice device(features);
   const ScalarType acc = accumulate_dtype(features.scalar_type());
-  const Tensor upstream = plain(grad_rows, acc), pooled = plain(pooled_grad, acc);
+  const Tensor upstream = packed(grad_rows, acc), pooled = packed(pooled_grad, acc);
   Tensor grad = make(features, shape_of(features), features.scalar_type());
   for_storage(features.scalar_type(), [&](auto storage) {
     using S = decltype(storage);
@@ -354,7 +365,7 @@ std::tuple<Tensor, Tensor> logits_loss(
   const CurrentDevice device(student);
   const ScalarType dtype = student.scalar_type();
   const int64_t count = student.size(0), columns = student.size(1);
-  const Tensor matched = torch::stable::contiguous(matched_idxs);
+  const Tensor matched = packed(matched_idxs);
   Tensor rows = make(student, {count}, accumulate_dtype(dtype));
   Tensor grad = make(student, need_grad ? Shape{count, columns} : Shape{0}, dtype);
   for_storage(dtype, [&](auto storage) {
@@ -390,13 +401,14 @@ Tensor scale_rows(Tensor grad_rows, Tensor row_grads, Tensor input) {
   check_scale_rows(grad_rows, row_grads, input);
   const CurrentDevice device(input);
   const ScalarType dtype = input.scalar_type();
-  const Tensor upstream = plain(grad_rows, accumulate_dtype(dtype)), grads = plain(row_grads, dtype);
+  const Tensor upstream = to_dtype(grad_rows, accumulate_dtype(dtype)), grads = packed(row_grads, dtype);
   Tensor out = make(grads, shape_of(grads), dtype);
   const int64_t count = grads.size(0), width = count ? grads.numel() / count : 0;
   for_storage(dtype, [&](auto storage) {
     using S = decltype(storage);
     multiply_rows(
-        data<const Accumulate<S>>(upstream), data<const S>(grads), count, width, data<S>(out), device.stream());
+        data<const Accumulate<S>>(upstream), upstream.stride(0), data<const S>(grads), count, width, data<S>(out),
+        device.stream());
   });
   device.check_launch();
   return out;

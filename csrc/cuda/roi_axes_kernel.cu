@@ -59,15 +59,19 @@ __device__ int build_row(T lo, T hi, int samples, int bins, int bin, int size, b
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kBlock) build_axes_kernel(
-    BoxList<T> boxes, int64_t images, int height, int width, Pooling pooling, Axes<T> axes) {
-  const int64_t rows = int64_t(axes.out_h) + axes.out_w;
-  const int64_t y_entries = int64_t(axes.out_h) * axes.slots_y, all_entries = y_entries + int64_t(axes.out_w) * axes.slots_x;
-  for (int64_t task = int64_t(blockIdx.x) * kBlock + threadIdx.x; task < boxes.count * rows; task += int64_t(gridDim.x) * kBlock) {
-    const int64_t box = divide(task, rows), row = task - box * rows;
-    const int64_t image = boxes.image_index[box];
-    const MapBox<T> b = map_box(boxes.boxes + 4 * box, boxes.scale, height, width, pooling.clip);
-    const int state = image < 0 || image >= images ? kIgnored : b.finite ? kPooled : kNotFinite;
+__global__ void __launch_bounds__(kBlock) build_axes_kernel(AxesOf<T> first, AxesOf<T> second, Pooling pooling) {
+  const int64_t rows = int64_t(pooling.out_h) + pooling.out_w, tasks = (first.boxes.count + second.boxes.count) * rows;
+  for (int64_t task = int64_t(blockIdx.x) * kBlock + threadIdx.x; task < tasks; task += int64_t(gridDim.x) * kBlock) {
+    const int64_t of_both = divide(task, rows), row = task - of_both * rows;
+    const bool is_first = of_both < first.boxes.count;
+    const AxesOf<T> side = is_first ? first : second;
+    const int64_t box = is_first ? of_both : of_both - first.boxes.count;
+    const Axes<T>& axes = side.axes;
+    const int64_t y_entries = int64_t(axes.out_h) * axes.slots_y, all_entries = y_entries + int64_t(axes.out_w) * axes.slots_x;
+    const int height = side.height, width = side.width;
+    const int64_t image = side.boxes.image_index[box];
+    const MapBox<T> b = map_box(side.boxes.boxes + 4 * box, side.boxes.scale, height, width, pooling.clip);
+    const int state = image < 0 || image >= side.images ? kIgnored : b.finite ? kPooled : kNotFinite;
     AxisEntry<T>* entries = axes.entries + box * all_entries;
     int* counts = axes.counts + box * (1 + rows);
     if (row == 0) counts[0] = state;
@@ -111,11 +115,10 @@ int slots_per_bin(int samples, int bins) {
 }
 
 template <typename T>
-void build_axes(
-    const BoxList<T>& boxes, int64_t images, int height, int width, const Pooling& pooling, const Axes<T>& axes, cudaStream_t stream) {
-  const int64_t tasks = boxes.count * (int64_t(axes.out_h) + axes.out_w);
+void build_axes(const AxesOf<T>& first, const AxesOf<T>& second, const Pooling& pooling, cudaStream_t stream) {
+  const int64_t tasks = (first.boxes.count + second.boxes.count) * (int64_t(pooling.out_h) + pooling.out_w);
   if (tasks == 0) return;
-  CLS2DET_LAUNCH(build_axes_kernel<T>, grid_of(ceil_div(tasks, kBlock)), stream, boxes, images, height, width, pooling, axes);
+  CLS2DET_LAUNCH(build_axes_kernel<T>, grid_of(ceil_div(tasks, kBlock)), stream, first, second, pooling);
 }
 
 template <typename T>
@@ -125,7 +128,7 @@ void build_window_axes(int height, int width, const Axes<T>& axes, cudaStream_t 
 }
 
 #define INSTANTIATE(T)                                                                                                         \
-  template void build_axes(const BoxList<T>&, int64_t, int, int, const Pooling&, const Axes<T>&, cudaStream_t);                \
+  template void build_axes(const AxesOf<T>&, const AxesOf<T>&, const Pooling&, cudaStream_t);                                  \
   template void build_window_axes(int, int, const Axes<T>&, cudaStream_t);
 INSTANTIATE(float)
 INSTANTIATE(double)

@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kBlock) feature_loss_kernel(FeatureLoss<S> a, 
     T sums[5] = {};
     if (match >= 0) {
       const T* target = a.target + match * values;
-      const T upstream = (a.grad_rows ? a.grad_rows[k] : T(1)) * a.share;
+      const T upstream = (a.grad_rows ? a.grad_rows[k * a.grad_stride] : T(1)) * a.share;
       pool_tile<kEdges>(
           a.map, a.image_index ? a.image_index[k] : k, a.axes, box, tiling, tile, [&](int64_t i, const Pooled<T>& pooled) {
             const T difference = pooled.value - target[i];

@@ -29,8 +29,6 @@ T* data(const Tensor& tensor) {
   return static_cast<T*>(tensor.data_ptr());
 }
 
-inline Tensor plain(const Tensor& tensor, ScalarType dtype) { return torch::stable::contiguous(to_dtype(tensor, dtype)); }
-
 template <typename S>
 MapView<S> view(const Tensor& map) {
   return {data<const S>(map), map.size(0),  map.size(1),      map.stride(0),    map.stride(1),
@@ -41,7 +39,7 @@ struct Boxes {  // contiguous
   Tensor boxes, image_index;
 
   Boxes(const Tensor& b, const Tensor& index)
-      : boxes(torch::stable::contiguous(b)), image_index(torch::stable::contiguous(index)) {}
+      : boxes(packed(b)), image_index(packed(index)) {}
 
   template <typename T>
   BoxList<T> list(double scale) const {
