@@ -33,6 +33,7 @@ from cls2det.distillers import (
     GIDSettings,
     KDSettings,
     PKDSettings,
+    TBDSettings,
 )
 from cls2det.distillers.classifier import NOTHING, TERMS, ClassifierDistiller, DistillSettings
 from cls2det.evaluate import evaluate as evaluate_detector
@@ -166,6 +167,7 @@ def distill(
     pkd: PKDSettings = PKDSettings(),  # noqa: B008
     cwd: CWDSettings = CWDSettings(),  # noqa: B008
     bckd: BCKDSettings = BCKDSettings(),  # noqa: B008
+    tbd: TBDSettings = TBDSettings(),  # noqa: B008
     progress: fit.Progress | None = None,
 ) -> dict:
     """Train a detector and distil a classification teacher, or a bigger detector, or both, into it.
@@ -194,7 +196,7 @@ def distill(
         allow_poor_teacher: go on with a teacher that is no better than guessing
         detector_teacher: weights.pt of ``cls2det train`` or ``distill``, or torchvision:NAME for a detector with torchvision's
             COCO weights; the teacher of every distiller but classifier
-        distillers: whose terms are added: classifier, kd, fgfi, gid, fkd, fgd, pkd, cwd, bckd
+        distillers: whose terms are added: classifier, kd, fgfi, gid, fkd, fgd, pkd, cwd, bckd, tbd
         distill: weights and settings of the classifier's terms
         kd: of KD (Chen et al., NeurIPS 2017): soft labels, bounded regression, hint
         fgfi: of FGFI (Wang et al., CVPR 2019): features near objects
@@ -204,6 +206,7 @@ def distill(
         pkd: of PKD (Cao et al., NeurIPS 2022): normalised features
         cwd: of CWD (Shu et al., ICCV 2021): where each channel looks
         bckd: of BCKD (Yang et al., ICCV 2023): scores and boxes of sigmoid heads
+        tbd: after TBD (Tang et al., 2022): where class scores and boxes agree
     """
     options = dict(locals())
     if unknown := set(distillers) - set(NAMES):

@@ -421,6 +421,39 @@ def test_kd_looks_at_the_samples_that_the_detectors_loss_looks_at(scenes):
     assert terms["kd_bounded"].item() == pytest.approx(0.5 * total / len(seen.regions.labels), rel=1e-4)
 
 
+@pytest.mark.parametrize("student", ["retinanet_compact", "fcos_compact"])
+def test_tbd_looks_where_the_teacher_scores_and_where_its_boxes_fit(scenes, student, monkeypatch):
+    """Its masks and weights, from the teacher's predictions, anchor by anchor."""
+    given = {}
+    place = "cls2det.distillers.tbd."
+    monkeypatch.setattr(place + "tbd_feature_loss", lambda *given_to: given.setdefault("masks", given_to[2:4])[0][0].sum())
+    monkeypatch.setattr(place + "bckd_loss", lambda *given_to: given.setdefault("harmony", given_to[3]).sum())
+    model = model_of(student, "tbd")
+    model.losses(*batch(scenes, 2))
+    seen = model.tap.seen
+    taught = Taught(model.distillers.teacher, seen, model.detector.transform)
+    grid, found = seen.grid, seen.positives
+    scores, regression = taught.grid[0][..., 1:].sigmoid(), taught.grid[1]
+    sizes = [features.shape[-2:] for features in seen.features.values()]
+    assert sum(grid.level_sizes) == len(grid.anchors) and len(found) > 5
+    fit, harmony = torch.zeros(grid.labels.shape), []
+    rows = [(image, anchor) for image in range(2) for anchor in range(len(grid.anchors)) if grid.labels[image, anchor] > 0]
+    for (image, anchor), match in zip(rows, found.matched_idxs.tolist(), strict=True):
+        box = grid.decode(regression[image, anchor][None], grid.anchors[anchor][None])
+        fit[image, anchor] = box_iou(box, found.target_boxes[match][None])
+        harmony.append(fit[image, anchor] * scores[image, anchor, found.target_labels[match] - 1])
+    torch.testing.assert_close(given["harmony"], torch.stack(harmony), rtol=1e-4, atol=1e-6)
+    for values, masks in ((scores.amax(-1), given["masks"][0]), (fit, given["masks"][1])):
+        begin = 0
+        for (height, width), count, mask in zip(sizes, grid.level_sizes, masks, strict=True):
+            each = count // (height * width)
+            for y in range(height):
+                for x in range(width):
+                    first = begin + (y * width + x) * each
+                    torch.testing.assert_close(mask[:, y, x], values[:, first : first + each].amax(1), rtol=1e-4, atol=1e-6)
+            begin += count
+
+
 def test_gid_marks_the_places_that_fcos_calls_positive(scenes):
     """Against torchvision's own assignment, with the ground truths as instances."""
     model = model_of("fcos_compact", "gid")

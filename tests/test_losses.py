@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision.ops import generalized_box_iou_loss
+from torchvision.ops import box_iou, generalized_box_iou_loss
 
 from cls2det_ops import losses
 
@@ -65,6 +65,7 @@ LOSSES = {
         losses.bckd_box_loss,
     ),
 }
+LOSSES["tbd"] = (maps, lambda s, t: losses.tbd_feature_loss([s, 2 * s], [t, 2 * t], [SPATIAL, SPATIAL**2], [SPATIAL > 0.5] * 2, 0.3))
 CUT = ("bckd",)  # weighted by a detached factor: the gradient is by design not that of the value
 
 
@@ -173,6 +174,37 @@ def test_fgfi_by_loops():
     assert losses.fgfi_loss([student], [teacher], [mask]).item() == pytest.approx(total / (2 * mask.sum().item()))
     two = losses.fgfi_loss([student, student], [teacher, teacher], [mask, torch.zeros_like(mask)])
     assert two.item() == pytest.approx(total / (2 * mask.sum().item()))  # one count for all levels
+
+
+def test_tbd_by_loops():
+    """Two levels; the second image has no place for the regression."""
+    levels = [maps(), maps(height=2, width=3, seed=5)]
+    cls = [torch.rand(3, *pair[0].shape[2:], **DOUBLE) for pair in levels]
+    fit = [torch.rand(3, *pair[0].shape[2:], **DOUBLE).round() * torch.tensor([1.0, 0, 1])[:, None, None] for pair in levels]
+    total = 0.0
+    for image in range(3):
+        for masks, share in ((cls, 0.3), (fit, 0.7)):
+            whole = sum(mask[image].sum().item() for mask in masks)
+            for (student, teacher), mask in zip(levels, masks, strict=True):
+                for y in range(student.shape[2]):
+                    for x in range(student.shape[3]):
+                        square = ((student[image, :, y, x] - teacher[image, :, y, x]) ** 2).mean().item()
+                        total += share * mask[image, y, x].item() * square / (whole or 1)
+    students, teachers = zip(*levels, strict=True)
+    assert losses.tbd_feature_loss(students, teachers, cls, fit, 0.3).item() == pytest.approx(total / 3)
+    halves = [
+        losses.tbd_feature_loss(*([level[part] for level in each] for each in (students, teachers, cls, fit)), 0.3)
+        for part in (slice(1), slice(1, 3))
+    ]
+    assert ((halves[0] + 2 * halves[1]) / 3).item() == pytest.approx(total / 3)
+
+
+def test_harmony_is_score_times_overlap():
+    ours, theirs, scores = some_boxes(6), some_boxes(6, 1), torch.rand(6, **DOUBLE)
+    found, iou = losses.harmony_score(scores, ours.requires_grad_(), theirs)
+    torch.testing.assert_close(iou, box_iou(ours.detach(), theirs).diag())
+    torch.testing.assert_close(found, scores * iou)
+    assert iou.any() and not found.requires_grad
 
 
 def test_fgfi_without_objects_is_zero_with_a_graph():
@@ -375,6 +407,7 @@ def test_nothing_gives_a_zero_with_a_graph():
         losses.ld_loss(bins, bins.detach()),
         losses.bckd_loss(empty["row"], each["row"]),
         losses.bckd_box_loss(empty["box"], each["box"]),
+        losses.tbd_feature_loss([empty["map"]], [each["map"]], [torch.zeros(0, 5, 6)], [torch.zeros(0, 5, 6)]),
         *losses.fgd_feature_loss(empty["map"], each["map"], torch.zeros(0, 5, 6), torch.zeros(0, 5, 6)),
     ]
     for value in values:
@@ -389,6 +422,10 @@ def test_nothing_gives_a_zero_with_a_graph():
     [
         (lambda: losses.root_feature_loss(torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4, 4)), "root|masked.*teacher"),
         (lambda: losses.fgfi_loss([torch.zeros(1, 1, 2, 2)], [], []), "fgfi_loss.*levels.*1, 0 and 0"),
+        (lambda: losses.tbd_feature_loss([torch.zeros(1, 1, 2, 2)], [], [], []), "tbd_feature_loss.*levels.*1, 0, 0 and 0"),
+        (lambda: losses.tbd_feature_loss(*[[torch.zeros(1, 1, 2, 2)]] * 2, *[[torch.zeros(1, 2, 2)]] * 2, 1.5), "balance.*1.5"),
+        (lambda: losses.tbd_feature_loss(*[[torch.zeros(1, 1, 2, 2)]] * 2, *[[torch.zeros(1, 2, 3)]] * 2), r"cls_masks\[0\]"),
+        (lambda: losses.harmony_score(torch.zeros(3), torch.zeros(2, 4), torch.zeros(3, 4)), "harmony_score: boxes"),
         (lambda: losses.fkd_masks(torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 5)), "fkd_masks: teacher"),
         (lambda: losses.fkd_masks(*[torch.zeros(2, 3, 4, 4)] * 2, 0.0), "fkd_masks: temperature"),
         (lambda: losses.gid_feature_loss(*[torch.zeros(2, 3, 4, 4)] * 2, "cosine"), "gid_feature_loss: form"),

@@ -34,6 +34,7 @@ OPERATED = {
     "root, per image": lambda student, teacher, mask: losses.root_feature_loss(student, teacher, mask, per_image=True),
     "fkd masks": lambda student, teacher, mask: sum(each.square().sum() for each in losses.fkd_masks(student, teacher)),
     "fgfi": lambda student, teacher, mask: losses.fgfi_loss([student] * 2, [teacher] * 2, [mask > 0.4, mask > 0.8]),
+    "tbd": lambda student, teacher, mask: losses.tbd_feature_loss([student] * 2, [teacher] * 2, [mask] * 2, [mask > 0.6] * 2),
     "fgd": lambda student, teacher, mask: sum(losses.fgd_feature_loss(student, teacher, mask, 1 - mask)),
     "cwd": lambda student, teacher, mask: losses.cwd_loss(student, teacher, 2.0),
     "ld": lambda student, teacher, mask: losses.ld_loss(student.flatten(2), teacher.flatten(2), 4.0, mask[:, 0, 0]),

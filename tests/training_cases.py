@@ -22,8 +22,8 @@ MAPS = ("fgfi", "fkd", "fgd", "pkd", "cwd")  # methods that compare the backbone
 FITS = {  # the detector-to-detector methods that fit each small student
     "ssd_compact": MAPS,
     "fasterrcnn_compact": ("kd", "gid", *MAPS),
-    "retinanet_compact": ("gid", "bckd", *MAPS),
-    "fcos_compact": ("gid", "bckd", *MAPS),
+    "retinanet_compact": ("gid", "bckd", "tbd", *MAPS),
+    "fcos_compact": ("gid", "bckd", "tbd", *MAPS),
     "detr_compact": MAPS[1:],
 }
 HERE = Run(device="cpu", cache=True)

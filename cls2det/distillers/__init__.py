@@ -21,6 +21,7 @@ from cls2det.distillers.fkd import FKD, FKDSettings
 from cls2det.distillers.gid import GID, GIDSettings
 from cls2det.distillers.kd import KD, KDSettings
 from cls2det.distillers.maps import CWD, FGD, PKD, CWDSettings, FGDSettings, PKDSettings
+from cls2det.distillers.tbd import TBD, TBDSettings
 from cls2det.taps import Seen
 
 # Name in recipes: module and settings.
@@ -33,6 +34,7 @@ METHODS: dict[str, tuple[type[nn.Module], type]] = {
     "pkd": (PKD, PKDSettings),
     "cwd": (CWD, CWDSettings),
     "bckd": (BCKD, BCKDSettings),
+    "tbd": (TBD, TBDSettings),
 }
 NAMES = ("classifier", *METHODS)
 

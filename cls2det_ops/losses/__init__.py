@@ -19,6 +19,7 @@ from .kd import kd_bounded_loss, kd_weighted_loss
 from .ld import ld_loss
 from .pkd import pkd_loss
 from .sinkhorn import sinkhorn_loss
+from .tbd import harmony_score, tbd_feature_loss
 
 __all__ = [
     "FGDLoss",
@@ -33,10 +34,12 @@ __all__ = [
     "gid_feature_loss",
     "gid_relation_loss",
     "gid_response_loss",
+    "harmony_score",
     "kd_bounded_loss",
     "kd_weighted_loss",
     "ld_loss",
     "pkd_loss",
     "root_feature_loss",
     "sinkhorn_loss",
+    "tbd_feature_loss",
 ]

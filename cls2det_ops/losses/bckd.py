@@ -68,7 +68,14 @@ def bckd_box_loss(
 
 
 def _giou(one: Tensor, other: Tensor) -> Tensor:
-    """Generalised IoU of boxes in pairs (Rezatofighi et al., CVPR 2019). It has no unit: neither large nor small ones matter."""
+    """Generalised IoU of boxes in pairs (Rezatofighi et al., CVPR 2019)."""
+    iou, empty = overlaps(one, other)
+    return iou - empty
+
+
+def overlaps(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Of boxes in pairs: IoU, and the share of the box around both that neither covers. They have no unit: neither large nor
+    small boxes matter."""
     largest = torch.cat([one, other], 1).detach().abs().amax(1, keepdim=True)
     one, other = (boxes / torch.where(largest > 0, largest, 1) for boxes in (one, other))
 
@@ -80,7 +87,7 @@ def _giou(one: Tensor, other: Tensor) -> Tensor:
     inner = area((high - low).clamp(min=0))
     hull = area(torch.maximum(one[:, 2:], other[:, 2:]) - torch.minimum(one[:, :2], other[:, :2]))
     union = own - inner
-    return _ratio(inner, union) - _ratio(hull - union, hull)
+    return _ratio(inner, union), _ratio(hull - union, hull)
 
 
 def _ratio(part: Tensor, whole: Tensor) -> Tensor:

@@ -1,0 +1,94 @@
+"""TBD (Tang et al., "Task-Balanced Distillation for Object Detection", 2022), after its abstract: the equations are ours.
+
+The abstract says what the method does, and no more was at hand: a teacher's predictions are more often in harmony than a student's,
+the class score high where the box is good; so predictions teach by their harmony, and features by what either task looks at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import _checks as check
+from ..ops.masked_feature_loss import masked_feature_loss
+from ._common import weights
+from .bckd import overlaps
+
+
+def harmony_score(scores: Tensor, boxes: Tensor, target_boxes: Tensor) -> tuple[Tensor, Tensor]:
+    r"""How far a detector's class score and its box agree that there is an object: :math:`h_k = p_k \, IoU(b_k, g_k)`.
+
+    Args:
+        scores: (K,) probability of the true class, in [0, 1].
+        boxes, target_boxes: (K, 4) xyxy, predicted and true, with x1 <= x2 and y1 <= y2.
+
+    Returns:
+        h and the IoU, (K,) each, in float32 (float64 where an argument is), without a gradient.
+    """
+    name = "harmony_score"
+    check.floating(name, "scores", scores, ("K",))
+    check.floating(name, "boxes", boxes, (scores.shape[0], 4))
+    check.floating(name, "target_boxes", target_boxes, (scores.shape[0], 4))
+    check.same_device(name, scores=scores, boxes=boxes, target_boxes=target_boxes)
+    dtype = check.accumulate_dtype(torch.promote_types(boxes.dtype, target_boxes.dtype))
+    iou, _ = overlaps(boxes.detach().to(dtype), target_boxes.detach().to(dtype))
+    return scores.detach() * iou, iou
+
+
+def tbd_feature_loss(
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    cls_masks: Sequence[Tensor],
+    box_masks: Sequence[Tensor],
+    balance: float = 0.5,
+) -> Tensor:
+    r"""Squared difference of features, half of it where the classification looks and half where the regression does.
+
+    .. math:: L = \frac{1}{B C} \sum_{l,b,y,x} \Big(\beta \frac{P^l_{byx}}{\sum_{l,y,x} P_b} + (1 - \beta)
+              \frac{U^l_{byx}}{\sum_{l,y,x} U_b}\Big) \sum_c (S^l_{bcyx} - T^l_{bcyx})^2
+
+    A mask that is 0 in all of an image has no part in it. One pass over the maps by :func:`masked_feature_loss`. It does not hang on
+    how a batch is split into equal shares.
+
+    Args:
+        student, teacher: (B, C, h, w) of each level, the student's adapted to the teacher's channels.
+        cls_masks: P, (B, h, w) of each level, the teacher's class scores, say.
+        box_masks: U, (B, h, w) of each level, how well the teacher's boxes fit, say.
+        balance: β, the share of the classification, in [0, 1].
+
+    Returns:
+        A scalar. Gradients flow to ``student``.
+
+    Raises:
+        TypeError, ValueError: levels that differ in number, an argument of wrong dtype, shape, device or value range.
+    """
+    name = "tbd_feature_loss"
+    if not len(student) == len(teacher) == len(cls_masks) == len(box_masks) > 0:
+        found = f"{len(student)}, {len(teacher)}, {len(cls_masks)} and {len(box_masks)}"
+        raise check.fail(name, "student, teacher, cls_masks and box_masks", "of one number of levels", found)
+    if check.not_negative(name, "balance", balance) > 1:
+        raise check.fail(name, "balance", "in [0, 1]", balance)
+    for level, (ours, theirs) in enumerate(zip(student, teacher, strict=True)):
+        check.feature_map(name, f"student[{level}]", ours)
+        check.floating(name, f"teacher[{level}]", theirs, tuple(ours.shape))
+    shares = [
+        _shares(name, of, masks, student, share)
+        for of, masks, share in (("cls_masks", cls_masks, balance), ("box_masks", box_masks, 1 - balance))
+    ]
+    return sum(
+        masked_feature_loss(ours, theirs.detach(), cls + box, normalizer=max(ours.shape[0] * ours.shape[1], 1))
+        for ours, theirs, cls, box in zip(student, teacher, *shares, strict=True)
+    )
+
+
+def _shares(function: str, of: str, masks: Sequence[Tensor], student: Sequence[Tensor], share: float) -> list[Tensor]:
+    """The masks, scaled so that each image's sum over all levels is ``share``."""
+    masks = [
+        weights(function, f"{of}[{level}]", mask, (ours.shape[0], *ours.shape[2:]))
+        for level, (mask, ours) in enumerate(zip(masks, student, strict=True))
+    ]
+    total = sum(mask.flatten(1).sum(1) for mask in masks)
+    factor = share / torch.where(total > 0, total, 1)
+    return [mask * factor[:, None, None] for mask in masks]
