@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import http.client
 import logging
+import pickle
 import warnings
 from collections import OrderedDict
 from typing import Any
 
+import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models import MobileNetV2, ResNet, WeightsEnum
@@ -111,7 +113,7 @@ def choose_weights(weights: WeightsEnum | None, policy: str, name: str) -> Weigh
         warnings.warn(f"{name} starts from random weights: there are no ImageNet weights of it", stacklevel=3)
         return None
     try:
-        weights.get_state_dict(progress=True, check_hash=True)
+        fetch(weights)
     except (OSError, http.client.HTTPException) as error:  # urllib's errors are OSErrors
         if policy == "imagenet":
             raise ConnectionError(f"the ImageNet weights of {name} cannot be fetched from {weights.url}: {error}") from error
@@ -119,6 +121,18 @@ def choose_weights(weights: WeightsEnum | None, policy: str, name: str) -> Weigh
         return None
     logging.getLogger(__name__).info("%s starts from ImageNet weights: %s", name, weights)
     return weights
+
+
+def fetch(weights: WeightsEnum) -> None:
+    """torchvision's weights into torch's cache. torchvision itself would read what is there with the whole of pickle.
+
+    Raises:
+        ValueError: the cached file is something else than tensors
+    """
+    try:
+        weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{weights.url} in torch's cache, {torch.hub.get_dir()}, is not weights alone: {error}") from None
 
 
 def narrow_resnet(architecture: str, width: int, classes: int) -> ResNet:

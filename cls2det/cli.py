@@ -122,14 +122,20 @@ def _underscored(argument: str) -> str:
 
 
 def _with_recipe_paths(arguments: list[str]) -> list[str]:
-    """``--config ssd300`` means the recipe of that name, unless there is such a file."""
-    found = list(arguments)
-    for place, argument in enumerate(arguments):
-        if argument == "--config" and place + 1 < len(arguments):
-            found[place + 1] = str(find_recipe(arguments[place + 1]))
-        elif argument.startswith("--config="):
-            found[place] = f"--config={find_recipe(argument.removeprefix('--config='))}"
-    return found
+    """``--config ssd300`` means the recipe of that name, unless there is such a file.
+
+    It is read first, wherever it stands: options before it would lose against the recipe.
+    """
+    recipes, others, given = [], [], list(arguments[1:])
+    while given:
+        argument = given.pop(0)
+        if argument == "--config" and given:
+            argument = f"--config={given.pop(0)}"
+        if argument.startswith("--config="):
+            recipes.append(f"--config={find_recipe(argument.removeprefix('--config='))}")
+        else:
+            others.append(argument)
+    return [*arguments[:1], *recipes, *others]
 
 
 def _print(result: dict) -> None:

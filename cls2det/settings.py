@@ -56,7 +56,15 @@ class Optim:
 
         Its checkpoints divide the steps into equal stretches of at most ``checkpoint_every``; steps are rounded up to that,
         by less than one per stretch.
+
+        Raises:
+            ValueError: torchrun has started another number of processes than the run knows of, which would each train alone
         """
+        world = int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else run.processes
+        if world != run.processes:
+            raise ValueError(
+                f"run.devices {run.devices} and run.num_nodes {run.num_nodes} make {run.processes} processes, torchrun made {world}"
+            )
         batch = self.batch_size * self.accumulate * run.processes
         steps = self.steps or math.ceil(self.epochs * images / batch)
         stretches = math.ceil(steps / run.checkpoint_every)

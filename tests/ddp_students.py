@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from cls2det import commands
+from cls2det import commands, fit
 from cls2det.distillers.classifier import DistillSettings
 from cls2det.settings import Optim, Run
 from cls2det.students import STUDENTS
@@ -95,7 +95,22 @@ def untrained_teachers(folder: Path, students: list[str]) -> dict[str, str]:
     return paths
 
 
+def check_same_weights(train):
+    """``fit.fit`` that fails where the processes end with different weights."""
+
+    def trained(module, *arguments, **options):
+        seconds = train(module, *arguments, **options)
+        mine = torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+        others = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+        dist.all_gather(others, mine)
+        assert all(torch.equal(mine, other) for other in others), "the processes ended with different weights"
+        return seconds
+
+    return trained
+
+
 if __name__ == "__main__":
+    fit.fit = check_same_weights(fit.fit)
     scenes_folder, out, teacher_file, *students = sys.argv[1:]
     torch.set_num_threads(1)
     train_students(Path(scenes_folder), Path(out), dict(entry.split("=", 1) for entry in students))

@@ -46,6 +46,14 @@ def test_errors_are_one_line(tmp_path, capsys):
     assert stop.value.code == 2 and "temprature" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("recipe", [["--config", "ssd300"], ["--config=ssd300"]])
+def test_an_option_wins_over_the_recipe_wherever_it_stands(recipe, capsys):
+    for options in (["--optim.epochs", "24", *recipe], [*recipe, "--optim.epochs", "24"]):
+        with pytest.raises(SystemExit):
+            main(["train", *options, "--data-root", "coco", "--out", "runs/a", "--print_config"])
+        assert "epochs: 24" in capsys.readouterr().out
+
+
 def test_recipes_and_info(capsys):
     assert main(["recipes"]) == 0
     listed = capsys.readouterr().out

@@ -139,7 +139,7 @@ def test_a_method_that_does_not_fit_is_refused_at_once(tmp_path, ran, capsys):
     assert "kd teaches the two stages of a Faster R-CNN; the student is a SSD" in capsys.readouterr().err and not ran
 
 
-@pytest.mark.parametrize("name", ["table2", "table2-retinanet", "table2-ssd512", "methods"])
+@pytest.mark.parametrize("name", ["table2", "table2-retinanet", "table2-ssd512", "methods", "methods-two-stage"])
 def test_sweeps_of_methods_fit_their_students(scenes, tmp_path, monkeypatch, name):
     """Every job of the shipped sweep, up to the first training: detectors train alone, arms distil what their names say."""
     jobs = []

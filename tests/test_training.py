@@ -13,11 +13,14 @@ import time
 
 import pytest
 import torch
+from torchvision.models import get_model_weights
 
 pytest.importorskip("lightning")
 pytest.importorskip("pycocotools")
 
 from cls2det import commands
+from cls2det.backbones import build_classifier
+from cls2det.distillers import DetectorTeacher
 from cls2det.distillers.classifier import DistillSettings
 from cls2det.settings import Optim, Run
 from cls2det.teacher import CropClassifier
@@ -379,6 +382,27 @@ def test_no_pickle_is_executed(scenes, tmp_path, capfd):
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
         distill(scenes, folder, None, distill=commands.NOTHING, run=run)
     assert "executed" not in capfd.readouterr().out
+
+
+def test_a_cached_file_of_torchvision_is_read_as_weights_alone(monkeypatch, tmp_path, capfd):
+    """Of a classifier, and of a detector as teacher: torchvision would execute what lies in torch's cache."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    for weights in (get_model_weights("resnet18").DEFAULT, get_model_weights("ssd300_vgg16").DEFAULT):
+        torch.save(Malice(), tmp_path / "checkpoints" / weights.url.rsplit("/", 1)[1])
+    with pytest.raises(ValueError, match=r"resnet18.* in torch's cache, .* is not weights alone"):
+        build_classifier("resnet18", 10, weights="auto")
+    with pytest.raises(ValueError, match=r"ssd300.* in torch's cache, .* is not weights alone"):
+        DetectorTeacher.load("torchvision:ssd300_vgg16", ["person"])
+    assert "executed" not in capfd.readouterr().out
+
+
+def test_a_launcher_of_more_processes_than_the_run_has_is_refused(scenes, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "some")
+    with pytest.raises(ValueError, match=r"run.devices 1 and run.num_nodes 1 make 1 processes, torchrun made 2"):
+        distill(scenes, tmp_path / "run", None, distill=commands.NOTHING)
+    assert not (tmp_path / "run").exists()
 
 
 def test_clear_errors(scenes, teacher_weights, tmp_path):

@@ -97,7 +97,7 @@ def build_student(name: str, classes: int, size: int = 0, backbone_weights: str 
 
     Raises:
         ValueError: an unknown name, a size that the student does not take, ImageNet weights that do not exist
-        RuntimeError: "imagenet" and the weights cannot be fetched
+        ConnectionError: "imagenet" and the weights cannot be fetched
     """
     if name not in STUDENTS:
         raise ValueError(f"no student {name!r}; there are {', '.join(STUDENTS)}")
