@@ -201,10 +201,27 @@ def test_tbd_by_loops():
 
 def test_harmony_is_score_times_overlap():
     ours, theirs, scores = some_boxes(6), some_boxes(6, 1), torch.rand(6, **DOUBLE)
-    found, iou = losses.harmony_score(scores, ours.requires_grad_(), theirs)
+    found, iou = losses.harmony_score(scores.requires_grad_(), ours.requires_grad_(), theirs)
     torch.testing.assert_close(iou, box_iou(ours.detach(), theirs).diag())
-    torch.testing.assert_close(found, scores * iou)
-    assert iou.any() and not found.requires_grad
+    torch.testing.assert_close(found, scores.detach() * iou)
+    assert iou.any() and not found.requires_grad and not iou.requires_grad
+
+
+def test_tbd_masks_have_no_unit_and_may_be_nothing():
+    student, teacher = maps(dtype=torch.float32)
+    for unit in (1e-44, 1e-39, 1.0, 1e36):
+        mask = torch.zeros(3, *student.shape[2:])
+        mask[:2, 1, 2] = unit  # the third image has none
+        wanted = (student - teacher)[:2, :, 1, 2].square().sum() / (3 * student.shape[1])
+        leaf = student.clone().requires_grad_()
+        found = losses.tbd_feature_loss([leaf], [teacher], [mask], [mask])
+        torch.testing.assert_close(found, wanted)
+        found.backward()
+        assert leaf.grad.isfinite().all() and leaf.grad[0].any() and not leaf.grad[2].any()
+    leaf = student.clone().requires_grad_()
+    found = losses.tbd_feature_loss([leaf], [teacher], [0 * mask], [0 * mask])
+    found.backward()
+    assert found == 0 and not leaf.grad.any()
 
 
 def test_fgfi_without_objects_is_zero_with_a_graph():

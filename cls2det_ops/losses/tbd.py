@@ -90,5 +90,5 @@ def _shares(function: str, of: str, masks: Sequence[Tensor], student: Sequence[T
         for level, (mask, ours) in enumerate(zip(masks, student, strict=True))
     ]
     total = sum(mask.flatten(1).sum(1) for mask in masks)
-    factor = share / torch.where(total > 0, total, 1)
-    return [mask * factor[:, None, None] for mask in masks]
+    total = torch.where(total > 0, total, 1)[:, None, None]
+    return [mask / total * share for mask in masks]  # in this order: share / total of a tiny total is infinite
