@@ -22,10 +22,10 @@ from torch import nn
 from torchvision.models.detection import FCOS, SSD300_VGG16_Weights
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
-from cls2det import evaluate
+from cls2det import distillers, evaluate
 from cls2det.annotations import load_coco
 from cls2det.data import DetectionData
-from cls2det.report import errors, report, summarise
+from cls2det.report import errors, report, summarise, tables
 from cls2det.report.paper import paper
 from cls2det.report.plots import read_curves
 from cls2det.report.runs import arm_name, find_runs, natural
@@ -284,6 +284,14 @@ def test_arms_without_a_name_are_named_after_what_is_distilled():
         "one_hot"
     )
     assert sorted(["size=112", "size=14", "size=9"], key=natural) == ["size=9", "size=14", "size=112"]
+
+
+def test_every_method_has_a_row_in_the_table_of_methods():
+    """Under the name that its arm has by itself."""
+    for method in distillers.METHODS:
+        arm = arm_name({"command": "distill", "distillers": [method]})
+        rows = tables.method_rows("student", {arm: dict.fromkeys(tables.METHOD_SIZES, 1.0)}, {}, False)
+        assert [row["method"] for row in rows] == [method.upper()]
 
 
 def test_unlike_runs_are_not_averaged_in_silence(tmp_path):

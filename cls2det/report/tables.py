@@ -31,7 +31,7 @@ METHODS = {
     "FGFI": ("FGFI", "+ FGFI"),
     "GID": ("GID", "+ GID"),
     "FKD": ("FKD", "+ FKD"),
-    **{name: (name, f"+ {name}") for name in ("FGD", "PKD", "CWD", "BCKD")},
+    **{name: (name, f"+ {name}") for name in ("FGD", "PKD", "CWD", "BCKD", "TBD")},
     "ours": ("ours", "+ all", "+ both"),
     "ours + FKD": ("ours + FKD", "+ all + FKD", "+ both + FKD"),
 }
