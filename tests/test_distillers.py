@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.ops import box_iou, clip_boxes_to_image
+from torchvision.ops import box_iou, clip_boxes_to_image, generalized_box_iou
 
 pytest.importorskip("lightning")
 pytest.importorskip("pycocotools")
@@ -22,6 +22,7 @@ from cls2det.distillers.detector import Taught, check_same_grid, rescaled
 from cls2det.distillers.fgfi import FGFISettings
 from cls2det.distillers.fkd import PRESETS, FKDSettings, NonLocal
 from cls2det.distillers.gid import GIDSettings, fcos_places, select_instances
+from cls2det.distillers.tbd import TBDSettings
 from cls2det.export import export
 from cls2det.settings import Optim, Run
 from cls2det.students import build_student
@@ -452,6 +453,50 @@ def test_tbd_looks_where_the_teacher_scores_and_where_its_boxes_fit(scenes, stud
                     first = begin + (y * width + x) * each
                     torch.testing.assert_close(mask[:, y, x], values[:, first : first + each].amax(1), rtol=1e-4, atol=1e-6)
             begin += count
+
+
+@pytest.mark.parametrize("student", ["retinanet_compact", "fcos_compact"])
+def test_tbd_terms_again_from_their_formulas(scenes, student):
+    """With weights of their own, a teacher of another order of classes, and places found by the centres of the anchors."""
+    settings = TBDSettings(warmup_steps=0, cls_weight=0.7, box_weight=3.0, feature_weight=5.0, balance=0.2)
+    model = model_of(student, "tbd", tbd=settings)
+    distiller, count, columns = model.distillers.methods["tbd"], 0, list(range(10, 0, -1))
+    distiller.columns = columns
+    model.losses(*batch(scenes, 2))
+    seen = model.tap.seen
+    taught = Taught(model.distillers.teacher, seen, model.detector.transform)
+    grid, found = seen.grid, seen.positives
+    logits, regression = taught.grid[0][..., columns], taught.grid[1]
+    masks = [[torch.zeros(2, *each.shape[2:]) for each in seen.features.values()] for _ in range(2)]
+    wanted, matches = [0.0, 0.0, 0.0], iter(found.matched_idxs.tolist())
+    for image in range(2):
+        for index, anchor in enumerate(grid.anchors):
+            level = next(level for level in range(3) if index < sum(grid.level_sizes[: level + 1]))
+            stride = seen.images.shape[-1] / masks[0][level].shape[-1]
+            x, y = (int(side.item() // stride) for side in (anchor[:2] + anchor[2:]) / 2)
+            scores, overlap = logits[image, index].sigmoid(), 0.0
+            if grid.labels[image, index] > 0:
+                match = next(matches)
+                ours, theirs = (grid.decode(codes[image, index][None], anchor[None]) for codes in (grid.regression, regression))
+                overlap = box_iou(theirs, found.target_boxes[match][None]).item()
+                harmony = overlap * scores[found.target_labels[match] - 1].item()
+                own = grid.logits[image, index, 1:]
+                wanted[0] += harmony * F.binary_cross_entropy_with_logits(own, scores, reduction="sum")
+                if harmony > 0:  # an untrained FCOS has points, of which the library's GIoU is 0 / 0
+                    wanted[1] += harmony * (1 - generalized_box_iou(ours, theirs))[0, 0]
+                count += 1
+            for mask, value in zip(masks, (scores.max().item(), overlap), strict=True):
+                mask[level][image, y, x] = max(mask[level][image, y, x].item(), value)
+    for level, pair in enumerate(zip(distiller.adapters, seen.features.values(), taught.features.values(), strict=True)):
+        square = (pair[0](pair[1]) - pair[2]).square().mean(1)
+        for mask, share in zip(masks, (0.2, 0.8), strict=True):
+            whole = sum(each.flatten(1).sum(1) for each in mask)
+            wanted[2] += share * (mask[level] / whole[:, None, None] * square).sum() / 2
+    assert count == len(found) > 5
+    wanted = (0.7 * wanted[0] / count, 3.0 * wanted[1] / count, 5.0 * wanted[2])
+    for term, value in zip(distiller(seen, taught).values(), wanted, strict=True):
+        torch.testing.assert_close(term, value, rtol=1e-4, atol=1e-6)
+        assert value > 0
 
 
 def test_gid_marks_the_places_that_fcos_calls_positive(scenes):

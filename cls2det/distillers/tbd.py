@@ -57,7 +57,7 @@ class TBD(nn.Module):
         fit = torch.zeros_like(logits[..., 0]).index_put((image, anchor), iou)
         feature = tbd_feature_loss(
             *zip(*pairs(self.adapters, seen, taught), strict=True),
-            *(by_place(values, seen) for values in (logits.sigmoid().amax(-1), fit)),
+            *(by_place(values, seen) for values in (logits.amax(-1).sigmoid(), fit)),
             settings.balance,
         )
         cls = bckd_loss(grid.logits[..., 1:][image, anchor], logits[image, anchor], 0.0, harmony, count)
