@@ -113,7 +113,7 @@ def choose_weights(weights: WeightsEnum | None, policy: str, name: str) -> Weigh
         warnings.warn(f"{name} starts from random weights: there are no ImageNet weights of it", stacklevel=3)
         return None
     try:
-        fetch(weights)
+        load_into_cache(weights)
     except (OSError, http.client.HTTPException) as error:  # urllib's errors are OSErrors
         if policy == "imagenet":
             raise ConnectionError(f"the ImageNet weights of {name} cannot be fetched from {weights.url}: {error}") from error
@@ -123,15 +123,15 @@ def choose_weights(weights: WeightsEnum | None, policy: str, name: str) -> Weigh
     return weights
 
 
-def fetch(weights: WeightsEnum) -> None:
+def load_into_cache(weights: WeightsEnum) -> None:
     """torchvision's weights into torch's cache. torchvision itself would read what is there with the whole of pickle.
 
     Raises:
-        ValueError: the cached file is something else than tensors
+        ValueError: the cached file is damaged, or something else than tensors
     """
     try:
         weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
-    except pickle.UnpicklingError as error:
+    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
         raise ValueError(f"{weights.url} in torch's cache, {torch.hub.get_dir()}, is not weights alone: {error}") from None
 
 

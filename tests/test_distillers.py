@@ -327,6 +327,7 @@ def test_torchvisions_detectors_know_the_classes_of_coco(monkeypatch):
         return fetch(name, weights=None, num_classes=len(weights.meta["categories"]), **options)
 
     monkeypatch.setattr(torchvision.models, "get_model", without_network)
+    monkeypatch.setattr("cls2det.distillers.detector.load_into_cache", lambda _weights: None)
     teacher = DetectorTeacher.load("torchvision:ssdlite320_mobilenet_v3_large", ["dog", "person"])
     assert teacher.columns("gid") == [0, 18, 1]
     with pytest.raises(ConnectionError, match="COCO weights of retinanet_resnet50_fpn cannot be fetched"):

@@ -14,7 +14,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 from torchvision.models.detection.ssd import SSD
 
-from cls2det.backbones import fetch
+from cls2det.backbones import load_into_cache
 from cls2det.taps import Seen, anchor_generator, body
 
 PREFIX = "torchvision:"
@@ -179,7 +179,7 @@ def _from_torchvision(name: str) -> tuple[nn.Module, list[str]]:
         raise ValueError(f"torchvision has no detector {name!r}; it has {', '.join(models)}")
     weights = torchvision.models.get_model_weights(name).DEFAULT
     try:
-        fetch(weights)
+        load_into_cache(weights)
         detector = torchvision.models.get_model(name, weights=weights, weights_backbone=None)
     except OSError as error:  # urllib's errors are
         raise ConnectionError(f"the COCO weights of {name} cannot be fetched from {weights.url}: {error}") from error
