@@ -144,7 +144,7 @@ def gradient_ratios(detection: Tensor, terms: dict[str, Tensor], *places: Sequen
     """Norm of each term's gradient over that of the detection loss, at the first of ``places`` that the term reaches.
 
     Places are the head's outputs, then the backbone's maps, behind which a term on features has no gradient. Graphs are kept.
-    The weights of terms are best set by what they do to the student: one above 1 takes over, a small one may still teach.
+    The weights of terms are best set by what they do to the student: a ratio above 1 takes over, a small one may still teach.
     """
 
     def norm(loss: Tensor, place: Sequence[Tensor]) -> Tensor:
