@@ -26,6 +26,7 @@ from torchvision.models.resnet import BasicBlock
 # What networks without ImageNet weights take: (x - mean) / std of x in [0, 1]. KD-loc's weight is tied to this scale.
 IMAGE_MEAN, IMAGE_STD = [0.45, 0.45, 0.45], [0.25, 0.25, 0.25]
 POLICIES = ("none", "auto", "imagenet")
+RANDOM = "random weights"
 
 
 class CompactResNet(nn.Module):
@@ -70,7 +71,7 @@ def classifier_names() -> list[str]:
 
 
 def build_classifier(name: str, classes: int, width: int = 64, weights: str = "none") -> nn.Module:
-    """A classifier of images (N, 3, H, W) with logits (N, classes).
+    """A classifier of images (N, 3, H, W) with logits (N, classes); its ``started_from`` says which weights it has.
 
     Args:
         name: one of ``classifier_names()``
@@ -87,12 +88,15 @@ def build_classifier(name: str, classes: int, width: int = 64, weights: str = "n
     if name == "compact" or width != 64:
         if name != "compact" and not _is_resnet(name):
             raise ValueError(f"width is for ResNets and compact; {name} has one width only, found width {width}")
-        choose_weights(None, weights, f"{name} of width {width}")
-        return CompactClassifier(classes, width) if name == "compact" else narrow_resnet(name, width, classes)
-    chosen = choose_weights(torchvision.models.get_model_weights(name).DEFAULT, weights, name)
-    known = len(chosen.meta["categories"]) if chosen else classes
-    network = torchvision.models.get_model(name, weights=chosen, num_classes=known, **_one_output(name, chosen))
-    return network if known == classes else _with_new_last_layer(network, known, classes)
+        chosen = choose_weights(None, weights, f"{name} of width {width}")
+        network = CompactClassifier(classes, width) if name == "compact" else narrow_resnet(name, width, classes)
+    else:
+        chosen = choose_weights(torchvision.models.get_model_weights(name).DEFAULT, weights, name)
+        known = len(chosen.meta["categories"]) if chosen else classes
+        network = torchvision.models.get_model(name, weights=chosen, num_classes=known, **_one_output(name, chosen))
+        network = network if known == classes else _with_new_last_layer(network, known, classes)
+    network.started_from = str(chosen or RANDOM)
+    return network
 
 
 def choose_weights(weights: WeightsEnum | None, policy: str, name: str) -> WeightsEnum | None:

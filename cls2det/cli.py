@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import sys
+from argparse import SUPPRESS
 from collections.abc import Callable, Sequence
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -92,7 +93,19 @@ def command_parser(name: str) -> ArgumentParser:
         else:
             needed = {"required": True} if default is parameters[each].empty else {"default": default}
             parser.add_argument(f"--{each}", nargs="+", type=item, help=texts[each], **needed)
+    if name == "train":
+        _hide(parser, importlib.import_module(COMMANDS[name][0]).TEACHING)
     return parser
+
+
+def _hide(parser: ArgumentParser, names: Sequence[str]) -> None:
+    """Leave options, and groups of options, out of the help."""
+    for action in parser._actions:
+        if action.dest.split(".")[0] in names:
+            action.help = SUPPRESS
+    for group in parser._action_groups:
+        if group._group_actions and all(action.help is SUPPRESS for action in group._group_actions):
+            group.title = group.description = None
 
 
 def _item_type(kind: Any) -> Any:

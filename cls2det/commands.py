@@ -39,9 +39,9 @@ from cls2det.distillers.classifier import NOTHING, TERMS, ClassifierDistiller, D
 from cls2det.evaluate import evaluate as evaluate_detector
 from cls2det.jobs import progress_bar
 from cls2det.pretrain import Pretraining
-from cls2det.settings import Device, Optim, Run
+from cls2det.settings import Device, Optim, Run, TeacherRun
 from cls2det.students import STUDENTS, load_backbone, parameter_count
-from cls2det.teacher import CropClassifier, check_not_at_chance, crop_predictions
+from cls2det.teacher import CropClassifier, check_not_at_chance, crop_logits
 from cls2det.train import DetectorTraining
 
 BackboneWeights = Literal["none", "auto", "imagenet"]
@@ -67,7 +67,7 @@ def teacher(
     augmentation: str = "none",
     optim: Optim = Optim(),  # noqa: B008 (frozen)
     seed: int = 0,
-    run: Run = Run(),  # noqa: B008
+    run: TeacherRun = TeacherRun(),  # noqa: B008
     progress: fit.Progress | None = None,
 ) -> dict:
     """Train an image classifier on the ground-truth crops of a detection data set.
@@ -124,6 +124,7 @@ def teacher(
     model.save(Path(out) / "weights.pt")
     report = {
         "seconds": seconds,
+        "started from": model.network.started_from,
         "images": len(data),
         "crops": sum(counts.values()),
         "crops by class": counts,
@@ -132,8 +133,12 @@ def teacher(
     }
     if validation and rank_zero_only.rank == 0:
         loader = test_loader(validation, loader_workers=run.workers)
-        report |= calibration(*crop_predictions(model, loader, run.torch_device))
-        draw_reliability(report, Path(out) / "reliability.png")
+        logits, classes = crop_logits(model, loader, run.torch_device)
+        report |= calibration(model.probabilities(logits), classes)
+        read_as = {"sigmoid" if loss == "bce" else "softmax": report}
+        if loss == "joint":  # students with a sigmoid per class read it so
+            report["sigmoid"] = read_as["sigmoid"] = calibration(logits.float().sigmoid(), classes)
+        draw_reliability(read_as, Path(out) / "reliability.png")
     return fit.write_json(Path(out) / "report.json", report)
 
 
@@ -257,10 +262,17 @@ def distill(
         run=run,
         seed=seed,
         val_loader=during,
+        val_every=run.validate_every or 1,
         progress=progress,
     )
     model.save(Path(out) / "weights.pt")
-    report = {"seconds": seconds, "images": len(data), "steps": optim.steps, "parameters": parameter_count(model.detector)}
+    report = {
+        "seconds": seconds,
+        "started from": str(start or model.detector.started_from),
+        "images": len(data),
+        "steps": optim.steps,
+        "parameters": parameter_count(model.detector),
+    }
     fit.write_json(Path(out) / "report.json", report)
     if validation and rank_zero_only.rank == 0:
         table = evaluate(
@@ -277,8 +289,12 @@ def distill(
     return report
 
 
+# what ``train`` takes, so that the recipes of ``distill`` serve it, and does not read
+TEACHING = ("teacher", "allow_poor_teacher", "detector_teacher", "distillers", "distill", *METHODS)
+
+
 def train(**options) -> dict:
-    """Train a detector without distillation: the baseline. Takes the options and recipes of ``distill``, less the teacher."""
+    """Train a detector without distillation: the baseline. Takes the recipes of ``distill``, less what they say of teachers."""
     if options.get("teacher"):
         warnings.warn(f"train distils nothing: teacher {options['teacher']} is left out; see distill", stacklevel=2)
     return distill(**options | {"teacher": None, "detector_teacher": None, "distillers": [], "distill": NOTHING})
@@ -358,7 +374,7 @@ def evaluate(
     return table
 
 
-def _training_data(data_root: Path, split: str, augmentation: str, images: int, seed: int, run: Run) -> DetectionData:
+def _training_data(data_root: Path, split: str, augmentation: str, images: int, seed: int, run: TeacherRun) -> DetectionData:
     """Augmented training images that hold an object; ``images`` of them, drawn with the seed, or all."""
     keep = None
     if images:
@@ -378,7 +394,7 @@ def _training_data(data_root: Path, split: str, augmentation: str, images: int, 
     )
 
 
-def _loader(data: DetectionData, optim: Optim, run: Run, seed: int):
+def _loader(data: DetectionData, optim: Optim, run: TeacherRun, seed: int):
     """Batches for the steps between two checkpoints."""
     return train_loader(
         data,
@@ -390,5 +406,5 @@ def _loader(data: DetectionData, optim: Optim, run: Run, seed: int):
     )
 
 
-def _on_gpu(run: Run) -> bool:
+def _on_gpu(run: TeacherRun) -> bool:
     return run.torch_device.type == "cuda"

@@ -28,7 +28,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from cls2det.jobs import Progress, progress_bar
-from cls2det.settings import CLAIMED, Optim, Run
+from cls2det.settings import CLAIMED, Optim, PretrainRun
 
 
 class SavedModule(lightning.LightningModule):
@@ -130,7 +130,7 @@ def check_claim(folder: str | Path, command: str, options: dict[str, Any]) -> bo
 def _stamp(command: str, options: dict[str, Any]) -> dict[str, Any]:
     apart = ("out", "progress", "run", "allow_poor_teacher")
     stamp = {name: _plain(value) for name, value in options.items() if name not in apart}
-    return {"command": command, **stamp, "run": {name: getattr(options["run"], name) for name in CLAIMED}}
+    return {"command": command, **stamp, "run": {name: getattr(options["run"], name, None) for name in CLAIMED}}
 
 
 def _plain(value: Any) -> Any:
@@ -146,14 +146,16 @@ def fit(
     folder: str | Path,
     *,
     optim: Optim,
-    run: Run,
+    run: PretrainRun,
     seed: int,
     val_loader=None,
+    val_every: int = 1,
     progress: Progress | None = None,
 ) -> float:
     """Train for ``optim.steps`` steps, or go on from ``folder/last.ckpt``; returns seconds of training, interruptions left out.
 
-    ``loader`` gives ``run.checkpoint_every`` steps; a checkpoint is written after each such stretch ("epoch" to Lightning).
+    ``loader`` gives ``run.checkpoint_every`` steps; a checkpoint is written after each such stretch ("epoch" to Lightning), and
+    the module is validated on ``val_loader`` after every ``val_every`` of them.
     Data order, augmentation and every random draw are functions of (seed, step), so a run that was stopped and
     started again makes the steps that the unbroken run would have made.
     """
@@ -188,8 +190,8 @@ def fit(
         callbacks=callbacks,
         logger=[CSVLogger(folder, name="", version="log"), TensorBoardLogger(folder, name="", version="tensorboard")],
         log_every_n_steps=min(run.log_every, len(loader)),
-        check_val_every_n_epoch=run.validate_every or 1,
-        limit_val_batches=1.0 if run.validate_every and val_loader is not None else 0,
+        check_val_every_n_epoch=val_every,
+        limit_val_batches=1.0 if val_loader is not None else 0,
         default_root_dir=folder,
         enable_model_summary=False,
         enable_progress_bar=False,

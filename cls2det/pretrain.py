@@ -17,7 +17,7 @@ from cls2det import fit
 from cls2det.backbones import build_classifier
 from cls2det.data import SeededSampler
 from cls2det.images import read_image
-from cls2det.settings import Optim, Run
+from cls2det.settings import Optim, PretrainRun
 from cls2det.students import parameter_count
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision's detectors normalise
@@ -88,7 +88,7 @@ def pretrain(
     label_smoothing: float = 0.1,
     optim: Optim = Optim("sgd", 0.1, base_batch=256, weight_decay=1e-4, schedule="multi_step", epochs=90, batch_size=256),  # noqa: B008
     seed: int = 0,
-    run: Run = Run(),  # noqa: B008
+    run: PretrainRun = PretrainRun(),  # noqa: B008
     progress: fit.Progress | None = None,
 ) -> dict:
     """Train a backbone on a folder of images by class (ImageNet's layout), for ``train --start`` and ``distill --start``.

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import nn
 
 Device = Literal["auto", "cpu", "cuda"]
+AnyRun = TypeVar("AnyRun", bound="PretrainRun")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Optim:
         if self.steps < 0 or (not self.steps and self.epochs <= 0) or min(self.batch_size, self.accumulate) < 1:
             raise ValueError(f"optim: steps or epochs, batch_size and accumulate must be positive, got {self}")
 
-    def for_run(self, images: int, run: Run) -> tuple[Optim, Run]:
+    def for_run(self, images: int, run: AnyRun) -> tuple[Optim, AnyRun]:
         """``steps`` and ``learning_rate`` as they are for this many images and processes, and a ``run`` that fits.
 
         Its checkpoints divide the steps into equal stretches of at most ``checkpoint_every``; steps are rounded up to that,
@@ -98,8 +99,8 @@ class Optim:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """Where and how a run happens. A restart may change it, but for what changes the steps: ``CLAIMED``.
+class PretrainRun:
+    """Where and how ``pretrain`` runs. A restart may change it, but for what changes the steps: ``CLAIMED``.
 
     Args:
         device: auto takes a GPU if there is one
@@ -107,14 +108,8 @@ class Run:
         num_nodes: machines, with DDP; start the command on each with torchrun
         precision: of Lightning: 32-true, bf16-mixed, 16-mixed
         loader_workers: processes that load images, at most one per core
-        cache: keep decoded images in memory (for small data)
-        skip_bad_images: go on without training images that cannot be read, with a warning for each, instead of stopping
         checkpoint_every: most steps between checkpoints
-        validate_every: checkpoints between validations on val_split; 0: none before the end
         log_every: steps between lines of the log
-        ratio_every: steps between measurements of each distillation term's gradient against the detector's; 0: none.
-            They are logged where it is a multiple of log_every
-        pictures: validation images drawn for TensorBoard
         ema: decay of an exponential moving average of the weights, which is what is saved then; 0: none
     """
 
@@ -123,22 +118,14 @@ class Run:
     num_nodes: int = 1
     precision: str = "32-true"
     loader_workers: int = 0
-    cache: bool = False
-    skip_bad_images: bool = False
     checkpoint_every: int = 100
-    validate_every: int = 0
     log_every: int = 25
-    ratio_every: int = 25
-    pictures: int = 4
     ema: float = 0.0
 
     def __post_init__(self):
-        for name in ("devices", "num_nodes", "checkpoint_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"run.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("loader_workers", "validate_every", "ratio_every", "pictures"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"run.{name} must not be negative, got {getattr(self, name)}")
+        for name, least in LEAST.items():
+            if (value := getattr(self, name, least)) < least:
+                raise ValueError(f"run.{name} must be at least {least}, got {value}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"run.ema must be at least 0 and below 1, got {self.ema}")
 
@@ -158,5 +145,44 @@ class Run:
         return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device)
 
 
+@dataclasses.dataclass(frozen=True)
+class TeacherRun(PretrainRun):
+    """Where and how ``teacher`` runs.
+
+    Args:
+        cache: keep decoded images in memory (for small data)
+        skip_bad_images: go on without training images that cannot be read, with a warning for each, instead of stopping
+    """
+
+    cache: bool = False
+    skip_bad_images: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Run(TeacherRun):
+    """Where and how ``train`` and ``distill`` run.
+
+    Args:
+        validate_every: checkpoints between validations on val_split; 0: none before the end
+        ratio_every: steps between measurements of each distillation term's gradient against the detector's; 0: none.
+            They are logged where it is a multiple of log_every
+        pictures: validation images drawn for TensorBoard
+    """
+
+    validate_every: int = 0
+    ratio_every: int = 25
+    pictures: int = 4
+
+
+LEAST = {
+    "devices": 1,
+    "num_nodes": 1,
+    "checkpoint_every": 1,
+    "log_every": 1,
+    "loader_workers": 0,
+    "validate_every": 0,
+    "ratio_every": 0,
+    "pictures": 0,
+}
 # Options of a run that change its steps: a restart must not change them.
 CLAIMED = ("devices", "num_nodes", "precision", "skip_bad_images", "checkpoint_every", "ema")

@@ -208,23 +208,23 @@ def _sides(boxes: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def crop_predictions(
+def crop_logits(
     model: CropClassifier, loader: Iterable, device: str | torch.device = "cpu", most: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Probabilities (N, C) of every ground-truth crop, and classes (N,); of the first ``most`` and a few if that is given."""
+    """Logits (N, C) of every ground-truth crop, and classes (N,); of the first ``most`` and a few if that is given."""
     model.eval().to(device)
-    probabilities, classes = [], []
+    logits, classes = [], []
     for images, targets in loader:
         batch = (
             [image.to(device) for image in images],
             [{name: value.to(device) for name, value in target.items()} for target in targets],
         )
         crops, truth = model.crops_of_batch(batch)
-        probabilities.append(model.probabilities(model(crops)).cpu() if len(crops) else torch.zeros(0, len(model.classes)))
+        logits.append(model(crops).cpu() if len(crops) else torch.zeros(0, len(model.classes)))
         classes.append(truth.cpu())
         if most and sum(map(len, classes)) >= most:
             break
-    return torch.cat(probabilities), torch.cat(classes)
+    return torch.cat(logits), torch.cat(classes)
 
 
 def check_not_at_chance(model: CropClassifier, loader: Iterable, device: str | torch.device = "cpu") -> float:
@@ -233,11 +233,11 @@ def check_not_at_chance(model: CropClassifier, loader: Iterable, device: str | t
     A teacher can load without a complaint and be useless: trained on another normalisation, on classes in
     another order, or not trained. Guessing is naming the commonest class; two standard errors must lie between.
     """
-    probabilities, classes = crop_predictions(model, loader, device, most=500)
+    logits, classes = crop_logits(model, loader, device, most=500)
     model.cpu()
     if not len(classes):
         return float("nan")
-    right = (probabilities.argmax(1) == classes).float().mean().item()
+    right = (logits.argmax(1) == classes).float().mean().item()
     guess = classes.bincount().max().item() / len(classes)
     if right < guess + 2 * (guess * (1 - guess) / len(classes)) ** 0.5:
         raise ValueError(

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import json
+import re
 
 import docstring_parser
 import pytest
@@ -11,6 +12,7 @@ pytest.importorskip("lightning")
 pytest.importorskip("pycocotools")
 
 from cls2det.cli import COMMANDS, main
+from cls2det.commands import TEACHING
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -24,7 +26,9 @@ def test_help_describes_every_option(command, capsys):
     described = {entry.arg_name for entry in docstring_parser.parse(function.__doc__).params}
     parameters = set(inspect.signature(function).parameters) - {"progress", "console"}
     assert described - {"progress", "console"} == parameters
-    assert all(f"--{name}" in said or name == "runs" for name in parameters)
+    hidden = set(TEACHING) if command == "train" else set()
+    assert all(f"--{name}" in said or name == "runs" for name in parameters - hidden)
+    assert not any(re.search(rf"--{name}\b", said) for name in hidden) and (command != "train" or "warm-up" not in said)
 
 
 def test_the_list_of_commands(capsys):

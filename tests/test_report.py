@@ -25,8 +25,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from cls2det import distillers, evaluate
 from cls2det.annotations import load_coco
 from cls2det.data import DetectionData
-from cls2det.report import errors, report, summarise, tables
-from cls2det.report.paper import paper
+from cls2det.report import errors, paper, report, summarise, tables
 from cls2det.report.plots import read_curves
 from cls2det.report.runs import arm_name, find_runs, natural
 from cls2det.students import build_student
@@ -164,13 +163,14 @@ def test_report_says_what_is_not_paired(tmp_path):
     assert "one seed gives no error bar" in text
 
 
-def test_difference_to_the_paper_on_coco(tmp_path):
-    root = make_data(tmp_path / "coco", COCO_NAMES)
-    student = {"student": "ssd300_vgg16"}
+def test_difference_to_the_paper_on_coco(tmp_path, monkeypatch):
+    monkeypatch.setattr(paper, "IMAGES", 2)
+    root = make_data(tmp_path / "coco", COCO_NAMES, "val2017")
+    student = {"student": "ssd300_vgg16", "split": "val2017"}
     make_run(tmp_path / "runs" / "a", root, 25.0, **student)
     make_run(tmp_path / "runs" / "b", root, 26.5, weights=(0.4, 0, 0), **student)
     make_run(tmp_path / "runs" / "c", root, 28.4, weights=(0.4, 0.15, 0.15), **student)
-    content, text, _ = quietly([tmp_path / "runs"], tmp_path / "out")
+    content, text, _ = quietly([tmp_path / "runs"], tmp_path / "out", split="val2017")
     arms = {(row["arm"], row["source"]): row for row in rows_of(tmp_path / "out" / "arms.csv")}
     assert list(content["students"]["ssd300_vgg16"]["table"]) == ["baseline", "+ KD-cls", "+ all"]
     assert float(arms["+ KD-cls", "paper"]["AP50"]) == 45.2
@@ -182,6 +182,17 @@ def test_difference_to_the_paper_on_coco(tmp_path):
     assert float(iou["+ all", "difference"]["AP80"]) == pytest.approx(28.4 * SHARES[6] - 23.9)
     assert "Difference, runs - paper:" in text and "not comparable" not in text and "Table 3a" not in text
     assert "| + KD-cls | +0.2 |" in text
+
+
+def test_coco_is_val2017_and_all_of_it():
+    def why(split, images, names=COCO_NAMES):
+        classes = [{"name": name} for name in names]
+        return paper.why_not_comparable(SimpleNamespace(dataset={"images": range(images), "categories": classes}), split)
+
+    assert why("val2017", 5000) == ""
+    assert "of val2017, 4952 images in place of 5000: **not comparable**" in why("val2017", 4952)
+    assert "of train2017, 5000 images" in why("train2017", 5000)
+    assert "of other data" in why("val2017", 5000, COCO_NAMES[1:])
 
 
 def test_other_data_show_the_paper_without_a_difference(tmp_path):
@@ -337,7 +348,7 @@ def test_quick_is_said_and_many_arms_are_drawn(tmp_path):
 
 
 def test_paper_numbers_agree_with_each_other():
-    arms, iou, methods = (paper()[table] for table in ("arms", "iou", "methods"))
+    arms, iou, methods = (paper.paper()[table] for table in ("arms", "iou", "methods"))
     for name, values in iou["ssd300_vgg16"].items():
         mAP, AP50, AP75 = arms["ssd300_vgg16"][name][:3]
         assert len(values) == 10 and values == sorted(values, reverse=True)
@@ -355,7 +366,7 @@ def test_paper_numbers_agree_with_each_other():
     assert len(arms) == 5 and len(methods) == 6
     for student, table in methods.items():
         assert student == "columns" or max(table, key=lambda method: table[method][0]) == "ours + FKD" or "qr50" in student
-    tables = paper()["ablations"]
+    tables = paper.paper()["ablations"]
     base, best = arms["ssd300_vgg16"]["baseline"][0], arms["ssd300_vgg16"]["+ KD-cls"][0]
     assert tables["3a"]["mAP"]["baseline"] == base and max(tables["3a"]["mAP"].values()) == best
     assert tables["4c"]["mAP"]["pixels"] == arms["ssd300_vgg16"]["+ loc"][0]

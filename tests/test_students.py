@@ -234,7 +234,7 @@ def test_auto_falls_back_with_a_line_and_imagenet_does_not(monkeypatch):
         UserWarning, match="resnet18 starts from random weights: https://.* cannot be fetched .*service not known"
     ):
         assert build_classifier("resnet18", 4, weights="auto")(torch.rand(2, 3, 32, 32)).shape == (2, 4)
-    with pytest.warns(UserWarning, match="MobileNetV2 of fasterrcnn_mobilenet_v2_fpn starts from random weights"):
+    with pytest.warns(UserWarning, match="the backbone of fasterrcnn_mobilenet_v2_fpn starts from random weights"):
         model = small("fasterrcnn_mobilenet_v2_fpn", backbone_weights="auto")
     assert all(weight.requires_grad for weight in model.parameters())
     with pytest.raises(ConnectionError, match=r"ImageNet weights of resnet18 cannot be fetched from https://.*service not known"):
@@ -259,7 +259,8 @@ def test_weights_are_loaded_into_a_classifier(monkeypatch):
     network = build_classifier("resnet18", 4, weights="auto")
     own = network.state_dict()
     assert all(torch.equal(own[name], fake[name]) for name in fake if not name.startswith("fc."))
-    assert network.fc.out_features == 4
+    assert network.fc.out_features == 4 and network.started_from == "ResNet18_Weights.IMAGENET1K_V1"
+    assert build_classifier("resnet18", 4).started_from == "random weights"
     assert torch.equal(build_classifier("resnet18", 1000, weights="imagenet").fc.weight, fake["fc.weight"])
 
 
@@ -277,6 +278,7 @@ def test_weights_are_loaded_into_a_student(monkeypatch, name, body):
     fake = torchvision.models.get_model(body).state_dict()
     monkeypatch.setattr(_api, "load_state_dict_from_url", lambda *_, **__: fake)
     model, random = small(name, backbone_weights="imagenet"), small(name)
+    assert model.started_from == str(STUDENTS[name].weights) and random.started_from == "random weights"
     first = next(value for key, value in fake.items() if value.dim() == 4)
     assert any(torch.equal(value, first) for value in model.backbone.state_dict().values())
     frozen = [module for module in model.modules() if isinstance(module, FrozenBatchNorm2d)]

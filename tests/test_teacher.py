@@ -18,7 +18,7 @@ from cls2det.cli import main
 from cls2det.data import DetectionData, test_loader
 from cls2det.settings import Optim, Run
 from cls2det.students import build_student
-from cls2det.teacher import CropClassifier, check_not_at_chance, crop_predictions
+from cls2det.teacher import CropClassifier, check_not_at_chance, crop_logits
 from cls2det_ops import reference
 from training_cases import DIGITS, batch, silent, train_teacher
 
@@ -91,12 +91,16 @@ def test_calibration_is_torchmetrics():
 
 
 def test_report_of_a_teacher(scenes, tmp_path):
-    weights = train_teacher(scenes, tmp_path, val_split="val")
+    weights = train_teacher(scenes, tmp_path, val_split="val", loss="joint")
     report = json.loads((tmp_path / "report.json").read_text())
     teacher, data = CropClassifier.load(weights), DetectionData(scenes, "val")
-    probabilities, classes = crop_predictions(teacher, test_loader(data))
+    logits, classes = crop_logits(teacher, test_loader(data))
     assert len(classes) == sum(len(target["labels"]) for target in data.targets)
-    assert report["accuracy"] == pytest.approx(100 * (probabilities.argmax(1) == classes).float().mean().item())
+    assert report["accuracy"] == pytest.approx(100 * (logits.argmax(1) == classes).float().mean().item())
+    for read, probabilities in ((report, logits.softmax(1)), (report["sigmoid"], logits.sigmoid())):
+        wanted = 100 * (probabilities.amax(1).mean().item() - (logits.argmax(1) == classes).float().mean().item())
+        assert read["overconfidence"] == pytest.approx(wanted, abs=1e-3)
+    assert report["started from"] == "random weights"
     training = DetectionData(scenes, "train")
     assert (
         sum(report["crops by class"].values()) == report["crops"] == sum(len(target["labels"]) for target in training.targets)
@@ -150,17 +154,38 @@ def test_reader_runs_the_stem_that_it_knows(architecture):
         assert teacher.reader([stem], logits=False)(crops)[stem].dtype == torch.bfloat16
 
 
-def test_backbone_from_images_by_class(scenes, tmp_path):
-    """``pretrain`` learns colours, and its weights start a student of the same body."""
+def make_colours(root):
+    """Images by class, as ``pretrain`` wants them."""
     torch.manual_seed(0)
     for split, count in (("train", 12), ("val", 4)):
         for channel, name in enumerate(("red", "green")):
-            folder = tmp_path / "images" / split / name
+            folder = root / split / name
             folder.mkdir(parents=True)
             for number in range(count):
                 image = torch.randint(60, (3, 40, 48), dtype=torch.uint8)
                 image[channel] += 150
                 write_png(image, str(folder / f"{number}.png"))
+
+
+def test_the_quartered_resnet_starts_from_its_pretraining(scenes, tmp_path):
+    """By the two commands and the two recipes, with fewer and smaller images and next to no learning."""
+    make_colours(tmp_path / "images")
+    few = ["--optim.steps", "2", "--optim.batch_size", "2", "--optim.learning_rate", "1e-9", "--run.loader_workers", "0"]
+    start, run = tmp_path / "start", tmp_path / "run"
+    given = ["--data-root", str(tmp_path / "images"), "--out", str(start), "--image-size", "64", *few]
+    assert main(["pretrain", "--config", "pretrain-qr50", *given]) == 0
+    given = ["--data-root", str(scenes), "--out", str(run), "--image-size", "64", "--start", str(start / "weights.pt"), *few]
+    splits = ["--train-split", "train", "--val-split", "null"]
+    assert main(["train", "--config", "fasterrcnn-qr50", *given, *splits]) == 0
+    assert json.loads((run / "report.json").read_text())["started from"] == str(start / "weights.pt")
+    before, after = (torch.load(folder / "weights.pt", weights_only=True)["weights"] for folder in (start, run))
+    for name in ("conv1.weight", "layer1.0.conv2.weight", "layer4.2.bn3.weight"):
+        torch.testing.assert_close(after[f"detector.backbone.body.{name}"], before[f"network.{name}"])
+
+
+def test_backbone_from_images_by_class(scenes, tmp_path):
+    """``pretrain`` learns colours, and its weights do not start a student of another body."""
+    make_colours(tmp_path / "images")
     recipe = tmp_path / "pretrain.yaml"
     recipe.write_text("optim: {optimizer: sgd, learning_rate: 0.02, steps: 40, batch_size: 8, base_batch: 0}\n")
     out = tmp_path / "pretrained"

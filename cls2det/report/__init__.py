@@ -78,7 +78,7 @@ def report(
     truth = _attempt(
         "comparison with the paper, error analysis", left_out, load_coco, root / "annotations" / f"instances_{split}.json"
     )
-    why_not = why_not_comparable(truth)
+    why_not = why_not_comparable(truth, split)
     data = _attempt("pictures of detections", left_out, DetectionData, root, split)
 
     students: dict[str, dict[str, Any]] = {}

@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+SPLIT, IMAGES = "val2017", 5000  # what the paper evaluates on
+
 
 @cache
 def paper() -> dict[str, Any]:
@@ -31,13 +33,15 @@ def ablations(student: str, arms: Iterable[str]) -> list[dict[str, Any]]:
     return [{"table": name, **table} for name, table in tables.items() if options & set(table["options"])]
 
 
-def why_not_comparable(truth: Any) -> str:
-    """Why the paper's numbers are no measure for runs on this ground truth (``COCO`` or None); empty for COCO's 80 classes."""
+def why_not_comparable(truth: Any, split: str) -> str:
+    """Why the paper's numbers are no measure for runs on this ground truth (``COCO`` or None); empty for COCO val2017."""
     from torchvision.models.detection import SSD300_VGG16_Weights
 
     if truth is None:
         return "The paper's numbers are of COCO val2017; the runs' data could not be read, so no difference is shown."
     coco = set(SSD300_VGG16_Weights.COCO_V1.meta["categories"]) - {"N/A", "__background__"}
-    if {category["name"] for category in truth.dataset["categories"]} == coco:
+    images, classes = truth.dataset["images"], {category["name"] for category in truth.dataset["categories"]}
+    if (split, len(images), classes) == (SPLIT, IMAGES, coco):
         return ""
-    return "The paper's numbers are of COCO val2017, the runs of other data: **not comparable**, shown for reference."
+    what = "of other data" if classes != coco else f"of {split}, {len(images)} images in place of {IMAGES}"
+    return f"The paper's numbers are of COCO val2017, the runs {what}: **not comparable**, shown for reference."

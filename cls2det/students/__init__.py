@@ -17,8 +17,15 @@ from collections.abc import Callable
 from functools import partial
 
 from torch import nn
+from torchvision.models import (
+    MobileNet_V2_Weights,
+    MobileNet_V3_Large_Weights,
+    ResNet50_Weights,
+    VGG16_Weights,
+    WeightsEnum,
+)
 
-from cls2det.backbones import IMAGE_MEAN, IMAGE_STD, CompactResNet, load_backbone
+from cls2det.backbones import IMAGE_MEAN, IMAGE_STD, RANDOM, CompactResNet, choose_weights, load_backbone
 from cls2det.students import dense, detr, faster_rcnn, ssd
 from cls2det.students.ssd import ssd_compact
 
@@ -40,33 +47,45 @@ class Student:
     """How to build a detector.
 
     Attributes:
-        build: (foreground classes, image size, backbone weights) to the detector
+        build: (foreground classes, image size, backbone's weights or None) to the detector
         size: of images, in pixels, if none is asked for: both sides, or the shorter one
         about: one line
+        weights: torchvision's of the backbone; None where there are none
         fixed_size: whether it takes no other size
         head: "softmax" over the classes and the background, or a "sigmoid" for each class
     """
 
-    build: Callable[[int, int, str], nn.Module]
+    build: Callable[[int, int, WeightsEnum | None], nn.Module]
     size: int
     about: str
+    weights: WeightsEnum | None = None
     fixed_size: bool = False
     head: str = "softmax"
 
 
+# what torchvision's own detectors are trained from
+VGG16, RESNET50 = VGG16_Weights.IMAGENET1K_FEATURES, ResNet50_Weights.IMAGENET1K_V1
 STUDENTS: dict[str, Student] = {
     "ssd_compact": Student(ssd.ssd_compact, 96, "SSD on a small ResNet, for two CPU cores"),
-    "ssd300_vgg16": Student(ssd.ssd300_vgg16, 300, "SSD300, VGG-16", fixed_size=True),
-    "ssd512_vgg16": Student(ssd.ssd512_vgg16, 512, "SSD512, VGG-16", fixed_size=True),
-    "ssdlite320_mobilenet_v3_large": Student(ssd.ssdlite320_mobilenet_v3_large, 320, "SSDLite, MobileNetV3", fixed_size=True),
+    "ssd300_vgg16": Student(ssd.ssd300_vgg16, 300, "SSD300, VGG-16", VGG16, fixed_size=True),
+    "ssd512_vgg16": Student(ssd.ssd512_vgg16, 512, "SSD512, VGG-16", VGG16, fixed_size=True),
+    "ssdlite320_mobilenet_v3_large": Student(
+        ssd.ssdlite320_mobilenet_v3_large,
+        320,
+        "SSDLite, MobileNetV3",
+        MobileNet_V3_Large_Weights.IMAGENET1K_V1,
+        fixed_size=True,
+    ),
     "fasterrcnn_compact": Student(faster_rcnn.fasterrcnn_compact, 96, "Faster R-CNN on the small ResNet"),
     "fasterrcnn_qr50_fpn": Student(faster_rcnn.fasterrcnn_qr50_fpn, 800, "Faster R-CNN, ResNet-50 with every width / 4"),
-    "fasterrcnn_mobilenet_v2_fpn": Student(faster_rcnn.fasterrcnn_mobilenet_v2_fpn, 800, "Faster R-CNN, MobileNetV2"),
-    "fasterrcnn_resnet50_fpn": Student(faster_rcnn.fasterrcnn_resnet50_fpn, 800, "Faster R-CNN, ResNet-50"),
+    "fasterrcnn_mobilenet_v2_fpn": Student(
+        faster_rcnn.fasterrcnn_mobilenet_v2_fpn, 800, "Faster R-CNN, MobileNetV2", MobileNet_V2_Weights.IMAGENET1K_V1
+    ),
+    "fasterrcnn_resnet50_fpn": Student(faster_rcnn.fasterrcnn_resnet50_fpn, 800, "Faster R-CNN, ResNet-50", RESNET50),
     "retinanet_compact": Student(dense.retinanet_compact, 96, "RetinaNet on the small ResNet", head="sigmoid"),
-    "retinanet_resnet50_fpn": Student(dense.retinanet_resnet50_fpn, 800, "RetinaNet, ResNet-50", head="sigmoid"),
+    "retinanet_resnet50_fpn": Student(dense.retinanet_resnet50_fpn, 800, "RetinaNet, ResNet-50", RESNET50, head="sigmoid"),
     "fcos_compact": Student(dense.fcos_compact, 96, "FCOS on the small ResNet", head="sigmoid"),
-    "fcos_resnet50_fpn": Student(dense.fcos_resnet50_fpn, 800, "FCOS, ResNet-50", head="sigmoid"),
+    "fcos_resnet50_fpn": Student(dense.fcos_resnet50_fpn, 800, "FCOS, ResNet-50", RESNET50, head="sigmoid"),
     "ssd_compact_wide": Student(partial(ssd.ssd_compact, width=32), 96, "ssd_compact with every width doubled: to teach it"),
     "fasterrcnn_compact_wide": Student(
         partial(faster_rcnn.fasterrcnn_compact, width=32), 96, "fasterrcnn_compact with every width doubled: to teach it"
@@ -81,12 +100,12 @@ STUDENTS: dict[str, Student] = {
         partial(dense.fcos_compact, width=32), 96, "fcos_compact with every width doubled: to teach it", head="sigmoid"
     ),
     "detr_compact": Student(detr.detr_compact, 96, "DETR on the small ResNet"),
-    "detr_resnet50": Student(detr.detr_resnet50, 800, "DETR, ResNet-50"),
+    "detr_resnet50": Student(detr.detr_resnet50, 800, "DETR, ResNet-50", RESNET50),
 }
 
 
 def build_student(name: str, classes: int, size: int = 0, backbone_weights: str = "none") -> nn.Module:
-    """A detector of ``classes`` foreground classes.
+    """A detector of ``classes`` foreground classes; its ``started_from`` says which weights the backbone has, or "random weights".
 
     Args:
         name: of ``STUDENTS``
@@ -104,7 +123,10 @@ def build_student(name: str, classes: int, size: int = 0, backbone_weights: str 
     student = STUDENTS[name]
     if student.fixed_size and size not in (0, student.size):
         raise ValueError(f"{name} takes images of size {student.size}, found size {size}; 0 is the student's own")
-    return student.build(classes, size or student.size, backbone_weights)
+    weights = choose_weights(student.weights, backbone_weights, f"the backbone of {name}")
+    detector = student.build(classes, size or student.size, weights)
+    detector.started_from = str(weights or RANDOM)
+    return detector
 
 
 def parameter_count(model: nn.Module) -> int:

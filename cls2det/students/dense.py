@@ -6,15 +6,15 @@ from functools import partial
 
 import torch
 from torch import nn
-from torchvision.models import detection
+from torchvision.models import ResNet50_Weights, detection
 from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.retinanet import RetinaNetHead
 
-from cls2det.backbones import IMAGE_MEAN, IMAGE_STD, choose_weights
+from cls2det.backbones import IMAGE_MEAN, IMAGE_STD
 from cls2det.students.faster_rcnn import image_sides
-from cls2det.students.pyramids import CompactPyramid, resnet50_weights
+from cls2det.students.pyramids import CompactPyramid
 
 SCALE = {"image_mean": IMAGE_MEAN, "image_std": IMAGE_STD}
 
@@ -30,32 +30,25 @@ def without_class_0(model: nn.Module) -> nn.Module:
     return model
 
 
-def retinanet_resnet50_fpn(classes: int, size: int, backbone_weights: str) -> RetinaNet:
+def retinanet_resnet50_fpn(classes: int, size: int, weights: ResNet50_Weights | None) -> RetinaNet:
     model = detection.retinanet_resnet50_fpn(
-        weights=None,
-        weights_backbone=resnet50_weights(backbone_weights, "retinanet_resnet50_fpn"),
-        num_classes=classes + 1,
-        **image_sides(size),
+        weights=None, weights_backbone=weights, num_classes=classes + 1, **image_sides(size)
     )
     return without_class_0(model)
 
 
-def fcos_resnet50_fpn(classes: int, size: int, backbone_weights: str) -> FCOS:
+def fcos_resnet50_fpn(classes: int, size: int, weights: ResNet50_Weights | None) -> FCOS:
     model = detection.fcos_resnet50_fpn(
-        weights=None,
-        weights_backbone=resnet50_weights(backbone_weights, "fcos_resnet50_fpn"),
-        num_classes=classes + 1,
-        **image_sides(size),
+        weights=None, weights_backbone=weights, num_classes=classes + 1, **image_sides(size)
     )
     return without_class_0(model)
 
 
-def retinanet_compact(classes: int, size: int, backbone_weights: str, width: int = 16) -> RetinaNet:
+def retinanet_compact(classes: int, size: int, _weights: None = None, width: int = 16) -> RetinaNet:
     """Anchors from 12 to 76 pixels, for objects of 14 to 48 in images of 96: 1.5 strides, where RetinaNet on COCO takes 4.
 
     The head has group norm (as in torchvision's retinanet_resnet50_fpn_v2): nothing here starts from ImageNet weights.
     """
-    choose_weights(None, backbone_weights, "retinanet_compact")
     backbone = CompactPyramid(width)
     anchors = AnchorGenerator(((12, 15, 19), (24, 30, 38), (48, 60, 76)), ((0.5, 1.0, 2.0),) * 3)
     head = RetinaNetHead(backbone.out_channels, 9, classes + 1, norm_layer=partial(nn.GroupNorm, 32))
@@ -73,9 +66,8 @@ def retinanet_compact(classes: int, size: int, backbone_weights: str, width: int
     return without_class_0(model)
 
 
-def fcos_compact(classes: int, size: int, backbone_weights: str, width: int = 16) -> FCOS:
+def fcos_compact(classes: int, size: int, _weights: None = None, width: int = 16) -> FCOS:
     """Strides 8, 16 and 32; a place answers for objects whose far side is up to 64, 128 and more pixels away."""
-    choose_weights(None, backbone_weights, "fcos_compact")
     backbone = CompactPyramid(width)
     model = FCOS(
         backbone,

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models import ResNet50_Weights
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import box_convert, clip_boxes_to_image
 
-from cls2det.backbones import IMAGE_MEAN, IMAGE_STD, CompactResNet, choose_weights
+from cls2det.backbones import IMAGE_MEAN, IMAGE_STD, CompactResNet
 from cls2det.students.faster_rcnn import image_sides
-from cls2det.students.pyramids import resnet50_last_map, resnet50_weights
+from cls2det.students.pyramids import resnet50_last_map
 
 Matches = list[tuple[Tensor, Tensor]]  # per image: queries (n,), and the ground truth (n,) that each is matched to
 
@@ -167,16 +168,16 @@ def _detections(outputs: dict[str, Tensor], image_sizes: list[tuple[int, int]]) 
     return detections
 
 
-def detr_resnet50(classes: int, size: int, backbone_weights: str) -> Detr:
+def detr_resnet50(classes: int, size: int, weights: ResNet50_Weights | None) -> Detr:
     """DETR as published: six encoder and decoder layers of 256 channels, 100 queries, ResNet-50 at stride 32."""
-    body = resnet50_last_map(resnet50_weights(backbone_weights, "detr_resnet50"))
+    body = resnet50_last_map(weights)
     transform = GeneralizedRCNNTransform(
         **image_sides(size), image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225]
     )
     return Detr(body, 2048, classes, transform)
 
 
-def detr_compact(classes: int, size: int, backbone_weights: str) -> Detr:
+def detr_compact(classes: int, size: int, _weights: None = None) -> Detr:
     """Three encoder and decoder layers of 64 channels and 25 queries on the compact body at stride 16.
 
     Its last stage does not halve the map (DETR's own "DC5", without the dilation): three by three cells, all that stride 32
@@ -185,7 +186,6 @@ def detr_compact(classes: int, size: int, backbone_weights: str) -> Detr:
     DETR learns slowly: after 4000 steps of 16 images its losses have fallen and its AP is still 0, where the other compact
     students have theirs after 600. It is there to try the machinery on.
     """
-    choose_weights(None, backbone_weights, "detr_compact")
     body = CompactResNet()
     body.stages[-1].conv1.stride = body.stages[-1].downsample[0].stride = (1, 1)
     transform = GeneralizedRCNNTransform(**image_sides(size), image_mean=IMAGE_MEAN, image_std=IMAGE_STD)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from torchvision.models import detection
+from torchvision.models import MobileNet_V2_Weights, ResNet50_Weights, detection
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.ops import MultiScaleRoIAlign
 
-from cls2det.backbones import IMAGE_MEAN, IMAGE_STD, choose_weights, narrow_resnet
-from cls2det.students.pyramids import CompactPyramid, mobilenet_v2_pyramid, resnet50_weights
+from cls2det.backbones import IMAGE_MEAN, IMAGE_STD, narrow_resnet
+from cls2det.students.pyramids import CompactPyramid, mobilenet_v2_pyramid
 
 
 def image_sides(size: int) -> dict[str, int]:
@@ -18,36 +18,31 @@ def image_sides(size: int) -> dict[str, int]:
     return {"min_size": size, "max_size": round(size * 1333 / 800)}
 
 
-def fasterrcnn_resnet50_fpn(classes: int, size: int, backbone_weights: str) -> FasterRCNN:
+def fasterrcnn_resnet50_fpn(classes: int, size: int, weights: ResNet50_Weights | None) -> FasterRCNN:
     return detection.fasterrcnn_resnet50_fpn(
-        weights=None,
-        weights_backbone=resnet50_weights(backbone_weights, "fasterrcnn_resnet50_fpn"),
-        num_classes=classes + 1,
-        **image_sides(size),
+        weights=None, weights_backbone=weights, num_classes=classes + 1, **image_sides(size)
     )
 
 
-def fasterrcnn_qr50_fpn(classes: int, size: int, backbone_weights: str) -> FasterRCNN:
+def fasterrcnn_qr50_fpn(classes: int, size: int, _weights: None = None) -> FasterRCNN:
     """ResNet-50 with every width a quarter; the pyramid keeps its 256 channels and the heads their size.
 
     The paper narrows the backbone; with the rest as it is, the two ResNet-50 students differ in that alone. There are no
     ImageNet weights of it: train ``build_classifier("resnet50", 1000, width=16)`` and ``load_backbone``.
     """
-    choose_weights(None, backbone_weights, "the quartered ResNet-50 of fasterrcnn_qr50_fpn")
     backbone = _resnet_fpn_extractor(narrow_resnet("resnet50", width=16, classes=1), trainable_layers=5)
     return FasterRCNN(backbone, classes + 1, **image_sides(size))
 
 
-def fasterrcnn_mobilenet_v2_fpn(classes: int, size: int, backbone_weights: str) -> FasterRCNN:
-    return FasterRCNN(mobilenet_v2_pyramid(backbone_weights), classes + 1, **image_sides(size))
+def fasterrcnn_mobilenet_v2_fpn(classes: int, size: int, weights: MobileNet_V2_Weights | None) -> FasterRCNN:
+    return FasterRCNN(mobilenet_v2_pyramid(weights), classes + 1, **image_sides(size))
 
 
-def fasterrcnn_compact(classes: int, size: int, backbone_weights: str, width: int = 16) -> FasterRCNN:
+def fasterrcnn_compact(classes: int, size: int, _weights: None = None, width: int = 16) -> FasterRCNN:
     """For objects of 14 to 48 pixels in images of 96: anchors of 16, 32 and 48, few proposals, small heads.
 
     All regions are pooled from stride 8 (torchvision takes a coarser map from 224 pixels on).
     """
-    choose_weights(None, backbone_weights, "fasterrcnn_compact")
     backbone = CompactPyramid(width)
     return FasterRCNN(
         backbone,

@@ -15,7 +15,7 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from cls2det.backbones import CompactResNet, choose_weights
+from cls2det.backbones import CompactResNet
 
 
 class CompactPyramid(nn.Module):
@@ -31,11 +31,6 @@ class CompactPyramid(nn.Module):
         return self.fpn(self.body(images))
 
 
-def resnet50_weights(backbone_weights: str, student: str) -> ResNet50_Weights | None:
-    """The weights that torchvision's detectors are trained from, or None."""
-    return choose_weights(ResNet50_Weights.IMAGENET1K_V1, backbone_weights, f"ResNet-50 of {student}")
-
-
 def resnet50_last_map(weights: ResNet50_Weights | None) -> IntermediateLayerGetter:
     """ResNet-50 up to its last map (2048 channels, stride 32)."""
     network = resnet50(weights=weights, norm_layer=FrozenBatchNorm2d if weights else nn.BatchNorm2d)
@@ -45,11 +40,8 @@ def resnet50_last_map(weights: ResNet50_Weights | None) -> IntermediateLayerGett
     return IntermediateLayerGetter(network, {"layer4": "0"})
 
 
-def mobilenet_v2_pyramid(backbone_weights: str) -> BackboneWithFPN:
+def mobilenet_v2_pyramid(weights: MobileNet_V2_Weights | None) -> BackboneWithFPN:
     """MobileNetV2's maps at strides 4, 8, 16 and 32 (24, 32, 96 and 1280 channels) under a pyramid of 256 channels."""
-    weights = choose_weights(
-        MobileNet_V2_Weights.IMAGENET1K_V1, backbone_weights, "MobileNetV2 of fasterrcnn_mobilenet_v2_fpn"
-    )
     features = mobilenet_v2(weights=weights, norm_layer=FrozenBatchNorm2d if weights else nn.BatchNorm2d).features
     if weights:
         features[:4].requires_grad_(False)

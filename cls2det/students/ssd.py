@@ -11,12 +11,11 @@ from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.ssd import SSD, _vgg_extractor
 from torchvision.models.detection.ssdlite import SSDLiteHead, _mobilenet_extractor
 
-from cls2det.backbones import IMAGE_MEAN, IMAGE_STD, CompactResNet, choose_weights
+from cls2det.backbones import IMAGE_MEAN, IMAGE_STD, CompactResNet
 
 
-def ssd_compact(classes: int, size: int, backbone_weights: str = "none", width: int = 16) -> SSD:
+def ssd_compact(classes: int, size: int, _weights: None = None, width: int = 16) -> SSD:
     """SSD with default boxes of 0.15, 0.25 and 0.40 of the image at strides 8, 16 and 32: 0.43 M parameters for 10 classes."""
-    choose_weights(None, backbone_weights, "ssd_compact")
     anchors = DefaultBoxGenerator([[2], [2], [2]], scales=[0.15, 0.25, 0.40, 0.60])
     return SSD(
         CompactResNet(width),
@@ -29,15 +28,13 @@ def ssd_compact(classes: int, size: int, backbone_weights: str = "none", width: 
     )
 
 
-def ssd300_vgg16(classes: int, _size: int, backbone_weights: str) -> SSD:
+def ssd300_vgg16(classes: int, _size: int, weights: VGG16_Weights | None) -> SSD:
     """torchvision's SSD300, inputs of VGG's scale (mean subtracted, not divided: about -124 to 151)."""
-    weights = choose_weights(VGG16_Weights.IMAGENET1K_FEATURES, backbone_weights, "VGG-16 of ssd300_vgg16")
     return detection.ssd300_vgg16(weights=None, weights_backbone=weights, num_classes=classes + 1)
 
 
-def ssd512_vgg16(classes: int, _size: int, backbone_weights: str) -> SSD:
+def ssd512_vgg16(classes: int, _size: int, weights: VGG16_Weights | None) -> SSD:
     """SSD512 of the paper: seven maps of 64, 32, 16, 8, 4, 2 and 1 cells, and its default boxes for COCO (4 to 90 %)."""
-    weights = choose_weights(VGG16_Weights.IMAGENET1K_FEATURES, backbone_weights, "VGG-16 of ssd512_vgg16")
     backbone = _vgg_extractor(vgg16(weights=weights), highres=True, trainable_layers=4 if weights else 5)
     _halve_where_the_paper_does(backbone)
     anchors = DefaultBoxGenerator(
@@ -55,15 +52,12 @@ def _halve_where_the_paper_does(backbone: nn.Module) -> None:
         conv.stride, conv.padding = (stride, stride), (1, 1)
 
 
-def ssdlite320_mobilenet_v3_large(classes: int, _size: int, backbone_weights: str) -> SSD:
+def ssdlite320_mobilenet_v3_large(classes: int, _size: int, weights: MobileNet_V3_Large_Weights | None) -> SSD:
     """torchvision's SSDLite, always with MobileNetV3's full tail.
 
     torchvision's function halves the last blocks when it has no ImageNet weights; then a network's shape, and with it what a
     saved one can be loaded into, would hang on whether a download worked.
     """
-    weights = choose_weights(
-        MobileNet_V3_Large_Weights.IMAGENET1K_V1, backbone_weights, "MobileNetV3 of ssdlite320_mobilenet_v3_large"
-    )
     norm = partial(nn.BatchNorm2d, eps=0.001, momentum=0.03)
     backbone = _mobilenet_extractor(mobilenet_v3_large(weights=weights, norm_layer=norm), 6, norm)
     anchors = DefaultBoxGenerator([[2, 3] for _ in range(6)], min_ratio=0.2, max_ratio=0.95)
