@@ -46,8 +46,9 @@ class DistillSettings:
         teacher_precision: "bf16" runs the teacher in bfloat16, but for a ResNet's stem, which KD-loc compares
         chunk: crops at a time, which bounds the memory of thousands of positives and changes no result; 0: all at once
         max_positives: the terms on boxes look at no more positives per process and step; 0: at all
-        normalizer: the terms are divided by the number of positives of the "process", or of "all" processes (then the
-            loss does not depend on how a batch is split, unless max_positives cuts in); 1 if there is none
+        normalizer: the terms are divided by the number of positives of the "process", or of "all" processes (then they do
+            not depend on how a batch is split, unless max_positives cuts in; the detector's own losses go by process all
+            the same); 1 if there is none
         control: "one_hot" puts the true class in the teacher's place, "shuffled" permutes its classes; for studies
     """
 
