@@ -450,9 +450,8 @@ def test_errors_need_a_ground_truth():
         errors.error_gains(truth_of(WORLD), found_of((7, A, 0.5)))
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_ap_equals_that_of_pycocotools(seed):
-    """On random objects, crowds among them, with tied scores and, for odd seeds, more detections than count."""
+def random_world(seed):
+    """Objects, crowds among them, and detections with tied scores; for odd seeds more than count."""
     random = np.random.default_rng(seed)
     objects, detections = [], []
     for image in range(20):
@@ -462,17 +461,34 @@ def test_ap_equals_that_of_pycocotools(seed):
             box = np.array(boxes[random.integers(len(boxes))] if boxes else A, dtype=float)
             box += random.normal(0, random.choice([0.5, 4.0]), 4)
             score = round(float(random.random()), 2)
-            category = int(random.integers(1, 4))
-            detections.append(
-                {
-                    "image_id": image,
-                    "category_id": category,
-                    "bbox": [*box[:2].tolist(), *np.maximum(box[2:], 1).tolist()],
-                    "score": score,
-                }
-            )
+            category, box = int(random.integers(1, 4)), [*box[:2].tolist(), *np.maximum(box[2:], 1).tolist()]
+            detections.append({"image_id": image, "category_id": category, "bbox": box, "score": score})
     coco = truth_of(objects, categories=3)
-    detections = [each for each in detections if each["image_id"] in coco.imgs]
+    return coco, [each for each in detections if each["image_id"] in coco.imgs]
+
+
+@pytest.mark.parametrize(
+    "seed, level, wanted",
+    [
+        (0, 0, [15.332, 18.930, 4.671, 1.263, 0.657, 0.683, 0.662]),
+        (0, 5, [11.311, 13.753, 6.638, 1.787, 0.303, 0.662, 0.616]),
+        (2, 0, [27.164, 22.563, 3.448, 1.116, 1.168, 1.323, 3.680]),
+        (2, 5, [21.094, 20.129, 6.002, 2.987, 0.125, 1.061, 2.339]),
+    ],
+)
+def test_errors_are_those_of_tidecv(seed, level, wanted):
+    """At IoU 0.5 and 0.75, where no scores are tied; its figures (tidecv 1.0.1) are kept here: it needs OpenCV and an old numpy."""
+    coco, detections = random_world(seed)
+    random = np.random.default_rng(0)
+    for each in detections:
+        each["score"] += random.random() * 0.009
+    found = errors.error_gains(coco, detections)
+    assert [found[kind][level] for kind in ("AP", *errors.ERRORS)] == pytest.approx(wanted, abs=6e-4)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_ap_equals_that_of_pycocotools(seed):
+    coco, detections = random_world(seed)
     with contextlib.redirect_stdout(io.StringIO()):
         judge = COCOeval(coco, coco.loadRes([dict(each) for each in detections]), "bbox")
         judge.evaluate()

@@ -15,9 +15,9 @@ classification: of all false positives of these two kinds about one ground truth
 score gets the right box or class; every other one, and those about a ground truth that was found, is removed. Duplicate,
 background, both: removed. Missed: these ground truths no longer count. Gains do not add up to 100 - mAP.
 
-This is the definition of the authors' library ``tidecv`` (no test compares the two) but for three details, in which it is
-COCO's: a class with no ground truth is left out of the mean, the limit of 100 detections is per image and class, the recall grid
-is rounded as there.
+These are the numbers of the authors' library ``tidecv`` but for details in which they are COCO's: a class with no ground truth
+is left out of the mean, the limit of 100 detections is per image and class, and detections of equal scores keep their order when
+others are mended (tidecv's change places, which lowers its gains).
 """
 
 from __future__ import annotations
