@@ -5,12 +5,14 @@ import dataclasses
 import json
 import os
 import pickle
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 from torchvision.models import get_model_weights
@@ -72,26 +74,49 @@ class Stop(Exception):
     pass
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(scenes, teacher_weights, tmp_path):
-    def run(folder, progress):
-        changes = {"optim": Optim(steps=40, batch_size=2), "run": RUN, "seed": 3, "progress": progress}
-        distill(scenes, tmp_path / folder, teacher_weights, **changes)
+def losses(folder):
+    """What is logged of each step, but for how long it took."""
+    rows = [row for row in logged(folder) if row["loss"]]
+    return {int(row.pop("step")): row for row in rows if row.pop("images_per_second", True)}
+
+
+@pytest.mark.parametrize(
+    ("student", "changes"),
+    [
+        ("ssd_compact", {}),
+        ("fasterrcnn_compact", {}),  # samples anchors and proposals
+        ("detr_compact", {}),  # has dropout
+        ("ssd_compact", {"ema": 0.5}),
+        ("fasterrcnn_compact", {"precision": "bf16-mixed"}),
+    ],
+)
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(scenes, teacher_weights, tmp_path, monkeypatch, student, changes):
+    taken, training_step = [], DetectorTraining.training_step
+
+    def run(folder, seed, stop_at=None):
+        def watched(self, batch, index):
+            if self.global_step == stop_at:
+                raise Stop
+            taken.append(self.global_step)
+            return training_step(self, batch, index)
+
+        monkeypatch.setattr(DetectorTraining, "training_step", watched)
+        for draw in (random.seed, np.random.seed, torch.manual_seed):
+            draw(seed)  # whatever happens between, the restart does not depend on it
+        run = dataclasses.replace(RUN, checkpoint_every=2, log_every=1, ratio_every=2, **changes)
+        options = {"optim": Optim(steps=6, batch_size=2), "run": run, "seed": 3, "student": student}
+        distill(scenes, tmp_path / folder, teacher_weights, **options)
         return weights_in(tmp_path / folder / "weights.pt")
 
-    def stop_in_the_third_epoch(step, total, text):
-        if step == 20:
-            torch.manual_seed(99)  # whatever happens between, the restart does not depend on it
-        if step == 30:
-            raise Stop
-
-    unbroken = run("unbroken", silent)
+    unbroken = run("unbroken", 1)
     with pytest.raises(Stop):
-        run("broken", stop_in_the_third_epoch)
+        run("broken", 2, stop_at=5)
     assert not (tmp_path / "broken" / "weights.pt").exists()
-    steps = []
-    resumed = run("broken", lambda step, *_: steps.append(step))
-    assert steps[0] == 30, "the restart did not go on from the checkpoint at step 20"
+    taken.clear()
+    resumed = run("broken", 99)
+    assert taken == [4, 5], "the restart did not go on from the checkpoint at step 4"
     assert same(unbroken, resumed)
+    assert len(losses(tmp_path / "unbroken")) == 6 and losses(tmp_path / "broken") == losses(tmp_path / "unbroken")
 
 
 def test_kill_in_the_middle_and_restart(scenes, teacher_weights, tmp_path):
