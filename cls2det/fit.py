@@ -153,6 +153,8 @@ def fit(
 ) -> float:
     """Train for ``optim.steps`` steps, or go on from ``folder/last.ckpt``; returns seconds of training, interruptions left out.
 
+    ``optim`` and ``run`` are those of ``Optim.for_run``.
+
     ``loader`` gives ``run.checkpoint_every`` steps; a checkpoint is written after each such stretch ("epoch" to Lightning).
     Data order, augmentation and every random draw are functions of (seed, step), so a run that was stopped and
     started again makes the steps that the unbroken run would have made.
@@ -187,7 +189,7 @@ def fit(
         gradient_clip_val=optim.clip_norm or None,
         callbacks=callbacks,
         logger=[CSVLogger(folder, name="", version="log"), TensorBoardLogger(folder, name="", version="tensorboard")],
-        log_every_n_steps=min(run.log_every, len(loader)),
+        log_every_n_steps=run.log_every,
         check_val_every_n_epoch=run.validate_every or 1,
         limit_val_batches=1.0 if run.validate_every and val_loader is not None else 0,
         default_root_dir=folder,

@@ -276,6 +276,41 @@ def test_accumulated_batches_make_one_step(scenes, tmp_path):
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 4
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_short_run_logs_its_ratios(scenes, teacher_weights, tmp_path, accumulate):
+    """With the defaults, which ask for a line every 25 steps."""
+    optim, run = Optim(steps=4, batch_size=2, accumulate=accumulate), Run(device="cpu", cache=True)
+    distill(scenes, tmp_path, teacher_weights, optim=optim, run=run)
+    (row,) = [row for row in logged(tmp_path) if row["loss"]]
+    assert all(0 < float(row[f"gradient_ratio/{term}"]) < 10 for term in ("kd_cls", "kd_loc", "loc"))
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_gradients_are_clipped_once_per_step(scenes, tmp_path, accumulate):
+    """The gradient that a step applies is the one of all its forwards, shortened to ``clip_norm``, and whole where that is 0."""
+    seen = []
+
+    def keep(optimizer, *_):
+        seen.append(torch.cat([weight.grad.flatten() for weight in optimizer.param_groups[0]["params"]]).double())
+
+    def gradients(clip_norm):
+        seen.clear()
+        optim = Optim("sgd", 1e-3, schedule="constant", steps=2, batch_size=2, accumulate=accumulate, clip_norm=clip_norm)
+        hook = register_optimizer_step_post_hook(keep)
+        try:
+            distill(scenes, tmp_path / str(clip_norm), None, distill=commands.NOTHING, optim=optim)
+        finally:
+            hook.remove()
+        return list(seen)
+
+    whole, clipped, loose = (gradients(clip_norm) for clip_norm in (0.0, 0.5, 1e6))
+    assert len(whole) == len(clipped) == 2 and min(gradient.norm() for gradient in whole) > 1
+    assert all(torch.equal(one, other) for one, other in zip(whole, loose, strict=True))
+    for gradient in clipped:
+        assert gradient.norm().item() == pytest.approx(0.5, rel=1e-4)
+    torch.testing.assert_close(clipped[0], whole[0] * 0.5 / whole[0].norm(), rtol=1e-4, atol=1e-8)  # from the same weights
+
+
 def test_validation_is_logged_and_leaves_the_run_as_it_was(scenes, teacher_weights, tmp_path):
     """mAP in the log is pycocotools' of the saved weights; pictures reach TensorBoard; training is not touched."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -333,6 +368,17 @@ def test_learning_rates():
     for steps, every, wanted in ((6, 1000, (6, 6)), (1500, 1000, (1500, 750)), (2000, 100, (2000, 100)), (7, 3, (9, 3))):
         found, run = Optim(steps=steps).for_run(100, Run(checkpoint_every=every))
         assert (found.steps, run.checkpoint_every) == wanted
+    for steps, every, wanted in (
+        (6, (1000, 25, 25), (6, 6)),
+        (40, (10, 25, 25), (10, 20)),
+        (200, (100, 25, 500), (25, 200)),
+        (2000, (100, 50, 500), (50, 500)),
+        (2000, (100, 50, 5), (50, 50)),
+        (60, (60, 25, 0), (25, 0)),
+    ):
+        given = dict(zip(("checkpoint_every", "log_every", "ratio_every"), every, strict=True))
+        run = Optim(steps=steps).for_run(100, Run(**given))[1]
+        assert (run.log_every, run.ratio_every) == wanted, (steps, every)
     for wrong in ({"epochs": 0}, {"steps": -1}, {"steps": 5, "batch_size": 0}):
         with pytest.raises(ValueError, match="optim"):
             Optim(**wrong)
