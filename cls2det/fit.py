@@ -76,7 +76,7 @@ def _read(path: str | Path) -> dict[str, Any]:
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch has a different one for each way in which a file can be wrong
-        raise ValueError(f"{path} does not load as weights alone: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{path} does not load as weights alone: {_first_line(error)}") from None
     if not isinstance(saved, dict) or set(saved) != {"kind", "settings", "weights"}:
         raise ValueError(f"{path} was not written by cls2det")
     return saved
@@ -162,7 +162,7 @@ def fit(
     quiet()
     folder = Path(folder)
     last, timer = folder / "last.ckpt", Timer(verbose=False)
-    held = torch.load(last, map_location="cpu", weights_only=True) if last.is_file() else {"global_step": 0}
+    held = _checkpoint(last)
     if held["global_step"] >= optim.steps:  # stopped between the last step and what follows it
         module.load_state_dict(held["state_dict"])  # the average, where weights are averaged
         return held["callbacks"]["Timer"]["time_elapsed"]["train"]
@@ -208,6 +208,27 @@ def fit(
         if trainer.is_global_zero:
             _join_log(folder / "log")
     return timer.time_elapsed("train")
+
+
+def _checkpoint(last: Path) -> dict[str, Any]:
+    """Content of a training checkpoint, or that of a run that has not begun."""
+    if not last.is_file():
+        return {"global_step": 0}
+    try:
+        held = torch.load(last, map_location="cpu", weights_only=True)
+        if not isinstance(held, dict) or not {"global_step", "state_dict"} <= held.keys():
+            raise ValueError("it is something else")
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # torch has a different one for each way in which a file can be wrong
+        raise ValueError(
+            f"{last} does not load as a checkpoint: {_first_line(error)}. Remove it, and the run starts from its first step"
+        ) from None
+    return held
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 class _StepSeed(Callback):

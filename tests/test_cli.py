@@ -6,6 +6,9 @@ import json
 
 import docstring_parser
 import pytest
+import torch
+import torchvision
+from torchvision.models.detection.ssd import SSD
 
 pytest.importorskip("lightning")
 pytest.importorskip("pycocotools")
@@ -44,6 +47,39 @@ def test_errors_are_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["train", "--data-root", "x", "--out", str(tmp_path), "--distill.temprature", "3"])
     assert stop.value.code == 2 and "temprature" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "other"])
+def test_a_damaged_checkpoint_is_named(scenes, tmp_path, capsys, damage):
+    """A run that cannot go on says which file stops it; without that file it starts anew."""
+    options = ["--images", "4", "--backbone-weights", "none", "--optim.steps", "2", "--optim.batch-size", "2", "--run.device", "cpu"]
+    command = ["train", "--data-root", str(scenes), "--out", str(tmp_path), *options]
+    assert main(command) == 0
+    last = tmp_path / "last.ckpt"
+    (tmp_path / "weights.pt").unlink()
+    if damage == "other":
+        torch.save({"weights": {}}, last)
+    else:
+        last.write_bytes(last.read_bytes()[: last.stat().st_size // 2 if damage == "truncated" else 0])
+    capsys.readouterr()
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"cls2det train: {last} does not load as a checkpoint: ") and said.count("\n") == 1
+    assert said.endswith("Remove it, and the run starts from its first step\n")
+    last.unlink()
+    assert main(command) == 0 and (tmp_path / "weights.pt").is_file()
+
+
+def test_a_library_that_a_tap_does_not_fit_is_named(scenes, teacher_weights, tmp_path, monkeypatch, capsys):
+    """torchvision's code has changed where positives are taken: one line, with the version, and nothing written."""
+    monkeypatch.setattr(SSD, "compute_loss", lambda self, targets, head_outputs, anchors, matches: {})
+    command = ["distill", "--data-root", str(scenes), "--teacher", str(teacher_weights), "--allow-poor-teacher"]
+    command += ["--backbone-weights", "none", "--run.device", "cpu", "--out", str(tmp_path / "run")]
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"cls2det distill: torchvision {torchvision.__version__} (0.29 is known to fit): ")
+    assert "compute_loss takes (" in said and "Install the version that is known to fit" in said and said.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("recipe", [["--config", "ssd300"], ["--config=ssd300"]])
