@@ -14,6 +14,7 @@ pytest.importorskip("lightning")
 pytest.importorskip("pycocotools")
 
 from cls2det.cli import COMMANDS, main
+from training_cases import coco_layout
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -102,12 +103,7 @@ def test_recipes_and_info(capsys):
 
 def test_the_papers_recipes_on_a_small_coco(scenes, tmp_path):
     """COCO's own layout and names; the recipes as they come, made short: teacher, distillation, evaluation, report."""
-    root = tmp_path / "coco"
-    (root / "annotations").mkdir(parents=True)
-    for split in ("train", "val"):
-        (root / f"{split}2017").symlink_to(scenes / split)
-        file = scenes / "annotations" / f"instances_{split}.json"
-        (root / "annotations" / f"instances_{split}2017.json").symlink_to(file)
+    root = coco_layout(scenes, tmp_path / "coco")
     short = ["--optim.steps", "2", "--optim.batch-size", "2", "--run.device", "cpu", "--run.checkpoint-every", "2"]
     short += ["--run.loader-workers", "0", "--backbone-weights", "none", "--data-root", str(root)]
     teacher = ["--config", "teacher-ssd", "--architecture", "resnet18", "--out", str(tmp_path / "teacher")]
