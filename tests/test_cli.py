@@ -53,7 +53,18 @@ def test_errors_are_one_line(tmp_path, capsys):
 @pytest.mark.parametrize("damage", ["truncated", "empty", "other"])
 def test_a_damaged_checkpoint_is_named(scenes, tmp_path, capsys, damage):
     """A run that cannot go on says which file stops it; without that file it starts anew."""
-    options = ["--images", "4", "--backbone-weights", "none", "--optim.steps", "2", "--optim.batch-size", "2", "--run.device", "cpu"]
+    options = [
+        "--images",
+        "4",
+        "--backbone-weights",
+        "none",
+        "--optim.steps",
+        "2",
+        "--optim.batch-size",
+        "2",
+        "--run.device",
+        "cpu",
+    ]
     command = ["train", "--data-root", str(scenes), "--out", str(tmp_path), *options]
     assert main(command) == 0
     last = tmp_path / "last.ckpt"
