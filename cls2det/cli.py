@@ -16,6 +16,7 @@ import docstring_parser  # comes with jsonargparse[signatures]
 from jsonargparse import ArgumentParser
 from yaml import YAMLError
 
+from cls2det.errors import LibraryChanged
 from cls2det.jobs import JobFailed
 from cls2det.recipes import find_recipe
 
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nStopped. The same command goes on from the last checkpoint.", file=sys.stderr)
         return 130
-    except (OSError, ValueError, ImportError, YAMLError) as error:
+    except (OSError, ValueError, ImportError, YAMLError, LibraryChanged) as error:
         print(f"cls2det {arguments[0]}: {error}", file=sys.stderr)
         return 2
     except JobFailed as error:

@@ -76,7 +76,7 @@ def _read(path: str | Path) -> dict[str, Any]:
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch has a different one for each way in which a file can be wrong
-        raise ValueError(f"{path} does not load as weights alone: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{path} does not load as weights alone: {_first_line(error)}") from None
     if not isinstance(saved, dict) or set(saved) != {"kind", "settings", "weights"}:
         raise ValueError(f"{path} was not written by cls2det")
     return saved
@@ -154,6 +154,8 @@ def fit(
 ) -> float:
     """Train for ``optim.steps`` steps, or go on from ``folder/last.ckpt``; returns seconds of training, interruptions left out.
 
+    ``optim`` and ``run`` are those of ``Optim.for_run``.
+
     ``loader`` gives ``run.checkpoint_every`` steps; a checkpoint is written after each such stretch ("epoch" to Lightning), and
     the module is validated on ``val_loader`` after every ``val_every`` of them.
     Data order, augmentation and every random draw are functions of (seed, step), so a run that was stopped and
@@ -162,7 +164,7 @@ def fit(
     quiet()
     folder = Path(folder)
     last, timer = folder / "last.ckpt", Timer(verbose=False)
-    held = torch.load(last, map_location="cpu", weights_only=True) if last.is_file() else {"global_step": 0}
+    held = _checkpoint(last)
     if held["global_step"] >= optim.steps:  # stopped between the last step and what follows it
         module.load_state_dict(held["state_dict"])  # the average, where weights are averaged
         return held["callbacks"]["Timer"]["time_elapsed"]["train"]
@@ -189,7 +191,7 @@ def fit(
         gradient_clip_val=optim.clip_norm or None,
         callbacks=callbacks,
         logger=[CSVLogger(folder, name="", version="log"), TensorBoardLogger(folder, name="", version="tensorboard")],
-        log_every_n_steps=min(run.log_every, len(loader)),
+        log_every_n_steps=run.log_every,
         check_val_every_n_epoch=val_every,
         limit_val_batches=1.0 if val_loader is not None else 0,
         default_root_dir=folder,
@@ -208,6 +210,27 @@ def fit(
         if trainer.is_global_zero:
             _join_log(folder / "log")
     return timer.time_elapsed("train")
+
+
+def _checkpoint(last: Path) -> dict[str, Any]:
+    """Content of a training checkpoint, or that of a run that has not begun."""
+    if not last.is_file():
+        return {"global_step": 0}
+    try:
+        held = torch.load(last, map_location="cpu", weights_only=True)
+        if not isinstance(held, dict) or not {"global_step", "state_dict"} <= held.keys():
+            raise ValueError("it is something else")
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # torch has a different one for each way in which a file can be wrong
+        raise ValueError(
+            f"{last} does not load as a checkpoint: {_first_line(error)}. Remove it, and the run starts from its first step"
+        ) from None
+    return held
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 class _StepSeed(Callback):

@@ -56,7 +56,7 @@ class Optim:
         """``steps`` and ``learning_rate`` as they are for this many images and processes, and a ``run`` that fits.
 
         Its checkpoints divide the steps into equal stretches of at most ``checkpoint_every``; steps are rounded up to that,
-        by less than one per stretch.
+        by less than one per stretch. Its log has a line, and a measurement of ratios, within the first of them, or the run.
 
         Raises:
             ValueError: torchrun has started another number of processes than the run knows of, which would each train alone
@@ -69,9 +69,13 @@ class Optim:
         batch = self.batch_size * self.accumulate * run.processes
         steps = self.steps or math.ceil(self.epochs * images / batch)
         stretches = math.ceil(steps / run.checkpoint_every)
-        run = dataclasses.replace(run, checkpoint_every=math.ceil(steps / stretches))
+        checkpoint_every = math.ceil(steps / stretches)
+        steps, log_every = stretches * checkpoint_every, min(run.log_every, checkpoint_every)
+        run = dataclasses.replace(run, checkpoint_every=checkpoint_every, log_every=log_every)
+        if isinstance(run, Run) and run.ratio_every:
+            run = dataclasses.replace(run, ratio_every=max(1, min(run.ratio_every, steps) // log_every) * log_every)
         rate = self.learning_rate * (batch / self.base_batch if self.base_batch else 1.0)
-        optim = dataclasses.replace(self, steps=stretches * run.checkpoint_every, learning_rate=rate, base_batch=0)
+        optim = dataclasses.replace(self, steps=steps, learning_rate=rate, base_batch=0)
         return optim, run
 
     def configure(self, module: nn.Module) -> dict:
@@ -109,7 +113,7 @@ class PretrainRun:
         precision: of Lightning: 32-true, bf16-mixed, 16-mixed
         loader_workers: processes that load images, at most one per core
         checkpoint_every: most steps between checkpoints
-        log_every: steps between lines of the log
+        log_every: steps between lines of the log, at most checkpoint_every
         ema: decay of an exponential moving average of the weights, which is what is saved then; 0: none
     """
 
@@ -165,7 +169,7 @@ class Run(TeacherRun):
     Args:
         validate_every: checkpoints between validations on val_split; 0: none before the end
         ratio_every: steps between measurements of each distillation term's gradient against the detector's; 0: none.
-            They are logged where it is a multiple of log_every
+            Rounded to a multiple of log_every, and at most the run
         pictures: validation images drawn for TensorBoard
     """
 

@@ -153,16 +153,17 @@ def run_sweep(
     run = {"device": Run(device).torch_device.type} | ({"precision": precision} if precision else {})
     gpus = _gpus() if run["device"] == "cuda" else []
     workers = workers or len(gpus) or min(_cores(), 4)
-    _claim(out, plan, fresh)
     split, trainings = plan.get("split", "val"), len(arms) * len(plan["seeds"]) * len(plan.get("students", [None]))
-    console.print(f"[bold]{out}[/]: {trainings} trainings, {workers} at a time on {run['device']}")
-
     root = Path(data_root or out / "scenes")
-    if "scenes" in plan:
-        _scenes(root, plan["scenes"], workers, console)
     detectors = _detector_jobs(plan, arms, root, out, split, run)
     jobs = _teacher_jobs(plan, [*arms.values(), *plan["detectors"].values()], root, out, split, run)
     runs = _student_jobs(plan, arms, root, out, split, run)
+    _check_processes((jobs | detectors | runs).values())
+    _claim(out, plan, fresh)
+    console.print(f"[bold]{out}[/]: {trainings} trainings, {workers} at a time on {run['device']}")
+
+    if "scenes" in plan:
+        _scenes(root, plan["scenes"], workers, console)
     for folder, job in (jobs | detectors | runs).items():  # what is there was made with these options, or nothing is done
         fit.check_claim(folder, "teacher" if folder in jobs else commands.command_of(job.arguments[0]), job.arguments[0])
     taught = {str(folder / "weights.pt"): job.arguments[0]["student"] for folder, job in jobs.items()}
@@ -350,6 +351,17 @@ def _merged(*layers: dict) -> dict:
 
 def _teacher_folder(out: Path, name: str, seed: int | None) -> Path:
     return out / "teachers" / (name if seed is None else f"{name}-seed{seed}")
+
+
+def _check_processes(jobs: Iterable[Job]) -> None:
+    """A job is one process: to start another, Lightning would run the command of this one again, which is the sweep."""
+    for job in jobs:
+        run = job.arguments[0]["run"]
+        if run.processes > 1:
+            raise ValueError(
+                f"{job.name}: a training of a sweep is one process, found run.devices {run.devices} and run.num_nodes "
+                f"{run.num_nodes}. Leave them at 1: trainings run side by side, one per GPU (--workers)"
+            )
 
 
 def _check_normalisation(pairs: Iterable[tuple[str, str | None]]) -> None:

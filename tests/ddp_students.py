@@ -1,5 +1,6 @@
 """Run by torchrun in test_training_ddp.py: two gloo processes train students, and compare what they hold at the end."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def train_students(scenes: Path, folder: Path, teachers: dict[str, str]) -> None
             folder / student,
             student=student,
             image_size=size,
-            val_split="val" if student == "ssd_compact" else None,
+            val_split="val",
             images=8,
             backbone_weights="none",
             optim=Optim(steps=2, batch_size=2, learning_rate=1e-4),
@@ -109,8 +110,29 @@ def check_same_weights(train):
     return trained
 
 
+def keep_evaluations() -> None:
+    """Each evaluation during training writes the images that all processes saw, and the detections that it evaluates."""
+    step, end, seen = DetectorTraining.validation_step, DetectorTraining.on_validation_epoch_end, []
+
+    def validation_step(self, batch, index):
+        seen.extend(int(target["image_id"]) for target in batch[1])
+        step(self, batch, index)
+
+    def on_validation_epoch_end(self):
+        end(self)
+        shares: list = [None] * dist.get_world_size()
+        dist.all_gather_object(shares, seen)
+        seen.clear()
+        if dist.get_rank() == 0:
+            content = {"images": [image for share in shares for image in share], "detections": self.found}
+            (Path(self.trainer.default_root_dir) / "evaluated.json").write_text(json.dumps(content))
+
+    DetectorTraining.validation_step, DetectorTraining.on_validation_epoch_end = validation_step, on_validation_epoch_end
+
+
 if __name__ == "__main__":
     fit.fit = check_same_weights(fit.fit)
+    keep_evaluations()
     scenes_folder, out, teacher_file, *students = sys.argv[1:]
     torch.set_num_threads(1)
     train_students(Path(scenes_folder), Path(out), dict(entry.split("=", 1) for entry in students))

@@ -7,12 +7,16 @@ import re
 
 import docstring_parser
 import pytest
+import torch
+import torchvision
+from torchvision.models.detection.ssd import SSD
 
 pytest.importorskip("lightning")
 pytest.importorskip("pycocotools")
 
 from cls2det.cli import COMMANDS, main
 from cls2det.commands import TEACHING
+from training_cases import coco_layout
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -50,6 +54,50 @@ def test_errors_are_one_line(tmp_path, capsys):
     assert stop.value.code == 2 and "temprature" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("damage", ["truncated", "empty", "other"])
+def test_a_damaged_checkpoint_is_named(scenes, tmp_path, capsys, damage):
+    """A run that cannot go on says which file stops it; without that file it starts anew."""
+    options = [
+        "--images",
+        "4",
+        "--backbone-weights",
+        "none",
+        "--optim.steps",
+        "2",
+        "--optim.batch-size",
+        "2",
+        "--run.device",
+        "cpu",
+    ]
+    command = ["train", "--data-root", str(scenes), "--out", str(tmp_path), *options]
+    assert main(command) == 0
+    last = tmp_path / "last.ckpt"
+    (tmp_path / "weights.pt").unlink()
+    if damage == "other":
+        torch.save({"weights": {}}, last)
+    else:
+        last.write_bytes(last.read_bytes()[: last.stat().st_size // 2 if damage == "truncated" else 0])
+    capsys.readouterr()
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"cls2det train: {last} does not load as a checkpoint: ") and said.count("\n") == 1
+    assert said.endswith("Remove it, and the run starts from its first step\n")
+    last.unlink()
+    assert main(command) == 0 and (tmp_path / "weights.pt").is_file()
+
+
+def test_a_library_that_a_tap_does_not_fit_is_named(scenes, teacher_weights, tmp_path, monkeypatch, capsys):
+    """torchvision's code has changed where positives are taken: one line, with the version, and nothing written."""
+    monkeypatch.setattr(SSD, "compute_loss", lambda self, targets, head_outputs, anchors, matches: {})
+    command = ["distill", "--data-root", str(scenes), "--teacher", str(teacher_weights), "--allow-poor-teacher"]
+    command += ["--backbone-weights", "none", "--run.device", "cpu", "--out", str(tmp_path / "run")]
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"cls2det distill: torchvision {torchvision.__version__} (0.29 is known to fit): ")
+    assert "compute_loss takes (" in said and "Install the version that is known to fit" in said and said.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("recipe", [["--config", "ssd300"], ["--config=ssd300"]])
 def test_an_option_wins_over_the_recipe_wherever_it_stands(recipe, capsys):
     for options in (["--optim.epochs", "24", *recipe], [*recipe, "--optim.epochs", "24"]):
@@ -70,12 +118,7 @@ def test_recipes_and_info(capsys):
 
 def test_the_papers_recipes_on_a_small_coco(scenes, tmp_path):
     """COCO's own layout and names; the recipes as they come, made short: teacher, distillation, evaluation, report."""
-    root = tmp_path / "coco"
-    (root / "annotations").mkdir(parents=True)
-    for split in ("train", "val"):
-        (root / f"{split}2017").symlink_to(scenes / split)
-        file = scenes / "annotations" / f"instances_{split}.json"
-        (root / "annotations" / f"instances_{split}2017.json").symlink_to(file)
+    root = coco_layout(scenes, tmp_path / "coco")
     short = ["--optim.steps", "2", "--optim.batch-size", "2", "--run.device", "cpu", "--run.checkpoint-every", "2"]
     short += ["--run.loader-workers", "0", "--backbone-weights", "none", "--data-root", str(root)]
     teacher = ["--config", "teacher-ssd", "--architecture", "resnet18", "--out", str(tmp_path / "teacher")]

@@ -185,6 +185,26 @@ def test_an_edited_arm_is_not_passed_off_as_the_old_one(tmp_path, ran, capsys):
     assert len(ran) == 2
 
 
+@pytest.mark.parametrize("place", ["train", "teachers", "detectors", "arms"])
+def test_a_training_of_two_processes_is_refused_at_once(tmp_path, monkeypatch, capsys, place):
+    """Lightning would start the second by running the sweep again."""
+    monkeypatch.setattr(sweep_module, "run_jobs", lambda *_: pytest.fail("it was not refused"))
+    plan = {
+        "teachers": {"teacher": dict(TINY["teachers"]["teacher"])},
+        "detectors": {"big": {"student": "ssd_compact_wide"} | TINY["train"]},
+        "train": dict(TINY["train"]),
+        "arms": {"all": {"teacher": "teacher", "detector_teacher": "big", "distillers": ["classifier", "fkd"]}},
+    }
+    options = plan[place] if place == "train" else next(iter(plan[place].values()))
+    options["run"] = {"checkpoint_every": 2, "num_nodes" if place == "arms" else "devices": 2}
+    config = write(tmp_path / "arms.yaml", seeds=[5], **plan)
+    assert main(["sweep", "--config", config, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 2
+    said = capsys.readouterr().err
+    name = {"teachers": "teacher", "detectors": "detector big"}.get(place, "all, seed 5")
+    assert said.startswith(f"cls2det sweep: {name}: a training of a sweep is one process, found run.devices")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_teacher_of_another_normalisation_is_refused_at_once(tmp_path, ran, capsys):
     arms = {"+ KD-cls": {"teacher": "other", "distill": {"kd_cls_weight": 0.5}}}
     other = {"student": "ssd300_vgg16", "architecture": "resnet18"} | TINY["teachers"]["teacher"]

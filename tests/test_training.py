@@ -4,15 +4,19 @@ import csv
 import dataclasses
 import json
 import os
-import pickle
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torchvision.models import get_model_weights
 
 pytest.importorskip("lightning")
@@ -23,6 +27,7 @@ from cls2det.backbones import build_classifier
 from cls2det.distillers import DetectorTeacher
 from cls2det.distillers.classifier import DistillSettings
 from cls2det.settings import Optim, Run
+from cls2det.students.detr import Detr
 from cls2det.teacher import CropClassifier
 from cls2det.train import DetectorTraining
 from training_cases import DIGITS, distill, silent, train_teacher, weights_in
@@ -72,38 +77,70 @@ class Stop(Exception):
     pass
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(scenes, teacher_weights, tmp_path):
-    def run(folder, progress):
-        changes = {"optim": Optim(steps=40, batch_size=2), "run": RUN, "seed": 3, "progress": progress}
-        distill(scenes, tmp_path / folder, teacher_weights, **changes)
+def losses(folder):
+    """What is logged of each step, but for how long it took."""
+    rows = [row for row in logged(folder) if row["loss"]]
+    return {int(row.pop("step")): row for row in rows if row.pop("images_per_second", True)}
+
+
+@pytest.mark.parametrize(
+    ("student", "changes"),
+    [
+        ("ssd_compact", {}),
+        ("fasterrcnn_compact", {}),  # samples anchors and proposals
+        ("detr_compact", {}),  # given dropout, as DETR has as published
+        ("ssd_compact", {"ema": 0.5}),
+        ("fasterrcnn_compact", {"precision": "bf16-mixed"}),
+    ],
+)
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(scenes, teacher_weights, tmp_path, monkeypatch, student, changes):
+    taken, training_step = [], DetectorTraining.training_step
+    if student == "detr_compact":
+        pytest.importorskip("transformers")
+        build = Detr.__init__
+        monkeypatch.setattr(Detr, "__init__", lambda self, *parts, **of: build(self, *parts, **of | {"dropout": 0.2}))
+
+    def run(folder, seed, stop_at=None):
+        def watched(self, batch, index):
+            if self.global_step == stop_at:
+                raise Stop
+            taken.append(self.global_step)
+            return training_step(self, batch, index)
+
+        monkeypatch.setattr(DetectorTraining, "training_step", watched)
+        for draw in (random.seed, np.random.seed, torch.manual_seed):
+            draw(seed)  # whatever happens between, the restart does not depend on it
+        run = dataclasses.replace(RUN, checkpoint_every=2, log_every=1, ratio_every=2, **changes)
+        options = {"optim": Optim(steps=6, batch_size=2), "run": run, "seed": 3, "student": student}
+        distill(scenes, tmp_path / folder, teacher_weights, **options)
         return weights_in(tmp_path / folder / "weights.pt")
 
-    def stop_in_the_third_epoch(step, total, text):
-        if step == 20:
-            torch.manual_seed(99)  # whatever happens between, the restart does not depend on it
-        if step == 30:
-            raise Stop
-
-    unbroken = run("unbroken", silent)
+    unbroken = run("unbroken", 1)
     with pytest.raises(Stop):
-        run("broken", stop_in_the_third_epoch)
+        run("broken", 2, stop_at=5)
     assert not (tmp_path / "broken" / "weights.pt").exists()
-    steps = []
-    resumed = run("broken", lambda step, *_: steps.append(step))
-    assert steps[0] == 30, "the restart did not go on from the checkpoint at step 20"
+    taken.clear()
+    resumed = run("broken", 99)
+    assert taken == [4, 5], "the restart did not go on from the checkpoint at step 4"
     assert same(unbroken, resumed)
+    assert len(losses(tmp_path / "unbroken")) == 6 and losses(tmp_path / "broken") == losses(tmp_path / "unbroken")
 
 
-def test_kill_in_the_middle_and_restart(scenes, teacher_weights, tmp_path):
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+GLOO = pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="this torch has no gloo")
+
+
+@pytest.mark.parametrize("launcher", [[], pytest.param(TORCHRUN, marks=[pytest.mark.slow, GLOO])], ids=["one", "torchrun"])
+def test_kill_in_the_middle_and_restart(scenes, teacher_weights, tmp_path, launcher):
     """kill -9 at any moment: the restart logs the losses of an unbroken run and ends with its weights."""
     arguments = (
         f"--data-root {scenes} --teacher {teacher_weights} --allow-poor-teacher --images 8 --augmentation jitter "
         "--backbone-weights none --optim.steps 24 --optim.batch-size 2 --optim.accumulate 2 "
-        "--run.checkpoint-every 4 --run.log-every 1 --run.device cpu --run.cache true --out"
+        f"--run.checkpoint-every 4 --run.log-every 1 --run.device cpu --run.cache true --run.devices {2 if launcher else 1} --out"
     ).split()
 
     def start(folder):
-        command = [sys.executable, "-m", "cls2det", "distill", *arguments, str(tmp_path / folder)]
+        command = [sys.executable, *launcher, "-m", "cls2det", "distill", *arguments, str(tmp_path / folder)]
         env = os.environ | {"OMP_NUM_THREADS": "1"}
         return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
@@ -114,18 +151,16 @@ def test_kill_in_the_middle_and_restart(scenes, teacher_weights, tmp_path):
         assert time.monotonic() < deadline, "no checkpoint"
         time.sleep(0.02)
     time.sleep(0.3)
-    broken.send_signal(signal.SIGKILL)
+    workers = Path(f"/proc/{broken.pid}/task/{broken.pid}/children").read_text().split() if launcher else []
+    for process in (broken.pid, *map(int, workers)):  # torchrun's are in sessions of their own
+        os.kill(process, signal.SIGKILL)
     assert broken.wait() == -signal.SIGKILL, "it had ended already"
-    assert not (tmp_path / "broken" / "weights.pt").exists()
+    assert len(workers) == (2 if launcher else 0) and not (tmp_path / "broken" / "weights.pt").exists()
     for process in (start("broken"), start("unbroken")):
-        assert process.wait(timeout=180) == 0, process.stderr.read()
+        assert process.wait(timeout=300) == 0, process.stderr.read()
     assert same(*(weights_in(tmp_path / folder / "weights.pt") for folder in ("unbroken", "broken")))
-
-    def losses(folder):
-        return {int(row["step"]): row["loss"] for row in logged(tmp_path / folder) if row["loss"]}
-
-    assert len(losses("unbroken")) == 24
-    assert losses("broken") == losses("unbroken")  # every step once, also those from before the kill
+    assert len(losses(tmp_path / "unbroken")) == 24
+    assert losses(tmp_path / "broken") == losses(tmp_path / "unbroken")  # every step once, also those from before the kill
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.5])
@@ -241,6 +276,41 @@ def test_accumulated_batches_make_one_step(scenes, tmp_path):
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 4
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_short_run_logs_its_ratios(scenes, teacher_weights, tmp_path, accumulate):
+    """With the defaults, which ask for a line every 25 steps."""
+    optim, run = Optim(steps=4, batch_size=2, accumulate=accumulate), Run(device="cpu", cache=True)
+    distill(scenes, tmp_path, teacher_weights, optim=optim, run=run)
+    (row,) = [row for row in logged(tmp_path) if row["loss"]]
+    assert all(0 < float(row[f"gradient_ratio/{term}"]) < 10 for term in ("kd_cls", "kd_loc", "loc"))
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_gradients_are_clipped_once_per_step(scenes, tmp_path, accumulate):
+    """The gradient that a step applies is the one of all its forwards, shortened to ``clip_norm``, and whole where that is 0."""
+    seen = []
+
+    def keep(optimizer, *_):
+        seen.append(torch.cat([weight.grad.flatten() for weight in optimizer.param_groups[0]["params"]]).double())
+
+    def gradients(clip_norm):
+        seen.clear()
+        optim = Optim("sgd", 1e-3, schedule="constant", steps=2, batch_size=2, accumulate=accumulate, clip_norm=clip_norm)
+        hook = register_optimizer_step_post_hook(keep)
+        try:
+            distill(scenes, tmp_path / str(clip_norm), None, distill=commands.NOTHING, optim=optim)
+        finally:
+            hook.remove()
+        return list(seen)
+
+    whole, clipped, loose = (gradients(clip_norm) for clip_norm in (0.0, 0.5, 1e6))
+    assert len(whole) == len(clipped) == 2 and min(gradient.norm() for gradient in whole) > 1
+    assert all(torch.equal(one, other) for one, other in zip(whole, loose, strict=True))
+    for gradient in clipped:
+        assert gradient.norm().item() == pytest.approx(0.5, rel=1e-4)
+    torch.testing.assert_close(clipped[0], whole[0] * 0.5 / whole[0].norm(), rtol=1e-4, atol=1e-8)  # from the same weights
+
+
 def test_validation_is_logged_and_leaves_the_run_as_it_was(scenes, teacher_weights, tmp_path):
     """mAP in the log is pycocotools' of the saved weights; pictures reach TensorBoard; training is not touched."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -298,12 +368,29 @@ def test_learning_rates():
     for steps, every, wanted in ((6, 1000, (6, 6)), (1500, 1000, (1500, 750)), (2000, 100, (2000, 100)), (7, 3, (9, 3))):
         found, run = Optim(steps=steps).for_run(100, Run(checkpoint_every=every))
         assert (found.steps, run.checkpoint_every) == wanted
+    for steps, every, wanted in (
+        (6, (1000, 25, 25), (6, 6)),
+        (40, (10, 25, 25), (10, 20)),
+        (200, (100, 25, 500), (25, 200)),
+        (2000, (100, 50, 500), (50, 500)),
+        (2000, (100, 50, 5), (50, 50)),
+        (60, (60, 25, 0), (25, 0)),
+    ):
+        given = dict(zip(("checkpoint_every", "log_every", "ratio_every"), every, strict=True))
+        run = Optim(steps=steps).for_run(100, Run(**given))[1]
+        assert (run.log_every, run.ratio_every) == wanted, (steps, every)
     for wrong in ({"epochs": 0}, {"steps": -1}, {"steps": 5, "batch_size": 0}):
         with pytest.raises(ValueError, match="optim"):
             Optim(**wrong)
     for wrong in ({"devices": 0}, {"checkpoint_every": 0}, {"ema": 1.0}, {"pictures": -1}):
         with pytest.raises(ValueError, match=f"run.{next(iter(wrong))}"):
             Run(**wrong)
+
+
+def test_every_process_needs_an_image_to_validate_on(scenes, tmp_path):
+    run = Run(device="cpu", devices=999, validate_every=1)
+    with pytest.raises(ValueError, match=r"val has \d+ images, too few for a validation by 999 processes"):
+        distill(scenes, tmp_path / "run", None, val_split="val", run=run, distill=commands.NOTHING)
 
 
 def test_a_poor_teacher_is_refused(scenes, tmp_path):
@@ -379,7 +466,7 @@ def test_no_pickle_is_executed(scenes, tmp_path, capfd):
     run = dataclasses.replace(RUN, checkpoint_every=2)
     distill(scenes, folder, None, distill=commands.NOTHING, run=run)
     torch.save({"state_dict": Malice(), "global_step": 2}, folder / "last.ckpt")
-    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+    with pytest.raises(ValueError, match=r"last.ckpt does not load as a checkpoint: Weights only load failed"):
         distill(scenes, folder, None, distill=commands.NOTHING, run=run)
     assert "executed" not in capfd.readouterr().out
 

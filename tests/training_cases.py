@@ -59,6 +59,16 @@ def distill(scenes: Path, out: Path, teacher: Path | None, **changes) -> dict:
     return commands.distill(scenes, out, teacher=teacher, **options | changes)
 
 
+def coco_layout(scenes: Path, root: Path) -> Path:
+    """The scenes under COCO's own names, as the recipes read them."""
+    (root / "annotations").mkdir(parents=True)
+    for split in ("train", "val"):
+        (root / f"{split}2017").symlink_to(scenes / split)
+        file = scenes / "annotations" / f"instances_{split}.json"
+        (root / "annotations" / f"instances_{split}2017.json").symlink_to(file)
+    return root
+
+
 def batch(scenes: Path, size: int = 4) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
     data = DetectionData(scenes, "train", augment=get_augmentation("jitter"), labelled_only=True)
     return collate([data[index, index] for index in range(size)])

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection.ssd import SSD
 
+from cls2det.errors import LibraryChanged
 from cls2det.students.detr import Detr
 from cls2det.taps import dense, detr, roi_heads
 
@@ -146,7 +147,7 @@ class PositiveTap:
 
     Raises:
         TypeError: a model that it does not know
-        RuntimeError: one that is not as it was in the version of torchvision or transformers that this was written for
+        LibraryChanged: one that is not as it was in the version of torchvision or transformers that this was written for
     """
 
     def __init__(self, model: nn.Module):
@@ -289,11 +290,12 @@ def _check(model: nn.Module, methods: dict[str, tuple[str, ...] | None], library
         found: Any = model
         for name in path.split("."):
             if not hasattr(found, name):
-                raise RuntimeError(f"{library}: {type(model).__name__} has no {path}, from which its positives are taken")
+                raise LibraryChanged(library, f"{type(model).__name__} has no {path}, from which its positives are taken")
             found = getattr(found, name)
         takes = tuple(inspect.signature(found).parameters) if arguments else None
         if takes != arguments:
-            raise RuntimeError(
-                f"{library}: {type(model).__name__}.{path} takes ({', '.join(takes)}), "
-                f"where its positives are taken from ({', '.join(arguments)})"
+            raise LibraryChanged(
+                library,
+                f"{type(model).__name__}.{path} takes ({', '.join(takes)}), "
+                f"where its positives are taken from ({', '.join(arguments)})",
             )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from cls2det.errors import LibraryChanged
 from cls2det.students import detr
 from cls2det.taps.family import Family
 
@@ -46,8 +47,8 @@ def check_transformers(model: nn.Module) -> None:
         method = getattr(getattr(losses, owner, None), name, None)
         found = tuple(inspect.signature(method).parameters) if method else "nothing"
         if found != arguments:
-            raise RuntimeError(
-                f"{LIBRARY}: {path} should take {arguments}, from which DETR's positives are taken; found {found}"
+            raise LibraryChanged(
+                LIBRARY, f"{path} should take {arguments}, from which DETR's positives are taken; found {found}"
             )
 
 

@@ -19,7 +19,7 @@ class Family:
         methods: by path from the model, the names of the arguments that each must take; None where any will do
         install: given an open tap, wraps what delivers the positives
         library: whose version they belong to
-        check: raises RuntimeError where the model is otherwise not as expected
+        check: raises LibraryChanged where the model is otherwise not as expected
     """
 
     methods: dict[str, tuple[str, ...] | None]

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from cls2det.errors import LibraryChanged
 from cls2det.taps.family import TORCHVISION, Family
 
 
@@ -72,9 +73,10 @@ def check_samples(model: nn.Module) -> None:
     wanted = [box.tolist() * count, [0] * count, [1] * count]
     fits = len(result) == 4 and [part[0].tolist() for part in result[:3]] == wanted
     if not fits:
-        raise RuntimeError(
-            f"{TORCHVISION}: {type(model).__name__}.roi_heads.select_training_samples does not give proposals, matched_idxs, "
-            "labels and regression targets, from which its positives are taken"
+        raise LibraryChanged(
+            TORCHVISION,
+            f"{type(model).__name__}.roi_heads.select_training_samples does not give proposals, matched_idxs, "
+            "labels and regression targets, from which its positives are taken",
         )
 
 
