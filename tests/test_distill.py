@@ -274,8 +274,9 @@ def test_terms_fall_when_a_student_follows_them(scenes, teacher_weights, student
         optimizer.step()
     for name in ("kd_cls", "kd_loc", "loc"):
         first, last = history[0][name], sum(row[name] for row in history[-3:]) / 3
-        # DETR's queries all start on one box in the middle, far from most objects: their crops feel little of a shift.
-        assert 0 < last < (1.0 if student == "detr_compact" else 0.95) * first, (
+        # DETR's queries all start on one box in the middle, far from most objects: their crops feel little of a shift. Over
+        # twelve seeds its box terms came to 0.87 to 0.95 of the first; without a step they stay at exactly 1.
+        assert 0 < last < (0.97 if student == "detr_compact" else 0.95) * first, (
             name,
             [round(row[name], 3) for row in history],
         )
