@@ -13,7 +13,7 @@ The files hold resizing, normalisation and non-maximum suppression; a loaded one
 ONNX compute the scale of the resizing in float32: images of some sizes come out one pixel smaller than in PyTorch, which can
 move scores in the third digit (not those of SSD, whose images are brought to one size).
 
-Results equal PyTorch's up to rounding, by up to 1e-4 in scores with ONNX Runtime. Where non-maximum suppression or the choice of
+Results equal PyTorch's up to rounding, by up to 2e-4 in scores with ONNX Runtime. Where non-maximum suppression or the choice of
 the best proposals hangs on less, other boxes can be kept: of objects' many near-duplicates, or in a student that has learnt nothing.
 """
 
@@ -54,7 +54,7 @@ OUTPUTS = {
     "scores": "float32 (n,) in [0, 1]",
 }
 BOX_TOLERANCE = 1e-4  # of the image's longer side
-SCORE_TOLERANCE = 1e-4
+SCORE_TOLERANCE = 5e-4  # an untrained Faster R-CNN's scores on the same boxes differ by 1.3e-4 in ONNX Runtime
 ROUNDING = 1e-6  # of a pixel's range: what a student is shown more or less of when it is asked how much hangs on rounding
 TIES = " (nearly equal scores or overlaps, as an untrained student has many, leave it to rounding which boxes are kept)"
 
@@ -312,12 +312,14 @@ def _probes(detector: nn.Module, side: int, tries: int = 6) -> list[Tensor]:
 
 
 def _steady(detector: nn.Module, image: Tensor, there: Detections) -> bool:
-    """Whether the detector finds the same in the image with noise as small as rounding.
+    """Whether no two scores are equal, and the detector finds the same in the image with noise as small as rounding.
 
     Non-maximum suppression and the choice of the best proposals are steps: an untrained Faster R-CNN, whose proposals are all
     alike, finds other boxes in float64 than in float32, and other ones in ONNX Runtime. The same boxes move by a few times
-    what the check allows, other ones by far more.
+    what the check allows, other ones by far more. Noise leaves scores that have come to exactly 1 as they are, and tied.
     """
+    if len(there["scores"].unique()) < len(there["scores"]):
+        return False
     noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
     try:
         box, score = _difference(detector([image + ROUNDING * noise])[0], there, side=max(image.shape))

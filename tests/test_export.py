@@ -26,7 +26,7 @@ LAST_LAYERS = re.compile(r"(cls_logits|cls_score|class_labels_classifier|classif
 def training(student: str, image_size: int = 96) -> DetectorTraining:
     """Untrained, but sure of many things: scores differ and pass the threshold.
 
-    Batch norm has the statistics of some pictures, and the last layers' weights are such that logits have a deviation of 1:
+    Batch norm has the statistics of a smooth and of a rough picture, in which the last layers' logits have a deviation of 1:
     larger ones end in scores of exactly 1, and with them in ties.
     """
     if student.startswith("detr"):
@@ -40,7 +40,8 @@ def training(student: str, image_size: int = 96) -> DetectorTraining:
             norm.momentum = 1.0
             norm.weight.uniform_(0.5, 1.5)
             norm.train()
-        model.detector([picture(side, side, seed) for seed in (1, 2)])
+        pictures = [picture(side, side), torch.rand(3, side, side)]
+        model.detector(pictures)
         for norm in norms:
             norm.eval()
         hooks = {}
@@ -54,7 +55,7 @@ def training(student: str, image_size: int = 96) -> DetectorTraining:
                 layer.weight.normal_()
                 layer.bias.fill_(0.1)
                 hooks[layer] = layer.register_forward_hook(spread)
-        model.detector([picture(side, side)])
+        model.detector(pictures)
     assert not hooks
     return model
 
@@ -288,7 +289,7 @@ def test_images_in_which_rounding_decides_are_used_only_if_there_are_no_others(s
     def detector(images):
         rough = roughness(images[0])
         count, place = (9, images[0].double().sum() * 1e5 % 50) if rough > 7 else (5 * (steady and rough > 1), 1.0)
-        return [{"boxes": torch.ones(count, 4) * place, "labels": torch.ones(count), "scores": torch.ones(count)}]
+        return [{"boxes": torch.ones(count, 4) * place, "labels": torch.ones(count), "scores": torch.arange(count) / 9}]
 
     for image in export._probes(detector, 96):
         assert len(detector([image])[0]["scores"]) == (5 if steady else 9)
