@@ -15,6 +15,7 @@ struct MaskedArgs {
   T* partial = nullptr;                       // forward: the sum of each tile
   const T* grad_rows = nullptr;               // backward: (images,)
   T *grad_student = nullptr, *grad_teacher = nullptr;  // dense, or null
+  bool past_caches = false;                            // see MapTiles
 
   explicit MaskedArgs(const MaskedMaps& maps)
       : tiles(maps.student.shape, 16384),
@@ -54,6 +55,7 @@ void backward(const MaskedMaps& maps, const Tensor& grad_rows, const Tensor& gra
   args.grad_rows = static_cast<const T*>(grad_rows.data_ptr());
   if (grad_student.dim() == 4) args.grad_student = static_cast<T*>(grad_student.data_ptr());  // else not needed
   if (grad_teacher.dim() == 4) args.grad_teacher = static_cast<T*>(grad_teacher.data_ptr());
+  args.past_caches = args.tiles.past_caches(args.grad_student) && args.tiles.past_caches(args.grad_teacher);
   args.tiles.each([&](int64_t begin, int64_t end) { CLS2DET_CALL(masked_gradients<T>, args, begin, end); });
 }
 
