@@ -51,7 +51,7 @@ void masked_gradients(const MaskedArgs<T>& args, int64_t begin, int64_t end) {
       if (student) write_up_to(student + at, slope, left, past);
       if (teacher) write_up_to(teacher + at, Vec<T>(-slope), left, past);
     };
-    each_difference(args, tile, args.grad_rows[tile.image], write, [&](int64_t at, int64_t count) {
+    each_difference(args, tile, args.grad_rows[tile.image * args.grad_rows_stride], write, [&](int64_t at, int64_t count) {
       if (student) std::memset(student + at, 0, count * sizeof(T));
       if (teacher) std::memset(teacher + at, 0, count * sizeof(T));
     });
