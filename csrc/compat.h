@@ -76,10 +76,15 @@ inline Tensor to_dtype(const Tensor& tensor, ScalarType dtype) {
   return tensor.scalar_type() == dtype ? tensor : torch::stable::to(tensor, dtype);
 }
 
-// Contiguous; nothing is called where it is so already.
-inline Tensor packed(const Tensor& tensor) { return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor); }
+// Contiguous and of this dtype; nothing is called where it is so already, and a large copy gets large pages.
+inline Tensor packed(const Tensor& tensor, ScalarType dtype) {
+  if (tensor.is_contiguous() && tensor.scalar_type() == dtype) return tensor;
+  Tensor copy = make(tensor, shape_of(tensor), dtype);
+  torch::stable::copy_(copy, tensor);
+  return copy;
+}
 
-inline Tensor packed(const Tensor& tensor, ScalarType dtype) { return packed(to_dtype(tensor, dtype)); }
+inline Tensor packed(const Tensor& tensor) { return packed(tensor, tensor.scalar_type()); }
 
 // float64 for float64, float32 for everything else: the dtype of sums, boxes and losses.
 inline ScalarType accumulate_dtype(ScalarType dtype) {
