@@ -8,9 +8,14 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#include <cstdint>
 #include <stdexcept>
 #include <tuple>
 #include <vector>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #if !defined(TORCH_TARGET_VERSION)
 #error "build with -DTORCH_TARGET_VERSION=0x020b000000000000: without it the library is bound to the torch it was built with"
@@ -21,6 +26,21 @@ namespace cls2det {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Shape = std::vector<int64_t>;
+
+// The first write to a fresh page of 4 KiB enters the kernel, which for a large result costs more than computing it. Where the system
+// leaves the choice to programs (transparent_hugepage/enabled: madvise), whole pages of 2 MiB inside of the memory are asked for.
+inline void prefer_huge_pages(void* memory, int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t page = 1 << 21;
+  const uintptr_t first = (reinterpret_cast<uintptr_t>(memory) + page - 1) / page * page;
+  const uintptr_t last = (reinterpret_cast<uintptr_t>(memory) + uintptr_t(bytes)) / page * page;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a wish: failing changes nothing
+#else
+  (void)memory, (void)bytes;
+#endif
+}
+
+constexpr int64_t kHugeFrom = 4 << 20;  // bytes; smaller memory mostly comes from what malloc has kept
 
 // An uninitialised contiguous tensor on the device of `like`, without a look-up of the operator by name.
 inline Tensor make(const Tensor& like, const Shape& shape, ScalarType dtype) {
@@ -36,7 +56,10 @@ inline Tensor make(const Tensor& like, const Shape& shape, ScalarType dtype) {
   AtenTensorHandle made = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
       int64_t(shape.size()), shape.data(), strides.data(), code, device, like.get_device_index(), &made));
-  return Tensor(made);
+  const Tensor tensor(made);
+  const int64_t bytes = tensor.numel() * tensor.element_size();
+  if (bytes >= kHugeFrom && device == aoti_torch_device_type_cpu()) prefer_huge_pages(tensor.data_ptr(), bytes);
+  return tensor;
 }
 
 inline Tensor make_zeros(const Tensor& like, const Shape& shape, ScalarType dtype) {
@@ -53,10 +76,15 @@ inline Tensor to_dtype(const Tensor& tensor, ScalarType dtype) {
   return tensor.scalar_type() == dtype ? tensor : torch::stable::to(tensor, dtype);
 }
 
-// Contiguous; nothing is called where it is so already.
-inline Tensor packed(const Tensor& tensor) { return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor); }
+// Contiguous and of this dtype; nothing is called where it is so already, and a large copy gets large pages.
+inline Tensor packed(const Tensor& tensor, ScalarType dtype) {
+  if (tensor.is_contiguous() && tensor.scalar_type() == dtype) return tensor;
+  Tensor copy = make(tensor, shape_of(tensor), dtype);
+  torch::stable::copy_(copy, tensor);
+  return copy;
+}
 
-inline Tensor packed(const Tensor& tensor, ScalarType dtype) { return packed(to_dtype(tensor, dtype)); }
+inline Tensor packed(const Tensor& tensor) { return packed(tensor, tensor.scalar_type()); }
 
 // float64 for float64, float32 for everything else: the dtype of sums, boxes and losses.
 inline ScalarType accumulate_dtype(ScalarType dtype) {

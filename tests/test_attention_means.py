@@ -51,6 +51,12 @@ def test_several_tiles_of_either_order(backend, last):
     compare(backend, attention_means, scene(1, 1100, 9, 9), None, torch.float32, ("features",), layouts)
 
 
+@pytest.mark.parametrize("last", [False, True], ids=["nchw", "channels_last"])
+def test_gradient_larger_than_the_caches(native_backend, last):
+    layouts = dict.fromkeys(["features"], channels_last) if last else None
+    compare(native_backend, attention_means, scene(2, 144, 128, 128), None, torch.float32, ("features",), layouts)
+
+
 @pytest.mark.parametrize("used", [0, 1], ids=["spatial", "channel"])
 def test_one_result_alone(backend, used):
     def function(features: Tensor) -> Tensor:

@@ -70,6 +70,12 @@ def test_several_tiles_of_either_order(backend, last):
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["nchw", "channels_last"])
+def test_gradient_larger_than_the_caches(native_backend, last):
+    layouts = dict.fromkeys(MAPS, channels_last) if last else None
+    compare(native_backend, masked_feature_loss, scene(2, 144, 128, 128), None, torch.float32, MAPS, layouts)
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["nchw", "channels_last"])
 @pytest.mark.parametrize("of", ["mask", "channel_mask"])
 def test_nan_under_a_mask_of_zero_is_out(backend, of, last):
     tensors = scene()

@@ -36,11 +36,60 @@ def register_autograd(name: str, setup_context: Callable, backward: Callable) ->
     _FUNCTIONS[name] = type(name, (torch.autograd.Function,), formula).apply
 
 
+_REDUCED: dict[str, Callable] = {}  # by loss: the same with the sum over its rows and the division
+
+
+def register_loss(name: str, setup_context: Callable, backward: Callable) -> None:
+    """:func:`register_autograd` of an operator whose first or only output is the rows of a loss, for :func:`run_loss` too."""
+    register_autograd(name, setup_context, backward)
+    if not build_info:
+        return
+    operator = getattr(torch.ops.cls2det, name).default
+
+    def forward(ctx, *inputs):
+        *inputs, number, mean = inputs
+        with torch._C._AutoDispatchBelowAutograd():
+            output = operator(*inputs)
+            rows = output if isinstance(output, Tensor) else output[0]
+            ctx.rows, ctx.others = rows.shape[0], 0 if rows is output else len(output) - 1
+            ctx.number = max(ctx.rows, 1) if mean else number
+            total = rows.sum()
+            total = total if ctx.number is None else total / ctx.number
+        setup_context(ctx, inputs, output)
+        return total
+
+    def sum_backward(ctx, grad):
+        if grad is not None:
+            grad = (grad if ctx.number is None else grad / ctx.number).expand(ctx.rows)
+        return (*backward(ctx, grad, *[None] * ctx.others), None, None)
+
+    formula = {"forward": staticmethod(forward), "backward": staticmethod(sum_backward)}
+    _REDUCED[name] = type(f"{name}_sum", (torch.autograd.Function,), formula).apply
+
+
+def run_loss(
+    name: str, arguments: tuple, weight: Tensor | None, normalizer: float | Tensor | None, reduction: str
+) -> Tensor:
+    """Call the operator of a loss and do as :func:`reduce_rows`. Sum and division are nodes of the graph that cost a small loss
+    more than its kernel: in eager mode they are part of its own node."""
+    if weight is None and reduction != "none" and torch.is_grad_enabled() and _eager():
+        check.choice(name, "reduction", reduction, check.REDUCTIONS)
+        if normalizer is not None:
+            normalizer = divisor(name, normalizer, check.accumulate_dtype(arguments[0].dtype))
+        return _REDUCED[name](*arguments, normalizer, normalizer is None and reduction == "mean")
+    output = run(name, *arguments)
+    return reduce_rows(name, output if isinstance(output, Tensor) else output[0], weight, normalizer, reduction)
+
+
+def _eager() -> bool:
+    return not (torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active())
+
+
 def run(name: str, *arguments: object) -> Tensor | tuple[Tensor, ...]:
     """Call an operator. In eager mode the dispatcher's way to a formula in Python and back costs more than a small kernel:
     there the formula is applied before the dispatcher is asked, and left out where nothing is recorded."""
     operator = getattr(torch.ops.cls2det, name).default
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
+    if not _eager():
         return operator(*arguments)
     if torch.is_grad_enabled():
         return _FUNCTIONS[name](*arguments)

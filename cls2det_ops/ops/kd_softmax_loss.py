@@ -8,7 +8,16 @@ from torch import Tensor
 from .. import _checks as check
 from .. import reference
 from .._library import native
-from ._common import reduce_rows, register_autograd, register_fake, run, save_row_gradients, wants_gradient, without_weightless
+from ._common import (
+    reduce_rows,
+    register_fake,
+    register_loss,
+    run,
+    run_loss,
+    save_row_gradients,
+    wants_gradient,
+    without_weightless,
+)
 
 
 def kd_softmax_loss(
@@ -57,10 +66,10 @@ def kd_softmax_loss(
     )
     temperature = check.positive(name, "temperature", temperature)
     if native(student_logits):
-        rows, _ = run(name, student_logits, teacher_logits, matched_idxs, temperature, column, wants_gradient(student_logits))
-    else:
-        kept = without_weightless(name, matched_idxs, weight)
-        rows = reference.kd_softmax_loss(student_logits, teacher_logits, kept, temperature, background)
+        arguments = (student_logits, teacher_logits, matched_idxs, temperature, column, wants_gradient(student_logits))
+        return run_loss(name, arguments, weight, normalizer, reduction)
+    kept = without_weightless(name, matched_idxs, weight)
+    rows = reference.kd_softmax_loss(student_logits, teacher_logits, kept, temperature, background)
     return reduce_rows(name, rows, weight, normalizer, reduction)
 
 
@@ -104,4 +113,4 @@ def logits_backward(ctx, grad_rows, _):
 
 
 register_fake("kd_softmax_loss")(logits_fake)
-register_autograd("kd_softmax_loss", save_row_gradients(1), logits_backward)
+register_loss("kd_softmax_loss", save_row_gradients(1), logits_backward)

@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import _checks as check
 from .. import reference
 from .._library import native
-from ._common import map_like, reduce_rows, refuse_second_derivative, register_autograd, register_fake, run
+from ._common import divisor, map_like, reduce_rows, refuse_second_derivative, register_fake, register_loss, run, run_loss
 
 
 def masked_feature_loss(
@@ -53,22 +53,20 @@ def masked_feature_loss(
     batch, channels, height, width = student.shape
     if mask is not None:
         check.floating(name, "mask", mask, (batch, height, width))
-        mask = mask.detach()
+        mask = check.constant(mask, mask.dtype)
     if channel_mask is not None:
         check.floating(name, "channel_mask", channel_mask, (batch, channels))
-        channel_mask = channel_mask.detach()
+        channel_mask = check.constant(channel_mask, channel_mask.dtype)
     check.same_device(name, student=student, teacher=teacher, mask=mask, channel_mask=channel_mask)
     check.choice(name, "reduction", reduction, check.REDUCTIONS)
     dtype = torch.promote_types(student.dtype, teacher.dtype)
-    student, teacher = student.to(dtype), teacher.to(dtype)
+    student, teacher = check.in_dtype(student, dtype), check.in_dtype(teacher, dtype)
+    if reduction == "mean":
+        normalizer = divisor(name, normalizer, check.accumulate_dtype(dtype)) * max(batch, 1)
     if native(student):
-        rows = run(name, student, teacher, mask, channel_mask)
-    else:
-        rows = reference.masked_feature_loss(student, teacher, mask, channel_mask)
-    rows = reduce_rows(name, rows, None, normalizer, "none")
-    if reduction == "none":
-        return rows
-    return rows.sum() / max(batch, 1) if reduction == "mean" else rows.sum()
+        return run_loss(name, (student, teacher, mask, channel_mask), None, normalizer, reduction)
+    rows = reference.masked_feature_loss(student, teacher, mask, channel_mask)
+    return reduce_rows(name, rows, None, normalizer, reduction)
 
 
 @register_fake("masked_feature_loss")
@@ -91,5 +89,5 @@ def _backward(ctx, grad_rows):
     return (*[grad if need else None for grad, need in zip(grads, needed, strict=True)], None, None)
 
 
-register_autograd("masked_feature_loss", _setup_context, _backward)
+register_loss("masked_feature_loss", _setup_context, _backward)
 refuse_second_derivative("masked_feature_loss_backward")

@@ -11,9 +11,10 @@ from .._library import native
 from ._common import (
     reduce_rows,
     refuse_second_derivative,
-    register_autograd,
     register_fake,
+    register_loss,
     run,
+    run_loss,
     save_row_gradients,
     wants_gradient,
     without_weightless,
@@ -68,10 +69,10 @@ def matched_feature_loss(
     dtype = torch.promote_types(features.dtype, target_features.dtype)
     features, target_features = check.in_dtype(features, dtype), check.constant(target_features, dtype)
     if native(features):
-        rows, _ = run(name, features, target_features, matched_idxs, *size, kind, beta, wants_gradient(features))
-    else:
-        kept = without_weightless(name, matched_idxs, weight)
-        rows = reference.matched_feature_loss(features, target_features, kept, size, loss, beta)
+        arguments = (features, target_features, matched_idxs, *size, kind, beta, wants_gradient(features))
+        return run_loss(name, arguments, weight, normalizer, reduction)
+    kept = without_weightless(name, matched_idxs, weight)
+    rows = reference.matched_feature_loss(features, target_features, kept, size, loss, beta)
     return reduce_rows(name, rows, weight, normalizer, reduction)
 
 
@@ -94,5 +95,5 @@ def _backward(ctx, grad_rows, _):
     return (grad, *[None] * 7)
 
 
-register_autograd("matched_feature_loss", save_row_gradients(1), _backward)
+register_loss("matched_feature_loss", save_row_gradients(1), _backward)
 refuse_second_derivative("matched_feature_loss_backward")

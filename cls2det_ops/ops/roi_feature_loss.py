@@ -11,9 +11,10 @@ from .._library import native
 from ._common import (
     reduce_rows,
     refuse_second_derivative,
-    register_autograd,
     register_fake,
+    register_loss,
     run,
+    run_loss,
     save_row_gradients,
     wants_gradient,
     without_weightless,
@@ -126,12 +127,12 @@ def roi_feature_loss(
     boxes, target_boxes = check.in_dtype(boxes, acc), check.constant(target_boxes, acc)
     tensors = (features, boxes, image_index, target_features, target_boxes, target_image_index, matched_idxs)
     if native(features):
-        rows, _ = run(name, *tensors, *size, *samples, scale, target_scale, border, clip, kind, beta, wants_gradient(boxes))
-    else:
-        kept = without_weightless(name, matched_idxs, weight)
-        rows = reference.roi_feature_loss(
-            *tensors[:-1], kept, size, samples, scale, target_scale, padding_mode, clip, loss, beta
-        )
+        arguments = (*tensors, *size, *samples, scale, target_scale, border, clip, kind, beta, wants_gradient(boxes))
+        return run_loss(name, arguments, weight, normalizer, reduction)
+    kept = without_weightless(name, matched_idxs, weight)
+    rows = reference.roi_feature_loss(
+        *tensors[:-1], kept, size, samples, scale, target_scale, padding_mode, clip, loss, beta
+    )
     return reduce_rows(name, rows, weight, normalizer, reduction)
 
 
@@ -158,5 +159,5 @@ def _backward(ctx, grad_rows, _):
     return tuple(grads)
 
 
-register_autograd("roi_feature_loss", save_row_gradients(7), _backward)
+register_loss("roi_feature_loss", save_row_gradients(7), _backward)
 refuse_second_derivative("roi_feature_loss_backward")

@@ -46,6 +46,7 @@ void attention_gradients(const MeansArgs<T>& args, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
     const MapTile tile = args.tiles[i];
     const T* columns = args.inner_grad + tile.image * shape.inner;
+    const bool past = args.past_caches;
     for (int64_t o = tile.outer_begin; o < tile.outer_end; ++o) {
       const T row = args.outer_grad[tile.image * shape.outer + o] * args.outer_share;
       const T* features = args.features + tile.image * args.stride + o * shape.inner;
@@ -54,8 +55,9 @@ void attention_gradients(const MeansArgs<T>& args, int64_t begin, int64_t end) {
         const int64_t left = tile.inner_end - x;
         const Vec<T> upstream = load_up_to(columns + x, left, T(0)) * args.inner_share + row;
         const Vec<T> slope = args.absolute ? sign(load_up_to(features + x, left, T(0))) * upstream : upstream;
-        store_up_to(grad + x, slope, left);
+        write_up_to(grad + x, slope, left, past);
       }
     }
   }
+  finish_writes();
 }

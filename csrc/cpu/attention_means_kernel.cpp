@@ -18,9 +18,10 @@ struct MeansArgs {
   T *outer_partial = nullptr, *inner_partial = nullptr;  // forward: (images, tiles across, outer), (images, tiles down, inner)
   const T *outer_grad = nullptr, *inner_grad = nullptr;  // backward: (images, outer), (images, inner)
   T* grad = nullptr;
+  bool past_caches = false;  // see MapTiles
 
-  MeansArgs(const DenseMap& dense, bool absolute)
-      : tiles(dense.shape, 1024),
+  MeansArgs(const DenseMap& dense, bool absolute, int64_t most_columns)
+      : tiles(dense.shape, most_columns),
         features(static_cast<const T*>(dense.map.data_ptr())),
         stride(dense.stride),
         absolute(absolute),
@@ -53,7 +54,7 @@ void mean_of_parts(const std::vector<T>& partial, int64_t images, int64_t parts,
 
 template <typename T>
 void forward(const DenseMap& dense, bool absolute, const Tensor& outer_means, const Tensor& inner_means) {
-  MeansArgs<T> args(dense, absolute);
+  MeansArgs<T> args(dense, absolute, 1024);
   const DenseShape& shape = dense.shape;
   std::vector<T> outer_partial(shape.images * args.tiles.across * shape.outer);
   std::vector<T> inner_partial(shape.images * args.tiles.down * shape.inner);
@@ -66,10 +67,11 @@ void forward(const DenseMap& dense, bool absolute, const Tensor& outer_means, co
 
 template <typename T>
 void backward(const DenseMap& dense, bool absolute, const Tensor& outer_grad, const Tensor& inner_grad, const Tensor& grad) {
-  MeansArgs<T> args(dense, absolute);
+  MeansArgs<T> args(dense, absolute, 16384);
   args.outer_grad = static_cast<const T*>(outer_grad.data_ptr());
   args.inner_grad = static_cast<const T*>(inner_grad.data_ptr());
   args.grad = static_cast<T*>(grad.data_ptr());
+  args.past_caches = args.tiles.past_caches(args.grad);
   args.tiles.each([&](int64_t begin, int64_t end) { CLS2DET_CALL(attention_gradients<T>, args, begin, end); });
 }
 

@@ -51,11 +51,25 @@ T bce_row(const T* z, const T* soft, int64_t classes, T scale, T* grad, T grad_s
 // L = T^2 KL(Q^t, Q^s), Q = S / sum S = softmax(log S), dL/dz^s = T (1 - S^s) (Q^s - Q^t). Without the factor T^2.
 template <typename T>
 T l1norm_row(const T* z, const T* soft, int64_t classes, T scale, T* grad, T grad_scale, T* scratch) {
-  T *log_scores = scratch, *off = scratch + classes;
-  for (int64_t c = 0; c < classes; c += kLanes<T>) {
-    const auto s = sigmoid_vector<T>(load_up_to(z + c, classes - c, T(0)) * scale);
-    store_up_to(log_scores + c, s.log_on, classes - c);
-    store_up_to(off + c, s.off, classes - c);
+  T *log_scores = scratch, *on = scratch + classes, *off = scratch + 2 * classes;
+  Vec<T> sums{}, cross{};
+  for (int64_t c = 0; c < classes; c += kLanes<T>) {  // missing lanes: a score of 0, the teacher's share is 0
+    const int64_t n = classes - c;
+    const auto s = sigmoid_vector<T>(load_up_to(z + c, n, -std::numeric_limits<T>::infinity()) * scale);
+    sums += s.on;
+    cross += times<Vec<T>>(load_up_to(soft + c, n, T(0)), load_up_to(soft + classes + c, n, T(0)) - s.log_on);
+    store_up_to(log_scores + c, s.log_on, n);
+    store_up_to(on + c, s.on, n);
+    store_up_to(off + c, s.off, n);
+  }
+  const T sum = sum_lanes<T>(sums);
+  if (sum > T(1e-3) && classes > 1) {  // else logarithms are so large that their rounding shows, or NaN; one class: exactly 0
+    for (int64_t c = 0; grad && c < classes; c += kLanes<T>) {
+      const int64_t n = classes - c;
+      const Vec<T> share = load_up_to(on + c, n, T(0)) / sum, target = load_up_to(soft + c, n, T(0));
+      store_up_to(grad + c, Vec<T>((share - target) * load_up_to(off + c, n, T(0)) * grad_scale), n);
+    }
+    return sum_lanes<T>(cross) + std::log(sum);  // Q^t sums to 1
   }
   const T kl = kl_row<T>(log_scores, soft, soft + classes, classes, nullptr, T(1), grad_scale, grad, nullptr);
   if (grad) {
@@ -69,7 +83,7 @@ template <typename T>
 void kd_sigmoid_rows(const LogitsArgs<T>& args, int64_t begin, int64_t end) {
   const int64_t first = first_class_column(args.background);
   const T scale = T(1) / args.temperature, squared = args.temperature * args.temperature;
-  std::vector<T> scratch(args.mode == kL1Norm ? 2 * args.classes : 0);
+  std::vector<T> scratch(args.mode == kL1Norm ? 3 * args.classes : 0);
   for (int64_t k = begin; k < end; ++k) {
     const int64_t match = args.matched[k];
     T* grad = args.grad ? args.grad + k * args.columns : nullptr;

@@ -13,7 +13,8 @@ struct MapTile {
 };
 
 struct MapTiles {
-  static constexpr int64_t kValues = 65536;  // of a full tile
+  static constexpr int64_t kValues = 65536;           // of a full tile
+  static constexpr int64_t kPastCaches = 16 << 20;  // bytes
   DenseShape shape;
   int64_t columns, rows;  // of a full tile
   int64_t down, across;   // tiles of one image
@@ -32,6 +33,13 @@ struct MapTiles {
     const int64_t image = i / (down * across), y = i / across % down, x = i % across;
     const int64_t top = y * rows, left = x * columns;
     return {image, y, x, top, std::min(top + rows, shape.outer), left, std::min(left + columns, shape.inner)};
+  }
+
+  // Whether a dense result of this shape shall be written past the caches: it is more than they hold, and rows are whole lines.
+  template <typename T>
+  bool past_caches(const T* result) const {
+    const int64_t row = shape.inner * int64_t(sizeof(T));
+    return shape.images * shape.outer * row >= kPastCaches && row % 64 == 0 && reinterpret_cast<uintptr_t>(result) % 64 == 0;
   }
 
   // run(begin, end) for all tiles, in parallel; several at once where they are small.

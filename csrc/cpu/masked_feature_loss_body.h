@@ -1,21 +1,26 @@
 // Masked squared differences tile by tile, lanes over the values of a row.
 
-// visit(offset in the image, values left in the row, mask * scale, difference) for every vector of a tile. A row whose own mask
-// is 0 is not read.
-template <typename T, typename Visit>
-CLS2DET_HD void each_difference(const MaskedArgs<T>& args, const MapTile& tile, T scale, const Visit& visit) {
+// visit(offset in the image, values left in the row, mask * scale, difference) for every vector of a tile; skip(offset, values)
+// for a row whose own mask is 0: it is not read.
+template <typename T, typename Visit, typename Skip>
+CLS2DET_HD void each_difference(const MaskedArgs<T>& args, const MapTile& tile, T scale, const Visit& visit, const Skip& skip) {
   const DenseShape& shape = args.tiles.shape;
-  const T *s = args.student + tile.image * args.student_stride, *t = args.teacher + tile.image * args.teacher_stride;
-  const T* inner_mask = args.inner_mask ? args.inner_mask + tile.image * shape.inner : nullptr;
+  const int64_t count = tile.inner_end - tile.inner_begin;
+  const Vec<T> one = Vec<T>{} + T(1);
+  const T* inner_mask = args.inner_mask ? args.inner_mask + tile.image * shape.inner + tile.inner_begin : (const T*)&one;
+  const int64_t step = args.inner_mask ? 1 : 0;
   for (int64_t o = tile.outer_begin; o < tile.outer_end; ++o) {
+    const int64_t at = o * shape.inner + tile.inner_begin;
     const T row_mask = args.outer_mask ? scale * args.outer_mask[tile.image * shape.outer + o] : scale;
-    for (int64_t i = tile.inner_begin; i < tile.inner_end; i += kLanes<T>) {
-      const int64_t at = o * shape.inner + i, left = tile.inner_end - i;
-      Vec<T> mask = Vec<T>{} + row_mask, difference{};
-      if (inner_mask) mask *= load_up_to(inner_mask + i, left, T(0));
-      if (row_mask != T(0)) difference = load_up_to(s + at, left, T(0)) - load_up_to(t + at, left, T(0));
-      visit(at, left, mask, difference);
+    if (row_mask == T(0)) {
+      skip(at, count);
+      continue;
     }
+    const T *s = args.student + tile.image * args.student_stride + at, *t = args.teacher + tile.image * args.teacher_stride + at;
+    each_vector<T>(count, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
+      const Vec<T> mask = load_up_to(inner_mask + i * step, n, T(0)) * row_mask;
+      visit(at + i, n, mask, Vec<T>(load_up_to(s + i, n, T(0)) - load_up_to(t + i, n, T(0))));
+    });
   }
 }
 
@@ -24,9 +29,10 @@ template <typename T>
 void masked_sums(const MaskedArgs<T>& args, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
     Vec<T> sum{};
-    each_difference(args, args.tiles[i], T(1), [&](int64_t, int64_t, Vec<T> mask, Vec<T> difference) __attribute__((always_inline)) {
+    const auto add = [&](int64_t, int64_t, Vec<T> mask, Vec<T> difference) __attribute__((always_inline)) {
       sum += masked_square(mask, difference);
-    });
+    };
+    each_difference(args, args.tiles[i], T(1), add, [](int64_t, int64_t) {});
     args.partial[i] = sum_lanes<T>(sum);
   }
 }
@@ -35,15 +41,20 @@ void masked_sums(const MaskedArgs<T>& args, int64_t begin, int64_t end) {
 template <typename T>
 void masked_gradients(const MaskedArgs<T>& args, int64_t begin, int64_t end) {
   const int64_t area = args.tiles.shape.outer * args.tiles.shape.inner;
+  const bool past = args.past_caches;
   for (int64_t i = begin; i < end; ++i) {
     const MapTile tile = args.tiles[i];
     T* student = args.grad_student ? args.grad_student + tile.image * area : nullptr;
     T* teacher = args.grad_teacher ? args.grad_teacher + tile.image * area : nullptr;
     const auto write = [&](int64_t at, int64_t left, Vec<T> mask, Vec<T> difference) __attribute__((always_inline)) {
       const Vec<T> slope = masked_square_slope(mask, difference);
-      if (student) store_up_to(student + at, slope, left);
-      if (teacher) store_up_to(teacher + at, Vec<T>(-slope), left);
+      if (student) write_up_to(student + at, slope, left, past);
+      if (teacher) write_up_to(teacher + at, Vec<T>(-slope), left, past);
     };
-    each_difference(args, tile, args.grad_rows[tile.image], write);
+    each_difference(args, tile, args.grad_rows[tile.image * args.grad_rows_stride], write, [&](int64_t at, int64_t count) {
+      if (student) std::memset(student + at, 0, count * sizeof(T));
+      if (teacher) std::memset(teacher + at, 0, count * sizeof(T));
+    });
   }
+  finish_writes();
 }

@@ -13,8 +13,10 @@ struct MaskedArgs {
   int64_t student_stride, teacher_stride;
   const T *outer_mask, *inner_mask;           // (images, outer), (images, inner), or null: 1
   T* partial = nullptr;                       // forward: the sum of each tile
-  const T* grad_rows = nullptr;               // backward: (images,)
+  const T* grad_rows = nullptr;               // backward: (images,), at this distance
+  int64_t grad_rows_stride = 0;
   T *grad_student = nullptr, *grad_teacher = nullptr;  // dense, or null
+  bool past_caches = false;                            // see MapTiles
 
   explicit MaskedArgs(const MaskedMaps& maps)
       : tiles(maps.student.shape, 16384),
@@ -52,8 +54,10 @@ template <typename T>
 void backward(const MaskedMaps& maps, const Tensor& grad_rows, const Tensor& grad_student, const Tensor& grad_teacher) {
   MaskedArgs<T> args(maps);
   args.grad_rows = static_cast<const T*>(grad_rows.data_ptr());
+  args.grad_rows_stride = grad_rows.stride(0);
   if (grad_student.dim() == 4) args.grad_student = static_cast<T*>(grad_student.data_ptr());  // else not needed
   if (grad_teacher.dim() == 4) args.grad_teacher = static_cast<T*>(grad_teacher.data_ptr());
+  args.past_caches = args.tiles.past_caches(args.grad_student) && args.tiles.past_caches(args.grad_teacher);
   args.tiles.each([&](int64_t begin, int64_t end) { CLS2DET_CALL(masked_gradients<T>, args, begin, end); });
 }
 
@@ -76,7 +80,7 @@ std::tuple<Tensor, Tensor> masked_feature_loss_backward(
   };
   const Tensor grad_student = gradient(need_student), grad_teacher = gradient(need_teacher);
   (acc == ScalarType::Double ? backward<double> : backward<float>)(
-      maps, packed(grad_rows, acc), grad_student, grad_teacher);
+      maps, to_dtype(grad_rows, acc), grad_student, grad_teacher);
   return {to_dtype(grad_student, dtype), to_dtype(grad_teacher, dtype)};
 }
 

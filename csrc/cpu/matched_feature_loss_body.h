@@ -5,6 +5,14 @@ template <typename T>
 void pool_crop_plane(const MatchedArgs<T>& args, const T* plane, T* sums, T* out) {
   for (int p = 0; p < args.out_h; ++p) {
     const int y0 = bin_begin(p, args.height, args.out_h), y1 = bin_end(p, args.height, args.out_h);
+    if (args.out_w == 1) {  // whole rows, neighbours in memory
+      Vec<T> sum{};
+      each_vector<T>(int64_t(y1 - y0) * args.width, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
+        sum += load_up_to(plane + int64_t(y0) * args.width + i, n, T(0));
+      });
+      out[p] = sum_lanes<T>(sum) / T((y1 - y0) * args.width);
+      continue;
+    }
     std::memcpy(sums, plane + int64_t(y0) * args.width, args.width * sizeof(T));
     for (int y = y0 + 1; y < y1; ++y) {
       const T* row = plane + int64_t(y) * args.width;
@@ -32,29 +40,27 @@ void matched_targets(const MatchedArgs<T>& args, int64_t begin, int64_t end) {
 // Rows [begin, end): loss, and d row / d pooled where it is asked for.
 template <typename T>
 void matched_rows(const MatchedArgs<T>& args, int64_t begin, int64_t end) {
-  constexpr int lanes = kLanes<T>;
-  const int64_t bins = int64_t(args.out_h) * args.out_w, area = int64_t(args.height) * args.width;
-  const T share = T(1) / T(args.channels > 0 ? args.channels * bins : 1);
-  std::vector<T> sums(args.width), pooled(bins);
+  const int64_t bins = int64_t(args.out_h) * args.out_w, area = int64_t(args.height) * args.width, values = args.channels * bins;
+  const T share = T(1) / T(values > 0 ? values : 1);
+  std::vector<T> sums(args.width), pooled(values);
   for (int64_t k = begin; k < end; ++k) {
     const int64_t match = args.matched[k];
-    T* grad = args.grad ? args.grad + k * args.channels * bins : nullptr;
+    T* grad = args.grad ? args.grad + k * values : nullptr;
     args.rows[k] = T(0);
     if (match < 0 || match >= args.targets) {  // ignored
-      if (grad) std::memset(grad, 0, args.channels * bins * sizeof(T));
+      if (grad) std::memset(grad, 0, values * sizeof(T));
       continue;
     }
-    Vec<T> sum{};
     for (int64_t c = 0; c < args.channels; ++c) {
-      pool_crop_plane(args, args.features + (k * args.channels + c) * area, sums.data(), pooled.data());
-      const T* target = args.pooled_target + (match * args.channels + c) * bins;
-      for (int64_t j = 0; j < bins; j += lanes) {
-        const int n = int(bins - j < lanes ? bins - j : lanes);
-        const Vec<T> difference = load_n(pooled.data() + j, n, T(0)) - load_n(target + j, n, T(0));
-        sum += distance(difference, args.loss, args.beta);
-        if (grad) store_n(grad + c * bins + j, Vec<T>(distance_slope(difference, args.loss, args.beta) * share), n);
-      }
+      pool_crop_plane(args, args.features + (k * args.channels + c) * area, sums.data(), pooled.data() + c * bins);
     }
+    const T* target = args.pooled_target + match * values;
+    Vec<T> sum{};
+    each_vector<T>(values, [&](int64_t j, int64_t n) __attribute__((always_inline)) {
+      const Vec<T> difference = load_up_to(pooled.data() + j, n, T(0)) - load_up_to(target + j, n, T(0));
+      sum += distance(difference, args.loss, args.beta);
+      if (grad) store_up_to(grad + j, Vec<T>(distance_slope(difference, args.loss, args.beta) * share), n);
+    });
     args.rows[k] = sum_lanes<T>(sum) * share;
   }
 }
@@ -71,6 +77,11 @@ void matched_planes_backward(const MatchedArgs<T>& args, int64_t begin, int64_t 
     std::memset(plane, 0, area * sizeof(T));
     for (int p = 0; p < args.out_h; ++p) {
       const int y0 = bin_begin(p, args.height, args.out_h), y1 = bin_end(p, args.height, args.out_h);
+      if (args.out_w == 1) {
+        const T value = g * pooled[p] / T((y1 - y0) * args.width);
+        for (int64_t x = int64_t(y0) * args.width; x < int64_t(y1) * args.width; ++x) plane[x] += value;
+        continue;
+      }
       std::memset(line.data(), 0, args.width * sizeof(T));
       for (int q = 0; q < args.out_w; ++q) {
         const T value = g * pooled[p * args.out_w + q] / T((y1 - y0) * (args.end_x[q] - args.begin_x[q]));

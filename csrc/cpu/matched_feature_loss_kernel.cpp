@@ -49,6 +49,8 @@ struct Bins {  // the part of the arguments that follows from the sizes, and the
     }
     args.begin_x = begin.data(), args.end_x = end.data();
   }
+
+  int64_t planes_worth_a_thread() const { return 1 + 32768 / (int64_t(args.height) * args.width); }
 };
 
 template <typename T>
@@ -78,10 +80,10 @@ std::tuple<Tensor, Tensor> forward(
     if (args.matched[k] >= 0 && args.matched[k] < targets) used[args.matched[k]] = 1;
   }
   args.used = used.data();
-  torch::stable::parallel_for(0, targets * channels, 8, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, targets * channels, bins.planes_worth_a_thread(), [&](int64_t begin, int64_t end) {
     CLS2DET_CALL(matched_targets<T>, args, begin, end);
   });
-  torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, count, 1 + bins.planes_worth_a_thread() / (channels + 1), [&](int64_t begin, int64_t end) {
     CLS2DET_CALL(matched_rows<T>, args, begin, end);
   });
   return {rows, grad};
@@ -96,7 +98,7 @@ Tensor backward(const Tensor& grad_rows, const Tensor& pooled_grad, const Tensor
   bins.args.grad_rows = static_cast<const T*>(upstream.data_ptr());
   bins.args.pooled_grad = static_cast<const T*>(pooled.data_ptr());
   bins.args.grad = static_cast<T*>(grad.data_ptr());
-  torch::stable::parallel_for(0, features.size(0) * features.size(1), 8, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, features.size(0) * features.size(1), bins.planes_worth_a_thread(), [&](int64_t begin, int64_t end) {
     CLS2DET_CALL(matched_planes_backward<T>, bins.args, begin, end);
   });
   return to_dtype(grad, features.scalar_type());

@@ -69,6 +69,33 @@ CLS2DET_HD void store_up_to(T* p, Vec<T> v, int64_t n) {
   }
 }
 
+// visit(i, n) for the vectors of `count` neighbouring values: n is `lanes`, which the compiler sees, and less only in the last.
+template <typename T, typename Visit>
+CLS2DET_HD void each_vector(int64_t count, const Visit& visit) {
+  int64_t i = 0;
+  for (; i + kLanes<T> <= count; i += kLanes<T>) visit(i, int64_t(kLanes<T>));
+  if (i < count) visit(i, count - i);
+}
+
+// store_up_to; `past_caches`: all lanes to a whole line of memory, which is not read before it is written. Ends with finish_writes().
+template <typename T>
+CLS2DET_HD void write_up_to(T* p, Vec<T> v, int64_t n, bool past_caches) {
+#if CLS2DET_TARGET == 512
+  if (past_caches) return _mm512_stream_si512((__m512i*)p, (__m512i)v);
+#elif CLS2DET_TARGET == 256
+  if (past_caches) return _mm256_stream_si256((__m256i*)p, (__m256i)v);
+#else
+  (void)past_caches;
+#endif
+  store_up_to(p, v, n);
+}
+
+CLS2DET_HD void finish_writes() {
+#if CLS2DET_TARGET
+  _mm_sfence();
+#endif
+}
+
 // Lanes combined in halves, always in the same order: in registers where the compiler has __builtin_shuffle.
 template <int kStep, typename T, typename Combine>
 CLS2DET_HD T fold_lanes(Vec<T> v, const Combine& combine) {
