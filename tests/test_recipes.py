@@ -22,7 +22,7 @@ from training_cases import DIGITS, coco_layout
 
 RECIPES = {path.stem: path.read_text() for path in sorted(FOLDER.glob("*.yaml"))}
 SWEEPS = [name for name, text in RECIPES.items() if text.startswith("# Sweep")]
-SHORT = ["--optim.steps", "2", "--optim.batch-size", "2", "--run.cache", "false"]
+SHORT = ["--optim.steps", "2", "--optim.batch-size", "2"]
 
 
 def command_of(name: str) -> str:
