@@ -13,8 +13,9 @@ The files hold resizing, normalisation and non-maximum suppression; a loaded one
 ONNX compute the scale of the resizing in float32: images of some sizes come out one pixel smaller than in PyTorch, which can
 move scores in the third digit (not those of SSD, whose images are brought to one size).
 
-Results equal PyTorch's up to rounding; of scores in ONNX Runtime 1.3e-4 was the most that was seen. Where non-maximum suppression or the choice of
-the best proposals hangs on less, other boxes can be kept: of objects' many near-duplicates, or in a student that has learnt nothing.
+Results equal PyTorch's up to rounding; of scores in ONNX Runtime 1.3e-4 was the most that was seen. Where non-maximum suppression
+or the choice of the best proposals hangs on less, other boxes can be kept: of objects' many near-duplicates, or in a student that
+has learnt nothing.
 """
 
 from __future__ import annotations
