@@ -1,6 +1,6 @@
 """Training steps: what distillation costs beside the plain step, as released, in eager PyTorch, and ours.
 
-`--bench-steps` chooses the students that are timed at their full size; a step on a CPU takes seconds, and there are sixteen
+`--bench-steps` chooses the students that are timed at their full size; a step on a CPU takes seconds, and there are fifteen
 contenders. With `--benchmark-disable` all run, on small images: results are checked and nothing is timed.
 """
 
