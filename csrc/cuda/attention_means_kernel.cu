@@ -58,15 +58,20 @@ __global__ void __launch_bounds__(kBlock) mean_of_parts_kernel(
   }
 }
 
-template <typename S>
+template <typename S, int kRun>
 __global__ void __launch_bounds__(kBlock) attention_gradients_kernel(
     AttentionMeans<S> a, Accumulate<S> outer_share, Accumulate<S> inner_share) {
   using T = Accumulate<S>;
-  each_value(a.shape, [&](int64_t i, const MapPlace& at) {
-    const T upstream = outer_share * a.outer_grad[at.image * a.shape.outer + at.outer] +
-                       inner_share * a.inner_grad[at.image * a.shape.inner + at.inner];
-    const T slope = a.absolute ? sign(static_cast<T>(a.features[at.image * a.stride + at.value])) : T(1);
-    a.grad[i] = static_cast<S>(slope * upstream);
+  each_run<kRun>(a.shape, [&](int64_t i, MapPlace at) {
+    Run<S, kRun> features{}, grad;
+    if (a.absolute) features = load_run<kRun>(a.features + at.image * a.stride + at.value);
+#pragma unroll
+    for (int n = 0; n < kRun; ++n, advance(a.shape, at)) {
+      const T upstream = outer_share * a.outer_grad[at.image * a.shape.outer + at.outer] +
+                         inner_share * a.inner_grad[at.image * a.shape.inner + at.inner];
+      grad.values[n] = static_cast<S>((a.absolute ? sign(static_cast<T>(features.values[n])) : T(1)) * upstream);
+    }
+    store_run(a.grad + i, grad);
   });
 }
 
@@ -104,9 +109,15 @@ void attention_gradients(const AttentionMeans<S>& args, cudaStream_t stream) {
   const DenseShape& shape = args.shape;
   const int64_t total = shape.images * shape.outer * shape.inner;
   if (total == 0) return;
-  CLS2DET_LAUNCH(
-      (attention_gradients_kernel<S>), grid_of(ceil_div(total, kBlock)), stream, args, share_of<T>(shape.inner),
-      share_of<T>(shape.outer));
+  const T outer_share = share_of<T>(shape.inner), inner_share = share_of<T>(shape.outer);
+  if (is_wide(shape, args.features, args.stride) && is_wide(shape, args.grad, shape.outer * shape.inner)) {
+    CLS2DET_LAUNCH(
+        (attention_gradients_kernel<S, kWide<S>>), grid_of(ceil_div(total, kBlock * kWide<S>)), stream, args, outer_share,
+        inner_share);
+  } else {
+    CLS2DET_LAUNCH(
+        (attention_gradients_kernel<S, 1>), grid_of(ceil_div(total, kBlock)), stream, args, outer_share, inner_share);
+  }
 }
 
 #define INSTANTIATE(S)                                                       \

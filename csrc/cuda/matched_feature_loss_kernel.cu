@@ -8,25 +8,59 @@
 namespace cls2det {
 namespace {
 
-// Bin p covers pixel y exactly when "bin" y of the opposite pooling covers p, so bin_begin and bin_end serve both ways.
+constexpr int kPlanes = 16;  // for which a thread, which has one pixel, finds the bins once
+
+// 1 / |bin p| along one axis of `size` pixels
+template <typename T>
+__device__ __forceinline__ T bin_share(int p, int size, int bins) {
+  return T(1) / T(bin_end(p, size, bins) - bin_begin(p, size, bins));
+}
+
+// Bin p covers pixel y exactly when "bin" y of the opposite pooling covers p, so bin_begin and bin_end serve both ways. A pixel
+// lies in one bin or two along an axis, unless there are more bins than pixels.
 template <typename S, typename T>
 __global__ void __launch_bounds__(kBlock) unpool_kernel(
     const T* grad_rows, const T* pooled_grad, int64_t planes, int64_t channels, int height, int width, int out_h, int out_w,
     S* grad) {
-  const int64_t area = int64_t(height) * width, total = planes * area;
+  const int64_t area = int64_t(height) * width, total = (planes + kPlanes - 1) / kPlanes * area;
   for (int64_t i = int64_t(blockIdx.x) * kBlock + threadIdx.x; i < total; i += int64_t(gridDim.x) * kBlock) {
-    const int64_t plane = divide(i, area), pixel = i - plane * area;
+    const int64_t chunk = divide(i, area), pixel = i - chunk * area, first = chunk * kPlanes;
+    const int64_t past = first + kPlanes < planes ? first + kPlanes : planes;
     const int y = int(divide(pixel, width)), x = int(pixel - int64_t(y) * width);
-    const T* g = pooled_grad + plane * int64_t(out_h) * out_w;
-    T sum = T(0);
-    for (int p = bin_begin(y, out_h, height); p < bin_end(y, out_h, height); ++p) {
-      const T rows = T(bin_end(p, height, out_h) - bin_begin(p, height, out_h));
-      for (int q = bin_begin(x, out_w, width); q < bin_end(x, out_w, width); ++q) {
-        const T columns = T(bin_end(q, width, out_w) - bin_begin(q, width, out_w));
-        sum += g[int64_t(p) * out_w + q] / (rows * columns);
+    const int p0 = bin_begin(y, out_h, height), p1 = bin_end(y, out_h, height);
+    const int q0 = bin_begin(x, out_w, width), q1 = bin_end(x, out_w, width);
+    const bool few = p1 - p0 <= 2 && q1 - q0 <= 2;
+    T shares[2][2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+#pragma unroll
+      for (int s = 0; s < 2; ++s) {
+        const bool covers = few && p0 + r < p1 && q0 + s < q1;
+        shares[r][s] = covers ? bin_share<T>(p0 + r, height, out_h) * bin_share<T>(q0 + s, width, out_w) : T(0);
       }
     }
-    grad[i] = static_cast<S>(grad_rows[divide(plane, channels)] * sum);
+    int64_t row = divide(first, channels), channel = first - row * channels;
+    for (int64_t plane = first; plane < past; ++plane) {
+      const T* g = pooled_grad + plane * int64_t(out_h) * out_w;
+      T sum = T(0);
+      if (few) {
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+#pragma unroll
+          for (int s = 0; s < 2; ++s) {
+            if (shares[r][s] != T(0)) sum += shares[r][s] * g[int64_t(p0 + r) * out_w + q0 + s];
+          }
+        }
+      } else {
+        for (int p = p0; p < p1; ++p) {
+          for (int q = q0; q < q1; ++q) {
+            sum += bin_share<T>(p, height, out_h) * bin_share<T>(q, width, out_w) * g[int64_t(p) * out_w + q];
+          }
+        }
+      }
+      grad[plane * area + pixel] = static_cast<S>(grad_rows[row] * sum);
+      if (++channel == channels) channel = 0, ++row;
+    }
   }
 }
 
@@ -39,8 +73,8 @@ void unpool_windows(
   const int64_t planes = rows * channels;
   if (planes == 0) return;
   CLS2DET_LAUNCH(
-      (unpool_kernel<S, Accumulate<S>>), grid_of(ceil_div(planes * height * width, kBlock)), stream, grad_rows, pooled_grad,
-      planes, channels, height, width, out_h, out_w, grad);
+      (unpool_kernel<S, Accumulate<S>>), grid_of(ceil_div(ceil_div(planes, kPlanes) * height * width, kBlock)), stream,
+      grad_rows, pooled_grad, planes, channels, height, width, out_h, out_w, grad);
 }
 
 #define INSTANTIATE(S)                         \
