@@ -69,7 +69,7 @@ IMITATION_MASK = {  # RetinaNet's anchors: 9 per position of strides 8 to 128
 KD_SOFTMAX_LOSS = {
     "K480 C80+1": {"k": 480, "g": 60, "c": 80},
     "K4096 C80+1": {"k": 4096, "g": 60, "c": 80, "compile": True},
-    "K65536 C80+1": {"k": 65536, "g": 60, "c": 80},
+    "K65536 C80+1": {"k": 65536, "g": 60, "c": 80, "compile": True},
     "K262144 C80+1": {"k": 262144, "g": 60, "c": 80},
     "small K16 C20+1": {"k": 16, "g": 4, "c": 20},
 }

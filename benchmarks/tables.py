@@ -18,10 +18,10 @@ STEP_HEAD = [
 ]  # fmt: skip
 OP_NOTES = (
     "ratio: baseline time over native time, higher is better for native. memory: peak of one forward and backward above the inputs,",
-    "native / reference, to 0.1 MB. torch.compile is tried at one shape per op. of the limit: native's share of the machine's copy",
-    "bandwidth, by the bytes that no implementation can leave out (of maps, what boxes lie on), or of the float32 rate of a matrix",
-    "product, by its flops. It can exceed 100 % where the data fit in a cache, where more is read than written, and where a GPU",
-    "convolves in TF32. cold: before each call more than the last cache holds is written.",
+    "native / reference, to 0.1 MB. torch.compile is tried at one shape or two per op. of the limit: native's share of the",
+    "machine's copy bandwidth, by the bytes that no implementation can leave out (of maps, what boxes lie on), or of the float32",
+    "rate of a matrix product, by its flops. It can exceed 100 % where the data fit in a cache, where more is read than written, and",
+    "where a GPU convolves in TF32. cold: before each call more than the last cache holds is written.",
 )
 STEP_NOTES = (
     "step: forward and backward, median. tax: (distilled step - plain step) / plain step, of each round, median. tax by parts: all",

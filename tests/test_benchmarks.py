@@ -253,3 +253,24 @@ def test_instruction_counts_are_read_from_callgrind():
     assert KERNEL.match(line).groups() == ("12,698,136", "stem_images_backward")
     assert not KERNEL.match(line.replace("cls2det::avx2::", "at::"))
     assert first_shape(BENCHMARKS / "test_bench_roi_crop.py") == "ssd300 3x300x300 K480 S112"
+
+
+def test_the_strongest_mode_of_compile_that_works_is_kept(monkeypatch):
+    import harness
+    from harness import Workload, contenders, warmed_and_checked
+
+    def compiled(function, mode):
+        def run(**inputs):
+            if mode == "first":
+                raise RuntimeError("it does not work here")
+            return function(**inputs)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    monkeypatch.setattr(harness, "COMPILE_MODES", {"cpu": ("first", "second", None)})
+    twin = {"twin": lambda values: values.sum()}
+    workload = Workload(lambda values: values.sum(), {"values": torch.ones(3)}, (), twin, compile=True)
+    with pytest.warns(UserWarning, match=r"compiled \(first\) is left out"):
+        kept = warmed_and_checked(contenders(workload, backward=False))
+    assert list(kept) == ["native", "reference", "twin", "reference, compiled (second)", "twin, compiled (second)"]
