@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from torchvision.models import MobileNetV2, ResNet, WeightsEnum
 from torchvision.models.resnet import BasicBlock
 
+from cls2det.errors import LibraryChanged
+
 # What networks without ImageNet weights take: (x - mean) / std of x in [0, 1]. KD-loc's weight is tied to this scale.
 IMAGE_MEAN, IMAGE_STD = [0.45, 0.45, 0.45], [0.25, 0.25, 0.25]
 POLICIES = ("none", "auto", "imagenet")
@@ -185,7 +187,9 @@ def _one_output(name: str, weights: WeightsEnum | None) -> dict[str, Any]:
 def _with_new_last_layer(network: nn.Module, known: int, classes: int) -> nn.Module:
     path, last = [entry for entry in network.named_modules() if isinstance(entry[1], nn.Linear | nn.Conv2d)][-1]
     if known not in (getattr(last, "out_features", 0), getattr(last, "out_channels", 0)):
-        raise RuntimeError(f"{type(network).__name__} does not end in a layer of {known} outputs, found {last}")
+        raise LibraryChanged(
+            f"torchvision {torchvision.__version__}", f"{type(network).__name__} ends in {last}, not in a layer of {known} outputs"
+        )
     if isinstance(last, nn.Linear):
         new: nn.Module = nn.Linear(last.in_features, classes, bias=last.bias is not None)
     else:  # SqueezeNet

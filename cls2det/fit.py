@@ -164,9 +164,8 @@ def fit(
     quiet()
     folder = Path(folder)
     last, timer = folder / "last.ckpt", Timer(verbose=False)
-    held = _checkpoint(last)
+    held = _checkpoint(last, module)
     if held["global_step"] >= optim.steps:  # stopped between the last step and what follows it
-        module.load_state_dict(held["state_dict"])  # the average, where weights are averaged
         return held["callbacks"]["Timer"]["time_elapsed"]["train"]
     _keep_log(folder / "log", held["global_step"])
     callbacks = [
@@ -212,10 +211,11 @@ def fit(
     return timer.time_elapsed("train")
 
 
-def _checkpoint(last: Path) -> dict[str, Any]:
-    """Content of a training checkpoint, or that of a run that has not begun."""
+def _checkpoint(last: Path, module: lightning.LightningModule) -> dict[str, Any]:
+    """Content of a training checkpoint, its weights in ``module`` (averaged ones where they are), or that of a run not begun."""
     if not last.is_file():
         return {"global_step": 0}
+    remedy = "Remove it, and the run starts from its first step"
     try:
         held = torch.load(last, map_location="cpu", weights_only=True)
         if not isinstance(held, dict) or not {"global_step", "state_dict"} <= held.keys():
@@ -223,9 +223,11 @@ def _checkpoint(last: Path) -> dict[str, Any]:
     except (OSError, MemoryError):
         raise
     except Exception as error:  # torch has a different one for each way in which a file can be wrong
-        raise ValueError(
-            f"{last} does not load as a checkpoint: {_first_line(error)}. Remove it, and the run starts from its first step"
-        ) from None
+        raise ValueError(f"{last} does not load as a checkpoint: {_first_line(error)}. {remedy}") from None
+    try:
+        module.load_state_dict(held["state_dict"])
+    except RuntimeError as error:  # lists missing and unexpected keys; another version of a library names its layers otherwise
+        raise ValueError(f"{last} does not fit the model of this run: {error}. {remedy}") from None
     return held
 
 

@@ -14,6 +14,11 @@ Device = Literal["auto", "cpu", "cuda"]
 AnyRun = TypeVar("AnyRun", bound="PretrainRun")
 
 
+def torchrun_processes() -> int:
+    """How many processes torchrun has started, this one included; 0: it did not start this one."""
+    return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 0
+
+
 @dataclasses.dataclass(frozen=True)
 class Optim:
     """How weights are optimised.
@@ -61,7 +66,7 @@ class Optim:
         Raises:
             ValueError: torchrun has started another number of processes than the run knows of, which would each train alone
         """
-        world = int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else run.processes
+        world = torchrun_processes() or run.processes
         if world != run.processes:
             raise ValueError(
                 f"run.devices {run.devices} and run.num_nodes {run.num_nodes} make {run.processes} processes, torchrun made {world}"

@@ -51,7 +51,7 @@ from cls2det.jobs import Job, progress_display, run_jobs
 from cls2det.recipes import find_recipe
 from cls2det.report import report
 from cls2det.scenes import SceneSettings, make_scenes
-from cls2det.settings import Device, Run
+from cls2det.settings import Device, Run, torchrun_processes
 from cls2det.students import build_student
 
 KEYS = {
@@ -355,6 +355,8 @@ def _teacher_folder(out: Path, name: str, seed: int | None) -> Path:
 
 def _check_processes(jobs: Iterable[Job]) -> None:
     """A job is one process: to start another, Lightning would run the command of this one again, which is the sweep."""
+    if torchrun_processes():
+        raise ValueError("a sweep is one process, which starts its trainings side by side (--workers); start it without torchrun")
     for job in jobs:
         run = job.arguments[0]["run"]
         if run.processes > 1:

@@ -54,7 +54,7 @@ def test_errors_are_one_line(tmp_path, capsys):
     assert stop.value.code == 2 and "temprature" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "other"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "other", "of another model"])
 def test_a_damaged_checkpoint_is_named(scenes, tmp_path, capsys, damage):
     """A run that cannot go on says which file stops it; without that file it starts anew."""
     options = [
@@ -75,12 +75,19 @@ def test_a_damaged_checkpoint_is_named(scenes, tmp_path, capsys, damage):
     (tmp_path / "weights.pt").unlink()
     if damage == "other":
         torch.save({"weights": {}}, last)
+    elif damage == "of another model":
+        held = torch.load(last, weights_only=True)
+        held["state_dict"]["other.weight"] = held["state_dict"].pop(next(iter(held["state_dict"])))
+        torch.save(held | {"global_step": 1}, last)
     else:
         last.write_bytes(last.read_bytes()[: last.stat().st_size // 2 if damage == "truncated" else 0])
     capsys.readouterr()
     assert main(command) == 2
     said = capsys.readouterr().err
-    assert said.startswith(f"cls2det train: {last} does not load as a checkpoint: ") and said.count("\n") == 1
+    if damage == "of another model":
+        assert said.startswith(f"cls2det train: {last} does not fit the model of this run: ") and "other.weight" in said
+    else:
+        assert said.startswith(f"cls2det train: {last} does not load as a checkpoint: ") and said.count("\n") == 1
     assert said.endswith("Remove it, and the run starts from its first step\n")
     last.unlink()
     assert main(command) == 0 and (tmp_path / "weights.pt").is_file()

@@ -205,6 +205,16 @@ def test_a_training_of_two_processes_is_refused_at_once(tmp_path, monkeypatch, c
     assert not (tmp_path / "out").exists()
 
 
+def test_torchrun_is_refused_at_once(tmp_path, monkeypatch, capsys):
+    """Each of its processes would run the whole sweep, all into one folder."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "some")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    config = write(tmp_path / "arms.yaml", arms={"baseline": None}, seeds=[5])
+    assert main(["sweep", "--config", config, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 2
+    assert capsys.readouterr().err.startswith("cls2det sweep: a sweep is one process")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_teacher_of_another_normalisation_is_refused_at_once(tmp_path, ran, capsys):
     arms = {"+ KD-cls": {"teacher": "other", "distill": {"kd_cls_weight": 0.5}}}
     other = {"student": "ssd300_vgg16", "architecture": "resnet18"} | TINY["teachers"]["teacher"]
