@@ -47,7 +47,7 @@ sanitize-races: $(VENV)/.ready
 bench: $(VENV)/.ready
 	$(BIN)/pytest benchmarks $(ARGS)
 
-# Ratios against the newest committed run on this kind of machine, and instruction counts where there is valgrind.
+# Ratios against the committed runs on this kind of machine, and instruction counts where there is valgrind.
 bench-compare: $(VENV)/.ready
 	rm -rf build/bench
 	$(BIN)/pytest benchmarks --bench-out build/bench $(ARGS)

@@ -1,9 +1,9 @@
 """The gate on speed: python benchmarks/compare.py RESULT.json [--instructions COUNTS.json]
 
-Holds a run against the newest committed one of the same kind of machine, in ratios only: how many times as fast as the
-reference of its own run each operator is, the reference's memory over its own, and eager's tax over a training step's. Counts
-of instructions are held against results/instructions.json. Exits with 1 where one is worse than --tolerance allows, with 3 where
-there is nothing to compare.
+Holds a run against the committed ones of the same kind of machine, each figure against the newest that has it, in ratios only:
+how many times as fast as the reference of its own run each operator is, the reference's memory over its own, and eager's tax
+over a training step's. Counts of instructions are held against results/instructions.json. Exits with 1 where one is worse than
+--tolerance allows, with 3 where there is nothing to compare.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def kind(record: Mapping) -> tuple:
     return tuple(record["about"][key] for key in KIND)
 
 
-def committed_like(record: Mapping) -> Path | None:
-    """The newest of the same kind; names begin with the date."""
-    files = sorted(path for path in RESULTS.glob("*-*.json") if "rows" in json.loads(path.read_text()))
-    return next((path for path in reversed(files) if kind(json.loads(path.read_text())) == kind(record)), None)
+def committed_like(record: Mapping) -> dict[str, float]:
+    """The newest ratio of each name on the same kind of machine; files' names begin with the date."""
+    runs = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*-*.json"))]
+    return {name: ratio for run in runs if "rows" in run and kind(run) == kind(record) for name, ratio in ratios(run).items()}
 
 
 def worse(now: Mapping[str, float], before: Mapping[str, float], tolerance: float) -> list[str]:
@@ -60,21 +60,20 @@ def worse(now: Mapping[str, float], before: Mapping[str, float], tolerance: floa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("result", type=Path)
-    parser.add_argument("--against", type=Path, help="a result; default: the newest committed one of the same kind")
+    parser.add_argument("--against", type=Path, help="a result; default: the committed ones of the same kind")
     parser.add_argument("--instructions", type=Path, help="counts by benchmarks/instructions.py")
     parser.add_argument("--tolerance", type=float, default=0.3, help="share of a ratio that may be lost: machines are noisy")
     options = parser.parse_args()
     record = json.loads(options.result.read_text())
     lines, compared = [], 0
-    against = options.against or committed_like(record)
-    if against:
-        before = ratios(json.loads(against.read_text()))
+    before = ratios(json.loads(options.against.read_text())) if options.against else committed_like(record)
+    if before:
         now = ratios(record)
         common = before.keys() & now.keys()
         lines += worse(now, {name: before[name] for name in common}, options.tolerance)
         compared += len(common)
-        print(f"{len(common)} ratios against {against.name}, of which {len(lines)} are worse by more than {options.tolerance:.0%}")
-        print(f"{len(before) - len(common)} of its ratios were not measured, {len(now) - len(common)} are new")
+        print(f"{len(common)} ratios, of which {len(lines)} are worse by more than {options.tolerance:.0%}")
+        print(f"{len(before) - len(common)} of those known were not measured, {len(now) - len(common)} are new")
     else:
         print(f"no committed run on {', '.join(map(str, kind(record)))}")
     if options.instructions and not COUNTS.is_file():

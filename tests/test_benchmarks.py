@@ -244,6 +244,11 @@ def test_compare_finds_what_became_worse(tmp_path, monkeypatch, capsys):
     code, said = outcome(record(2.0, memory=2_000_000))
     assert code == 1 and "WORSE an_op a shape fwd+bwd: memory: 2.5, was 10" in said
     assert outcome(record(float("nan")))[0] == 1
+    older = record(4.0)
+    older["rows"][0]["op"] = "another"  # which the newest run has not measured
+    (results / "2026-01-01-others.json").write_text(json.dumps(older))
+    code, said = outcome(older | {"rows": [older["rows"][0] | {"ms": {"native": 9.0, "reference": 10.0}}]})
+    assert code == 1 and "WORSE another a shape fwd+bwd: speed: 1.11, was 2.5" in said
 
 
 def test_instruction_counts_are_read_from_callgrind():
