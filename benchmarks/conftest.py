@@ -22,7 +22,7 @@ import limits
 import memory
 import tables
 from cls2det_ops import _library
-from harness import STEP_ROUNDS, contenders, medians, results, rounds_for, warmed_and_checked
+from harness import STEP_ROUNDS, contenders, keep_freed_memory, medians, results, rounds_for, warmed_and_checked
 from shapes import STEPS
 
 ROWS: list[dict] = []
@@ -37,6 +37,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--bench-no-memory", action="store_true", help="leave the memory out")
     steps = "students whose training steps are timed, with commas between; all, or none"
     parser.addoption("--bench-steps", default="ssd300_vgg16", help=f"{steps} (default: ssd300_vgg16; {', '.join(STEPS)})")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if device_of(config) == "cpu":
+        keep_freed_memory()
 
 
 def processor() -> str:

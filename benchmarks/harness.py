@@ -9,6 +9,7 @@ Beside the times stands what no implementation can do without, `Least`, for limi
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import statistics
 import time
 import warnings
@@ -26,6 +27,7 @@ COMPILED = "compiled"
 # torch.compile's, the strongest first. On a CPU they differ for matrix products, of which no operator has any.
 COMPILE_MODES = {"cpu": (None,), "cuda": ("max-autotune", "max-autotune-no-cudagraphs", None)}
 STEP_ROUNDS = {"cpu": 3, "cuda": 20}  # of training steps, which take seconds on a CPU
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 TOLERANCE = 1e-3  # of the summed magnitude: single samples on a pixel centre may differ in their derivative by rounding
 
 
@@ -101,6 +103,18 @@ def logits(shape: dict, columns: int, device: str) -> dict[str, Tensor]:
         "teacher_logits": torch.randn(shape["g"], shape["c"], generator=random, device=device) * 3,
         "matched_idxs": torch.randint(shape["g"], (shape["k"],), generator=random, device=device),
     }
+
+
+def keep_freed_memory() -> None:
+    """Have glibc's malloc keep what is freed, for the rest of this process; elsewhere nothing.
+
+    It gives large blocks back to the system otherwise, by a rule that depends on what ran before, and fresh pages take longer
+    than many kernels: the ratios would be those of the contenders' order.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        mallopt(M_TRIM_THRESHOLD, -1)  # never
+        mallopt(M_MMAP_MAX, 0)  # none in pages of its own
 
 
 class Contender:

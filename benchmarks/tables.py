@@ -21,7 +21,8 @@ OP_NOTES = (
     "native / reference, to 0.1 MB. torch.compile is tried at one shape or two per op. of the limit: native's share of the",
     "machine's copy bandwidth, by the bytes that no implementation can leave out (of maps, what boxes lie on), or of the float32",
     "rate of a matrix product, by its flops. It can exceed 100 % where the data fit in a cache, where more is read than written, and",
-    "where a GPU convolves in TF32. cold: before each call more than the last cache holds is written.",
+    "where a GPU convolves in TF32. cold: before each call more than the last cache holds is written. On a CPU malloc keeps what is",
+    "freed, so that all write to memory that is already there.",
 )
 STEP_NOTES = (
     "step: forward and backward, median. tax: (distilled step - plain step) / plain step, of each round, median. tax by parts: all",
