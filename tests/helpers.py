@@ -60,6 +60,19 @@ def assert_close(
     assert error <= tolerance * max(scale, least_scale), f"off by {error:.3g} at scale {scale:.3g}, allowed {tolerance:.1g} of it"
 
 
+def shifted(value: Tensor) -> Tensor:
+    """The same values and order, one place further than an allocation begins."""
+    memory = value.new_empty(value.numel() + 1)
+    return memory[1:].as_strided(value.shape, value.stride(), 1).copy_(value)
+
+
+def apart(value: Tensor) -> Tensor:
+    """The same values and order, each image one place further from the one before."""
+    step = value.stride(0) + 1
+    memory = value.new_empty(value.shape[0] * step)
+    return memory.as_strided(value.shape, (step, *value.stride()[1:])).copy_(value)
+
+
 def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype, index: torch.dtype = torch.int64) -> dict[str, Tensor]:
     """The tensors of a call in ``dtype``; boxes, which are never stored in 16 bits, in the accumulate dtype."""
 

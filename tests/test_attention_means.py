@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import cls2det_ops
-from helpers import DTYPES, ORACLE, assert_close, compare, evaluate
+from helpers import DTYPES, ORACLE, apart, assert_close, compare, evaluate, shifted
 from op_cases import attention_means
 
 
@@ -35,13 +35,29 @@ def test_equals_abs_and_mean(backend, absolute):
 @pytest.mark.parametrize("absolute", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("last", [False, True], ids=["nchw", "channels_last"])
-@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 3, 1, 9), (3, 1, 5, 4), (2, 37, 9, 31), (1, 130, 5, 1), (2, 2, 33, 70)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 1, 1, 1), (2, 3, 1, 9), (3, 1, 5, 4), (2, 37, 9, 31), (1, 130, 5, 1), (2, 2, 33, 70), (2, 8, 7, 10)],
+    ids=str,
+)
 def test_matches_reference(backend, dtype, last, shape, absolute):
     layouts = {"features": channels_last} if last else None
     output, grads = compare(backend, attention_means, scene(*shape), {"absolute": absolute}, dtype, ("features",), layouts)
     assert output.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     order = torch.channels_last if last else torch.contiguous_format
     assert backend.name == "reference" or grads["features"].is_contiguous(memory_format=order)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", [shifted, apart])
+@pytest.mark.parametrize("last", [False, True], ids=["nchw", "channels_last"])
+def test_images_that_begin_anywhere(backend, dtype, layout, last):
+    """No load of 16 bytes may begin between two multiples of 16."""
+
+    def place(value: Tensor) -> Tensor:
+        return layout(channels_last(value) if last else value)
+
+    compare(backend, attention_means, scene(3, 8, 7, 10), None, dtype, ("features",), {"features": place})
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["nchw", "channels_last"])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cls2det_ops import masked_feature_loss
-from helpers import DTYPES, ORACLE, assert_close, cast, compare, evaluate
+from helpers import DTYPES, ORACLE, apart, assert_close, cast, compare, evaluate, shifted
 
 MAPS = ("student", "teacher")
 MASKS = ((), ("mask",), ("channel_mask",), ("mask", "channel_mask"))
@@ -43,7 +43,11 @@ def test_equals_the_formula(backend, masks, reduction):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("last", [False, True], ids=["nchw", "channels_last"])
-@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 3, 1, 9), (3, 1, 5, 4), (2, 17, 9, 31), (1, 130, 5, 1), (2, 2, 33, 70)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 1, 1, 1), (2, 3, 1, 9), (3, 1, 5, 4), (2, 17, 9, 31), (1, 130, 5, 1), (2, 2, 33, 70), (2, 8, 7, 10)],
+    ids=str,
+)
 def test_matches_reference(backend, dtype, last, shape):
     layouts = dict.fromkeys(MAPS, channels_last) if last else None
     output, grads = compare(backend, masked_feature_loss, scene(*shape), {"normalizer": 3.0}, dtype, MAPS, layouts)
@@ -60,6 +64,18 @@ def test_one_gradient_alone(backend, gradients):
 @pytest.mark.parametrize("of", MAPS)
 def test_maps_in_different_orders(backend, of):
     compare(backend, masked_feature_loss, scene(2, 6, 5, 9), None, torch.float32, MAPS, {of: channels_last})
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", [shifted, apart])
+@pytest.mark.parametrize("last", [False, True], ids=["nchw", "channels_last"])
+def test_images_that_begin_anywhere(backend, dtype, layout, last):
+    """No load of 16 bytes may begin between two multiples of 16."""
+
+    def place(value: Tensor) -> Tensor:
+        return layout(channels_last(value) if last else value)
+
+    compare(backend, masked_feature_loss, scene(3, 8, 7, 10), None, dtype, MAPS, {"student": place})
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["nchw", "channels_last"])
