@@ -58,11 +58,11 @@ class SavedModule(lightning.LightningModule):
         saved = _read(path)
         if saved["kind"] != cls.__name__:
             raise ValueError(f"{path} holds a {saved['kind']}, expected a {cls.__name__}")
-        model = cls(**saved["settings"])
         try:
+            model = cls(**saved["settings"])
             model.load_state_dict(saved["weights"])
-        except RuntimeError as error:  # lists missing and unexpected keys
-            raise ValueError(f"{path} does not fit its own settings: {error}") from None
+        except (RuntimeError, TypeError) as error:  # unknown settings; missing, unexpected or other weights
+            raise ValueError(f"{path} does not fit its own settings: {_one_line(error)}") from None
         return model.eval()
 
     def configure_optimizers(self) -> dict:
@@ -76,7 +76,7 @@ def _read(path: str | Path) -> dict[str, Any]:
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch has a different one for each way in which a file can be wrong
-        raise ValueError(f"{path} does not load as weights alone: {_first_line(error)}") from None
+        raise ValueError(f"{path} does not load as weights alone: {_one_line(error)}") from None
     if not isinstance(saved, dict) or set(saved) != {"kind", "settings", "weights"}:
         raise ValueError(f"{path} was not written by cls2det")
     return saved
@@ -120,11 +120,21 @@ def check_claim(folder: str | Path, command: str, options: dict[str, Any]) -> bo
     file = Path(folder) / "options.json"
     if not file.is_file():
         return False
-    held, stamp = json.loads(file.read_text()), _stamp(command, options)
+    held, stamp = _options(file), _stamp(command, options)
     other = sorted(name for name in stamp.keys() | held.keys() if stamp.get(name) != held.get(name))
     if other:
         raise FileExistsError(f"{folder} holds a run with other options ({', '.join(other)}); give another --out or remove it")
     return True
+
+
+def _options(file: Path) -> dict[str, Any]:
+    try:
+        held = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}); give another --out, or remove the folder") from None
+    if not isinstance(held, dict):
+        raise ValueError(f"{file} holds no options; give another --out, or remove the folder")
+    return held
 
 
 def _stamp(command: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -220,19 +230,23 @@ def _checkpoint(last: Path, module: lightning.LightningModule) -> dict[str, Any]
         held = torch.load(last, map_location="cpu", weights_only=True)
         if not isinstance(held, dict) or not {"global_step", "state_dict"} <= held.keys():
             raise ValueError("it is something else")
-    except (OSError, MemoryError):
+    except MemoryError:
         raise
     except Exception as error:  # torch has a different one for each way in which a file can be wrong
-        raise ValueError(f"{last} does not load as a checkpoint: {_first_line(error)}. {remedy}") from None
+        if isinstance(error, OSError) and error.filename:  # it cannot be read, which says nothing about what is in it
+            raise
+        raise ValueError(f"{last} does not load as a checkpoint: {_one_line(error, 1)}. {remedy}") from None
     try:
         module.load_state_dict(held["state_dict"])
-    except RuntimeError as error:  # lists missing and unexpected keys; another version of a library names its layers otherwise
-        raise ValueError(f"{last} does not fit the model of this run: {error}. {remedy}") from None
+    except (RuntimeError, TypeError) as error:  # another model, or a version of a library that names its layers otherwise
+        raise ValueError(f"{last} does not fit the model of this run: {_one_line(error)}. {remedy}") from None
     return held
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _one_line(error: Exception, lines: int = 3) -> str:
+    """The first lines of what torch says, each as far as one reads: it names every weight that is missing."""
+    said = (str(error).splitlines() or [type(error).__name__])[:lines]
+    return " ".join(line if len(line) < 160 else line[:160] + " …" for line in map(str.strip, said))
 
 
 class _StepSeed(Callback):
@@ -311,8 +325,9 @@ def _join_log(folder: Path) -> None:
 
 
 def _rows(file: Path) -> list[dict[str, str]]:
-    with file.open(newline="") as opened:
-        return list(csv.DictReader(opened))
+    """Without a last line that a kill or a full disk has cut off."""
+    text = file.read_text()
+    return list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))
 
 
 def _write_rows(file: Path, rows: list[dict[str, str]]) -> None:

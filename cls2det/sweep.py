@@ -138,7 +138,7 @@ def run_sweep(
         raise ValueError("a sweep needs at least one seed")
     if workers < 0:
         raise ValueError(f"--workers must be 0 or more, got {workers}")
-    if bool(data_root) == bool("scenes" in plan):
+    if bool(data_root) == bool(plan.get("scenes")):
         raise ValueError("give --data-root, or a sweep that makes its scenes, and not both")
     arms = {name: arm for name, arm in _arms(plan).items() if not only or name in only}
     if unknown := set(only or ()) - set(arms):
@@ -162,7 +162,7 @@ def run_sweep(
     _claim(out, plan, fresh)
     console.print(f"[bold]{out}[/]: {trainings} trainings, {workers} at a time on {run['device']}")
 
-    if "scenes" in plan:
+    if plan.get("scenes"):
         _scenes(root, plan["scenes"], workers, console)
     for folder, job in (jobs | detectors | runs).items():  # what is there was made with these options, or nothing is done
         fit.check_claim(folder, "teacher" if folder in jobs else commands.command_of(job.arguments[0]), job.arguments[0])
@@ -272,6 +272,10 @@ def _with_weights(options: dict, plan: dict, out: Path, seed: int | None) -> dic
         teacher = plan["teachers"].get(options.get(key))
         if teacher is not None:
             paths[key] = str(_teacher_folder(out, options[key], seed if teacher.get("per_seed") else None) / "weights.pt")
+    for key in ("teacher", "start"):
+        if (given := options.get(key)) and key not in paths and not Path(given).is_file():
+            known = ", ".join(plan["teachers"]) or "there are none"
+            raise ValueError(f"{key}: {given} is neither a file nor one of the sweep's teachers ({known})")
     if options.get("detector_teacher") in plan["detectors"]:
         paths["detector_teacher"] = str(out / "detectors" / options["detector_teacher"] / "weights.pt")
     return options | paths

@@ -7,6 +7,7 @@ So a teacher trains on the same COCO-format batches as a detector, and no folder
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -104,6 +105,8 @@ class CropClassifier(SavedModule):
     def training_step(self, batch: tuple[list, list], _index: int) -> Tensor:
         crops, classes = self.crops_of_batch(batch)
         if len(classes) < 2:  # batch norm needs two; a constant keeps every process of a distributed run in step
+            least = f"{self.hparams['min_size']:g} pixels (min_size)"
+            warnings.warn(f"nothing is learnt from a batch with {len(classes)} crops of at least {least}", stacklevel=2)
             return sum(parameter.sum() for parameter in self.parameters()) * 0.0
         loss = self.loss(self(crops), classes)
         self.log("loss", loss, prog_bar=True, batch_size=len(classes))
@@ -241,7 +244,8 @@ def check_not_at_chance(model: CropClassifier, loader: Iterable, device: str | t
     guess = classes.bincount().max().item() / len(classes)
     if right < guess + 2 * (guess * (1 - guess) / len(classes)) ** 0.5:
         raise ValueError(
-            f"the teacher names {100 * right:.1f} % of {len(classes)} ground-truth crops right; naming the commonest class "
+            f"the teacher names {100 * right:.1f} % of {len(classes)} ground-truth crops right, of training images as the "
+            f"student's augmentation makes them; naming the commonest class "
             f"gives {100 * guess:.1f} %. It would teach nothing (--allow-poor-teacher goes on all the same)"
         )
     return 100 * right

@@ -54,7 +54,7 @@ def test_errors_are_one_line(tmp_path, capsys):
     assert stop.value.code == 2 and "temprature" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "other", "of another model"])
+@pytest.mark.parametrize("damage", ["truncated", "cut early", "empty", "other", "of another model"])
 def test_a_damaged_checkpoint_is_named(scenes, tmp_path, capsys, damage):
     """A run that cannot go on says which file stops it; without that file it starts anew."""
     options = [
@@ -80,17 +80,23 @@ def test_a_damaged_checkpoint_is_named(scenes, tmp_path, capsys, damage):
         held["state_dict"]["other.weight"] = held["state_dict"].pop(next(iter(held["state_dict"])))
         torch.save(held | {"global_step": 1}, last)
     else:
-        last.write_bytes(last.read_bytes()[: last.stat().st_size // 2 if damage == "truncated" else 0])
+        last.write_bytes(last.read_bytes()[: {"truncated": last.stat().st_size // 2, "cut early": 20_000, "empty": 0}[damage]])
+    log = tmp_path / "log" / "metrics.csv"
+    log.write_text(log.read_text()[:-20])  # a full disk cuts both
     capsys.readouterr()
     assert main(command) == 2
     said = capsys.readouterr().err
     if damage == "of another model":
         assert said.startswith(f"cls2det train: {last} does not fit the model of this run: ") and "other.weight" in said
     else:
-        assert said.startswith(f"cls2det train: {last} does not load as a checkpoint: ") and said.count("\n") == 1
+        assert said.startswith(f"cls2det train: {last} does not load as a checkpoint: ")
+    assert said.count("\n") == 1
     assert said.endswith("Remove it, and the run starts from its first step\n")
     last.unlink()
     assert main(command) == 0 and (tmp_path / "weights.pt").is_file()
+    (tmp_path / "options.json").write_text("")
+    assert main(command) == 2
+    assert f"{tmp_path / 'options.json'} is damaged" in capsys.readouterr().err
 
 
 def test_a_library_that_a_tap_does_not_fit_is_named(scenes, teacher_weights, tmp_path, monkeypatch, capsys):

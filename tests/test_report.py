@@ -317,6 +317,12 @@ def test_unlike_runs_are_not_averaged_in_silence(tmp_path):
     _, notes = find_runs([tmp_path / "runs", tmp_path / "more"], "val")
     assert any("tuned differ in optim.learning_rate" in note for note in notes)
     assert any("Arms of ssd_compact differ in more than what is distilled: optim.learning_rate" in note for note in notes)
+    for seed, precision in enumerate(("32-true", "bf16-mixed")):
+        run = {"precision": precision, "checkpoint_every": 100 + seed}
+        make_run(tmp_path / "mixed" / precision, root, 10.0, seed=seed, run=run)
+    found, notes = find_runs([tmp_path / "mixed"], "val")
+    assert [run.arm for run in found] == ["baseline", "baseline"]
+    assert any("baseline differ in run.precision**" in note for note in notes)
 
 
 def test_order_of_arms(tmp_path):

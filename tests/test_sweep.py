@@ -205,6 +205,14 @@ def test_a_training_of_two_processes_is_refused_at_once(tmp_path, monkeypatch, c
     assert not (tmp_path / "out").exists()
 
 
+def test_an_unknown_teacher_is_refused_at_once(tmp_path, ran, capsys):
+    for key in ("teacher", "start"):
+        config = write(tmp_path / "arms.yaml", arms={"+ KD-cls": {key: "nope", "distill": {"kd_cls_weight": 0.5}}}, seeds=[5])
+        assert main(["sweep", "--config", config, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 2
+        assert f"{key}: nope is neither a file nor one of the sweep's teachers" in capsys.readouterr().err
+    assert not ran and not (tmp_path / "out").exists()
+
+
 def test_torchrun_is_refused_at_once(tmp_path, monkeypatch, capsys):
     """Each of its processes would run the whole sweep, all into one folder."""
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "some")

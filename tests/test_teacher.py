@@ -53,6 +53,8 @@ def test_margin_and_smallest_size(scenes):
     teacher = CropClassifier(DIGITS, min_size=least, jitter=0.0)
     assert len(teacher.train().crops_of_batch((images, targets))[1]) == (sides >= least).sum() < len(boxes)
     assert len(teacher.eval().crops_of_batch((images, targets))[1]) == len(boxes)  # what is measured is measured on all
+    with pytest.warns(UserWarning, match="nothing is learnt from a batch with 0 crops of at least 1000 pixels"):
+        CropClassifier(DIGITS, min_size=1000.0).train().training_step((images, targets), 0)
 
 
 def test_losses():

@@ -20,6 +20,8 @@ DISTILLED = ("distill", "distillers", "detector_teacher", *METHODS)  # options t
 TERMS = {"kd_cls_weight": "KD-cls", "loc_weight": "loc", "kd_loc_weight": "KD-loc"}
 # What runs of one arm may differ in: it does not say what is learnt, or goes with the seed.
 NOT_THE_ARM = ("seed", "name", "command", "data_root", "val_split", "out", "teacher", "start", "run.")
+# But precision, averaged weights and the number of processes do change what is learnt: a note says where they differ.
+NOT_LEARNT = (*NOT_THE_ARM[:-1], "run.checkpoint_every", "run.skip_bad_images")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,19 +142,20 @@ def _nothing_found(folders: Sequence[str | Path], split: str, without: list[Path
         text += f"; {len(without)} trained but not evaluated on {split}, such as {without[0]}" + (
             f" (there is: {', '.join(others)})" if others else ""
         )
+        text += f"; cls2det evaluate --weights {without[0]}/weights.pt --split {split} --out {without[0]}/{split} … does"
     return text
 
 
-def _flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(options: dict[str, Any], prefix: str = "", apart: tuple[str, ...] = NOT_THE_ARM) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in options.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return {name: value for name, value in flat.items() if not name.startswith(NOT_THE_ARM)}
+        flat |= _flat(value, f"{prefix}{name}.", apart) if isinstance(value, dict) else {prefix + name: value}
+    return {name: value for name, value in flat.items() if not name.startswith(apart)}
 
 
-def differing(runs: Iterable[Run]) -> list[str]:
-    """Names of the options in which runs differ, those left out that do not make an arm."""
-    flats = [_flat(run.options) for run in runs]
+def differing(runs: Iterable[Run], apart: tuple[str, ...] = NOT_THE_ARM) -> list[str]:
+    """Names of the options in which runs differ, without those that begin with one of ``apart``."""
+    flats = [_flat(run.options, apart=apart) for run in runs]
     names = {name: None for flat in flats for name in flat}
     return [name for name in names if len({json.dumps(flat.get(name)) for flat in flats}) > 1]
 
@@ -197,7 +200,7 @@ def _notes(runs: list[Run], split: str, without: list[Path]) -> list[str]:
     for student in dict.fromkeys(run.student for run in runs):
         arms = by_arm(runs, student)
         for arm, group in arms.items():
-            if names := differing(group):
+            if names := differing(group, NOT_LEARNT):
                 notes.append(f"**Runs of {student}, {arm} differ in {', '.join(names)}**; their mean is of unlike things.")
         others = [name for name in differing(group[0] for group in arms.values()) if name.split(".")[0] not in DISTILLED]
         if others:
