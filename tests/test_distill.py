@@ -14,7 +14,7 @@ from cls2det.students import STUDENTS
 from cls2det.teacher import CropClassifier
 from cls2det.train import gradient_ratios
 from cls2det_ops import kd_sigmoid_loss, reference
-from training_cases import DIGITS, batch, positives_of, training
+from training_cases import DIGITS, FITS, batch, positives_of, training
 
 ONLY = {
     name: DistillSettings(**{"kd_cls_weight": 0.0, "kd_loc_weight": 0.0, "loc_weight": 0.0} | {f"{name}_weight": 1.0})
@@ -40,6 +40,28 @@ def test_gradient_reaches_logits_and_boxes_and_nothing_of_the_teacher(scenes, te
     assert not any(parameter.requires_grad or parameter.grad is not None for parameter in frozen)
     assert not {id(parameter) for parameter in model.parameters()} & {id(parameter) for parameter in frozen}
     assert not any(module.training for module in (distiller.teacher, distiller.on_targets, distiller.on_predictions))
+
+
+@pytest.mark.parametrize("student", FITS)
+def test_every_family_is_taught_classes_and_boxes(scenes, student):
+    model = training(CropClassifier(DIGITS, width=16, crop_size=32, loss="joint"), student=student)
+    _, terms = model.losses(*batch(scenes))
+    for name, outputs in (("kd_cls", model.tap.outputs[:1]), ("kd_loc", model.tap.outputs[1:]), ("loc", model.tap.outputs[1:])):
+        (gradient,) = torch.autograd.grad(terms[name], outputs, retain_graph=True)
+        assert terms[name] > 0 and torch.isfinite(gradient).all() and gradient.any(), name
+
+
+@pytest.mark.parametrize("student", FITS)
+def test_weights_of_zero_leave_the_detectors_losses_to_the_bit(scenes, student):
+    nothing = DistillSettings(kd_cls_weight=0.0, kd_loc_weight=0.0, loc_weight=0.0)
+    model = training(CropClassifier(DIGITS, width=16, crop_size=32, loss="joint"), nothing, student)
+    images, targets = batch(scenes)
+    torch.manual_seed(3)
+    plain = model.detector([image.float() / 255 for image in images], targets)
+    torch.manual_seed(3)
+    own, terms = model.losses(images, targets)
+    assert {name: loss.item() for name, loss in own.items()} == {name: loss.item() for name, loss in plain.items()}
+    assert not any(term.item() for term in terms.values())
 
 
 @pytest.mark.parametrize(("name", "mode"), [("kd_loc", "crop"), ("kd_loc", "map"), ("loc", "crop")])
