@@ -15,7 +15,7 @@ from cls2det import sweep as sweep_module
 from cls2det.cli import main, parse_options
 from cls2det.commands import command_of
 from cls2det.recipes import FOLDER, find_recipe
-from cls2det.sweep import _arms, load_sweep
+from cls2det.sweep import _arms, _merged, load_sweep
 
 TINY = {
     "scenes": {"train": 8, "val": 2, "test": 4},
@@ -203,6 +203,16 @@ def test_a_training_of_two_processes_is_refused_at_once(tmp_path, monkeypatch, c
     name = {"teachers": "teacher", "detectors": "detector big"}.get(place, "all, seed 5")
     assert said.startswith(f"cls2det sweep: {name}: a training of a sweep is one process, found run.devices")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_copy_of_the_study_takes_other_data(scenes, tmp_path, ran):
+    """As the README says."""
+    content = yaml.safe_load(find_recipe("study").read_text())
+    config = tmp_path / "mine.yaml"
+    config.write_text(yaml.safe_dump(_merged(content, TINY, {"scenes": None, "arms": {"baseline": None}, "seeds": [5]})))
+    out, own = str(tmp_path / "out"), ["--data-root", str(scenes), "--arms", "baseline"]
+    assert main(["sweep", "--config", str(config), "--out", out, "--device", "cpu", "--split", "val", *own]) == 0
+    assert ran[-1] == "baseline, seed 5"
 
 
 def test_an_unknown_teacher_is_refused_at_once(tmp_path, ran, capsys):
