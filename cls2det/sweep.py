@@ -70,6 +70,8 @@ KEYS = {
     "quick",
 }
 
+NAMED = ("teachers", "detectors")  # what is trained before the students, by name
+
 
 def sweep(
     config: str,
@@ -119,6 +121,13 @@ def load_sweep(config: str | Path) -> dict[str, Any]:
         content = _merged(whole, content) | {key: content[key] for key in ("arms", "grid") if key in content}
     if not isinstance(content, dict) or not {"train", "seeds"} <= set(content) <= KEYS:
         raise ValueError(f"{path} is not a sweep: expected train, seeds and some of {', '.join(sorted(KEYS))}")
+    for key, kind in {"seeds": list, **dict.fromkeys(("train", "arms", "grid", *NAMED), dict)}.items():
+        if not isinstance(content.get(key) or kind(), kind):
+            raise ValueError(f"{path}: {key} must be a {'list' if kind is list else 'mapping'}, found {content[key]!r}")
+    for key in ("arms", *NAMED):
+        for name, options in (content.get(key) or {}).items():
+            if not isinstance(options or {}, dict):
+                raise ValueError(f"{path}: {name} of {key} must be a mapping of options, found {options!r}")
     return content
 
 
