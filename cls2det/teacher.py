@@ -63,6 +63,11 @@ class CropClassifier(SavedModule):
         super().__init__()
         if loss not in LOSSES:
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
+        if not 0 <= label_smoothing < 1 or min(margin, min_size, jitter) < 0 or crop_size < 1:
+            raise ValueError(
+                "a teacher wants label_smoothing in [0, 1), crop_size from 1, and margin, min_size and jitter from 0; "
+                f"got {label_smoothing}, {crop_size}, {margin}, {min_size} and {jitter}"
+            )
         self.save_hyperparameters(ignore=["backbone_weights"])
         self.transform = build_student(student, len(classes), image_size).transform
         self.network = build_classifier(architecture, len(classes), width, backbone_weights)

@@ -47,6 +47,8 @@ class DetectorTraining(SavedModule):
         pictures: int = 0,
     ):
         super().__init__()
+        if min(cls_weight, box_weight) < 0:
+            raise ValueError(f"cls_weight and box_weight must be at least 0, got {cls_weight} and {box_weight}")
         self.save_hyperparameters(ignore=["backbone_weights", "distil", "ratio_every", "pictures"])
         self.detector = build_student(student, len(classes), image_size, backbone_weights)
         self.distillers = distil(classes, self.detector) if distil else None

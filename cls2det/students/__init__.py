@@ -123,6 +123,8 @@ def build_student(name: str, classes: int, size: int = 0, backbone_weights: str 
     student = STUDENTS[name]
     if student.fixed_size and size not in (0, student.size):
         raise ValueError(f"{name} takes images of size {student.size}, found size {size}; 0 is the student's own")
+    if size < 0:
+        raise ValueError(f"the size of {name}'s images must be positive, or 0 for the student's own; found {size}")
     weights = choose_weights(student.weights, backbone_weights, f"the backbone of {name}")
     detector = student.build(classes, size or student.size, weights)
     detector.started_from = str(weights or RANDOM)
