@@ -497,10 +497,10 @@ def test_clear_errors(scenes, teacher_weights, tmp_path):
         DetectorTraining(DIGITS, student="yolo")
     with pytest.raises(ValueError, match=r"images must be positive, or 0 for the student's own; found -5"):
         DetectorTraining(DIGITS, image_size=-5)
-    with pytest.raises(ValueError, match="cls_weight and box_weight must be at least 0, got -1.0 and 1.0"):
+    with pytest.raises(ValueError, match=r"cls_weight and box_weight must be at least 0, got -1.0 and 1.0"):
         DetectorTraining(DIGITS, cls_weight=-1.0)
     for wrong in ({"margin": -2.0}, {"label_smoothing": 2.0}, {"min_size": -1.0}, {"jitter": -0.1}, {"crop_size": 0}):
-        with pytest.raises(ValueError, match="a teacher wants label_smoothing in"):
+        with pytest.raises(ValueError, match=r"a teacher wants label_smoothing in"):
             CropClassifier(DIGITS, **wrong)
     with pytest.raises(ValueError, match=r"--images 99: train of .* has 16 images"):
         distill(scenes, tmp_path / "a", teacher_weights, images=99)
