@@ -60,6 +60,10 @@ def assert_close(
     assert error <= tolerance * max(scale, least_scale), f"off by {error:.3g} at scale {scale:.3g}, allowed {tolerance:.1g} of it"
 
 
+def channels_last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
 def shifted(value: Tensor) -> Tensor:
     """The same values and order, one place further than an allocation begins."""
     memory = value.new_empty(value.numel() + 1)
@@ -71,6 +75,15 @@ def apart(value: Tensor) -> Tensor:
     step = value.stride(0) + 1
     memory = value.new_empty(value.shape[0] * step)
     return memory.as_strided(value.shape, (step, *value.stride()[1:])).copy_(value)
+
+
+# No load of 16 bytes may begin between two multiples of 16.
+ANYWHERE = {
+    "shifted": shifted,
+    "apart": apart,
+    "shifted, channels-last": lambda value: shifted(channels_last(value)),
+    "apart, channels-last": lambda value: apart(channels_last(value)),
+}
 
 
 def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype, index: torch.dtype = torch.int64) -> dict[str, Tensor]:
