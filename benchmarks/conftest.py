@@ -35,6 +35,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--bench-device", choices=["auto", "cpu", "cuda"], default="auto", help="default: cuda if there is one")
     parser.addoption("--bench-no-compile", action="store_true", help="leave torch.compile out (it takes minutes)")
     parser.addoption("--bench-no-memory", action="store_true", help="leave the memory out")
+    parser.addoption("--bench-commit", default="", help="what to write down where the sources are no git checkout")
     steps = "students whose training steps are timed, with commas between; all, or none"
     parser.addoption("--bench-steps", default="ssd300_vgg16", help=f"{steps} (default: ssd300_vgg16; {', '.join(STEPS)})")
 
@@ -57,7 +58,8 @@ def device_of(config: pytest.Config) -> str:
     return ("cuda" if torch.cuda.is_available() and not _library.cuda_missing else "cpu") if chosen == "auto" else chosen
 
 
-def about(device: str) -> dict[str, str | int]:
+def about(config: pytest.Config) -> dict[str, str | int]:
+    device = device_of(config)
     try:
         git = ["git", "rev-parse", "--short", "HEAD"]
         commit = subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True, check=False).stdout.strip()
@@ -69,7 +71,7 @@ def about(device: str) -> dict[str, str | int]:
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count() or 0,
         "date": date.today().isoformat(),
-        "commit": commit or "unknown",
+        "commit": config.getoption("--bench-commit") or commit or "unknown",
         "cls2det_ops": cls2det_ops.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -77,7 +79,7 @@ def about(device: str) -> dict[str, str | int]:
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    facts = about(device_of(config))
+    facts = about(config)
     return "benchmarks on " + ", ".join(f"{key} {value}" for key, value in facts.items())
 
 
@@ -204,7 +206,7 @@ def memory_of(file: Path, shape: str, device: str, built) -> dict[str, int] | No
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
     if not ROWS and not STEP_ROWS:
         return
-    facts = about(device_of(config))
+    facts = about(config)
     terminalreporter.section("cls2det_ops against plain PyTorch, interleaved rounds")
     terminalreporter.write_line(tables.heading({"about": facts, "machine": MACHINE}))
     if ROWS:

@@ -22,7 +22,7 @@ from cls2det.students import build_student
 from cls2det.taps import PositiveTap
 from cls2det.teacher import CropClassifier
 from cls2det_ops import use_backend
-from harness import TOLERANCE, generator, hold_against, scene
+from harness import TOLERANCE, exact_convolutions, generator, hold_against, scene
 from parts import CROPS, LOSSES, ON_PREDICTIONS, ON_TARGETS, STUDENT, Watch
 from released import Released
 
@@ -173,10 +173,10 @@ class StepWorkload:
         steps = {implementation: found[name(implementation, "both")] for implementation in (EAGER, *IMPLEMENTATIONS)}
         expected: list[Tensor] = []
         for implementation, step in steps.items():
-            with use_backend(step.backend):
+            with use_backend(step.backend), exact_convolutions():
                 terms = step.distiller(positives)
+                gradients = torch.autograd.grad(sum(terms.values()), self.tap.outputs, retain_graph=True)
             assert set(terms) == {"kd_cls", "kd_loc", "loc"}, f"{implementation} gives {', '.join(terms)}"
-            gradients = torch.autograd.grad(sum(terms.values()), self.tap.outputs, retain_graph=True)
             values = [*(terms[term].detach() for term in sorted(terms)), *gradients]
             if not expected:
                 expected = values

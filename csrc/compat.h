@@ -21,6 +21,10 @@
 #error "build with -DTORCH_TARGET_VERSION=0x020b000000000000: without it the library is bound to the torch it was built with"
 #endif
 
+#if !defined(STABLE_TORCH_ERROR_CODE_CHECK)  // torch 2.11 has it under the older name, which does not tell the cause
+#define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
+#endif
+
 namespace cls2det {
 
 using torch::headeronly::ScalarType;

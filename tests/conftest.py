@@ -17,6 +17,7 @@ from backends import BACKENDS, Backend
 torch.set_num_threads(
     1
 )  # small tensors gain nothing from more, and a busy machine loses much; test_determinism.py sets its own
+torch.backends.cudnn.allow_tf32 = False  # convolutions in float32, whose rounding the tests allow for
 
 FIXTURES = ("backend", "kernel_backend", "emulated_backend", "native_backend")
 OUTCOMES: dict[str, Counter[str]] = {name: Counter() for name in BACKENDS}

@@ -1,9 +1,9 @@
 """Proves and times the CUDA kernels on the GPU of this machine: python tests/gpu_check.py
 
 It needs only what is there: torch with CUDA, a toolkit, pytest, compute-sanitizer; nothing is fetched. Each step builds, tests
-or measures in a process of its own, within what is left of 9 minutes. What the machine lacks is reported as not run. Writes
-DATE-DEVICE.json and .md; exits with 0 if every step passed, 1 if one failed, 3 if none failed but some were not run, and 2,
-writing nothing, where there is no GPU.
+or measures in a process of its own, within what is left of --seconds; those that only prove something run side by side, and the
+benchmarks alone. What the machine lacks is reported as not run. Writes DATE-DEVICE.json and .md; exits with 0 if every step
+passed, 1 if one failed, 3 if none failed but some were not run, and 2, writing nothing, where there is no GPU.
 """
 
 from __future__ import annotations
@@ -14,19 +14,22 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import date
+from itertools import groupby
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 INSTALLED = ROOT / "build/gpu"
-SECONDS = 9 * 60 - 20  # of all steps together; the rest is for starting up and writing
+SECONDS = 9 * 60 - 20  # of all steps together, unless told otherwise
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
 TESTS = ROOT / "tests"
 
@@ -40,6 +43,7 @@ class Step:
     programs: tuple[str, ...] = ()
     env: dict[str, str] = field(default_factory=dict)
     after: tuple[str, ...] = ("build",)  # steps that must have passed
+    beside: bool = False  # runs at the same time as the steps around it of which this is true too
     judge: Callable[[str], tuple[str, str]] = lambda output: ("passed", "")  # (status, summary) of an exit code of 0
 
 
@@ -75,32 +79,38 @@ def sanitizer_errors(output: str) -> tuple[str, str]:
     return "passed" if clean else "failed", "; ".join(found)
 
 
-def steps(scratch: Path, capability: str) -> list[Step]:
+def steps(scratch: Path, capability: str, bench: tuple[str, ...] = (), commit: str = "") -> list[Step]:
     """All but the last fit into SECONDS with their limits; the benchmarks have what is left."""
     build = [sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--no-index", "--upgrade"]
     fixture = re.compile(r"\b(kernel_|native_)?backend\b")
     operator_tests = [str(path) for path in sorted(TESTS.glob("test_*.py")) if fixture.search(path.read_text())]
+    workers = ["-n", "8"] if importlib.util.find_spec("xdist") else []
+    benchmarks = [str(ROOT / "benchmarks"), "--bench-device", "cuda"]
     driver = [sys.executable, str(TESTS / "kernel_driver.py"), "cuda"]
     uncached = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # each tensor an allocation of its own, with ends to run over
 
     def sanitizer(tool: str) -> Step:
         quiet = ["--report-api-errors", "no"] if tool == "memcheck" else []  # torch asks the driver for what it may lack
         command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *quiet, *driver]
-        return Step(f"compute-sanitizer {tool}", command, 40, programs=("compute-sanitizer",), env=uncached, judge=sanitizer_errors)
+        needs = {"programs": ("compute-sanitizer",), "env": uncached, "judge": sanitizer_errors, "beside": True}
+        return Step(f"compute-sanitizer {tool}", command, 150, **needs)
 
-    def pytest(name: str, limit: int, *arguments: str, needs: tuple[str, ...] = ("pytest",)) -> Step:
-        return Step(name, [*PYTEST, *arguments], limit, needs, judge=pytest_counts)
+    def pytest(name: str, limit: int, *arguments: str, beside: bool = True, needs: tuple[str, ...] = ("pytest",)) -> Step:
+        return Step(name, [*PYTEST, *arguments], limit, needs, judge=pytest_counts, beside=beside)
 
     return [
         Step("build", [*build, "--target", str(INSTALLED), str(ROOT)], 110, ("pip", "setuptools"),
              env={"CLS2DET_CUDA": "1", "TORCH_CUDA_ARCH_LIST": capability}, after=()),
         Step("what was built", [sys.executable, "-m", "cls2det_ops"], 20, judge=built_kernels),
-        pytest("operator tests", 100, *operator_tests, "--backends", "cuda"),
-        pytest("streams, graphs, synchronisation", 25, str(TESTS / "test_cuda.py")),
+        pytest("operator tests", 150, *operator_tests, "--backends", "cuda", *workers),
+        pytest("streams, graphs, synchronisation", 150, str(TESTS / "test_cuda.py")),
         *(sanitizer(tool) for tool in ("memcheck", "racecheck", "initcheck", "synccheck")),
-        pytest("outputs past 2^31 elements", 25, str(TESTS / "test_large.py"), "-m", "slow", "--backends", "cuda"),
-        pytest("benchmarks", SECONDS, str(ROOT / "benchmarks"), "--bench-device", "cuda", "--bench-no-compile", "--bench-out",
-               str(scratch), needs=("pytest", "pytest_benchmark")),
+        pytest("outputs past 2^31 elements", 150, str(TESTS / "test_large.py"), "-m", "slow", "--backends", "cuda"),
+        pytest("benchmarks' own checks", 150, *benchmarks, "--bench-no-compile", "--bench-no-memory", "--benchmark-disable",
+               needs=("pytest", "pytest_benchmark")),
+        pytest("benchmarks", 3600, *benchmarks, *(bench or ["--bench-no-compile"]), "--bench-out", str(scratch),
+               "--bench-commit", commit,
+               needs=("pytest", "pytest_benchmark"), beside=False),
     ]  # fmt: skip
 
 
@@ -213,6 +223,8 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results")
     parser.add_argument("--commit", default="", help="what to write down where the sources are no git checkout")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"of all steps together (default: {SECONDS})")
+    parser.add_argument("--bench", default="", metavar="ARGS", help="of the benchmarks (default: --bench-no-compile)")
     options = parser.parse_args(arguments)
     begin = time.monotonic()
     facts = about(options.commit)
@@ -223,12 +235,19 @@ def main(arguments: list[str]) -> int:
     scratch = ROOT / "build/gpu-benchmarks"
     shutil.rmtree(scratch, ignore_errors=True)
     done: dict[str, Result] = {}
-    for step in steps(scratch, facts["compute capability"]):
-        result = done[step.name] = run(step, done, SECONDS - (time.monotonic() - begin))
-        print(f"{result.status:<8} {result.seconds:6.1f} s  {step.name}: {result.summary}", flush=True)
-        if result.status == "failed":
-            print(result.log, flush=True)
-    results = list(done.values())
+
+    def run_and_tell(step: Step) -> Result:
+        result = done[step.name] = run(step, done, options.seconds - (time.monotonic() - begin))
+        log = f"\n{result.log}" if result.status == "failed" else ""
+        print(f"{result.status:<8} {result.seconds:6.1f} s  {step.name}: {result.summary}{log}", flush=True)
+        return result
+
+    planned = steps(scratch, facts["compute capability"], tuple(shlex.split(options.bench)), facts["commit"])
+    for beside, group in groupby(planned, key=lambda step: step.beside):
+        together = list(group)
+        with ThreadPoolExecutor(len(together) if beside else 1) as pool:
+            list(pool.map(run_and_tell, together))
+    results = [done[step.name] for step in planned]
     print(f"written to {write(options.out, facts, results, scratch)}")
     return exit_code(results)
 
