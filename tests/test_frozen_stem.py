@@ -12,6 +12,8 @@ from helpers import DTYPES, LAYOUTS, ORACLE, assert_close, compare, evaluate
 
 SHAPES = {  # N, inputs, height, width, channels, kernel, stride, padding
     "a ResNet's": (2, 3, 37, 41, 24, (7, 7), 2, 3),
+    "a ResNet's, several strips, tiles and parts of the channels": (1, 4, 70, 135, 40, (7, 7), 2, 3),
+    "a ResNet's, one pixel": (1, 1, 1, 1, 1, (7, 7), 2, 3),
     "small kernel": (3, 1, 9, 11, 5, (3, 3), 1, 1),
     "one pixel": (1, 2, 1, 1, 3, (1, 1), 1, 0),
     "kernel of 8, one place": (2, 2, 8, 8, 4, (8, 8), 3, 0),

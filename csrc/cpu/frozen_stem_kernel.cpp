@@ -4,7 +4,10 @@
 #include "frozen_stem.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
+#include <optional>
+#include <tuple>
 #include <vector>
 
 #include "dense_map.h"
@@ -12,7 +15,7 @@
 namespace cls2det {
 namespace {
 
-constexpr int64_t kChunkBytes = int64_t(8) << 20;
+constexpr int64_t kChunkBytes = int64_t(8) << 20;  // of a convolution's output: what follows finds it in the caches
 
 template <typename T>
 struct StemPool {
@@ -41,23 +44,38 @@ struct StemBackward {
 namespace cls2det {
 namespace {
 
+Tensor convolution(const Tensor& images, const Tensor& weight, const Tensor& bias, int64_t stride, int64_t padding) {
+  using torch::stable::detail::from;
+  const Shape strides{stride, stride}, paddings{padding, padding}, dilation{1, 1}, none{0, 0};
+  std::array<StableIValue, 9> stack{from(images),   from(weight), from(std::optional<Tensor>(bias)), from(strides), from(paddings),
+                                    from(dilation), from(false),  from(none),                        from(int64_t(1))};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::convolution", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
 template <typename T>
 std::tuple<Tensor, Tensor> forward(
     const Tensor& images, const Tensor& weight, const Tensor& bias, const StemShape& shape, bool need_grad) {
   const ScalarType acc = accumulate_dtype(images.scalar_type());
   const Tensor kernel = DenseMap(to_dtype(weight, acc), true).map;  // its order is the convolution's
-  const auto pool = [&](const Tensor& conv, int64_t first, Tensor& out, Tensor& index) {
-    const DenseMap dense(conv, true);
+  const Tensor offset = to_dtype(bias, acc);
+  Tensor from = DenseMap(to_dtype(images, acc), true).map;
+  const Shape sizes{shape.images, shape.channels, shape.out_h, shape.out_w};
+  Tensor out = make(images, sizes, acc), index = make(images, need_grad ? sizes : Shape{0}, ScalarType::Byte);
+  const int64_t one = int64_t(shape.channels) * shape.conv_h * shape.conv_w * int64_t(sizeof(T));
+  const int64_t fit = kChunkBytes / std::max<int64_t>(one, 1), step = std::max<int64_t>(fit, 1);
+  for (int64_t first = 0; first < shape.images && out.numel() > 0; first += step) {
+    const int64_t count = std::min(shape.images - first, step);
+    const Tensor some = torch::stable::narrow(from, 0, first, count);
+    const DenseMap conv(convolution(some, kernel, offset, shape.stride, shape.padding), true);
     const int64_t values = first * shape.channels * shape.out_h * shape.out_w;
-    StemPool<T> args{shape, static_cast<const T*>(dense.map.data_ptr()), static_cast<T*>(out.data_ptr()) + values, nullptr};
+    StemPool<T> args{shape, static_cast<const T*>(conv.map.data_ptr()), static_cast<T*>(out.data_ptr()) + values, nullptr};
     if (need_grad) args.index = static_cast<uint8_t*>(index.data_ptr()) + values;
-    torch::stable::parallel_for(0, conv.size(0) * shape.out_h, 1, [&](int64_t begin, int64_t end) {
+    torch::stable::parallel_for(0, count * shape.out_h, 1, [&](int64_t begin, int64_t end) {
       CLS2DET_CALL(stem_pool_rows<T>, args, begin, end);
     });
-  };
-  const auto found = frozen_stem_chunks(
-      DenseMap(to_dtype(images, acc), true).map, kernel, to_dtype(bias, acc), shape, acc, need_grad, kChunkBytes, pool);
-  return {to_dtype(std::get<0>(found), images.scalar_type()), std::get<1>(found)};
+  }
+  return {to_dtype(out, images.scalar_type()), index};
 }
 
 template <typename T>

@@ -1,4 +1,5 @@
-// frozen_stem: ReLU and max-pool of a convolution's output in one pass, and the gradient of the images in another.
+// frozen_stem with any kernel: convolution, ReLU and max-pool in one pass, and the gradient of the images in another. A ResNet's
+// kernel has faster ones, in resnet_stem_kernel.cu.
 //
 // A block of the backward owns a tile of pixels of one image. For a few channels at a time it lays out in shared memory what
 // the pools send to the places of the convolution that see the tile; each thread then gathers for its pixel. The gradient
@@ -15,23 +16,37 @@ constexpr int kInputs = 4;     // channels of the images, in registers at a time
 constexpr int kReach = kTile + kMostKernel - 1;  // places of a convolution of stride 1 that see a tile, along each side
 static_assert(kTile * kTile == kBlock);
 
+// A thread computes the nine places that its pool sees.
 template <typename S>
-__global__ void __launch_bounds__(kBlock) stem_pool_kernel(StemShape s, MapView<S> conv, S* out, uint8_t* index) {
-  const int64_t plane = int64_t(s.out_h) * s.out_w, total = conv.images * s.channels * plane;
-  for (int64_t i = int64_t(blockIdx.x) * kBlock + threadIdx.x; i < total; i += int64_t(gridDim.x) * kBlock) {
+__global__ void __launch_bounds__(kBlock) stem_kernel(
+    StemShape s, const S* images, const Accumulate<S>* weight, const Accumulate<S>* bias, S* out, uint8_t* index) {
+  using T = Accumulate<S>;
+  const int64_t plane = int64_t(s.out_h) * s.out_w, pixels = int64_t(s.height) * s.width;
+  const int taps = s.kernel_h * s.kernel_w;
+  for (int64_t i = int64_t(blockIdx.x) * kBlock + threadIdx.x; i < s.images * s.channels * plane; i += int64_t(gridDim.x) * kBlock) {
     const int64_t map = divide(i, plane), image = divide(map, s.channels), at = i - map * plane;
-    const int oy = int(divide(at, s.out_w)), ox = int(at - int64_t(oy) * s.out_w);
-    const S* from = conv.data + image * conv.stride_n + (map - image * s.channels) * conv.stride_c;
-    Accumulate<S> best(0);
+    const int c = int(map - image * s.channels), oy = int(divide(at, s.out_w)), ox = int(at - int64_t(oy) * s.out_w);
+    T best(0);
     int chosen = -1;
     for (int k = 0; k < kWindow * kWindow; ++k) {
       const int y = 2 * oy - 1 + k / kWindow, x = 2 * ox - 1 + k % kWindow;
       if (y < 0 || y >= s.conv_h || x < 0 || x >= s.conv_w) continue;
-      const Accumulate<S> value = static_cast<Accumulate<S>>(from[y * conv.stride_y + x * conv.stride_x]);
+      T value = bias[c];
+      for (int input = 0; input < s.inputs; ++input) {
+        const S* from = images + (image * s.inputs + input) * pixels;
+        const T* filter = weight + (int64_t(c) * s.inputs + input) * taps;
+        for (int ky = 0; ky < s.kernel_h; ++ky) {
+          for (int kx = 0; kx < s.kernel_w; ++kx) {
+            const int py = y * s.stride - s.padding + ky, px = x * s.stride - s.padding + kx;
+            if (py < 0 || py >= s.height || px < 0 || px >= s.width) continue;
+            value += filter[ky * s.kernel_w + kx] * static_cast<T>(from[int64_t(py) * s.width + px]);
+          }
+        }
+      }
       if (chosen < 0 || value > best || value != value) best = value, chosen = k;  // NaN wins, as in torch's max-pool
     }
-    const bool dead = best <= Accumulate<S>(0);
-    out[i] = static_cast<S>(dead ? Accumulate<S>(0) : best);
+    const bool dead = best <= T(0);
+    out[i] = static_cast<S>(dead ? T(0) : best);
     if (index) index[i] = dead ? kDead : uint8_t(chosen);
   }
 }
@@ -109,10 +124,15 @@ __global__ void __launch_bounds__(kBlock) stem_backward_kernel(
 }  // namespace
 
 template <typename S>
-void stem_pool(const StemShape& shape, const MapView<S>& conv, S* out, uint8_t* index, cudaStream_t stream) {
-  const int64_t total = conv.images * shape.channels * shape.out_h * shape.out_w;
+void stem(
+    const StemShape& shape, const S* images, const Accumulate<S>* weight, const Accumulate<S>* bias, S* out, uint8_t* index,
+    cudaStream_t stream) {
+  const int64_t total = shape.images * shape.channels * shape.out_h * shape.out_w;
   if (total == 0) return;
-  CLS2DET_LAUNCH((stem_pool_kernel<S>), grid_of(ceil_div(total, kBlock)), stream, shape, conv, out, index);
+  if constexpr (!std::is_same_v<S, double>) {
+    if (is_resnet_stem(shape)) return resnet_stem(shape, images, weight, bias, out, index, stream);
+  }
+  CLS2DET_LAUNCH((stem_kernel<S>), grid_of(ceil_div(total, kBlock)), stream, shape, images, weight, bias, out, index);
 }
 
 template <typename S>
@@ -121,12 +141,16 @@ void stem_backward(
     cudaStream_t stream) {
   const int64_t blocks = shape.images * ceil_div(shape.height, kTile) * ceil_div(shape.width, kTile);
   if (blocks == 0) return;
+  if constexpr (!std::is_same_v<S, double>) {
+    if (is_resnet_stem(shape)) return resnet_stem_backward(shape, grad, index, weight, grad_images, stream);
+  }
   CLS2DET_LAUNCH((stem_backward_kernel<S>), grid_of(blocks), stream, shape, grad, index, weight, grad_images);
 }
 
-#define INSTANTIATE(S)                                                                                     \
-  template void stem_pool(const StemShape&, const MapView<S>&, S*, uint8_t*, cudaStream_t);               \
-  template void stem_backward(                                                                             \
+#define INSTANTIATE(S)                                                                                                   \
+  template void stem(                                                                                                    \
+      const StemShape&, const S*, const Accumulate<S>*, const Accumulate<S>*, S*, uint8_t*, cudaStream_t);               \
+  template void stem_backward(                                                                                           \
       const StemShape&, const S*, const uint8_t*, const Accumulate<S>*, S*, cudaStream_t);
 CLS2DET_FOR_STORAGE(INSTANTIATE)
 

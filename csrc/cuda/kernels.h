@@ -199,14 +199,26 @@ void attention_sums(const AttentionMeans<S>& args, cudaStream_t stream);
 template <typename S>
 void attention_gradients(const AttentionMeans<S>& args, cudaStream_t stream);
 
-// out, index (images, channels, out_h, out_w): ReLU and max-pool of a convolution's output, and its place in the window, or null.
+// out, index (images, channels, out_h, out_w) of images (images, inputs, height, width): ReLU and max-pool of their convolution,
+// and the chosen place in each window, or null. weight (channels, inputs, kernel), bias (channels,).
 template <typename S>
-void stem_pool(const StemShape& shape, const MapView<S>& conv, S* out, uint8_t* index, cudaStream_t stream);
+void stem(
+    const StemShape& shape, const S* images, const Accumulate<S>* weight, const Accumulate<S>* bias, S* out, uint8_t* index,
+    cudaStream_t stream);
 
-// grad_images (images, inputs, height, width) of grad (images, channels, out_h, out_w); weight (channels, inputs, kernel).
+// grad_images of grad (images, channels, out_h, out_w).
 template <typename S>
 void stem_backward(
     const StemShape& shape, const S* grad, const uint8_t* index, const Accumulate<S>* weight, S* grad_images, cudaStream_t stream);
+
+// The same for a ResNet's kernel, in float32 sums.
+bool is_resnet_stem(const StemShape& shape);
+template <typename S>
+void resnet_stem(
+    const StemShape& shape, const S* images, const float* weight, const float* bias, S* out, uint8_t* index, cudaStream_t stream);
+template <typename S>
+void resnet_stem_backward(
+    const StemShape& shape, const S* grad, const uint8_t* index, const float* weight, S* grad_images, cudaStream_t stream);
 
 template <typename T>
 struct ImitationMask {

@@ -128,23 +128,24 @@ Tensor attention_means_backward(Tensor grad_spatial, Tensor grad_channel, Tensor
   return grad;
 }
 
-constexpr int64_t kChunkBytes = int64_t(256) << 20;  // enough images at a time to fill a GPU
-
 std::tuple<Tensor, Tensor> frozen_stem(
     Tensor images, Tensor weight, Tensor bias, int64_t stride, int64_t padding, bool need_grad) {
   check_stem(images, weight, bias, stride, padding);
   const CurrentDevice device(images);
   const StemShape shape = stem_shape(weight, images.size(0), images.size(2), images.size(3), stride, padding);
-  const auto pool = [&](const Tensor& conv, int64_t first, Tensor& out, Tensor& index) {
-    const int64_t values = first * shape.channels * shape.out_h * shape.out_w;
-    for_storage(images.scalar_type(), [&](auto storage) {
-      using S = decltype(storage);
-      stem_pool(shape, view<S>(conv), data<S>(out) + values, need_grad ? data<uint8_t>(index) + values : nullptr, device.stream());
-    });
-  };
-  auto found = frozen_stem_chunks(images, weight, bias, shape, images.scalar_type(), need_grad, kChunkBytes, pool);
+  const ScalarType dtype = images.scalar_type(), acc = accumulate_dtype(dtype);
+  const Tensor from = packed(images), kernel = packed(weight, acc), offset = packed(bias, acc);
+  const Shape sizes{shape.images, shape.channels, shape.out_h, shape.out_w};
+  Tensor out = make(images, sizes, dtype), index = make(images, need_grad ? sizes : Shape{0}, ScalarType::Byte);
+  for_storage(dtype, [&](auto storage) {
+    using S = decltype(storage);
+    using T = Accumulate<S>;
+    stem(
+        shape, data<const S>(from), data<const T>(kernel), data<const T>(offset), data<S>(out),
+        need_grad ? data<uint8_t>(index) : nullptr, device.stream());
+  });
   device.check_launch();
-  return found;
+  return {out, index};
 }
 
 Tensor frozen_stem_backward(

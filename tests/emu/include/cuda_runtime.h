@@ -11,7 +11,7 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 
 #define CLS2DET_LAUNCH(kernel, blocks, stream, ...) \
   ((void)(stream), ::emulator::launch(#kernel, blocks, ::cls2det::kBlock, [&] { (kernel)(__VA_ARGS__); }))
