@@ -18,8 +18,9 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 
 from cls2det.backbones import build_classifier
 from cls2det.fit import SavedModule, to_float
+from cls2det.frozen import freeze
 from cls2det.students import build_student
-from cls2det_ops import frozen_stem, roi_crop
+from cls2det_ops import roi_crop
 
 PADDING = "border"  # crops of teacher training, KD-cls and KD-loc alike
 LOSSES = ("ce", "bce", "joint")
@@ -134,9 +135,8 @@ class CropClassifier(SavedModule):
     def reader(self, layers: Sequence[str], logits: bool, dtype: torch.dtype = torch.float32) -> nn.Module:
         """Frozen network from crops to a dictionary: ``layers`` by name, and "logits" if asked; nothing else is run.
 
-        Batch norms are folded into their convolutions, these are channels-last, and a ResNet's first layers are run by
-        ``frozen_stem``. Names are those of torchvision's feature extraction: "maxpool" and "layer1" are the paper's l0 and l1
-        of a ResNet.
+        Batch norms are folded into their convolutions, and ``frozen.freeze`` does the rest. Names are those of torchvision's
+        feature extraction: "maxpool" and "layer1" are the paper's l0 and l1 of a ResNet.
 
         Args:
             dtype: of everything but the ``frozen_stem``, which is all that the paper's KD-loc reads
@@ -148,66 +148,7 @@ class CropClassifier(SavedModule):
                 f"no layer {', '.join(unknown)} in {self.hparams['architecture']}; there are {', '.join(names[1:])}"
             )
         nodes = {layer: layer for layer in layers} | ({names[-1]: "logits"} if logits else {})
-        network = create_feature_extractor(fuse(network), nodes).to(memory_format=torch.channels_last)
-        return _with_frozen_stem(network, dtype).requires_grad_(False).eval()
-
-
-class FrozenStem(nn.Module):
-    """``frozen_stem`` with the weights of a convolution, in the dtype that autocast asks of a convolution."""
-
-    def __init__(self, conv: nn.Conv2d):
-        super().__init__()
-        self.stride, self.padding = conv.stride[0], conv.padding[0]
-        self.register_buffer("weight", conv.weight.detach().contiguous())
-        self.register_buffer("bias", conv.weight.new_zeros(len(conv.weight)) if conv.bias is None else conv.bias.detach())
-
-    def forward(self, images: Tensor) -> Tensor:
-        device = images.device.type
-        if torch.is_autocast_enabled(device):
-            images = images.to(torch.get_autocast_dtype(device))
-        return frozen_stem(images, self.weight, self.bias, stride=self.stride, padding=self.padding)
-
-
-def _with_frozen_stem(network: torch.fx.GraphModule, dtype: torch.dtype) -> torch.fx.GraphModule:
-    """The network with its convolution, ReLU and max-pool in one, where it begins with these and nothing else reads between.
-
-    All else in ``dtype``.
-    """
-    modules = dict(network.named_modules())
-    first = next(node for node in network.graph.nodes if node.op == "placeholder")
-    for node in network.graph.nodes:
-        chain = [node, *list(node.users)[:1]]
-        chain += list(chain[-1].users)[:1]
-        layers = [modules.get(part.target) if part.op == "call_module" else None for part in chain]
-        if [type(layer) for layer in layers] != [nn.Conv2d, nn.ReLU, nn.MaxPool2d] or not _is_stem(layers[0], layers[2]):
-            continue
-        if any(len(part.users) > 1 for part in chain[:2]):
-            continue
-        network.add_submodule("frozen_stem", FrozenStem(layers[0]))
-        with network.graph.inserting_before(node):
-            first = network.graph.call_module("frozen_stem", node.args)
-        chain[-1].replace_all_uses_with(first)
-        for part in reversed(chain):
-            network.graph.erase_node(part)
-        network.delete_all_unused_submodules()
-        break
-    for name, module in network.named_children():
-        if name != "frozen_stem":
-            module.to(dtype)
-    if dtype != torch.float32:
-        with network.graph.inserting_after(first):
-            cast = network.graph.call_method("to", (first, dtype))
-        first.replace_all_uses_with(cast, lambda user: user is not cast and user.op != "output")
-    network.recompile()
-    return network
-
-
-def _is_stem(conv: nn.Conv2d, pool: nn.MaxPool2d) -> bool:
-    """Whether ``frozen_stem`` computes these."""
-    square = isinstance(conv.padding, tuple) and len({*conv.stride}) == len({*conv.padding}) == 1
-    plain = (conv.groups, conv.dilation, conv.padding_mode) == (1, (1, 1), "zeros") and max(conv.kernel_size) <= 8
-    pools = (pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode) == (3, 2, 1, 1, False)
-    return square and plain and pools and conv.padding[0] < min(conv.kernel_size)
+        return freeze(create_feature_extractor(fuse(network), nodes), dtype)
 
 
 def _sides(boxes: Tensor) -> Tensor:

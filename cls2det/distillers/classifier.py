@@ -20,6 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from cls2det.frozen import Replayed
 from cls2det.taps import Positives
 from cls2det.teacher import PADDING, CropClassifier
 from cls2det_ops import kd_sigmoid_loss, kd_softmax_loss, matched_feature_loss, roi_feature_loss
@@ -113,7 +114,7 @@ class ClassifierDistiller:
         # One pass per ground truth serves both losses; predicted crops, or whole images, run the low layers alone.
         on_crops = layers if settings.feature_mode == "crop" else ()
         dtype = {"32": torch.float32, "bf16": torch.bfloat16}[settings.teacher_precision]
-        self.on_targets = teacher.reader(on_crops, logits, dtype) if on_crops or logits else None
+        self.on_targets = Replayed(teacher.reader(on_crops, logits, dtype)) if on_crops or logits else None
         self.on_predictions = teacher.reader(layers, False, dtype) if layers else None
         self.pixel_size = settings.pixel_size or (teacher.crop_size if teacher else 112)
         self.pixel_scale = 255 * statistics.fmean(transform.image_std) / settings.input_std
@@ -164,7 +165,7 @@ class ClassifierDistiller:
                 seen["logits"] = seen["logits"].roll(1, dims=1)
         return {**seen, **one_hot}
 
-    def _classification(self, positives: Positives, seen: dict[str, Tensor], divisor: Tensor) -> Tensor:
+    def _classification(self, positives: Positives, seen: dict[str, Tensor], divisor: float | Tensor) -> Tensor:
         loss = kd_softmax_loss if positives.head == "softmax" else kd_sigmoid_loss
         return loss(
             positives.logits,
@@ -175,13 +176,13 @@ class ClassifierDistiller:
             normalizer=divisor,
         )
 
-    def _features(self, positives: Positives, seen: dict[str, Tensor], divisor: Tensor) -> Tensor:
+    def _features(self, positives: Positives, seen: dict[str, Tensor], divisor: float | Tensor) -> Tensor:
         if not len(positives):
             return 0.0 * positives.boxes.sum()
         compare = self._on_maps if self.settings.feature_mode == "map" else self._on_crops
         return compare(positives, seen, divisor) / len(self.settings.feature_layers)
 
-    def _on_crops(self, positives: Positives, seen: dict[str, Tensor], divisor: Tensor) -> Tensor:
+    def _on_crops(self, positives: Positives, seen: dict[str, Tensor], divisor: float | Tensor) -> Tensor:
         """Sum over the layers, of the crops of predictions and of ground truths.
 
         Of several chunks, each is differentiated at once, and the next one takes its memory.
@@ -203,7 +204,7 @@ class ClassifierDistiller:
         size = self.settings.chunk or len(boxes)
         return [slice(begin, begin + size) for begin in range(0, len(boxes), size)]
 
-    def _on_maps(self, positives: Positives, _seen: dict[str, Tensor], divisor: Tensor) -> Tensor:
+    def _on_maps(self, positives: Positives, _seen: dict[str, Tensor], divisor: float | Tensor) -> Tensor:
         """Sum over the layers, of whole images; a box has as many samples on a map as its crop would have places."""
         with torch.no_grad():
             maps = self.on_predictions(positives.images)
@@ -228,7 +229,7 @@ class ClassifierDistiller:
             )
         return sum(terms)
 
-    def _pixels(self, positives: Positives, divisor: Tensor) -> Tensor:
+    def _pixels(self, positives: Positives, divisor: float | Tensor) -> Tensor:
         return self.pixel_scale * roi_feature_loss(
             positives.images,
             positives.boxes,
@@ -243,14 +244,14 @@ class ClassifierDistiller:
             normalizer=divisor,
         )
 
-    def _normalizers(self, *groups: Positives) -> Tensor:
+    def _normalizers(self, *groups: Positives) -> Sequence[float | Tensor]:
         """Number of positives of each group; for "all", such that DDP's mean over processes divides by that of all."""
-        counts = torch.tensor([float(len(group)) for group in groups], device=groups[0].boxes.device)
-        distributed, share = torch.distributed, 1
+        counts, distributed = [float(len(group)) for group in groups], torch.distributed
         if self.settings.normalizer == "all" and distributed.is_available() and distributed.is_initialized():
-            distributed.all_reduce(counts)
-            share = distributed.get_world_size()
-        return counts.clamp(min=1) / share
+            of_all = torch.tensor(counts, device=groups[0].boxes.device)
+            distributed.all_reduce(of_all)
+            return of_all.clamp(min=1) / distributed.get_world_size()
+        return [max(count, 1.0) for count in counts]  # numbers of the host's own cost no launch
 
 
 class _ByChunks(torch.autograd.Function):

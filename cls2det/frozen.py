@@ -1,0 +1,189 @@
+"""How a frozen network is run: what training needs is gone, and the layers that follow each other are one call.
+
+A teacher of some tens of crops per step is bound by its launches, not by its arithmetic: a ResNet-50 makes about 170 of them. Its
+batch norms are folded into their convolutions before (``torch.fx.experimental.optimization.fuse``). Then its first layers
+are one operator; on a GPU convolution, sum and ReLU are one of cuDNN's; and a small batch is one captured graph.
+"""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cls2det_ops import frozen_stem
+
+LARGEST_GRAPH = 64  # crops; larger batches keep a GPU busy without, and each size captured holds memory
+GRAPH_STEP = 8  # sizes are rounded up to a multiple
+
+
+def freeze(network: torch.fx.GraphModule, dtype: torch.dtype) -> nn.Module:
+    """A network without batch norms, from crops to a dictionary of tensors, to be run alone; not differentiated but for crops.
+
+    Args:
+        dtype: of everything but the ``frozen_stem``
+    """
+    network = network.to(memory_format=torch.channels_last)
+    _fuse_stem(network, dtype)
+    _fuse_relu(network)
+    network.recompile()
+    return network.requires_grad_(False).eval()
+
+
+class Replayed(nn.Module):
+    """A frozen network that on a GPU, where nothing is differentiated, replays a captured graph of each small batch size.
+
+    Crops are padded to the next such size. What it gives is the caller's to keep.
+    """
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+        self._graphs: dict[tuple, tuple[torch.cuda.CUDAGraph, Tensor, dict[str, Tensor]]] = {}
+        self._pool = None
+
+    def _apply(self, *arguments, **options) -> Replayed:
+        self._graphs.clear()  # the weights move
+        return super()._apply(*arguments, **options)
+
+    def forward(self, crops: Tensor) -> dict[str, Tensor]:
+        count = len(crops)
+        if not crops.is_cuda or not 0 < count <= LARGEST_GRAPH or torch.is_grad_enabled():
+            return self.network(crops)
+        if torch.cuda.is_current_stream_capturing():  # as part of a larger graph
+            return self.network(crops)
+        size = -(-count // GRAPH_STEP) * GRAPH_STEP
+        settings = (torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"), torch.backends.cudnn.allow_tf32)
+        key = (size, crops.shape[1:], crops.dtype, *settings)
+        if key not in self._graphs:
+            self._graphs[key] = self._capture(crops.new_zeros(size, *crops.shape[1:]))
+        graph, given, found = self._graphs[key]
+        given[:count].copy_(crops)
+        graph.replay()
+        return {name: value[:count].clone() for name, value in found.items()}
+
+    def _capture(self, given: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, dict[str, Tensor]]:
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):  # libraries choose their algorithms
+                self.network(given)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads go on using the device: those that pin batches, and NCCL's.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            found = self.network(given)
+        return graph, given, found
+
+
+class ConvReLU(nn.Module):
+    """ReLU of a convolution, to which something may be added before."""
+
+    def __init__(self, conv: nn.Conv2d):
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
+        conv = self.conv
+        if torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type) or not (x.is_cuda and _has_cudnn(x)):
+            y = conv(x)
+            return F.relu(y if added is None else y + added)
+        options = (conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+        if added is None:
+            return torch.cudnn_convolution_relu(x, conv.weight, *options)
+        return torch.cudnn_convolution_add_relu(x, conv.weight, added, 1.0, *options)
+
+
+def _has_cudnn(x: Tensor) -> bool:
+    return x.dtype in (torch.float32, torch.float16, torch.bfloat16) and torch.backends.cudnn.is_acceptable(x)
+
+
+class FrozenStem(nn.Module):
+    """``frozen_stem`` with the weights of a convolution, in the dtype that autocast asks of a convolution."""
+
+    def __init__(self, conv: nn.Conv2d):
+        super().__init__()
+        self.stride, self.padding = conv.stride[0], conv.padding[0]
+        self.register_buffer("weight", conv.weight.detach().contiguous())
+        self.register_buffer("bias", conv.weight.new_zeros(len(conv.weight)) if conv.bias is None else conv.bias.detach())
+
+    def forward(self, images: Tensor) -> Tensor:
+        device = images.device.type
+        if torch.is_autocast_enabled(device):
+            images = images.to(torch.get_autocast_dtype(device))
+        return frozen_stem(images, self.weight, self.bias, stride=self.stride, padding=self.padding)
+
+
+def _fuse_stem(network: torch.fx.GraphModule, dtype: torch.dtype) -> None:
+    """Convolution, ReLU and max-pool in one, where the network begins with these and nothing else reads between; all else in
+    ``dtype``."""
+    modules = dict(network.named_modules())
+    first = next(node for node in network.graph.nodes if node.op == "placeholder")
+    for node in network.graph.nodes:
+        chain = [node, *list(node.users)[:1]]
+        chain += list(chain[-1].users)[:1]
+        layers = [modules.get(part.target) if part.op == "call_module" else None for part in chain]
+        if [type(layer) for layer in layers] != [nn.Conv2d, nn.ReLU, nn.MaxPool2d] or not _is_stem(layers[0], layers[2]):
+            continue
+        if any(len(part.users) > 1 for part in chain[:2]):
+            continue
+        network.add_submodule("frozen_stem", FrozenStem(layers[0]))
+        with network.graph.inserting_before(node):
+            first = network.graph.call_module("frozen_stem", node.args)
+        chain[-1].replace_all_uses_with(first)
+        for part in reversed(chain):
+            network.graph.erase_node(part)
+        network.delete_all_unused_submodules()
+        break
+    for name, module in network.named_children():
+        if name != "frozen_stem":
+            module.to(dtype)
+    if dtype != torch.float32:
+        with network.graph.inserting_after(first):
+            cast = network.graph.call_method("to", (first, dtype))
+        first.replace_all_uses_with(cast, lambda user: user is not cast and user.op != "output")
+
+
+def _fuse_relu(network: torch.fx.GraphModule) -> None:
+    """relu(conv(x)) and relu(conv(x) + y) as ``ConvReLU``, where nothing else reads between."""
+    modules = dict(network.named_modules())
+
+    def is_layer(node: object, kind: type) -> bool:
+        return isinstance(node, torch.fx.Node) and node.op == "call_module" and type(modules.get(node.target)) is kind
+
+    def is_conv(node: object) -> bool:
+        return is_layer(node, nn.Conv2d) and len(node.users) == 1 and isinstance(modules[node.target].padding, tuple)
+
+    for relu in list(network.graph.nodes):
+        if not is_layer(relu, nn.ReLU):
+            continue
+        (source,), added = relu.args, ()
+        chain = [relu]
+        if source.op == "call_function" and source.target in (operator.add, operator.iadd) and len(source.users) == 1:
+            convs = [node for node in source.args if is_conv(node)]
+            if not convs:
+                continue
+            chain.append(source)
+            added = tuple(node for node in source.args if node is not convs[0])
+            source = convs[0]
+        if not is_conv(source) or len(added) != len(chain) - 1:
+            continue
+        name = f"{source.name}_relu"
+        network.add_submodule(name, ConvReLU(modules[source.target]))
+        with network.graph.inserting_before(relu):
+            fused = network.graph.call_module(name, (*source.args, *added))
+        relu.replace_all_uses_with(fused)
+        for node in (*chain, source):
+            network.graph.erase_node(node)
+    network.delete_all_unused_submodules()
+
+
+def _is_stem(conv: nn.Conv2d, pool: nn.MaxPool2d) -> bool:
+    """Whether ``frozen_stem`` computes these."""
+    square = isinstance(conv.padding, tuple) and len({*conv.stride}) == len({*conv.padding}) == 1
+    plain = (conv.groups, conv.dilation, conv.padding_mode) == (1, (1, 1), "zeros") and max(conv.kernel_size) <= 8
+    pools = (pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode) == (3, 2, 1, 1, False)
+    return square and plain and pools and conv.padding[0] < min(conv.kernel_size)

@@ -1,0 +1,140 @@
+"""How a frozen teacher is run: layers in one call, and on a GPU captured graphs, change nothing but the time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.fx.experimental.optimization import fuse
+
+pytest.importorskip("torchvision")
+from torchvision.models import resnet18, resnet50
+from torchvision.models.feature_extraction import create_feature_extractor
+
+from cls2det import frozen
+from cls2det.frozen import ConvReLU, Replayed, freeze
+
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+NODES = {"maxpool": "maxpool", "layer1": "layer1", "layer2.0.relu": "inner", "fc": "logits"}
+
+
+def lively(network: nn.Module) -> nn.Module:
+    """With batch norms that do something."""
+    torch.manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.normal_(module.bias, std=0.1)
+    return network.eval().requires_grad_(False)
+
+
+def pair(build=resnet18, dtype=torch.float32) -> tuple[nn.Module, nn.Module]:
+    """The network as torchvision runs it, and frozen."""
+    network = lively(build(weights=None))
+    return create_feature_extractor(network, NODES), freeze(create_feature_extractor(fuse(network), NODES), dtype)
+
+
+def assert_alike(found: dict, expected: dict, tolerance: float = 1e-4) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        difference = (value.float() - expected[name].float()).abs().max() / expected[name].abs().max()
+        assert difference <= tolerance, f"{name} is off by {difference:.2g}"  # so does NaN
+
+
+@pytest.mark.parametrize("build", [resnet18, resnet50])
+def test_equals_the_network(build):
+    plain, network = pair(build)
+    with torch.no_grad():
+        assert_alike(network(crops := torch.randn(3, 3, 64, 64)), plain(crops))
+    calls = [node for node in network.graph.nodes if node.op == "call_module"]
+    fused = [node for node in calls if isinstance(network.get_submodule(node.target), ConvReLU)]
+    blocks = {resnet18: 2, resnet50: 3}[build]
+    assert len(fused) == blocks * sum({resnet18: (2, 2, 2, 2), resnet50: (3, 4, 6, 3)}[build])
+
+
+def test_what_is_read_between_is_not_fused():
+    """A convolution whose output is asked for, or used twice, keeps its ReLU apart."""
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.relu = nn.Conv2d(3, 3, 1), nn.ReLU()
+
+        def forward(self, x):
+            y = self.conv(x)
+            return {"out": self.relu(y) + y, "conv": y}
+
+    network = torch.fx.symbolic_trace(Twice())
+    expected = network(crops := torch.randn(2, 3, 8, 8))
+    found = freeze(network, torch.float32)
+    assert not any(isinstance(module, ConvReLU) for module in found.modules())
+    assert_alike(found(crops), expected)
+
+
+def test_crops_are_differentiated():
+    plain, network = pair()
+    gradients = []
+    for each in (plain.double(), network.double()):  # in float32 rounding decides on a few ReLUs
+        crops = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)).double().requires_grad_()
+        gradients += torch.autograd.grad(each(crops)["layer1"].square().sum(), crops)
+    assert_alike({"crops": gradients[0]}, {"crops": gradients[1]})
+
+
+def test_without_a_gpu_nothing_is_captured():
+    _, network = pair()
+    replayed = Replayed(network)
+    with torch.no_grad():
+        assert_alike(replayed(crops := torch.randn(3, 3, 64, 64)), network(crops), tolerance=0)
+    assert not replayed._graphs
+
+
+@GPU
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("build", [resnet18, resnet50])
+def test_on_a_gpu_one_call_is_what_its_layers_are(build, dtype):
+    _, network = pair(build, dtype)
+    network.cuda()
+    crops = torch.randn(5, 3, 64, 64, device="cuda")
+    with torch.no_grad():
+        found = network(crops)
+    expected = network(crops)  # recorded, so layer by layer
+    assert_alike(found, expected, {torch.float32: 1e-4, torch.bfloat16: 0.03}[dtype])
+
+
+@GPU
+def test_on_a_gpu_graphs_are_replayed():
+    _, network = pair()
+    replayed = Replayed(network).cuda()
+    kept = []
+    with torch.no_grad():
+        for count in (5, 8, 3, 9, frozen.LARGEST_GRAPH + 1, 0):
+            crops = torch.randn(count, 3, 64, 64, device="cuda")
+            kept.append((replayed(crops), network(crops)))
+    for found, expected in kept[:-1]:  # what is given stays as it is while others are computed
+        assert_alike(found, expected)
+    assert all(len(value) == 0 for value in kept[-1][0].values())
+    assert len(replayed._graphs) == 2  # of 8 and of 16 crops
+
+
+@GPU
+def test_on_a_gpu_moved_weights_are_captured_anew():
+    _, network = pair()
+    replayed = Replayed(network).cuda()
+    crops = torch.randn(4, 3, 64, 64, device="cuda")
+    with torch.no_grad():
+        before = replayed(crops)
+        replayed.cpu().cuda()
+        assert not replayed._graphs
+        assert_alike(replayed(crops), before)
+
+
+@GPU
+def test_on_a_gpu_autocast_is_not_that_of_the_capture():
+    _, network = pair()
+    replayed = Replayed(network).cuda()
+    crops = torch.randn(4, 3, 64, 64, device="cuda")
+    with torch.no_grad():
+        exact = replayed(crops)
+        with torch.autocast("cuda", torch.bfloat16):
+            assert replayed(crops)["logits"].dtype == torch.bfloat16
+        assert_alike(replayed(crops), exact, tolerance=0)
