@@ -84,11 +84,11 @@ void build_axes(const AxesOf<T>& first, const AxesOf<T>& second, const Pooling& 
 template <typename T>
 void build_window_axes(int height, int width, const Axes<T>& axes, cudaStream_t stream);
 
-// How the values (channels, bins) of one box are split over blocks: the number of partial sums per box.
+// How the bins and channels of one box are split over blocks.
 struct Tiling {
-  int lanes;             // lanes of a warp that share one value
+  int lanes;             // of a warp, that share one bin
   bool channels_first;   // neighbouring lanes take neighbouring channels instead of bins
-  int64_t items, tiles;  // values per block, blocks per box
+  int64_t items, tiles;  // bins of a few channels per block; blocks per box
 };
 template <typename S>
 Tiling pool_tiling(const MapView<S>& map, const Axes<Accumulate<S>>& axes);

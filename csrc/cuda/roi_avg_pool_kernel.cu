@@ -79,9 +79,10 @@ Tiling pool_tiling(const MapView<S>& map, const Axes<Accumulate<S>>& axes) {
   // which several lanes share a bin that is wide enough. A row's entries are about half of its slots.
   const bool channels_first = map.stride_c == 1 && map.stride_x != 1 && map.channels >= 16;
   const int lanes = channels_first || axes.slots_x < 8 ? 1 : axes.slots_x < 32 ? 4 : 16;
-  const int64_t values = map.channels * int64_t(axes.out_h) * axes.out_w;
-  const int64_t items = 8 * (kBlock / lanes);  // a fixed share, so that the sums of a row do not depend on other rows
-  return {lanes, channels_first, items, ceil_div(values, items)};
+  const int64_t all = channel_slots(map.channels) * int64_t(axes.out_h) * axes.out_w;
+  // A fixed share, so that the sums of a row do not depend on other rows; wide bins take long enough one by one.
+  const int64_t items = (lanes == 16 ? 1 : 2) * (kBlock / lanes);
+  return {lanes, channels_first, items, ceil_div(all, items)};
 }
 
 template <typename S, typename Out>

@@ -1,9 +1,10 @@
-// Pooling one value of one box from the axis tables:
+// Pooling one bin of one box from the axis tables, for a few channels at a time:
 //
-//     v(e)  = sum_f f.weight I[e.pixel, f.pixel],  and the same with f.lo, f.hi
-//     value = sum_e e.weight v(e)       d value / dx1 = sum_e e.weight v_lo(e)     d value / dy1 = sum_e e.lo v(e)
+//     v(f)  = sum_e e.weight I[e.pixel, f.pixel],  and the same with e.lo, e.hi
+//     value = sum_f f.weight v(f)       d value / dx1 = sum_f f.lo v(f)     d value / dy1 = sum_f f.weight v_lo(f)
 //
-// Each pixel under the bin is read once, for the value and all four derivatives.
+// Each pixel under the bin is read once, for the value and all four derivatives. The channels of a thread share the entries,
+// and their pixels are read at the same time: one bin's pixels are few, and what it costs is the wait for them.
 #pragma once
 
 #include "cuda/kernels.h"
@@ -35,65 +36,87 @@ __device__ __forceinline__ BoxAxes<T> box_axes(const Axes<T>& axes, int64_t box)
   return {entries, entries + y_entries, counts + 1, counts + 1 + axes.out_h, counts[0], axes.slots_y, axes.slots_x};
 }
 
-// Bin (p, q) of one plane, by `lanes` neighbouring lanes that each take a part of the row; all of them get the result.
-// All 32 lanes of the warp must call.
+constexpr int kPlanes = 4;  // channels of a thread
+
+// Bin (p, q) of `planes` channels `spread` apart, by `lanes` neighbouring lanes that each take a part of the columns; all of
+// them get the results. All 32 lanes of the warp must call.
 template <bool kEdges, typename S, typename T>
-__device__ __forceinline__ Pooled<T> pool_bin(
-    const S* plane, int64_t stride_y, int64_t stride_x, const BoxAxes<T>& axes, int p, int q, int lanes) {
-  Pooled<T> sum{};
+__device__ __forceinline__ void pool_bin(
+    const S* first, int64_t spread, int planes, int64_t stride_y, int64_t stride_x, const BoxAxes<T>& axes, int p, int q,
+    int lanes, Pooled<T>* sums) {
   const int x_count = axes.x_count[q], y_count = axes.y_count[p];
   const AxisEntry<T>* ye = axes.y + int64_t(p) * axes.slots_y;
   const AxisEntry<T>* xe = axes.x + int64_t(q) * axes.slots_x;
-  for (int e = 0; e < y_count; ++e) {
-    const AxisEntry<T> y = ye[e];
-    const S* row = plane + y.pixel * stride_y;
-    T v = T(0), lo = T(0), hi = T(0);
-    for (int f = threadIdx.x & (lanes - 1); f < x_count; f += lanes) {
-      const AxisEntry<T> x = xe[f];
-      const T pixel = static_cast<T>(row[x.pixel * stride_x]);
-      v += x.weight * pixel;
-      if (kEdges) lo += x.lo * pixel, hi += x.hi * pixel;
+  for (int c = 0; c < kPlanes; ++c) sums[c] = {};
+  for (int f = threadIdx.x & (lanes - 1); f < x_count; f += lanes) {
+    const AxisEntry<T> x = xe[f];
+    const S* column = first + x.pixel * stride_x;
+    T v[kPlanes] = {}, lo[kPlanes] = {}, hi[kPlanes] = {};
+#pragma unroll 2
+    for (int e = 0; e < y_count; ++e) {
+      const AxisEntry<T> y = ye[e];
+      const S* pixels = column + y.pixel * stride_y;
+#pragma unroll
+      for (int c = 0; c < kPlanes; ++c) {
+        const T pixel = c < planes ? static_cast<T>(pixels[c * spread]) : T(0);
+        v[c] += y.weight * pixel;
+        if (kEdges) lo[c] += y.lo * pixel, hi[c] += y.hi * pixel;
+      }
     }
-    sum.value += y.weight * v;
+#pragma unroll
+    for (int c = 0; c < kPlanes; ++c) {
+      sums[c].value += x.weight * v[c];
+      if (kEdges) {
+        sums[c].x1 += x.lo * v[c];
+        sums[c].x2 += x.hi * v[c];
+        sums[c].y1 += x.weight * lo[c];
+        sums[c].y2 += x.weight * hi[c];
+      }
+    }
+  }
+#pragma unroll
+  for (int c = 0; c < kPlanes; ++c) {
+    sums[c].value = lanes_sum(sums[c].value, lanes);
     if (kEdges) {
-      sum.x1 += y.weight * lo;
-      sum.x2 += y.weight * hi;
-      sum.y1 += y.lo * v;
-      sum.y2 += y.hi * v;
+      sums[c].x1 = lanes_sum(sums[c].x1, lanes);
+      sums[c].y1 = lanes_sum(sums[c].y1, lanes);
+      sums[c].x2 = lanes_sum(sums[c].x2, lanes);
+      sums[c].y2 = lanes_sum(sums[c].y2, lanes);
+    }
+    if (axes.state == kNotFinite) {
+      const T nan = T(NAN);
+      sums[c] = {nan, nan, nan, nan, nan};
     }
   }
-  sum.value = lanes_sum(sum.value, lanes);
-  if (kEdges) {
-    sum.x1 = lanes_sum(sum.x1, lanes);
-    sum.y1 = lanes_sum(sum.y1, lanes);
-    sum.x2 = lanes_sum(sum.x2, lanes);
-    sum.y2 = lanes_sum(sum.y2, lanes);
-  }
-  if (axes.state == kNotFinite) {
-    const T nan = T(NAN);
-    sum = {nan, nan, nan, nan, nan};
-  }
-  return sum;
 }
+
+// Channels that share a thread are this far apart, so that neighbouring threads have neighbouring channels.
+__host__ __device__ inline int64_t channel_slots(int64_t channels) { return (channels + kPlanes - 1) / kPlanes; }
 
 // visit(index in (C, bins), Pooled) for the values of tile `tile` of one box, once per value.
 template <bool kEdges, typename S, typename T, typename Visit>
 __device__ __forceinline__ void pool_tile(
     const MapView<S>& map, int64_t image, const Axes<T>& axes, const BoxAxes<T>& box, const Tiling& tiling, int64_t tile,
     const Visit& visit) {
-  const int64_t bins = int64_t(axes.out_h) * axes.out_w, all = map.channels * bins;
+  const int64_t bins = int64_t(axes.out_h) * axes.out_w, slots = channel_slots(map.channels), all = slots * bins;
   const int64_t begin = tile * tiling.items, end = begin + tiling.items < all ? begin + tiling.items : all;
   const int group = threadIdx.x / tiling.lanes, groups = kBlock / tiling.lanes;
   const S* base = map.data + image * map.stride_n;
   for (int64_t first = begin; first < end; first += groups) {  // the same rounds for all lanes: pool_bin shuffles
     const bool active = first + group < end;
     const int64_t item = active ? first + group : end - 1;
-    const int64_t fast = tiling.channels_first ? map.channels : bins, slow = divide(item, fast), rest = item - slow * fast;
-    const int64_t channel = tiling.channels_first ? rest : slow, bin = tiling.channels_first ? slow : rest;
+    const int64_t fast = tiling.channels_first ? slots : bins, slow = divide(item, fast), rest = item - slow * fast;
+    const int64_t slot = tiling.channels_first ? rest : slow, bin = tiling.channels_first ? slow : rest;
+    const int planes = int((map.channels - slot + slots - 1) / slots);  // slot, slot + slots, ...
     const int p = int(divide(bin, axes.out_w)), q = int(bin - int64_t(p) * axes.out_w);
-    const Pooled<T> pooled =
-        pool_bin<kEdges>(base + channel * map.stride_c, map.stride_y, map.stride_x, box, p, q, tiling.lanes);
-    if (active && (threadIdx.x & (tiling.lanes - 1)) == 0) visit(channel * bins + bin, pooled);
+    Pooled<T> pooled[kPlanes];
+    pool_bin<kEdges>(
+        base + slot * map.stride_c, slots * map.stride_c, planes, map.stride_y, map.stride_x, box, p, q, tiling.lanes, pooled);
+    if (!active || (threadIdx.x & (tiling.lanes - 1)) != 0) continue;
+#pragma unroll
+    for (int c = 0; c < kPlanes; ++c) {
+      if (c < planes) visit((slot + c * slots) * bins + bin, pooled[c]);
+    }
   }
 }
 
