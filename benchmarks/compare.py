@@ -39,7 +39,8 @@ def ratios(record: Mapping) -> dict[str, float]:
 
 
 def kind(record: Mapping) -> tuple:
-    return tuple(record["about"][key] for key in KIND)
+    """A GPU's name alone: its runs tell neither of the host's instructions nor threads."""
+    return tuple(record["about"][key] for key in KIND if key in record["about"])
 
 
 def committed_like(record: Mapping) -> dict[str, float]:

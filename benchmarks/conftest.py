@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,8 +23,18 @@ import limits
 import memory
 import tables
 from cls2det_ops import _library
-from harness import STEP_ROUNDS, contenders, keep_freed_memory, medians, results, rounds_for, warmed_and_checked
-from shapes import STEPS
+from harness import (
+    STEP_ROUNDS,
+    Contender,
+    contenders,
+    keep_freed_memory,
+    medians,
+    results,
+    rounds_for,
+    timed_by_all_clocks,
+    warmed_and_checked,
+)
+from shapes import STEPS, TERMS
 
 ROWS: list[dict] = []
 STEP_ROWS: list[dict] = []
@@ -38,6 +49,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--bench-commit", default="", help="what to write down where the sources are no git checkout")
     steps = "students whose training steps are timed, with commas between; all, or none"
     parser.addoption("--bench-steps", default="ssd300_vgg16", help=f"{steps} (default: ssd300_vgg16; {', '.join(STEPS)})")
+    terms = "distillation terms of the timed steps, with commas between"
+    parser.addoption("--bench-terms", default="all", help=f"{terms} (default: all; {', '.join(TERMS)}); both is always there")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -65,10 +78,13 @@ def about(config: pytest.Config) -> dict[str, str | int]:
         commit = subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True, check=False).stdout.strip()
     except OSError:
         commit = ""
+    if device == "cuda":  # whose numbers do not hang on the host's instructions and threads
+        kind = {"device": torch.cuda.get_device_name(), "host": processor()}
+    else:
+        capability = getattr(sys.modules.get("cls2det_ops._C"), "cpu_capability", lambda: "none")()
+        kind = {"device": processor(), "instructions": capability, "threads": torch.get_num_threads()}
     return {
-        "device": torch.cuda.get_device_name() if device == "cuda" else processor(),
-        "instructions": getattr(sys.modules.get("cls2det_ops._C"), "cpu_capability", lambda: "none")(),
-        "threads": torch.get_num_threads(),
+        **kind,
         "cores": os.cpu_count() or 0,
         "date": date.today().isoformat(),
         "commit": config.getoption("--bench-commit") or commit or "unknown",
@@ -103,16 +119,20 @@ def bench(benchmark, bench_device: str, request: pytest.FixtureRequest) -> Calla
             built = dataclasses.replace(built, compile=False)
         torch._dynamo.reset()
         found = warmed_and_checked(contenders(built, backward))
-        times: dict[str, list[float]] = {name: [] for name in found}
+        times: dict[str, dict[str, list[float]]] = {}  # by clock and contender
         least = limits.least_work(built, results(found["native"]), backward)
         native = found.pop("native")
 
+        def time_once(name: str, contender: Contender) -> None:
+            for clock, value in timed_by_all_clocks(contender).items():
+                times.setdefault(clock, {"native": []}).setdefault(name, []).append(value)
+
         def baselines_first() -> None:
             for name, contender in found.items():
-                times[name].append(contender.timed())
+                time_once(name, contender)
 
-        rounds = rounds_for({"native": native, **found})
-        benchmark.pedantic(lambda: times["native"].append(native.timed()), setup=baselines_first, rounds=rounds)
+        rounds = rounds_for({"native": native, **found}, device)
+        benchmark.pedantic(lambda: time_once("native", native), setup=baselines_first, rounds=rounds)
         cold = None
         if not benchmark.disabled:
             cold = limits.cold_medians({"native": native, "reference": found["reference"]}, device)
@@ -125,12 +145,14 @@ def bench(benchmark, bench_device: str, request: pytest.FixtureRequest) -> Calla
             "op": file.stem.removeprefix("test_bench_"),
             "shape": shape,
             "pass": "fwd+bwd" if backward else "fwd",
-            "ms": medians(times),
+            **{clock: medians(of_clock) for clock, of_clock in times.items()},
             "cold_ms": cold,
             "rounds": rounds,
             "least": least,
             "memory": memory_of(file, shape, device, built) if measured else None,
         }
+        if device == "cuda":  # how often the queue's clock saw the GPU alone
+            row["queued"] = {name: statistics.fmean(each.queued) for name, each in {"native": native, **found}.items()}
         benchmark.extra_info.update(row)
         ROWS.append(row)
 
@@ -143,6 +165,7 @@ def bench_step(benchmark, bench_device: str, request: pytest.FixtureRequest) -> 
     device, chosen = bench_device, request.config.getoption("--bench-steps").split(",")
     if unknown := set(chosen) - {*STEPS, "all", "none"}:
         raise pytest.UsageError(f"--bench-steps: no student {', '.join(unknown)}; there are {', '.join(STEPS)}")
+    terms = terms_of(request.config)
 
     def run(workload: Callable, student: str) -> None:
         if benchmark.disabled:
@@ -154,9 +177,12 @@ def bench_step(benchmark, bench_device: str, request: pytest.FixtureRequest) -> 
         if student not in chosen and "all" not in chosen:
             pytest.skip(f"time it with --bench-steps {student}, or all")
         built = workload(student, device)
-        found = built.contenders()
+        found = built.contenders(terms)
         positives = built.warmed_and_checked(found)
         found["plain"].run()
+        if device == "cuda":
+            for step in found.values():
+                step.timed()  # cuDNN chooses an algorithm for each new shape, also those of the backward
         laps: dict[str, list] = {name: [] for name in found}
 
         def others_first() -> None:
@@ -175,9 +201,11 @@ def bench_step(benchmark, bench_device: str, request: pytest.FixtureRequest) -> 
             "positives": positives,
             "rounds": rounds,
         }
+        if device == "cuda":
+            row["clock"] = "from an idle GPU"
         contended = [{"implementation": step.implementation, "terms": step.terms} for step in found.values()]
         measured = not request.config.getoption("--bench-no-memory")
-        used = (memory_of(request.node.path, student, device, built) if measured else None) or {}
+        used = (memory_of(request.node.path, student, device, built, *terms) if measured else None) or {}
         for (name, of_name), each in zip(laps.items(), contended, strict=True):
             for clock, parts in zip(("ms", "cpu_ms"), zip(*of_name, strict=True), strict=True):
                 each[clock] = [sum(lap.values()) for lap in parts if lap]
@@ -190,7 +218,15 @@ def bench_step(benchmark, bench_device: str, request: pytest.FixtureRequest) -> 
     return run
 
 
-def memory_of(file: Path, shape: str, device: str, built) -> dict[str, int] | None:
+def terms_of(config: pytest.Config) -> list[str]:
+    """In order; the checks are of both at once, so that is never left out."""
+    chosen = config.getoption("--bench-terms").split(",")
+    if unknown := set(chosen) - {*TERMS, "all"}:
+        raise pytest.UsageError(f"--bench-terms: no terms {', '.join(sorted(unknown))}; there are {', '.join(TERMS)}")
+    return [terms for terms in TERMS if terms in chosen or "all" in chosen or terms == "both"]
+
+
+def memory_of(file: Path, shape: str, device: str, built, *terms: str) -> dict[str, int] | None:
     """Peak bytes above the inputs of each contender, on the CPU measured in a fresh process."""
     if device == "cuda":
         return memory.growth(built, device)
@@ -198,7 +234,7 @@ def memory_of(file: Path, shape: str, device: str, built) -> dict[str, int] | No
         return None
     env = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}  # large blocks go back when freed
     env["PYTHONPATH"] = os.pathsep.join([str(Path(cls2det_ops.__file__).parents[1]), env.get("PYTHONPATH", "")])
-    worker = [sys.executable, str(Path(__file__).with_name("memory.py")), str(file), shape, device]
+    worker = [sys.executable, str(Path(__file__).with_name("memory.py")), str(file), shape, device, *terms]
     result = subprocess.run(worker, env=env, capture_output=True, text=True, check=False)
     return json.loads(result.stdout) if result.returncode == 0 else None
 
@@ -210,10 +246,10 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
     terminalreporter.section("cls2det_ops against plain PyTorch, interleaved rounds")
     terminalreporter.write_line(tables.heading({"about": facts, "machine": MACHINE}))
     if ROWS:
-        for line in (*tables.aligned(tables.op_table(ROWS, MACHINE)), *tables.OP_NOTES):
+        for line in (*tables.aligned(tables.op_table(ROWS, MACHINE)), *tables.op_notes(ROWS)):
             terminalreporter.write_line(line)
     if STEP_ROWS:
-        for line in (*tables.aligned(tables.step_table(STEP_ROWS)), *tables.STEP_NOTES):
+        for line in (*tables.aligned(tables.step_table(STEP_ROWS)), *tables.step_notes(STEP_ROWS)):
             terminalreporter.write_line(line)
     out = config.getoption("--bench-out")
     if out:

@@ -3,6 +3,8 @@
 A workload is one call of a public function at one shape. Its contenders get the same tensors: the compiled kernels
 ("native"), the plain PyTorch definition ("reference"), the same under torch.compile ("reference, compiled"), and whatever
 else a test file adds. Rounds are interleaved, one call of each contender per round, so that a noisy machine slows all alike.
+On a GPU there are two clocks: of the queue, what a call costs a GPU that the host is ahead of, as in training, and of a call
+alone, from an idle GPU, where launches and the autograd engine count too.
 Beside the times stands what no implementation can do without, `Least`, for limits.py.
 """
 
@@ -15,18 +17,21 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from cls2det_ops import reference, use_backend
 
-SECONDS = 2.5  # of measuring per test, rounds permitting
-ROUNDS = (5, 60)
+SECONDS = {"cpu": 2.5, "cuda": 1.5}  # of measuring per test, rounds permitting
+ROUNDS = {"cpu": (5, 60), "cuda": (5, 30)}
+SLEEP_CYCLES = 20_000_000  # of a calibrating sleep, about 10 ms
+AHEAD_FACTOR, AHEAD_MARGIN, AHEAD_MOST = 1.5, 0.2, 50.0  # of the sleep before a call: times the host's, plus ms, at most ms
 COMPILED = "compiled"
 # torch.compile's, the strongest first. On a CPU they differ for matrix products, of which no operator has any.
 COMPILE_MODES = {"cpu": (None,), "cuda": ("max-autotune", "max-autotune-no-cudagraphs", None)}
-STEP_ROUNDS = {"cpu": 3, "cuda": 10}  # of training steps, which take seconds on a CPU
+STEP_ROUNDS = {"cpu": 3, "cuda": 7}  # of training steps, which take seconds on a CPU
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 TOLERANCE = 1e-3  # of the summed magnitude: single samples on a pixel centre may differ in their derivative by rounding
 
@@ -127,6 +132,9 @@ class Contender:
         }
         self.leaves = [self.inputs[key] for key in workload.leaves]
         self.upstream: Tensor | None = None
+        self.device = next(iter(self.inputs.values())).device.type
+        self.queued: list[bool] = []  # of each call timed by the queue: whether all of it was enqueued before it began
+        self._ahead: float | None = None
 
     def run(self) -> list[Tensor]:
         with contextlib.nullcontext() if self.backward else torch.no_grad():
@@ -137,13 +145,61 @@ class Contender:
                 self.upstream = torch.randn(output.shape, generator=generator(output.device.type), device=output.device)
             return [output.detach(), *torch.autograd.grad(output, self.leaves, self.upstream)]
 
-    def timed(self) -> float:
+    def timed(self, before: Callable[[], object] = lambda: None) -> float:
+        """Milliseconds of a call after ``before``, which does not count; on a GPU by the clock of the queue."""
         with use_backend(self.backend):
-            return milliseconds(self.run, next(iter(self.inputs.values())).device.type)
+            if self.device == "cuda":
+                found, queued = queue_milliseconds(self.run, self.ahead(), before)
+                self.queued.append(queued)
+                return found
+            before()
+            return milliseconds(self.run, self.device)
+
+    def timed_alone(self) -> float:
+        with use_backend(self.backend):
+            return milliseconds(self.run, self.device)
+
+    def ahead(self) -> float:
+        """Milliseconds of sleep that cover what the host takes to enqueue a call."""
+        if self._ahead is None:
+            times = []
+            for _ in range(3):
+                torch.cuda.synchronize()
+                begin = time.perf_counter()
+                self.run()
+                times.append((time.perf_counter() - begin) * 1e3)
+            self._ahead = min(AHEAD_FACTOR * statistics.median(times) + AHEAD_MARGIN, AHEAD_MOST)
+        return self._ahead
+
+
+@cache
+def cycles_per_ms() -> float:
+    """Of ``torch.cuda._sleep``, at the fastest clock seen: the first sleeps wake an idle GPU up."""
+    return max(SLEEP_CYCLES / milliseconds(lambda: torch.cuda._sleep(SLEEP_CYCLES), "cuda") for _ in range(4))
+
+
+def queue_milliseconds(run: Callable[[], object], ahead: float, before: Callable[[], object] = lambda: None) -> tuple[float, bool]:
+    """The GPU's own time of one call, and whether all of it was enqueued before its beginning.
+
+    The GPU sleeps for ``ahead`` ms, and then does what ``before`` asks, while the host enqueues the call between two events. A
+    call that waits for the GPU in its middle (for a number of elements, say) empties the queue there; from then on the host's
+    time counts, as it would for a user.
+    """
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    cycles = round(ahead * cycles_per_ms())
+    torch.cuda.synchronize()
+    torch.cuda._sleep(cycles)
+    before()
+    start.record()
+    run()
+    end.record()
+    queued = not start.query()
+    end.synchronize()
+    return start.elapsed_time(end), queued
 
 
 def milliseconds(run: Callable[[], object], device: str) -> float:
-    """Of one call; on a GPU between two events, the queue empty at the start."""
+    """Of one call; on a GPU between two events, the queue empty at the start, so that the host counts."""
     if device == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
@@ -222,9 +278,18 @@ def results(contender: Contender) -> list[Tensor]:
         return contender.run()
 
 
-def rounds_for(found: dict[str, Contender]) -> int:
-    one_round = sum(contender.timed() for contender in found.values()) / 1e3
-    return max(ROUNDS[0], min(ROUNDS[1], int(SECONDS / one_round)))
+def timed_by_all_clocks(contender: Contender) -> dict[str, float]:
+    times = {"ms": contender.timed()}
+    return times | {"alone_ms": contender.timed_alone()} if contender.device == "cuda" else times
+
+
+def rounds_for(found: dict[str, Contender], device: str) -> int:
+    begin = time.perf_counter()
+    for contender in found.values():
+        timed_by_all_clocks(contender)
+    one_round = time.perf_counter() - begin
+    least, most = ROUNDS[device]
+    return max(least, min(most, int(SECONDS[device] / one_round)))
 
 
 def medians(times: dict[str, list[float]]) -> dict[str, float]:

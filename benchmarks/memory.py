@@ -1,8 +1,10 @@
-"""Memory of one forward, and backward where there is one, above its inputs: python memory.py FILE SHAPE DEVICE, once per contender.
+"""Memory of one forward, and backward where there is one, above its inputs, once per contender.
+
+python memory.py FILE SHAPE DEVICE [TERMS ...]
 
 On CPU the growth of the resident set at its peak, read from /proc, in a forked copy of a process that holds the inputs and has
 run one thread only; whatever the kernels allocate is in it, whichever allocator they use. On CUDA torch's own peak.
-Prints {contender: bytes} as JSON; nothing where the system cannot tell.
+TERMS choose contenders of training steps. Prints {contender: bytes} as JSON; nothing where the system cannot tell.
 """
 
 from __future__ import annotations
@@ -99,4 +101,8 @@ def growth(workload, device: str) -> dict[str, int]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)  # a process with worker threads must not fork
-    print(json.dumps(growth(load_workload(*sys.argv[1:]), sys.argv[3])))
+    path, shape, device, *terms = sys.argv[1:]
+    loaded = load_workload(path, shape, device)
+    if terms:
+        loaded.contenders(terms)  # which ``runs`` then takes
+    print(json.dumps(growth(loaded, device)))

@@ -1,7 +1,7 @@
 """Tables and plots from the raw numbers of a run: python benchmarks/plot.py RESULT.json [--out FOLDER]
 
 Writes <name>.md with the tables, <name>-operators.png with the ratios, and <name>-steps.png with where the time of a training
-step goes. Takes what `pytest benchmarks --bench-out` and `make gpu-check` write.
+step goes. Takes what `pytest benchmarks --bench-out` writes, and `make gpu-check` beside its proofs.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def draw_steps(rows: Sequence[Mapping], path: Path) -> None:
             left = [start + width for start, width in zip(left, widths, strict=True)]
         for place, (end, step) in enumerate(zip(left, steps, strict=True)):
             added = f" (+{100 * tax_by_parts(step):.0f} %)" if step["terms"] else ""
-            axes.text(end, place, f" {end:.2f}{added}", fontsize=7, va="center")
+            axes.text(end, place, f" {end:.3g}{added}", fontsize=7, va="center")
         names = [" ".join(filter(None, (step["terms"], step["implementation"]))) for step in steps]
         axes.set_yticks(range(len(steps)), names, fontsize=8)
         axes.invert_yaxis()
@@ -92,7 +92,6 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, help="folder; default: the one where the JSON is")
     options = parser.parse_args(arguments)
     record = json.loads(options.result.read_text())
-    record = record.get("benchmarks") or record  # gpu-check has its proofs beside it
     out, name = options.out or options.result.parent, options.result.stem
     out.mkdir(parents=True, exist_ok=True)
     written = [out / f"{name}.md"]

@@ -88,13 +88,18 @@ ROI_KD_LOSS = {  # the compared maps: channels, stride, samples, bins
 }
 
 # Training steps: the students of the paper at their input sizes. "small" is what runs where nothing is timed: one small image
-# (SSDs take one size only) and small crops, once per family of detectors.
+# (SSDs take one size only) and small crops, once per family of detectors. "cuda": what differs on a GPU, which few images leave idle.
 SMALL = {"images": 1, "crop": 32}
 SMALL_PYRAMID = SMALL | {"size": (128, 208), "shorter": 128}
 STEPS = {
-    "ssd300_vgg16": {"images": 4, "size": (300, 300), "small": SMALL},
-    "ssd512_vgg16": {"images": 2, "size": (512, 512)},
-    "fasterrcnn_qr50_fpn": {"images": 1, "size": (800, 1333), "small": SMALL_PYRAMID},
-    "fasterrcnn_resnet50_fpn": {"images": 1, "size": (800, 1333)},
-    "retinanet_resnet50_fpn": {"images": 1, "size": (800, 1333), "small": SMALL_PYRAMID},
+    "ssd300_vgg16": {"images": 4, "size": (300, 300), "small": SMALL, "cuda": {"images": 32}},
+    "ssd512_vgg16": {"images": 2, "size": (512, 512), "cuda": {"images": 16}},
+    "fasterrcnn_qr50_fpn": {"images": 1, "size": (800, 1333), "small": SMALL_PYRAMID, "cuda": {"images": 8}},
+    "fasterrcnn_resnet50_fpn": {"images": 1, "size": (800, 1333), "cuda": {"images": 4}},
+    "retinanet_resnet50_fpn": {"images": 1, "size": (800, 1333), "small": SMALL_PYRAMID, "cuda": {"images": 4}},
+}
+TERMS = {  # what they change in the settings
+    "KD-cls": {"kd_loc_weight": 0.0, "loc_weight": 0.0},
+    "KD-loc": {"kd_cls_weight": 0.0},  # with loc on pixels, as the release sums them
+    "both": {},
 }

@@ -12,6 +12,7 @@ OP_HEAD = [
     "op", "shape", "pass", "native ms", "reference ms", "ratio", "best baseline ms", "which", "ratio", "of the limit", "cold ms",
     "cold ratio", "memory MB", "ratio",
 ]  # fmt: skip
+ALONE_HEAD = ["alone ms", "alone ratio", "alone, best", "ratio"]  # before the memory, where there are two clocks
 STEP_HEAD = [
     "student", "images", "positives", "terms", "implementation", "step ms", "tax", "tax by parts", "released / this",
     "eager / this", "extra memory MB",
@@ -24,16 +25,34 @@ OP_NOTES = (
     "where a GPU convolves in TF32. cold: before each call more than the last cache holds is written. On a CPU malloc keeps what is",
     "freed, so that all write to memory that is already there.",
 )
+ALONE_NOTES = (
+    "Two clocks on a GPU. The queue's, for ms, cold ms, their ratios and the limit: the GPU is kept busy while the call is enqueued",
+    "behind, as in training, so its own time counts; a call that waits for the GPU in its middle lets the queue run empty, and from",
+    "there the host's time counts too. alone: from an idle GPU, launches and the autograd engine's hand-over included.",
+)
 STEP_NOTES = (
     "step: forward and backward, median. tax: (distilled step - plain step) / plain step, of each round, median. tax by parts: all",
     "that is not the student's over the student's part, within the same steps, so that noise from step to step does not enter;",
     "where one thread runs in its CPU time, in which others on the machine do not count. released / this, eager / this: of taxes",
     "by parts. KD-loc is with loc on pixels. extra memory: peak above the plain step's.",
 )
+IDLE_NOTES = ("On a GPU a step begins when the GPU is idle: the host's time counts where the GPU waits for it.",)
 
 
-def best_baseline(row: Mapping) -> tuple[str, float]:
-    return min(((name, ms) for name, ms in row["ms"].items() if name != "native"), key=lambda pair: pair[1])
+def two_clocks(rows: Sequence[Mapping]) -> bool:
+    return any(row.get("alone_ms") for row in rows)
+
+
+def op_notes(rows: Sequence[Mapping]) -> tuple[str, ...]:
+    return OP_NOTES + (ALONE_NOTES if two_clocks(rows) else ())
+
+
+def step_notes(rows: Sequence[Mapping]) -> tuple[str, ...]:
+    return STEP_NOTES + (IDLE_NOTES if any("clock" in row for row in rows) else ())
+
+
+def best_baseline(row: Mapping, clock: str = "ms") -> tuple[str, float]:
+    return min(((name, ms) for name, ms in row[clock].items() if name != "native"), key=lambda pair: pair[1])
 
 
 def of_the_limit(row: Mapping, machine: Mapping[str, float]) -> str:
@@ -50,7 +69,8 @@ def times_as_fast(baseline: float, native: float) -> str:
 
 
 def op_table(rows: Sequence[Mapping], machine: Mapping[str, float]) -> Table:
-    lines = [OP_HEAD]
+    both = two_clocks(rows)
+    lines = [OP_HEAD[:-2] + ALONE_HEAD + OP_HEAD[-2:] if both else OP_HEAD]
     for row in rows:
         name, best = best_baseline(row)
         native, plain = row["ms"]["native"], row["ms"]["reference"]
@@ -59,8 +79,16 @@ def op_table(rows: Sequence[Mapping], machine: Mapping[str, float]) -> Table:
         share = f"1/{used['reference'] / max(used['native'], MEMORY_RESOLUTION):.0f}" if used else ""
         cold = row.get("cold_ms")
         colds = [f"{cold['native']:.3f}", times_as_fast(cold["reference"], cold["native"])] if cold else ["", ""]
+        alones = []
+        if both and (alone := row.get("alone_ms")):
+            other, quickest = best_baseline(row, "alone_ms")
+            alones = [f"{alone['native']:.3f}", times_as_fast(alone["reference"], alone["native"]),
+                      other, times_as_fast(quickest, alone["native"])]  # fmt: skip
+        elif both:
+            alones = [""] * len(ALONE_HEAD)
         lines.append([row["op"], row["shape"], row["pass"], f"{native:.3f}", f"{plain:.3f}", times_as_fast(plain, native),
-                      f"{best:.3f}", name, times_as_fast(best, native), of_the_limit(row, machine), *colds, mega, share])  # fmt: skip
+                      f"{best:.3f}", name, times_as_fast(best, native), of_the_limit(row, machine), *colds, *alones,
+                      mega, share])  # fmt: skip
     return lines
 
 
@@ -121,9 +149,9 @@ def document(record: Mapping) -> str:
     """A whole run: what it ran on, and its tables."""
     parts = [heading(record) + "\n"]
     if record["rows"]:
-        parts.append("\n".join([markdown(op_table(record["rows"], record.get("machine", {}))), *OP_NOTES]) + "\n")
+        parts.append("\n".join([markdown(op_table(record["rows"], record.get("machine", {}))), *op_notes(record["rows"])]) + "\n")
     if record.get("training_steps"):
-        parts.append("\n".join([markdown(step_table(record["training_steps"])), *STEP_NOTES]) + "\n")
+        parts.append("\n".join([markdown(step_table(record["training_steps"])), *step_notes(record["training_steps"])]) + "\n")
     return "\n".join(parts)
 
 

@@ -1,7 +1,7 @@
 """Training steps: what distillation costs beside the plain step, as released, in eager PyTorch, and ours.
 
-`--bench-steps` chooses the students that are timed at their full size; a step on a CPU takes seconds, and there are fifteen
-contenders. With `--benchmark-disable` all run, on small images: results are checked and nothing is timed.
+`--bench-steps` chooses the students that are timed at their full size, `--bench-terms` the terms; a step on a CPU takes seconds,
+and there are fifteen contenders. With `--benchmark-disable` all run, on small images: results are checked and nothing is timed.
 """
 
 import pytest
@@ -10,12 +10,16 @@ from shapes import STEPS
 from steps import StepWorkload
 
 
-def workload(student: str, device: str, small: bool = False) -> StepWorkload:
+def step_shape(student: str, device: str, small: bool = False) -> dict:
     shape = dict(STEPS[student])
-    smaller = shape.pop("small", None)
+    smaller, on_gpu = shape.pop("small", None), shape.pop("cuda")
     if small and smaller is None:
         pytest.skip("another student of its family runs small")
-    return StepWorkload(student, device=device, **shape | (smaller if small else {}))
+    return shape | (smaller if small else on_gpu if device == "cuda" else {})
+
+
+def workload(student: str, device: str, small: bool = False) -> StepWorkload:
+    return StepWorkload(student, device=device, **step_shape(student, device, small))
 
 
 @pytest.mark.parametrize("student", STEPS)

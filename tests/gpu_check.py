@@ -2,8 +2,9 @@
 
 It needs only what is there: torch with CUDA, a toolkit, pytest, compute-sanitizer; nothing is fetched. Each step builds, tests
 or measures in a process of its own, within what is left of --seconds; those that only prove something run side by side, and the
-benchmarks alone. What the machine lacks is reported as not run. Writes DATE-DEVICE.json and .md; exits with 0 if every step
-passed, 1 if one failed, 3 if none failed but some were not run, and 2, writing nothing, where there is no GPU.
+benchmarks alone. What the machine lacks is reported as not run. Writes DATE-DEVICE-check.json and .md, and what the benchmarks
+found as DATE-DEVICE.json and .md; exits with 0 if every step passed, 1 if one failed, 3 if none failed but some were not run, and
+2, writing nothing, where there is no GPU.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import date
@@ -120,7 +121,8 @@ def environment(step: Step) -> dict[str, str]:
     paths = [str(INSTALLED), os.environ.get("PYTHONPATH", "")]
     toolkits = [os.path.join(home, "bin") for home in (os.environ.get("CUDA_HOME", ""), "/usr/local/cuda") if home]
     env["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), *toolkits])
-    return env | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"}
+    wide = {"COLUMNS": "200"}  # pytest cuts the lines of its summary, a failure's message with them
+    return env | wide | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"}
 
 
 def lacking(step: Step, done: dict[str, Result]) -> str:
@@ -132,7 +134,9 @@ def lacking(step: Step, done: dict[str, Result]) -> str:
     return f"after {', '.join(broken)}, which did not pass" if broken else ""
 
 
-def run(step: Step, done: dict[str, Result], seconds_left: float) -> Result:
+def run(step: Step, done: dict[str, Result], seconds_left: float, skip: Collection[str] = ()) -> Result:
+    if step.name in skip:
+        return Result(step.name, "not run", 0, "skipped on request")
     if problem := lacking(step, done):
         return Result(step.name, "not run", 0, problem)
     limit = min(step.limit, seconds_left)
@@ -205,16 +209,20 @@ def markdown(facts: dict[str, str], results: list[Result], benchmarks: str) -> s
     for result in results:
         state = result.status if result.status == "passed" else f"**{result.status}**"
         lines.append(f"| {result.name} | {state} | {result.seconds:.0f} | {result.summary.replace('|', '/')} |")
-    return "\n".join([*lines, "", benchmarks.strip() or "No benchmark finished.", ""])
+    return "\n".join([*lines, "", benchmarks or "No benchmark finished.", ""])
 
 
 def write(out: Path, facts: dict[str, str], results: list[Result], scratch: Path) -> Path:
-    tables = {kind: (scratch / f"cuda.{kind}").read_text() if (scratch / f"cuda.{kind}").is_file() else "" for kind in ("md", "json")}
+    """The proofs; beside them the benchmarks, in the format of any run of theirs, if there are any."""
     out.mkdir(parents=True, exist_ok=True)
     device = re.sub(r"[^a-z0-9]+", "-", facts["device"].lower()).strip("-")
-    path = out / f"{facts['date']}-{device}.md"
-    path.write_text(markdown(facts, results, tables["md"]))
-    record = {"about": facts, "steps": [asdict(result) for result in results], "benchmarks": json.loads(tables["json"] or "null")}
+    name = f"{facts['date']}-{device}"
+    found = [kind for kind in ("json", "md") if (scratch / f"cuda.{kind}").is_file()]
+    for kind in found:
+        shutil.copyfile(scratch / f"cuda.{kind}", out / f"{name}.{kind}")
+    path = out / f"{name}-check.md"
+    path.write_text(markdown(facts, results, f"The benchmarks are in [{name}.md]({name}.md)." if "md" in found else ""))
+    record = {"about": facts, "steps": [asdict(result) for result in results]}
     path.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
     return path
 
@@ -225,6 +233,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--commit", default="", help="what to write down where the sources are no git checkout")
     parser.add_argument("--seconds", type=float, default=SECONDS, help=f"of all steps together (default: {SECONDS})")
     parser.add_argument("--bench", default="", metavar="ARGS", help="of the benchmarks (default: --bench-no-compile)")
+    parser.add_argument("--skip", action="append", default=[], metavar="NAME", help="a step to leave out; may be repeated")
     options = parser.parse_args(arguments)
     begin = time.monotonic()
     facts = about(options.commit)
@@ -237,12 +246,14 @@ def main(arguments: list[str]) -> int:
     done: dict[str, Result] = {}
 
     def run_and_tell(step: Step) -> Result:
-        result = done[step.name] = run(step, done, options.seconds - (time.monotonic() - begin))
+        result = done[step.name] = run(step, done, options.seconds - (time.monotonic() - begin), options.skip)
         log = f"\n{result.log}" if result.status == "failed" else ""
         print(f"{result.status:<8} {result.seconds:6.1f} s  {step.name}: {result.summary}{log}", flush=True)
         return result
 
     planned = steps(scratch, facts["compute capability"], tuple(shlex.split(options.bench)), facts["commit"])
+    if unknown := set(options.skip) - {step.name for step in planned}:
+        parser.error(f"--skip: no step {', '.join(sorted(unknown))}; there are {', '.join(step.name for step in planned)}")
     for beside, group in groupby(planned, key=lambda step: step.beside):
         together = list(group)
         with ThreadPoolExecutor(len(together) if beside else 1) as pool:

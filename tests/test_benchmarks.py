@@ -1,10 +1,12 @@
 """What the benchmarks compute around the times: a baseline that is what it says, tables, plots."""
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -121,6 +123,109 @@ def test_share_of_the_limit_and_cold_times_are_in_the_tables_of_runs_that_have_t
     assert "25 % copy" in text and "can exceed 100 %" in text
     del record["machine"]
     assert "% copy" not in document(record)
+
+
+def test_two_clocks_are_in_the_tables_of_a_gpu_only():
+    from tables import document, op_table
+
+    slow = {"native": 8.0, "reference": 12.0, "other": 4.0}
+    row = OP_ROW | {"ms": {"native": 2.0, "reference": 3.0, "other": 5.0}, "least": {"bytes": 5_000_000}}
+    head, first, second = op_table([row | {"alone_ms": slow}, row], MACHINE)
+    assert head[4:6] == ["reference ms", "ratio"] and first[5] == "1.5x", "by the queue"
+    assert head[-6:] == ["alone ms", "alone ratio", "alone, best", "ratio", "memory MB", "ratio"]
+    assert first[-6:-2] == ["8.000", "1.5x", "other", "0.5x LOSES"] and second[-6:-2] == [""] * 4
+    assert first[head.index("of the limit")] == "25 % copy", "of the queue's time"
+    gpu, cpu = (document({"about": {"device": "a"}, "rows": rows}) for rows in ([row | {"alone_ms": slow}], [row]))
+    assert "Two clocks" in gpu and "Two clocks" not in cpu and "alone" not in cpu
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted((BENCHMARKS / "results").glob("*-*.json"))])
+def test_tables_of_committed_runs_are_made_from_their_numbers(name):
+    from tables import document
+
+    record = json.loads((BENCHMARKS / f"results/{name}.json").read_text())
+    if "rows" in record:
+        assert document(record) == (BENCHMARKS / f"results/{name}.md").read_text()
+
+
+def test_a_gpu_is_timed_by_its_queue(monkeypatch):
+    """With events and a sleep that count host operations in place of milliseconds."""
+    import harness
+    from harness import Contender, Workload, rounds_for, timed_by_all_clocks
+
+    done = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            self.at = None
+
+        def record(self):
+            done.append("event")
+            self.at = len(done)
+
+        def query(self):
+            return "sleep" not in done
+
+        def synchronize(self):
+            pass
+
+        def elapsed_time(self, other):
+            return other.at - self.at
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: done.clear())
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: done.append("sleep"))
+    workload = Workload(lambda values: done.append("call") or values.sum(), {"values": torch.ones(3)}, ())
+    contender = Contender(workload, workload.function, "native", False)
+    contender.device = "cuda"
+    harness.cycles_per_ms.cache_clear()
+    contender.timed(before=lambda: done.append("before"))
+    assert done == ["sleep", "before", "event", "call", "event"]
+    assert contender.queued == [True]
+    assert harness.AHEAD_MARGIN < contender.ahead() <= harness.AHEAD_MOST
+    contender.timed_alone()
+    assert done == ["event", "call", "event"]
+    assert timed_by_all_clocks(contender) == {"ms": 2, "alone_ms": 2}
+    assert 5 <= rounds_for({"native": contender}, "cuda") <= 30
+    harness.cycles_per_ms.cache_clear()
+
+
+def test_training_steps_of_a_gpu_have_more_images():
+    from test_bench_step import step_shape
+
+    from shapes import STEPS
+
+    images = {student: [step_shape(student, device)["images"] for device in ("cpu", "cuda")] for student in STEPS}
+    assert images == {
+        "ssd300_vgg16": [4, 32], "ssd512_vgg16": [2, 16], "fasterrcnn_qr50_fpn": [1, 8], "fasterrcnn_resnet50_fpn": [1, 4],
+        "retinanet_resnet50_fpn": [1, 4],
+    }  # fmt: skip
+    small = {"images": 1, "size": (300, 300), "crop": 32}
+    assert step_shape("ssd300_vgg16", "cuda", small=True) == step_shape("ssd300_vgg16", "cpu", small=True) == small
+
+
+@pytest.mark.parametrize(
+    ("given", "terms"),
+    [("all", ["KD-cls", "KD-loc", "both"]), ("both,KD-loc", ["KD-loc", "both"]), ("KD-cls", ["KD-cls", "both"]), ("KD", None)],
+)
+def test_terms_of_the_timed_steps(given, terms):
+    spec = importlib.util.spec_from_file_location("bench_conftest", BENCHMARKS / "conftest.py")
+    conftest = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(conftest)
+    config = SimpleNamespace(getoption={"--bench-terms": given}.get)
+    if terms is None:
+        with pytest.raises(pytest.UsageError, match="no terms KD; there are KD-cls, KD-loc, both"):
+            conftest.terms_of(config)
+    else:
+        assert conftest.terms_of(config) == terms
+
+
+def test_memory_is_measured_of_the_contenders_that_were_timed():
+    from steps import StepWorkload
+
+    built = object.__new__(StepWorkload)
+    built.built = {"plain": SimpleNamespace(run=1), "ours, both": SimpleNamespace(run=2)}
+    assert built.runs() == {"plain": 1, "ours, both": 2}
 
 
 def test_least_bytes_and_flops_by_hand():
@@ -244,6 +349,16 @@ def test_compare_finds_what_became_worse(tmp_path, monkeypatch, capsys):
     code, said = outcome(record(2.0, memory=2_000_000))
     assert code == 1 and "WORSE an_op a shape fwd+bwd: memory: 2.5, was 10" in said
     assert outcome(record(float("nan")))[0] == 1
+    gpu = record(1.0) | {"about": {"device": "a GPU", "host": "a processor"}}
+    gpu["rows"][0]["alone_ms"] = {"native": 5.0, "reference": 20.0}
+    assert outcome(gpu)[0] == 3, "no committed run on a GPU"
+    (results / "2026-01-04-a-gpu.json").write_text(json.dumps(gpu))
+    (results / "2026-01-04-a-gpu-check.json").write_text(json.dumps({"about": {"device": "a GPU"}, "steps": []}))
+    assert outcome(gpu)[0] == 0
+    slower = record(2.0) | {"about": gpu["about"] | {"host": "another"}}
+    code, said = outcome(slower)
+    assert code == 1 and "WORSE an_op a shape fwd+bwd: speed: 5, was 10" in said
+    assert outcome(record(2.2))[0] == 0, "the processor is held against its own runs"
     older = record(4.0)
     older["rows"][0]["op"] = "another"  # which the newest run has not measured
     (results / "2026-01-01-others.json").write_text(json.dumps(older))

@@ -127,17 +127,31 @@ def test_what_is_written(tmp_path, states, code, verdict):
     assert gpu_check.exit_code(results) == code
     (tmp_path / "cuda.md").write_text("| op |\n")
     (tmp_path / "cuda.json").write_text('{"rows": []}')
-    path = gpu_check.write(tmp_path / "results", FACTS, results, tmp_path)
-    assert path.name == "2030-01-02-nvidia-something-9000.md"
+    folder = tmp_path / "results"
+    path = gpu_check.write(folder, FACTS, results, tmp_path)
+    assert path.name == "2030-01-02-nvidia-something-9000-check.md"
     text = path.read_text()
     assert verdict in text
-    assert "| op |" in text
+    assert "(2030-01-02-nvidia-something-9000.md)" in text
+    assert (folder / "2030-01-02-nvidia-something-9000.md").read_text() == "| op |\n"
+    assert json.loads((folder / "2030-01-02-nvidia-something-9000.json").read_text()) == {"rows": []}
     for i, state in enumerate(states):
         assert f"| step {i} | {state if state == 'passed' else f'**{state}**'} |" in text
     record = json.loads(path.with_suffix(".json").read_text())
     assert [step["status"] for step in record["steps"]] == list(states)
     assert record["about"] == FACTS
-    assert record["benchmarks"] == {"rows": []}
+
+
+def test_without_benchmarks_there_are_the_proofs_alone(tmp_path):
+    path = gpu_check.write(tmp_path / "results", FACTS, [Result("build", "failed", 1, "")], tmp_path)
+    assert "No benchmark finished." in path.read_text()
+    assert {file.suffix for file in path.parent.iterdir()} == {".md", ".json"} and len(list(path.parent.iterdir())) == 2
+
+
+def test_a_step_is_skipped_on_request():
+    found = gpu_check.run(python("raise SystemExit(1)"), {}, 100, ["step"])
+    assert (found.status, found.summary) == ("not run", "skipped on request")
+    assert gpu_check.run(python(""), {}, 100, ["another step"]).status == "passed"
 
 
 def test_steps_name_files_that_exist_and_end_in_time(tmp_path):
