@@ -35,7 +35,7 @@ constexpr int kBlockChannels = kChannels * kGroups;
 constexpr int kInputRows = (kRows - 1) * kStride + kKernel;
 constexpr int kHalf = kLanes * kPlaces + 4;                    // even or odd columns of an input row
 constexpr int kWeightPitch = kBlockChannels + 4;               // spreads the writes of a filter over the banks
-constexpr int kRowPitch = kBlockChannels * kSlots + kSlots;
+constexpr int kRow = kBlockChannels * kSlots, kRowPitch = kRow + kSlots;
 constexpr uint8_t kAbsent = 255;                               // outside of the convolution
 static_assert(kLanes * kRows * kGroups == kBlock);
 
@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(kBlock, 2) convolve_kernel(
     const int c0 = int(block - strip_of_all * parts) * kBlockChannels;
     const int first_pool = int(strip_of_all - image * strips) * strip_pools;
     const int first_place = 2 * first_pool - 1, first_column = first_place * kStride - kPadding;
-    for (int i = threadIdx.x; i < kRowPitch; i += kBlock) chosen[i] = kAbsent;  // above the first row
+    for (int i = threadIdx.x; i < kRow; i += kBlock) chosen[i] = kAbsent;  // above the first row
     for (int step = 0; step < steps; ++step) {
       const int first_row = step * kRows;
       float sums[kChannels][kPlaces];
@@ -141,7 +141,7 @@ __global__ void __launch_bounds__(kBlock, 2) convolve_kernel(
         if (index) index[to] = dead ? kDead : uint8_t(which);
       }
       __syncthreads();
-      for (int i = threadIdx.x; i < kRowPitch; i += kBlock) {
+      for (int i = threadIdx.x; i < kRow; i += kBlock) {
         best[i] = best[kRows * kRowPitch + i];
         chosen[i] = chosen[kRows * kRowPitch + i];
       }
