@@ -226,8 +226,8 @@ class PositiveTap:
             "images": images.tensors,
             "target_boxes": torch.cat([target["boxes"] for target in targets]),
             "target_labels": torch.cat([target["labels"] for target in targets]),
-            "target_image_index": torch.repeat_interleave(
-                torch.arange(len(counts), device=device), torch.tensor(counts, device=device)
+            "target_image_index": torch.tensor(
+                [image for image, count in enumerate(counts) for _ in range(count)], dtype=torch.int64, device=device
             ),
         }
 

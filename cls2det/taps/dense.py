@@ -32,20 +32,24 @@ def tap_fcos(tap: Any) -> None:
 def _tap(tap: Any, owner: nn.Module, decode: Callable[[Tensor, Tensor], Tensor], head: str) -> None:
     def keep(targets, head_outputs, anchors, matched_idxs):
         matched = torch.stack(matched_idxs)
-        image, anchor = torch.where(matched >= 0)
+        rows = torch.where(matched.flatten() >= 0)[0]
         logits, regression = head_outputs["cls_logits"], head_outputs["bbox_regression"]
-        boxes = decode(regression[image, anchor].float(), torch.stack(anchors)[image, anchor])
+
+        def of_positives(values: Tensor) -> Tensor:  # the gradient of an index (image, anchor) sorts it, this one's does not
+            return values.flatten(0, 1).index_select(0, rows)
+
+        boxes = decode(of_positives(regression).float(), of_positives(torch.stack(anchors)))
         tap.keep(
-            logits[image, anchor],
+            of_positives(logits),
             boxes,
-            image,
-            matched[image, anchor],
+            torch.div(rows, matched.shape[1], rounding_mode="floor"),
+            of_positives(matched),
             (logits, regression),
             head=head,
             background="first",
         )
         labels = (matched + 1).clamp(max=0)  # 0 is background, -1 an anchor between the thresholds
-        labels[image, anchor] = tap.positives.target_labels[tap.positives.matched_idxs]
+        labels.view(-1)[rows] = tap.positives.target_labels[tap.positives.matched_idxs]
         tap.keep_grid(logits, regression, labels, decode, head)
 
     tap.wrap(owner, "compute_loss", before=keep)

@@ -16,14 +16,16 @@ def tap_roi_heads(tap: Any) -> None:
 
     def keep_samples(result):
         proposals, matched, labels, targets = result
-        counts = torch.tensor([len(rows) for rows in labels], device=labels[0].device)
+        counts, device = [len(rows) for rows in labels], labels[0].device
         sampled.update(
             each=proposals,
             proposals=torch.cat(proposals),
             targets=torch.cat(targets),
             matched=torch.cat(matched),
             labels=torch.cat(labels),
-            image=torch.repeat_interleave(torch.arange(len(labels), device=counts.device), counts),
+            image=torch.repeat_interleave(
+                torch.arange(len(counts), device=device), torch.tensor(counts, device=device), output_size=sum(counts)
+            ),
         )
 
     def keep_predictions(result):
@@ -35,7 +37,7 @@ def tap_roi_heads(tap: Any) -> None:
         deltas = regression.reshape(len(regression), -1, 4)[rows, labels].float()
         boxes = heads.box_coder.decode_single(deltas, sampled["proposals"][rows])[:, :4]
         tap.keep(
-            logits[rows],
+            logits.index_select(0, rows),  # the gradient of logits[rows] sorts them
             boxes,
             sampled["image"][rows],
             sampled["matched"][rows],
