@@ -25,22 +25,36 @@ struct ExpUnits<float> {
 };
 
 // kHeld > 0: both rows are kept in registers, kHeld values per lane, and -infinity, which adds nothing to any sum, where the
-// row has ended. kHeld = 0: any length, read again in each pass.
-template <typename S, int kLanes, int kHeld>
+// row has ended. kPlain: it fills them, and its logits are neighbours. kHeld = 0: any length, read again in each pass.
+template <typename S, int kLanes, int kHeld, bool kPlain>
 struct LogitsRow {
   using T = Accumulate<S>;
   static constexpr int kValues = kHeld > 0 ? kHeld : 1;
   const S *student, *teacher;  // class 0
   int64_t student_column, teacher_column;
-  int64_t classes, teacher_classes;  // to be read: 0 in a row of no use
+  int64_t classes;
   T held_s[kValues], held_t[kValues];
+
+  S raw_s[kValues], raw_t[kValues];
+
+  // Sends for the rows; they are not waited for.
+  __device__ __forceinline__ void fetch_student() {
+    if constexpr (kHeld > 0) fetch(student, student_column, true, raw_s);
+  }
+  __device__ __forceinline__ void fetch_teacher(bool matched) {
+    if constexpr (kHeld > 0) fetch(teacher, teacher_column, matched, raw_t);
+  }
 
   // change(z): what stands for each logit from here on
   template <typename Change>
   __device__ __forceinline__ void load(const Change& change) {
     if constexpr (kHeld > 0) {
-      load_side(student, student_column, int(classes), change, held_s);
-      load_side(teacher, teacher_column, int(teacher_classes), change, held_t);
+#pragma unroll
+      for (int i = 0; i < kHeld; ++i) {
+        const bool inside = has(int(threadIdx.x) % kLanes + i * kLanes);
+        held_s[i] = inside ? change(static_cast<T>(raw_s[i])) : T(-INFINITY);
+        held_t[i] = inside ? change(static_cast<T>(raw_t[i])) : T(-INFINITY);
+      }
     }
   }
 
@@ -60,37 +74,31 @@ struct LogitsRow {
 
   template <typename Class>  // int where it fits, which is cheaper
   __device__ __forceinline__ bool has(Class c) const {
-    return c < static_cast<Class>(classes);
+    return kPlain || c < static_cast<Class>(classes);
   }
 
  private:
-  template <typename Change>
-  static __device__ __forceinline__ void load_side(const S* from, int64_t column, int classes, const Change& change, T* held) {
+  __device__ __forceinline__ void fetch(const S* row, int64_t column, bool wanted, S* raw) const {
     const int lane = threadIdx.x % kLanes;
-    S raw[kValues];  // all loads are on their way before the first is waited for
-    if (column == 1) {  // addresses that differ by constants
+    if constexpr (kPlain) {  // the addresses differ by constants
 #pragma unroll
-      for (int i = 0; i < kHeld; ++i) {
-        if (lane + i * kLanes < classes) raw[i] = from[lane + i * kLanes];
-      }
+      for (int i = 0; i < kHeld; ++i) raw[i] = wanted ? row[lane + i * kLanes] : static_cast<S>(0.0f);
     } else {
 #pragma unroll
       for (int i = 0; i < kHeld; ++i) {
-        if (lane + i * kLanes < classes) raw[i] = from[(lane + i * kLanes) * column];
+        raw[i] = wanted && has(lane + i * kLanes) ? row[(lane + i * kLanes) * column] : static_cast<S>(0.0f);
       }
     }
-#pragma unroll
-    for (int i = 0; i < kHeld; ++i) held[i] = lane + i * kLanes < classes ? change(static_cast<T>(raw[i])) : T(-INFINITY);
   }
 };
 
 // KL of softmax(teacher * scale) from softmax(student * scale), the student's with one logit more where `background` is not
 // null:  KL = sum_c P^t (a^t - a^s) - log sum exp a^t + log sum exp a^s,  a = scale (z - max z).
-// gradient(class, z^s, P^s - P^t) for every class of this lane; returns {KL, P^s of the background} in all lanes.
-template <typename S, int kLanes, int kHeld, typename Change, typename Gradient>
+// gradient(class, z^s, factor (P^s - P^t)) for every class of this lane; returns {KL, P^s of the background} in all lanes.
+template <typename S, int kLanes, int kHeld, bool kPlain, typename Change, typename Gradient>
 __device__ __forceinline__ void kl_row(
-    const LogitsRow<S, kLanes, kHeld>& row, const Change& change, const Accumulate<S>* background, Accumulate<S> scale,
-    Accumulate<S>* kl, Accumulate<S>* background_share, bool need_grad, const Gradient& gradient) {
+    const LogitsRow<S, kLanes, kHeld, kPlain>& row, const Change& change, const Accumulate<S>* background, Accumulate<S> scale,
+    Accumulate<S> factor, Accumulate<S>* kl, Accumulate<S>* background_share, bool need_grad, const Gradient& gradient) {
   using T = Accumulate<S>;
   using Units = ExpUnits<T>;
   T max_s = T(-INFINITY), max_t = max_s;
@@ -111,28 +119,29 @@ __device__ __forceinline__ void kl_row(
     exp_t[i] = Units::exp(a_t);
     sum_s += exp_s[i];
     sum_t += exp_t[i];
-    cross += times(exp_t[i], a_t - a_s);
+    if (exp_t[i] != T(0)) cross += exp_t[i] * (a_t - a_s);  // times() in two instructions
   });
   const T e_background = background ? Units::exp((*background - max_s) * units) : T(0);
   sum_s = lanes_sum(sum_s, kLanes) + e_background;
   sum_t = lanes_sum(sum_t, kLanes);
   cross = lanes_sum(cross, kLanes) * Units::one;
-  *kl = cross / sum_t - std::log(sum_t) + std::log(sum_s);
-  *background_share = e_background / sum_s;
+  const T norm_s = T(1) / sum_s, norm_t = T(1) / sum_t;
+  *kl = cross * norm_t + std::log(sum_s * norm_t);
+  *background_share = e_background * norm_s;
 
   if (need_grad) {
-    const T norm_s = T(1) / sum_s, norm_t = T(1) / sum_t;
+    const T factor_s = factor * norm_s, factor_t = factor * norm_t;
     row.each(change, [&](int i, auto c, T s, T t) {
       const T e_s = kHeld > 0 ? exp_s[i] : Units::exp((s - max_s) * units);
       const T e_t = kHeld > 0 ? exp_t[i] : Units::exp((t - max_t) * units);
-      if (row.has(c)) gradient(c, s, e_s * norm_s - e_t * norm_t);
+      if (row.has(c)) gradient(c, s, e_s * factor_s - e_t * factor_t);
     });
   }
 }
 
 // Runs body(row, k, matched) by kLanes lanes per row, all lanes of a warp at once. Where not `matched`, nothing that the body
 // finds may be written: its match is out of range, it has no class or is no row at all. Such rows get 0.
-template <int kLanes, int kHeld, typename S, typename Body>
+template <int kLanes, int kHeld, bool kPlain, typename S, typename Body>
 __device__ __forceinline__ void each_row(const LogitsLoss<S>& a, const Body& body) {
   constexpr int kRows = kWarp / kLanes;  // of a warp
   const int lane = threadIdx.x % kLanes, group = threadIdx.x % kWarp / kLanes;
@@ -141,14 +150,16 @@ __device__ __forceinline__ void each_row(const LogitsLoss<S>& a, const Body& bod
     const bool inside = first + group < a.count;
     const int64_t k = inside ? first + group : first;
     const int64_t match = a.matched[k];
-    const bool matched = inside && match >= 0 && match < a.teachers && a.classes > 0;
-    LogitsRow<S, kLanes, kHeld> row;
+    LogitsRow<S, kLanes, kHeld, kPlain> row;
     row.student = a.student + k * a.student_row + first_class_column(a.background) * a.student_column;
-    row.teacher = a.teacher + (matched ? match : 0) * a.teacher_row;
     row.student_column = a.student_column;
     row.teacher_column = a.teacher_column;
-    row.classes = kHeld > 0 || matched ? a.classes : 0;  // held: the student's loads need not wait to know the match
-    row.teacher_classes = matched ? a.classes : 0;
+    row.classes = a.classes;
+    row.fetch_student();  // before the match is known
+    const bool matched = inside && match >= 0 && match < a.teachers && a.classes > 0;
+    row.teacher = a.teacher + (matched ? match : 0) * a.teacher_row;
+    row.fetch_teacher(matched);
+    if (kHeld == 0 && !matched) row.classes = 0;  // not to be read
     body(row, k, matched);
     if (inside && !matched) {
       if (lane == 0) a.rows[k] = Accumulate<S>(0);
@@ -157,19 +168,19 @@ __device__ __forceinline__ void each_row(const LogitsLoss<S>& a, const Body& bod
   }
 }
 
-// kernel<S, kLanes, kHeld>: COCO's 80 classes fill 8 x 10.
-#define CLS2DET_LAUNCH_ROWS(kernel, S, args, stream)                                                            \
-  do {                                                                                                          \
-    if ((args).count == 0) break;                                                                               \
-    if ((args).classes <= 8 * 4) {                                                                              \
-      CLS2DET_LAUNCH((kernel<S, 8, 4>), grid_of(ceil_div((args).count, kBlock / 8)), stream, args);             \
-    } else if ((args).classes <= 8 * 10) {                                                                      \
-      CLS2DET_LAUNCH((kernel<S, 8, 10>), grid_of(ceil_div((args).count, kBlock / 8)), stream, args);            \
-    } else if ((args).classes <= 16 * 8) {                                                                      \
-      CLS2DET_LAUNCH((kernel<S, 16, 8>), grid_of(ceil_div((args).count, kBlock / 16)), stream, args);           \
-    } else {                                                                                                    \
-      CLS2DET_LAUNCH((kernel<S, kWarp, 0>), grid_of(ceil_div((args).count, kWarps)), stream, args);             \
-    }                                                                                                           \
+// kernel<S, kLanes, kHeld, kPlain>: COCO's 80 classes fill 8 x 10.
+#define CLS2DET_LAUNCH_ROWS(kernel, S, args, stream)                                                             \
+  do {                                                                                                           \
+    if ((args).count == 0) break;                                                                                \
+    if ((args).classes == 8 * 10 && (args).student_column == 1 && (args).teacher_column == 1) {                  \
+      CLS2DET_LAUNCH((kernel<S, 8, 10, true>), grid_of(ceil_div((args).count, kBlock / 8)), stream, args);       \
+    } else if ((args).classes <= 8 * 4) {                                                                        \
+      CLS2DET_LAUNCH((kernel<S, 8, 4, false>), grid_of(ceil_div((args).count, kBlock / 8)), stream, args);       \
+    } else if ((args).classes <= 16 * 8) {                                                                       \
+      CLS2DET_LAUNCH((kernel<S, 16, 8, false>), grid_of(ceil_div((args).count, kBlock / 16)), stream, args);     \
+    } else {                                                                                                     \
+      CLS2DET_LAUNCH((kernel<S, kWarp, 0, false>), grid_of(ceil_div((args).count, kWarps)), stream, args);       \
+    }                                                                                                            \
   } while (0)
 
 }  // namespace cls2det

@@ -6,10 +6,10 @@
 namespace cls2det {
 namespace {
 
-template <typename S, int kLanes, int kHeld>
+template <typename S, int kLanes, int kHeld, bool kPlain>
 __global__ void __launch_bounds__(kBlock) kd_sigmoid_kernel(LogitsLoss<S> a) {
   using T = Accumulate<S>;
-  each_row<kLanes, kHeld>(a, [&](LogitsRow<S, kLanes, kHeld>& row, int64_t k, bool matched) {
+  each_row<kLanes, kHeld, kPlain>(a, [&](LogitsRow<S, kLanes, kHeld, kPlain>& row, int64_t k, bool matched) {
     const T scale = T(1) / a.temperature;
     S* grad = a.grad && matched ? a.grad + k * a.columns : nullptr;
     const int first = first_class_column(a.background);
@@ -29,9 +29,9 @@ __global__ void __launch_bounds__(kBlock) kd_sigmoid_kernel(LogitsLoss<S> a) {
       const auto log_sigmoid = [&](T z) { return sigmoid(z * scale).log_on; };
       row.load(log_sigmoid);
       kl_row(
-          row, log_sigmoid, static_cast<const T*>(nullptr), T(1), &loss, &unused, grad != nullptr,
+          row, log_sigmoid, static_cast<const T*>(nullptr), T(1), a.temperature, &loss, &unused, grad != nullptr,
           [&](auto c, T log_on, T difference) {  // 1 - S = -expm1(log S), without cancellation
-            grad[first + c] = static_cast<S>(a.temperature * -std::expm1(log_on) * difference);
+            grad[first + c] = static_cast<S>(-std::expm1(log_on) * difference);
           });
     }
     if (matched && threadIdx.x % kLanes == 0) {

@@ -5,10 +5,10 @@
 namespace cls2det {
 namespace {
 
-template <typename S, int kLanes, int kHeld>
+template <typename S, int kLanes, int kHeld, bool kPlain>
 __global__ void __launch_bounds__(kBlock) kd_softmax_kernel(LogitsLoss<S> a) {
   using T = Accumulate<S>;
-  each_row<kLanes, kHeld>(a, [&](LogitsRow<S, kLanes, kHeld>& row, int64_t k, bool matched) {
+  each_row<kLanes, kHeld, kPlain>(a, [&](LogitsRow<S, kLanes, kHeld, kPlain>& row, int64_t k, bool matched) {
     const auto same = [](T z) { return z; };
     row.load(same);
     const int first = first_class_column(a.background);
@@ -17,8 +17,8 @@ __global__ void __launch_bounds__(kBlock) kd_softmax_kernel(LogitsLoss<S> a) {
     S* grad = a.grad && matched ? a.grad + k * a.columns : nullptr;
     T kl, background_share;
     kl_row(
-        row, same, other < 0 ? nullptr : &background, T(1) / a.temperature, &kl, &background_share, grad != nullptr,
-        [&](auto c, T, T difference) { grad[first + c] = static_cast<S>(a.temperature * difference); });
+        row, same, other < 0 ? nullptr : &background, T(1) / a.temperature, a.temperature, &kl, &background_share,
+        grad != nullptr, [&](auto c, T, T difference) { grad[first + c] = static_cast<S>(difference); });
     if (matched && threadIdx.x % kLanes == 0) {
       a.rows[k] = a.temperature * a.temperature * kl;
       if (grad && other >= 0) grad[other] = static_cast<S>(a.temperature * background_share);

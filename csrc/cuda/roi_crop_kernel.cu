@@ -12,19 +12,31 @@ namespace {
 
 constexpr int kMostRows = 128;  // of a tile
 
-// Equal tiles of about 2048 pixels: enough rows to be worth a column's taps, enough blocks to fill the device.
+// Equal tiles of about 3072 pixels: enough rows to be worth a column's taps, enough blocks to fill the device.
 int rows_per_tile(const Pooling& size) {
-  const int64_t fit = size.out_w < 2048 ? 2048 / size.out_w : 1, most = fit < kMostRows ? fit : kMostRows;
+  const int64_t fit = size.out_w < 3072 ? 3072 / size.out_w : 1, most = fit < kMostRows ? fit : kMostRows;
   return int(ceil_div(size.out_h, ceil_div(size.out_h, most)));
 }
 
-// Whether a tap's pixels are read at all: not even an infinite pixel counts outside the map.
+// A tap with all that does not depend on the other axis: where its pixels lie, and whether they are read at all; not even an
+// infinite pixel counts outside the map.
 template <typename T>
-struct Read {
-  bool pixel0, pixel1;
-  __device__ __forceinline__ explicit Read(const Tap<T>& tap)
-      : pixel0(tap.weight0 != T(0) || tap.slope0 != T(0)), pixel1(tap.weight1 != T(0) || tap.slope1 != T(0)) {}
-  __device__ __forceinline__ bool both() const { return pixel0 && pixel1; }
+struct alignas(16) Line {
+  int64_t offset, next;  // of pixel 0, and from there to pixel 1
+  T weight0, weight1, slope0, slope1, a;
+  bool read0, read1;
+
+  Line() = default;
+  __device__ __forceinline__ Line(const Tap<T>& tap, int64_t stride)
+      : offset(tap.pixel0 * stride),
+        next((tap.pixel1 - tap.pixel0) * stride),
+        weight0(tap.weight0),
+        weight1(tap.weight1),
+        slope0(tap.slope0),
+        slope1(tap.slope1),
+        a(tap.a),
+        read0(weight0 != T(0) || slope0 != T(0)),
+        read1(weight1 != T(0) || slope1 != T(0)) {}
 };
 
 template <typename T>
@@ -36,33 +48,24 @@ struct Corners {
 template <typename S, typename T>
 struct CornerReader {
   const S* pixels;
-  int64_t below, right;
-  Read<T> rows, columns;
-  bool neighbours;  // all four are read and lie side by side: no question and one address per row
+  const Line<T>&y, &x;
 
-  __device__ __forceinline__ CornerReader(const MapView<S>& map, const S* plane, const Tap<T>& y, const Tap<T>& x)
-      : pixels(plane + y.pixel0 * map.stride_y + x.pixel0 * map.stride_x),
-        below((y.pixel1 - y.pixel0) * map.stride_y),
-        right((x.pixel1 - x.pixel0) * map.stride_x),
-        rows(y),
-        columns(x),
-        neighbours(rows.both() && columns.both() && map.stride_x == 1) {}
+  __device__ __forceinline__ CornerReader(const S* column, const Line<T>& y, const Line<T>& x)
+      : pixels(column + y.offset), y(y), x(x) {}
 
   __device__ __forceinline__ Corners<T> at(int64_t channel_offset, bool side_by_side) const {
-    const S *upper = pixels + channel_offset, *lower = upper + below;
+    const S *upper = pixels + channel_offset, *lower = upper + y.next;
     if (side_by_side) {
       return {{{static_cast<T>(upper[0]), static_cast<T>(upper[1])}, {static_cast<T>(lower[0]), static_cast<T>(lower[1])}}};
     }
-    return {{{rows.pixel0 && columns.pixel0 ? static_cast<T>(upper[0]) : T(0),
-              rows.pixel0 && columns.pixel1 ? static_cast<T>(upper[right]) : T(0)},
-             {rows.pixel1 && columns.pixel0 ? static_cast<T>(lower[0]) : T(0),
-              rows.pixel1 && columns.pixel1 ? static_cast<T>(lower[right]) : T(0)}}};
+    return {{{y.read0 && x.read0 ? static_cast<T>(upper[0]) : T(0), y.read0 && x.read1 ? static_cast<T>(upper[x.next]) : T(0)},
+             {y.read1 && x.read0 ? static_cast<T>(lower[0]) : T(0), y.read1 && x.read1 ? static_cast<T>(lower[x.next]) : T(0)}}};
   }
 
   // visit(channel, corners); kChannels > 0: that many, their loads all on their way before the first is waited for
   template <int kChannels, typename Visit>
   __device__ __forceinline__ void each_channel(const MapView<S>& map, const Visit& visit) const {
-    if (neighbours) {
+    if (y.read0 && y.read1 && x.read0 && x.read1 && x.next == 1) {  // no question, and one address per row
       channels<kChannels>(map, true, visit);
     } else {
       channels<kChannels>(map, false, visit);
@@ -103,12 +106,16 @@ struct CropTile {
 
   __device__ __forceinline__ bool sampled() const { return !ignored && box.finite; }
 
-  // The taps of its rows, to be read after a barrier.
-  __device__ __forceinline__ void row_taps(const MapView<S>& map, const Pooling& size, Tap<T>* taps) const {
+  // Those of its rows, to be read after a barrier.
+  __device__ __forceinline__ void row_lines(const MapView<S>& map, const Pooling& size, Line<T>* lines) const {
     if (!sampled()) return;
     for (int i = threadIdx.x; i < rows; i += kBlock) {
-      taps[i] = sample_tap(box.y1, box.y2, first_row + i, size.out_h, map.height, size.border);
+      lines[i] = Line<T>(sample_tap(box.y1, box.y2, first_row + i, size.out_h, map.height, size.border), map.stride_y);
     }
+  }
+
+  __device__ __forceinline__ Line<T> column_line(const MapView<S>& map, const Pooling& size, int j) const {
+    return Line<T>(sample_tap(box.x1, box.x2, j, size.out_w, map.width, size.border), map.stride_x);
   }
 
   // visit(column, begin, end): this thread's columns, and which rows of the tile it does there. Neighbouring threads have
@@ -125,12 +132,12 @@ struct CropTile {
 template <typename S, typename T, int kChannels>
 __global__ void __launch_bounds__(kBlock) crop_kernel(
     MapView<S> map, BoxList<T> boxes, Pooling size, int tile_rows, int64_t tiles, S* out) {
-  CLS2DET_SHARED(Tap<T>, taps, kMostRows);
+  CLS2DET_SHARED(Line<T>, lines, kMostRows);
   const int64_t area = int64_t(size.out_h) * size.out_w;
   for (int64_t block = blockIdx.x; block < boxes.count * tiles; block += gridDim.x) {
     const CropTile<S, T> tile(map, boxes, size, block, tile_rows, tiles);
     S* crop = out + tile.n * map.channels * area + int64_t(tile.first_row) * size.out_w;
-    tile.row_taps(map, size, taps);
+    tile.row_lines(map, size, lines);
     __syncthreads();
     tile.each_column(size, [&](int j, int begin, int step) {
       if (!tile.sampled()) {
@@ -140,19 +147,19 @@ __global__ void __launch_bounds__(kBlock) crop_kernel(
         }
         return;
       }
-      const Tap<T> x = sample_tap(tile.box.x1, tile.box.x2, j, size.out_w, map.width, size.border);
-      const S* plane = map.data + tile.image * map.stride_n;
-      for (int i = begin; i < tile.rows; i += step) {
-        const Tap<T> y = taps[i];
-        S* o = crop + int64_t(i) * size.out_w + j;
-        CornerReader<S, T>(map, plane, y, x).template each_channel<kChannels>(map, [&](int64_t c, const Corners<T>& corners) {
+      const Line<T> x = tile.column_line(map, size, j);
+      const S* column = map.data + tile.image * map.stride_n + x.offset;
+      S* o = crop + int64_t(begin) * size.out_w + j;
+      for (int i = begin; i < tile.rows; i += step, o += int64_t(step) * size.out_w) {
+        const Line<T> y = lines[i];
+        CornerReader<S, T>(column, y, x).template each_channel<kChannels>(map, [&](int64_t c, const Corners<T>& corners) {
           const T top = x.weight0 * corners.value[0][0] + x.weight1 * corners.value[0][1];
           const T bottom = x.weight0 * corners.value[1][0] + x.weight1 * corners.value[1][1];
           o[c * area] = static_cast<S>(y.weight0 * top + y.weight1 * bottom);
         });
       }
     });
-    __syncthreads();  // before the next tile's taps
+    __syncthreads();  // before the next tile's lines
   }
 }
 
@@ -161,25 +168,25 @@ __global__ void __launch_bounds__(kBlock) crop_kernel(
 template <typename S, typename T, int kChannels>
 __global__ void __launch_bounds__(kBlock) crop_edges_kernel(
     MapView<S> map, BoxList<T> boxes, Pooling size, int tile_rows, int64_t tiles, const T* grad, T* partial) {
-  CLS2DET_SHARED(Tap<T>, taps, kMostRows);
+  CLS2DET_SHARED(Line<T>, lines, kMostRows);
   CLS2DET_SHARED(T, shared, 4 * kWarps);
   const int64_t area = int64_t(size.out_h) * size.out_w;
   for (int64_t block = blockIdx.x; block < boxes.count * tiles; block += gridDim.x) {
     const CropTile<S, T> tile(map, boxes, size, block, tile_rows, tiles);
     const T* crop = grad + tile.n * map.channels * area + int64_t(tile.first_row) * size.out_w;
-    tile.row_taps(map, size, taps);
+    tile.row_lines(map, size, lines);
     __syncthreads();
     T sums[4] = {};
     tile.each_column(size, [&](int j, int begin, int step) {
       if (!tile.sampled()) return;
-      const Tap<T> x = sample_tap(tile.box.x1, tile.box.x2, j, size.out_w, map.width, size.border);
-      const S* plane = map.data + tile.image * map.stride_n;
+      const Line<T> x = tile.column_line(map, size, j);
+      const S* column = map.data + tile.image * map.stride_n + x.offset;
       T column_dx = T(0);
-      for (int i = begin; i < tile.rows; i += step) {
-        const Tap<T> y = taps[i];
-        const T* g = crop + int64_t(i) * size.out_w + j;
+      const T* g = crop + int64_t(begin) * size.out_w + j;
+      for (int i = begin; i < tile.rows; i += step, g += int64_t(step) * size.out_w) {
+        const Line<T> y = lines[i];
         Corners<T> all{};
-        CornerReader<S, T>(map, plane, y, x).template each_channel<kChannels>(map, [&](int64_t c, const Corners<T>& corners) {
+        CornerReader<S, T>(column, y, x).template each_channel<kChannels>(map, [&](int64_t c, const Corners<T>& corners) {
           const T upstream = g[c * area];
           for (int r = 0; r < 2; ++r) {
             for (int s = 0; s < 2; ++s) all.value[r][s] += upstream * corners.value[r][s];
@@ -197,7 +204,7 @@ __global__ void __launch_bounds__(kBlock) crop_edges_kernel(
       sums[0] += column_dx * (T(1) - x.a);
       sums[2] += column_dx * x.a;
     });
-    block_sum<4>(sums, shared);  // its barriers: the taps may be written again
+    block_sum<4>(sums, shared);  // its barriers: the lines may be written again
     if (threadIdx.x == 0) {
       const bool lost = !tile.ignored && !tile.box.finite && map.channels > 0;
       partial[block * 5] = lost ? T(NAN) : T(0);
