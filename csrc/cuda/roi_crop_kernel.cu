@@ -22,9 +22,10 @@ int rows_per_tile(const Pooling& size) {
 // infinite pixel counts outside the map.
 template <typename T>
 struct alignas(16) Line {
+  using Flag = std::conditional_t<std::is_same_v<T, double>, int64_t, int32_t>;  // wide: a line is copied whole, it has no gap
   int64_t offset, next;  // of pixel 0, and from there to pixel 1
   T weight0, weight1, slope0, slope1, a;
-  bool read0, read1;
+  Flag read0, read1, both;
 
   Line() = default;
   __device__ __forceinline__ Line(const Tap<T>& tap, int64_t stride)
@@ -36,7 +37,8 @@ struct alignas(16) Line {
         slope1(tap.slope1),
         a(tap.a),
         read0(weight0 != T(0) || slope0 != T(0)),
-        read1(weight1 != T(0) || slope1 != T(0)) {}
+        read1(weight1 != T(0) || slope1 != T(0)),
+        both(read0 && read1) {}
 };
 
 template <typename T>
@@ -65,7 +67,7 @@ struct CornerReader {
   // visit(channel, corners); kChannels > 0: that many, their loads all on their way before the first is waited for
   template <int kChannels, typename Visit>
   __device__ __forceinline__ void each_channel(const MapView<S>& map, const Visit& visit) const {
-    if (y.read0 && y.read1 && x.read0 && x.read1 && x.next == 1) {  // no question, and one address per row
+    if (y.both && x.both && x.next == 1) {  // no question, and one address per row
       channels<kChannels>(map, true, visit);
     } else {
       channels<kChannels>(map, false, visit);
