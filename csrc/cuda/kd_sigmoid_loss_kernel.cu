@@ -1,4 +1,4 @@
-// kd_sigmoid_loss, S = sigmoid(z / T), one warp per row:
+// kd_sigmoid_loss, S = sigmoid(z / T):
 //   bce     L_k = T^2 / C sum_c KL([S^t, 1 - S^t], [S^s, 1 - S^s])     dL/dz^s = T / C (S^s - S^t)
 //   l1norm  L_k = T^2 KL(Q^t, Q^s), Q = S / sum S = softmax(log S)     dL/dz^s = T (1 - S^s) (Q^s - Q^t)
 #include "cuda/kd_row.cuh"
@@ -6,37 +6,37 @@
 namespace cls2det {
 namespace {
 
-template <typename S, int kHeld>
+template <typename S, int kLanes, int kHeld, bool kPlain>
 __global__ void __launch_bounds__(kBlock) kd_sigmoid_kernel(LogitsLoss<S> a) {
   using T = Accumulate<S>;
-  each_row(a, [&](int64_t k, int64_t match) {
-    LogitsRow<S, kHeld> row = logits_row<S, kHeld>(a, k, match);
+  each_row<kLanes, kHeld, kPlain>(a, [&](LogitsRow<S, kLanes, kHeld, kPlain>& row, int64_t k, bool matched) {
     const T scale = T(1) / a.temperature;
-    S* grad = a.grad ? a.grad + k * a.columns : nullptr;
+    S* grad = a.grad && matched ? a.grad + k * a.columns : nullptr;
     const int first = first_class_column(a.background);
     T loss = T(0), unused = T(0);
     if (a.mode == kBce) {
       const auto same = [](T z) { return z; };
       const T share = a.temperature / T(a.classes);
       row.load(same);
-      row.each(same, [&](int64_t c, T s, T t) {
+      row.each(same, [&](int, auto c, T s, T t) {
+        if (!row.has(c)) return;
         const Sigmoid<T> on_s = sigmoid(s * scale), on_t = sigmoid(t * scale);
         loss += two_way_kl(on_s, on_t);
-        if (a.grad) grad[first + c] = static_cast<S>(share * (on_s.on - on_t.on));
+        if (grad) grad[first + c] = static_cast<S>(share * (on_s.on - on_t.on));
       });
-      loss = lanes_sum(loss) / T(a.classes);
+      loss = lanes_sum(loss, kLanes) / T(a.classes);
     } else {
       const auto log_sigmoid = [&](T z) { return sigmoid(z * scale).log_on; };
       row.load(log_sigmoid);
       kl_row(
-          row, log_sigmoid, static_cast<const T*>(nullptr), T(1), &loss, &unused, a.grad != nullptr,
-          [&](int64_t c, T log_on, T difference) {  // 1 - S = -expm1(log S), without cancellation
-            grad[first + c] = static_cast<S>(a.temperature * -std::expm1(log_on) * difference);
+          row, log_sigmoid, static_cast<const T*>(nullptr), T(1), a.temperature, &loss, &unused, grad != nullptr,
+          [&](auto c, T log_on, T difference) {  // 1 - S = -expm1(log S), without cancellation
+            grad[first + c] = static_cast<S>(-std::expm1(log_on) * difference);
           });
     }
-    if (threadIdx.x % kWarp == 0) {
+    if (matched && threadIdx.x % kLanes == 0) {
       a.rows[k] = a.temperature * a.temperature * loss;
-      if (a.grad && a.background != kNone) grad[a.background == kFirst ? 0 : a.classes] = static_cast<S>(0.0f);
+      if (grad && a.background != kNone) grad[a.background == kFirst ? 0 : a.classes] = static_cast<S>(0.0f);
     }
   });
 }

@@ -1,28 +1,27 @@
 // kd_softmax_loss: L_k = T^2 KL(softmax(z^t / T), softmax(z^s / T)), dL/dz^s = T (P^s - P^t); the background column of the
-// student has teacher probability 0. One warp per row.
+// student has teacher probability 0.
 #include "cuda/kd_row.cuh"
 
 namespace cls2det {
 namespace {
 
-template <typename S, int kHeld>
+template <typename S, int kLanes, int kHeld, bool kPlain>
 __global__ void __launch_bounds__(kBlock) kd_softmax_kernel(LogitsLoss<S> a) {
   using T = Accumulate<S>;
-  each_row(a, [&](int64_t k, int64_t match) {
-    LogitsRow<S, kHeld> row = logits_row<S, kHeld>(a, k, match);
+  each_row<kLanes, kHeld, kPlain>(a, [&](LogitsRow<S, kLanes, kHeld, kPlain>& row, int64_t k, bool matched) {
     const auto same = [](T z) { return z; };
     row.load(same);
     const int first = first_class_column(a.background);
     const int64_t other = a.background == kNone ? -1 : a.background == kFirst ? 0 : a.classes;
     const T background = other < 0 ? T(0) : static_cast<T>(a.student[k * a.student_row + other * a.student_column]);
-    S* grad = a.grad ? a.grad + k * a.columns : nullptr;
+    S* grad = a.grad && matched ? a.grad + k * a.columns : nullptr;
     T kl, background_share;
     kl_row(
-        row, same, other < 0 ? nullptr : &background, T(1) / a.temperature, &kl, &background_share, a.grad != nullptr,
-        [&](int64_t c, T, T difference) { grad[first + c] = static_cast<S>(a.temperature * difference); });
-    if (threadIdx.x % kWarp == 0) {
+        row, same, other < 0 ? nullptr : &background, T(1) / a.temperature, a.temperature, &kl, &background_share,
+        grad != nullptr, [&](auto c, T, T difference) { grad[first + c] = static_cast<S>(difference); });
+    if (matched && threadIdx.x % kLanes == 0) {
       a.rows[k] = a.temperature * a.temperature * kl;
-      if (a.grad && other >= 0) grad[other] = static_cast<S>(a.temperature * background_share);
+      if (grad && other >= 0) grad[other] = static_cast<S>(a.temperature * background_share);
     }
   });
 }

@@ -13,8 +13,8 @@ __device__ __forceinline__ T lanes_sum(T value, int lanes = kWarp) {
 }
 
 template <typename T>
-__device__ __forceinline__ T lanes_max(T value) {
-  for (int step = kWarp / 2; step > 0; step /= 2) {
+__device__ __forceinline__ T lanes_max(T value, int lanes = kWarp) {
+  for (int step = lanes / 2; step > 0; step /= 2) {
     const T other = __shfl_xor_sync(kAllLanes, value, step);
     value = other > value ? other : value;
   }

@@ -1,4 +1,5 @@
-// roi_crop: bilinear crops of indexed boxes. A thread computes the two taps of one output pixel once, for all channels.
+// roi_crop: bilinear crops of indexed boxes. A block makes some rows of one crop: a thread keeps its column, whose two taps in x
+// it computes once, and walks down the rows, whose taps in y wait in shared memory; for all channels.
 //
 //     out[n, c, i, j] = sum of wy wx I[c, y, x] over the two pixels of sample i in y and of sample j in x
 #include "cuda/kernels.h"
@@ -9,127 +10,240 @@
 namespace cls2det {
 namespace {
 
-int rows_per_tile(int out_w) { return out_w < 1024 ? 1024 / out_w : 1; }
+constexpr int kMostRows = 128;  // of a tile
 
-// The 2 x 2 pixels of one sample. A tap outside the map is not read at all: not even an infinite pixel counts.
-template <typename S, typename T>
+// Equal tiles of about 3072 pixels: enough rows to be worth a column's taps, enough blocks to fill the device.
+int rows_per_tile(const Pooling& size) {
+  const int64_t fit = size.out_w < 3072 ? 3072 / size.out_w : 1, most = fit < kMostRows ? fit : kMostRows;
+  return int(ceil_div(size.out_h, ceil_div(size.out_h, most)));
+}
+
+// A tap with all that does not depend on the other axis: where its pixels lie, and whether they are read at all; not even an
+// infinite pixel counts outside the map.
+template <typename T>
+struct alignas(16) Line {
+  using Flag = std::conditional_t<std::is_same_v<T, double>, int64_t, int32_t>;  // wide: a line is copied whole, it has no gap
+  int64_t offset, next;  // of pixel 0, and from there to pixel 1
+  T weight0, weight1, slope0, slope1, a;
+  Flag read0, read1, both;
+
+  Line() = default;
+  __device__ __forceinline__ Line(const Tap<T>& tap, int64_t stride)
+      : offset(tap.pixel0 * stride),
+        next((tap.pixel1 - tap.pixel0) * stride),
+        weight0(tap.weight0),
+        weight1(tap.weight1),
+        slope0(tap.slope0),
+        slope1(tap.slope1),
+        a(tap.a),
+        read0(weight0 != T(0) || slope0 != T(0)),
+        read1(weight1 != T(0) || slope1 != T(0)),
+        both(read0 && read1) {}
+};
+
+template <typename T>
 struct Corners {
-  int64_t offset[2][2];
-  bool read[2][2];
+  T value[2][2];
+};
 
-  __device__ Corners(const MapView<S>& map, const Tap<T>& y, const Tap<T>& x) {
-    const int rows[2] = {y.pixel0, y.pixel1}, columns[2] = {x.pixel0, x.pixel1};
-    const bool row_read[2] = {y.weight0 != T(0) || y.slope0 != T(0), y.weight1 != T(0) || y.slope1 != T(0)};
-    const bool column_read[2] = {x.weight0 != T(0) || x.slope0 != T(0), x.weight1 != T(0) || x.slope1 != T(0)};
-    for (int r = 0; r < 2; ++r) {
-      for (int s = 0; s < 2; ++s) {
-        offset[r][s] = rows[r] * map.stride_y + columns[s] * map.stride_x;
-        read[r][s] = row_read[r] && column_read[s];
-      }
+// The 2 x 2 pixels of one sample, channel after channel.
+template <typename S, typename T>
+struct CornerReader {
+  const S* pixels;
+  const Line<T>&y, &x;
+
+  __device__ __forceinline__ CornerReader(const S* column, const Line<T>& y, const Line<T>& x)
+      : pixels(column + y.offset), y(y), x(x) {}
+
+  __device__ __forceinline__ Corners<T> at(int64_t channel_offset, bool side_by_side) const {
+    const S *upper = pixels + channel_offset, *lower = upper + y.next;
+    if (side_by_side) {
+      return {{{static_cast<T>(upper[0]), static_cast<T>(upper[1])}, {static_cast<T>(lower[0]), static_cast<T>(lower[1])}}};
+    }
+    return {{{y.read0 && x.read0 ? static_cast<T>(upper[0]) : T(0), y.read0 && x.read1 ? static_cast<T>(upper[x.next]) : T(0)},
+             {y.read1 && x.read0 ? static_cast<T>(lower[0]) : T(0), y.read1 && x.read1 ? static_cast<T>(lower[x.next]) : T(0)}}};
+  }
+
+  // visit(channel, corners); kChannels > 0: that many, their loads all on their way before the first is waited for
+  template <int kChannels, typename Visit>
+  __device__ __forceinline__ void each_channel(const MapView<S>& map, const Visit& visit) const {
+    if (y.both && x.both && x.next == 1) {  // no question, and one address per row
+      channels<kChannels>(map, true, visit);
+    } else {
+      channels<kChannels>(map, false, visit);
     }
   }
 
-  __device__ T operator()(const S* plane, int r, int s) const {
-    return read[r][s] ? static_cast<T>(plane[offset[r][s]]) : T(0);
+ private:
+  template <int kChannels, typename Visit>
+  __device__ __forceinline__ void channels(const MapView<S>& map, bool side_by_side, const Visit& visit) const {
+    if constexpr (kChannels > 0) {
+      Corners<T> corners[kChannels];
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) corners[c] = at(c * map.stride_c, side_by_side);
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) visit(c, corners[c]);
+    } else {
+      for (int64_t c = 0; c < map.channels; ++c) visit(c, at(c * map.stride_c, side_by_side));
+    }
   }
 };
 
+// The rows of one crop that a block makes.
 template <typename S, typename T>
+struct CropTile {
+  int64_t n, image;
+  int first_row, rows;
+  bool ignored;
+  MapBox<T> box;
+
+  __device__ __forceinline__ CropTile(
+      const MapView<S>& map, const BoxList<T>& boxes, const Pooling& size, int64_t block, int tile_rows, int64_t tiles)
+      : n(divide(block, tiles)),
+        image(boxes.image_index[n]),
+        first_row(int(block - n * tiles) * tile_rows),
+        rows(size.out_h - first_row < tile_rows ? size.out_h - first_row : tile_rows),
+        ignored(image < 0 || image >= map.images),
+        box(map_box(boxes.boxes + 4 * n, boxes.scale, map.height, map.width, size.clip)) {}
+
+  __device__ __forceinline__ bool sampled() const { return !ignored && box.finite; }
+
+  // Those of its rows, to be read after a barrier.
+  __device__ __forceinline__ void row_lines(const MapView<S>& map, const Pooling& size, Line<T>* lines) const {
+    if (!sampled()) return;
+    for (int i = threadIdx.x; i < rows; i += kBlock) {
+      lines[i] = Line<T>(sample_tap(box.y1, box.y2, first_row + i, size.out_h, map.height, size.border), map.stride_y);
+    }
+  }
+
+  __device__ __forceinline__ Line<T> column_line(const MapView<S>& map, const Pooling& size, int j) const {
+    return Line<T>(sample_tap(box.x1, box.x2, j, size.out_w, map.width, size.border), map.stride_x);
+  }
+
+  // visit(column, begin, end): this thread's columns, and which rows of the tile it does there. Neighbouring threads have
+  // neighbouring columns of one row; threads that are left over begin one row further down, and all step by `step` rows.
+  template <typename Visit>
+  __device__ __forceinline__ void each_column(const Pooling& size, const Visit& visit) const {
+    const int across = size.out_w < kBlock ? size.out_w : kBlock, step = kBlock / across;
+    const int begin = int(threadIdx.x) / across;
+    if (begin >= step) return;
+    for (int j = int(threadIdx.x) - begin * across; j < size.out_w; j += across) visit(j, begin, step);
+  }
+};
+
+template <typename S, typename T, int kChannels>
 __global__ void __launch_bounds__(kBlock) crop_kernel(
     MapView<S> map, BoxList<T> boxes, Pooling size, int tile_rows, int64_t tiles, S* out) {
+  CLS2DET_SHARED(Line<T>, lines, kMostRows);
   const int64_t area = int64_t(size.out_h) * size.out_w;
   for (int64_t block = blockIdx.x; block < boxes.count * tiles; block += gridDim.x) {
-    const int64_t n = divide(block, tiles);
-    const int first_row = int(block - n * tiles) * tile_rows;
-    const int rows = size.out_h - first_row < tile_rows ? size.out_h - first_row : tile_rows;
-    const int64_t image = boxes.image_index[n];
-    const bool ignored = image < 0 || image >= map.images;
-    const MapBox<T> b = map_box(boxes.boxes + 4 * n, boxes.scale, map.height, map.width, size.clip);
-    S* o = out + n * map.channels * area + int64_t(first_row) * size.out_w;
-    for (int pixel = threadIdx.x; pixel < rows * size.out_w; pixel += kBlock) {
-      if (ignored || !b.finite) {
-        for (int64_t c = 0; c < map.channels; ++c) o[c * area + pixel] = static_cast<S>(ignored ? T(0) : T(NAN));
-        continue;
+    const CropTile<S, T> tile(map, boxes, size, block, tile_rows, tiles);
+    S* crop = out + tile.n * map.channels * area + int64_t(tile.first_row) * size.out_w;
+    tile.row_lines(map, size, lines);
+    __syncthreads();
+    tile.each_column(size, [&](int j, int begin, int step) {
+      if (!tile.sampled()) {
+        const S fill = static_cast<S>(tile.ignored ? T(0) : T(NAN));
+        for (int i = begin; i < tile.rows; i += step) {
+          for (int64_t c = 0; c < map.channels; ++c) crop[c * area + int64_t(i) * size.out_w + j] = fill;
+        }
+        return;
       }
-      const int i = first_row + pixel / size.out_w, j = pixel % size.out_w;
-      const Tap<T> y = sample_tap(b.y1, b.y2, i, size.out_h, map.height, size.border);
-      const Tap<T> x = sample_tap(b.x1, b.x2, j, size.out_w, map.width, size.border);
-      const Corners<S, T> corners(map, y, x);
-      const S* plane = map.data + image * map.stride_n;
-      for (int64_t c = 0; c < map.channels; ++c, plane += map.stride_c) {
-        const T top = x.weight0 * corners(plane, 0, 0) + x.weight1 * corners(plane, 0, 1);
-        const T bottom = x.weight0 * corners(plane, 1, 0) + x.weight1 * corners(plane, 1, 1);
-        o[c * area + pixel] = static_cast<S>(y.weight0 * top + y.weight1 * bottom);
+      const Line<T> x = tile.column_line(map, size, j);
+      const S* column = map.data + tile.image * map.stride_n + x.offset;
+      S* o = crop + int64_t(begin) * size.out_w + j;
+      for (int i = begin; i < tile.rows; i += step, o += int64_t(step) * size.out_w) {
+        const Line<T> y = lines[i];
+        CornerReader<S, T>(column, y, x).template each_channel<kChannels>(map, [&](int64_t c, const Corners<T>& corners) {
+          const T top = x.weight0 * corners.value[0][0] + x.weight1 * corners.value[0][1];
+          const T bottom = x.weight0 * corners.value[1][0] + x.weight1 * corners.value[1][1];
+          o[c * area] = static_cast<S>(y.weight0 * top + y.weight1 * bottom);
+        });
       }
-    }
+    });
+    __syncthreads();  // before the next tile's lines
   }
 }
 
-// dL/dx1 = sum g D^x (1 - a_j), dL/dx2 = sum g D^x a_j with D^x = d crop / d u; the same in y.
-template <typename S, typename T>
+// dL/dx1 = sum g D^x (1 - a_j), dL/dx2 = sum g D^x a_j with D^x = d crop / d u; the same in y. All of it is linear in the
+// pixels, so g times each of the four is summed over the channels first.
+template <typename S, typename T, int kChannels>
 __global__ void __launch_bounds__(kBlock) crop_edges_kernel(
     MapView<S> map, BoxList<T> boxes, Pooling size, int tile_rows, int64_t tiles, const T* grad, T* partial) {
-  CLS2DET_SHARED(T, shared, 5 * kWarps);
+  CLS2DET_SHARED(Line<T>, lines, kMostRows);
+  CLS2DET_SHARED(T, shared, 4 * kWarps);
   const int64_t area = int64_t(size.out_h) * size.out_w;
   for (int64_t block = blockIdx.x; block < boxes.count * tiles; block += gridDim.x) {
-    const int64_t n = divide(block, tiles);
-    const int first_row = int(block - n * tiles) * tile_rows;
-    const int rows = size.out_h - first_row < tile_rows ? size.out_h - first_row : tile_rows;
-    const int64_t image = boxes.image_index[n];
-    const bool ignored = image < 0 || image >= map.images;
-    const MapBox<T> b = map_box(boxes.boxes + 4 * n, boxes.scale, map.height, map.width, size.clip);
-    const T* g = grad + n * map.channels * area + int64_t(first_row) * size.out_w;
-    T sums[5] = {};
-    for (int pixel = threadIdx.x; !ignored && b.finite && pixel < rows * size.out_w; pixel += kBlock) {
-      const int i = first_row + pixel / size.out_w, j = pixel % size.out_w;
-      const Tap<T> y = sample_tap(b.y1, b.y2, i, size.out_h, map.height, size.border);
-      const Tap<T> x = sample_tap(b.x1, b.x2, j, size.out_w, map.width, size.border);
-      const Corners<S, T> corners(map, y, x);
-      const S* plane = map.data + image * map.stride_n;
-      T g_dx = T(0), g_dy = T(0);
-      for (int64_t c = 0; c < map.channels; ++c, plane += map.stride_c) {
-        const T i00 = corners(plane, 0, 0), i01 = corners(plane, 0, 1), i10 = corners(plane, 1, 0), i11 = corners(plane, 1, 1);
-        const T dx = y.weight0 * (x.slope0 * i00 + x.slope1 * i01) + y.weight1 * (x.slope0 * i10 + x.slope1 * i11);
-        const T dy = y.slope0 * (x.weight0 * i00 + x.weight1 * i01) + y.slope1 * (x.weight0 * i10 + x.weight1 * i11);
-        g_dx += g[c * area + pixel] * dx;
-        g_dy += g[c * area + pixel] * dy;
+    const CropTile<S, T> tile(map, boxes, size, block, tile_rows, tiles);
+    const T* crop = grad + tile.n * map.channels * area + int64_t(tile.first_row) * size.out_w;
+    tile.row_lines(map, size, lines);
+    __syncthreads();
+    T sums[4] = {};
+    tile.each_column(size, [&](int j, int begin, int step) {
+      if (!tile.sampled()) return;
+      const Line<T> x = tile.column_line(map, size, j);
+      const S* column = map.data + tile.image * map.stride_n + x.offset;
+      T column_dx = T(0);
+      const T* g = crop + int64_t(begin) * size.out_w + j;
+      for (int i = begin; i < tile.rows; i += step, g += int64_t(step) * size.out_w) {
+        const Line<T> y = lines[i];
+        Corners<T> all{};
+        CornerReader<S, T>(column, y, x).template each_channel<kChannels>(map, [&](int64_t c, const Corners<T>& corners) {
+          const T upstream = g[c * area];
+          for (int r = 0; r < 2; ++r) {
+            for (int s = 0; s < 2; ++s) all.value[r][s] += upstream * corners.value[r][s];
+          }
+        });
+        const T dx_top = x.slope0 * all.value[0][0] + x.slope1 * all.value[0][1];
+        const T dx_bottom = x.slope0 * all.value[1][0] + x.slope1 * all.value[1][1];
+        const T top = x.weight0 * all.value[0][0] + x.weight1 * all.value[0][1];
+        const T bottom = x.weight0 * all.value[1][0] + x.weight1 * all.value[1][1];
+        const T dy = y.slope0 * top + y.slope1 * bottom;
+        column_dx += y.weight0 * dx_top + y.weight1 * dx_bottom;
+        sums[1] += dy * (T(1) - y.a);
+        sums[3] += dy * y.a;
       }
-      sums[1] += g_dx * (T(1) - x.a);
-      sums[2] += g_dy * (T(1) - y.a);
-      sums[3] += g_dx * x.a;
-      sums[4] += g_dy * y.a;
-    }
-    block_sum<5>(sums, shared);
+      sums[0] += column_dx * (T(1) - x.a);
+      sums[2] += column_dx * x.a;
+    });
+    block_sum<4>(sums, shared);  // its barriers: the lines may be written again
     if (threadIdx.x == 0) {
-      const bool lost = !ignored && !b.finite && map.channels > 0;
-      for (int e = 0; e < 5; ++e) partial[block * 5 + e] = lost ? T(NAN) : sums[e];
+      const bool lost = !tile.ignored && !tile.box.finite && map.channels > 0;
+      partial[block * 5] = lost ? T(NAN) : T(0);
+      for (int e = 0; e < 4; ++e) partial[block * 5 + 1 + e] = lost ? T(NAN) : sums[e];
     }
   }
 }
 
 }  // namespace
 
-int64_t roi_crop_tiles(const Pooling& size) { return ceil_div(size.out_h, rows_per_tile(size.out_w)); }
+int64_t roi_crop_tiles(const Pooling& size) { return ceil_div(size.out_h, rows_per_tile(size)); }
+
+// kernel<S, T, kChannels>: images have 3.
+#define CLS2DET_LAUNCH_CROP(kernel, S, map, boxes, size, stream, ...)                                                      \
+  do {                                                                                                                     \
+    const int64_t tiles = roi_crop_tiles(size);                                                                            \
+    const unsigned grid = grid_of((boxes).count * tiles);                                                                  \
+    if ((map).channels == 3) {                                                                                             \
+      CLS2DET_LAUNCH((kernel<S, Accumulate<S>, 3>), grid, stream, map, boxes, size, rows_per_tile(size), tiles, __VA_ARGS__); \
+    } else {                                                                                                               \
+      CLS2DET_LAUNCH((kernel<S, Accumulate<S>, 0>), grid, stream, map, boxes, size, rows_per_tile(size), tiles, __VA_ARGS__); \
+    }                                                                                                                      \
+  } while (0)
 
 template <typename S>
 void roi_crop_forward(
     const MapView<S>& map, const BoxList<Accumulate<S>>& boxes, const Pooling& size, S* out, cudaStream_t stream) {
-  const int64_t tiles = roi_crop_tiles(size);
   if (boxes.count == 0 || map.channels == 0) return;
-  CLS2DET_LAUNCH(
-      (crop_kernel<S, Accumulate<S>>), grid_of(boxes.count * tiles), stream, map, boxes, size, rows_per_tile(size.out_w), tiles,
-      out);
+  CLS2DET_LAUNCH_CROP(crop_kernel, S, map, boxes, size, stream, out);
 }
 
 template <typename S>
 void roi_crop_edges(
     const MapView<S>& map, const BoxList<Accumulate<S>>& boxes, const Pooling& size, const Accumulate<S>* grad,
     Accumulate<S>* partial, cudaStream_t stream) {
-  const int64_t tiles = roi_crop_tiles(size);
   if (boxes.count == 0) return;
-  CLS2DET_LAUNCH(
-      (crop_edges_kernel<S, Accumulate<S>>), grid_of(boxes.count * tiles), stream, map, boxes, size, rows_per_tile(size.out_w),
-      tiles, grad, partial);
+  CLS2DET_LAUNCH_CROP(crop_edges_kernel, S, map, boxes, size, stream, grad, partial);
 }
 
 #define INSTANTIATE(S)                                                                                                     \

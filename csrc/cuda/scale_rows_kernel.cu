@@ -1,18 +1,51 @@
 // scale_rows: out[k, i] = grad_rows[k] * row_grads[k, i], the backward of every loss whose forward left its gradient behind.
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
+#include "cuda/map_walk.cuh"
 
 namespace cls2det {
 namespace {
 
+constexpr int kAhead = 2;  // runs that a thread has loaded before it needs the first
+
 template <typename S, typename T>
+__device__ __forceinline__ S scaled(T g, S value) {  // a row that nothing asks for stays 0, even if its gradient is NaN
+  return static_cast<S>(g == T(0) ? T(0) : g * static_cast<T>(value));
+}
+
+// A run touches at most two rows, so that one division places it: kRun <= width, or 1.
+template <int kRun, typename S, typename T>
 __global__ void __launch_bounds__(kBlock) scale_rows_kernel(
     const T* grad_rows, int64_t grad_stride, const S* row_grads, int64_t count, int64_t width, S* out) {
-  for (int64_t i = int64_t(blockIdx.x) * kBlock + threadIdx.x; i < count * width; i += int64_t(gridDim.x) * kBlock) {
-    const T g = grad_rows[divide(i, width) * grad_stride];  // a row that nothing asks for stays 0, even if its gradient is NaN
-    out[i] = static_cast<S>(g == T(0) ? T(0) : g * static_cast<T>(row_grads[i]));
+  const int64_t runs = count * width / kRun, step = int64_t(gridDim.x) * kBlock * kAhead;
+  for (int64_t first = int64_t(blockIdx.x) * kBlock * kAhead + threadIdx.x; first < runs; first += step) {
+    Run<S, kRun> run[kAhead];
+    T here[kAhead], next[kAhead];  // what the run's row and the one after it are multiplied by
+    int left[kAhead];              // values of the run in its first row
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u) {
+      const int64_t i = first + u * kBlock;
+      if (i >= runs) continue;
+      run[u] = load_run<kRun>(row_grads + i * kRun);
+      const int64_t row = divide(i * kRun, width), rest = (row + 1) * width - i * kRun;
+      left[u] = rest < kRun ? int(rest) : kRun;
+      here[u] = grad_rows[row * grad_stride];
+      next[u] = left[u] < kRun ? grad_rows[(row + 1) * grad_stride] : T(0);
+    }
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u) {
+      const int64_t i = first + u * kBlock;
+      if (i >= runs) continue;
+#pragma unroll
+      for (int j = 0; j < kRun; ++j) run[u].values[j] = scaled(j < left[u] ? here[u] : next[u], run[u].values[j]);
+      store_run(out + i * kRun, run[u]);
+    }
   }
+  const int64_t rest = runs * kRun + threadIdx.x;  // fewer than a run
+  if (blockIdx.x == 0 && rest < count * width) out[rest] = scaled(grad_rows[divide(rest, width) * grad_stride], row_grads[rest]);
 }
+
+bool starts_run(const void* memory) { return reinterpret_cast<uintptr_t>(memory) % 16 == 0; }
 
 }  // namespace
 
@@ -20,10 +53,18 @@ template <typename S>
 void multiply_rows(
     const Accumulate<S>* grad_rows, int64_t grad_stride, const S* row_grads, int64_t count, int64_t width, S* out,
     cudaStream_t stream) {
+  using T = Accumulate<S>;
   if (count * width == 0) return;
-  CLS2DET_LAUNCH(
-      (scale_rows_kernel<S, Accumulate<S>>), grid_of(ceil_div(count * width, kBlock)), stream, grad_rows, grad_stride,
-      row_grads, count, width, out);
+  const int64_t threads = ceil_div(count * width, kAhead);  // of one value per run
+  if (width >= kWide<S> && starts_run(row_grads) && starts_run(out)) {
+    CLS2DET_LAUNCH(
+        (scale_rows_kernel<kWide<S>, S, T>), grid_of(ceil_div(threads, kBlock * kWide<S>)), stream, grad_rows, grad_stride,
+        row_grads, count, width, out);
+  } else {
+    CLS2DET_LAUNCH(
+        (scale_rows_kernel<1, S, T>), grid_of(ceil_div(threads, kBlock)), stream, grad_rows, grad_stride, row_grads, count, width,
+        out);
+  }
 }
 
 #define INSTANTIATE(S) template void multiply_rows(const Accumulate<S>*, int64_t, const S*, int64_t, int64_t, S*, cudaStream_t);
