@@ -32,12 +32,13 @@ constexpr int kRows = 8;                                       // of the convolu
 constexpr int kPools = kRows / 2;                              // rows of pools in one step
 constexpr int kChannels = 8, kGroups = 4;                      // of a thread; threads for other channels
 constexpr int kBlockChannels = kChannels * kGroups;
+constexpr int kHeldInputs = 3;                                 // channels of the images whose filters stay
 constexpr int kInputRows = (kRows - 1) * kStride + kKernel;
 constexpr int kHalf = kLanes * kPlaces + 4;                    // even or odd columns of an input row
 constexpr int kWeightPitch = kBlockChannels + 4;               // spreads the writes of a filter over the banks
 constexpr int kRow = kBlockChannels * kSlots, kRowPitch = kRow + kSlots;
 constexpr uint8_t kAbsent = 255;                               // outside of the convolution
-static_assert(kLanes * kRows * kGroups == kBlock);
+static_assert(kLanes * kRows * kGroups == kBlock && kInputRows * 2 * kHalf <= kRows * kRowPitch && kRowPitch % 4 == 0);
 
 // Takes `value` for `best` as torch's max-pool does: the first of equal ones, and NaN before all.
 __device__ __forceinline__ void take(float& best, int& chosen, float value, int k) {
@@ -47,12 +48,11 @@ __device__ __forceinline__ void take(float& best, int& chosen, float value, int 
 template <typename S>
 __global__ void __launch_bounds__(kBlock, 2) convolve_kernel(
     StemShape s, int strips, int strip_pools, const S* images, const float* weight, const float* bias, S* out, uint8_t* index) {
-  CLS2DET_SHARED(Quad, input_runs, kInputRows * 2 * kHalf / 4);
-  CLS2DET_SHARED(Quad, weight_runs, kTaps * kWeightPitch / 4);
-  CLS2DET_SHARED(float, best, (kRows + 1) * kRowPitch);  // of three columns; row 0 is the last one of the step before
+  CLS2DET_SHARED(Quad, weight_runs, kHeldInputs * kTaps * kWeightPitch / 4);
+  CLS2DET_SHARED(Quad, best_runs, (kRows + 1) * kRowPitch / 4);
   CLS2DET_SHARED(uint8_t, chosen, (kRows + 1) * kRowPitch);
-  float* input = input_runs->values;
-  float* filter = weight_runs->values;
+  float* best = best_runs->values;   // of three columns; row 0 is the last one of the step before
+  float* input = best + kRowPitch;   // before the other rows are there
   const int lane = threadIdx.x % kLanes, row = threadIdx.x / kLanes % kRows, group = threadIdx.x / (kLanes * kRows);
   const int64_t parts = (s.channels + kBlockChannels - 1) / kBlockChannels, total = s.images * strips * parts;
   const int steps = (s.conv_h + kRows - 1) / kRows;
@@ -71,6 +71,7 @@ __global__ void __launch_bounds__(kBlock, 2) convolve_kernel(
         for (int p = 0; p < kPlaces; ++p) sums[c][p] = start;
       }
       for (int i = 0; i < s.inputs; ++i) {
+        float* filter = weight_runs->values + i % kHeldInputs * kTaps * kWeightPitch;
         __syncthreads();  // nobody reads what the last input left here
         const S* plane = images + (image * s.inputs + i) * s.height * s.width;
         for (int at = threadIdx.x; at < kInputRows * 2 * kHalf; at += kBlock) {
@@ -79,7 +80,8 @@ __global__ void __launch_bounds__(kBlock, 2) convolve_kernel(
           const bool inside = y >= 0 && y < s.height && x >= 0 && x < s.width;
           input[r * 2 * kHalf + column % 2 * kHalf + column / 2] = inside ? static_cast<float>(plane[int64_t(y) * s.width + x]) : 0.0f;
         }
-        for (int at = threadIdx.x; at < kTaps * kBlockChannels; at += kBlock) {
+        const bool held = step > 0 && s.inputs <= kHeldInputs;
+        for (int at = threadIdx.x; !held && at < kTaps * kBlockChannels; at += kBlock) {
           const int c = at / kTaps, tap = at % kTaps;
           const bool there = c0 + c < s.channels;
           filter[tap * kWeightPitch + c] = there ? weight[(int64_t(c0 + c) * s.inputs + i) * kTaps + tap] : 0.0f;
@@ -104,6 +106,7 @@ __global__ void __launch_bounds__(kBlock, 2) convolve_kernel(
           }
         }
       }
+      __syncthreads();  // nobody reads the input
       const int place = first_place + lane * kPlaces;
       const bool row_there = first_row + row < s.conv_h;
 #pragma unroll
@@ -158,6 +161,7 @@ constexpr int kPixels = 4;    // of a thread, along each axis
 constexpr int kSeen = 5;      // places of the convolution that see them, along each axis
 constexpr int kInputs = 3;    // channels of the images, in registers at a time
 constexpr int kChannels = 8;  // of the convolution, in shared memory at a time
+constexpr int kBatch = 3;     // squares of four pools that a thread reads at a time
 constexpr int kMostAcross = 32, kMostDown = 28;  // threads of a tile
 
 struct Tiles {
@@ -213,25 +217,39 @@ __global__ void __launch_bounds__(kBlock, 2) gather_kernel(
       for (int c0 = 0; c0 < s.channels; c0 += kChannels) {
         const int channels = s.channels - c0 < kChannels ? s.channels - c0 : kChannels;
         __syncthreads();  // nobody reads what the last channels left here
-        for (int i = threadIdx.x; i < channels * area; i += kBlock) sent[i] = 0.0f;
+        for (int i = threadIdx.x; i < channels * area / 2; i += kBlock) sent_runs[i] = Pair{};  // a line is even
         for (int i = threadIdx.x; i < channels * kTaps * 4; i += kBlock) {
           const int c = i / (kTaps * 4), tap = i / 4 % kTaps, input = i0 + i % 4;
           const bool there = i % 4 < kInputs && input < s.inputs;
           filter->values[i] = there ? weight[(int64_t(c0 + c) * s.inputs + input) * kTaps + tap] : 0.0f;
         }
-        // Pools two apart share no place: each quarter of them is added without a second writer.
-        for (int parity = 0; parity < 4; ++parity) {
-          __syncthreads();
-          for (int i = threadIdx.x; i < channels * pairs_y * pairs_x; i += kBlock) {
-            const int at = i / pairs_x, c = at / pairs_y;
-            const int oy = pool_y + 2 * (at - c * pairs_y) + parity / 2, ox = pool_x + 2 * (i - at * pairs_x) + parity % 2;
-            if (oy >= s.out_h || ox >= s.out_w) continue;
+        // Pools two apart share no place: each quarter of them is added without a second writer. A thread has one pool of each
+        // quarter, side by side, and reads them all before it waits.
+        const int squares = channels * pairs_y * pairs_x;
+        for (int first = 0; first < squares; first += kBatch * kBlock) {
+          float values[kBatch][4];
+          int to[kBatch][4];
+#pragma unroll
+          for (int b = 0; b < kBatch; ++b) {
+            const int i = first + b * kBlock + threadIdx.x, at = i / pairs_x, c = at / pairs_y;
+            const int oy = pool_y + 2 * (at - c * pairs_y), ox = pool_x + 2 * (i - at * pairs_x);
             const int64_t pool = (image * s.channels + c0 + c) * plane + int64_t(oy) * s.out_w + ox;
-            const int k = index[pool];
-            const float value = static_cast<float>(grad[pool]);
-            if (k == kDead) continue;
-            const int y = 2 * oy - 1 + k / kWindow - first_y, x = 2 * ox - 1 + k % kWindow - first_x;
-            if (y >= 0 && y < rows && x >= 0 && x < columns) sent[c * area + y * line + x] += value;
+#pragma unroll
+            for (int q = 0; q < 4; ++q) {
+              const bool there = i < squares && oy + q / 2 < s.out_h && ox + q % 2 < s.out_w;
+              const int k = there ? index[pool + q / 2 * s.out_w + q % 2] : kDead;
+              values[b][q] = there ? static_cast<float>(grad[pool + q / 2 * s.out_w + q % 2]) : 0.0f;
+              const int y = 2 * (oy + q / 2) - 1 + k / kWindow - first_y, x = 2 * (ox + q % 2) - 1 + k % kWindow - first_x;
+              to[b][q] = k != kDead && y >= 0 && y < rows && x >= 0 && x < columns ? c * area + y * line + x : -1;
+            }
+          }
+#pragma unroll
+          for (int q = 0; q < 4; ++q) {
+            __syncthreads();
+#pragma unroll
+            for (int b = 0; b < kBatch; ++b) {
+              if (to[b][q] >= 0) sent[to[b][q]] += values[b][q];
+            }
           }
         }
         __syncthreads();
