@@ -24,14 +24,14 @@ from torch import Tensor
 
 from cls2det_ops import reference, use_backend
 
-SECONDS = {"cpu": 2.5, "cuda": 1.5}  # of measuring per test, rounds permitting
-ROUNDS = {"cpu": (5, 60), "cuda": (5, 30)}
+SECONDS = {"cpu": 2.5, "cuda": 0.8}  # of measuring per test, rounds permitting
+ROUNDS = {"cpu": (5, 60), "cuda": (5, 20)}
 SLEEP_CYCLES = 20_000_000  # of a calibrating sleep, about 10 ms
 AHEAD_FACTOR, AHEAD_MARGIN, AHEAD_MOST = 1.5, 0.2, 50.0  # of the sleep before a call: times the host's, plus ms, at most ms
 COMPILED = "compiled"
 # torch.compile's, the strongest first. On a CPU they differ for matrix products, of which no operator has any.
 COMPILE_MODES = {"cpu": (None,), "cuda": ("max-autotune", "max-autotune-no-cudagraphs", None)}
-STEP_ROUNDS = {"cpu": 3, "cuda": 7}  # of training steps, which take seconds on a CPU
+STEP_ROUNDS = {"cpu": 3, "cuda": 5}  # of training steps, which take seconds on a CPU
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 TOLERANCE = 1e-3  # of the summed magnitude: single samples on a pixel centre may differ in their derivative by rounding
 

@@ -2,7 +2,7 @@
 
 A teacher of some tens of crops per step is bound by its launches, not by its arithmetic: a ResNet-50 makes about 170 of them. Its
 batch norms are folded into their convolutions before (``torch.fx.experimental.optimization.fuse``). Then its first layers
-are one operator; on a GPU convolution, sum and ReLU are one of cuDNN's; and a small batch is one captured graph.
+are one operator; on a GPU convolution, sum and ReLU are one of cuDNN's; and a batch is one captured graph, or a few.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from cls2det_ops import frozen_stem
 
-LARGEST_GRAPH = 64  # crops; larger batches keep a GPU busy without, and each size captured holds memory
-GRAPH_STEP = 8  # sizes are rounded up to a multiple
+LARGEST_GRAPH = 128  # crops, which keep a GPU busy; each size that is captured holds memory for its results
+GRAPH_STEP = 16  # sizes are multiples of it
 
 
 def freeze(network: torch.fx.GraphModule, dtype: torch.dtype) -> nn.Module:
@@ -33,9 +33,10 @@ def freeze(network: torch.fx.GraphModule, dtype: torch.dtype) -> nn.Module:
 
 
 class Replayed(nn.Module):
-    """A frozen network that on a GPU, where nothing is differentiated, replays a captured graph of each small batch size.
+    """A frozen network that on a GPU, where nothing is differentiated, replays captured graphs, one for each size of a batch.
 
-    Crops are padded to the next such size. What it gives is the caller's to keep.
+    Crops are padded to the next size, and more than ``LARGEST_GRAPH`` go in parts, which bounds the memory that graphs hold. What
+    it gives is the caller's to keep.
     """
 
     def __init__(self, network: nn.Module):
@@ -49,11 +50,13 @@ class Replayed(nn.Module):
         return super()._apply(*arguments, **options)
 
     def forward(self, crops: Tensor) -> dict[str, Tensor]:
+        if not (crops.is_cuda and len(crops)) or torch.is_grad_enabled() or torch.cuda.is_current_stream_capturing():
+            return self.network(crops)
+        parts = [self._replay(some) for some in crops.split(LARGEST_GRAPH)]
+        return parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _replay(self, crops: Tensor) -> dict[str, Tensor]:
         count = len(crops)
-        if not crops.is_cuda or not 0 < count <= LARGEST_GRAPH or torch.is_grad_enabled():
-            return self.network(crops)
-        if torch.cuda.is_current_stream_capturing():  # as part of a larger graph
-            return self.network(crops)
         size = -(-count // GRAPH_STEP) * GRAPH_STEP
         settings = (torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"), torch.backends.cudnn.allow_tf32)
         key = (size, crops.shape[1:], crops.dtype, *settings)

@@ -85,7 +85,7 @@ def steps(scratch: Path, capability: str, bench: tuple[str, ...] = (), commit: s
     build = [sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--no-index", "--upgrade"]
     fixture = re.compile(r"\b(kernel_|native_)?backend\b")
     operator_tests = [str(path) for path in sorted(TESTS.glob("test_*.py")) if fixture.search(path.read_text())]
-    workers = ["-n", "8"] if importlib.util.find_spec("xdist") else []
+    workers = ["-n", "10"] if importlib.util.find_spec("xdist") else []
     benchmarks = [str(ROOT / "benchmarks"), "--bench-device", "cuda"]
     driver = [sys.executable, str(TESTS / "kernel_driver.py"), "cuda"]
     uncached = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # each tensor an allocation of its own, with ends to run over
@@ -105,6 +105,7 @@ def steps(scratch: Path, capability: str, bench: tuple[str, ...] = (), commit: s
         Step("what was built", [sys.executable, "-m", "cls2det_ops"], 20, judge=built_kernels),
         pytest("operator tests", 150, *operator_tests, "--backends", "cuda", *workers),
         pytest("streams, graphs, synchronisation", 150, str(TESTS / "test_cuda.py")),
+        pytest("frozen teacher", 150, str(TESTS / "test_frozen.py"), needs=("pytest", "torchvision")),
         *(sanitizer(tool) for tool in ("memcheck", "racecheck", "initcheck", "synccheck")),
         pytest("outputs past 2^31 elements", 150, str(TESTS / "test_large.py"), "-m", "slow", "--backends", "cuda"),
         pytest("benchmarks' own checks", 150, *benchmarks, "--bench-no-compile", "--bench-no-memory", "--benchmark-disable",

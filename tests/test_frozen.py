@@ -107,13 +107,14 @@ def test_on_a_gpu_graphs_are_replayed():
     replayed = Replayed(network).cuda()
     kept = []
     with torch.no_grad():
-        for count in (5, 8, 3, 9, frozen.LARGEST_GRAPH + 1, 0):
+        for count in (5, frozen.GRAPH_STEP, 3, frozen.GRAPH_STEP + 1, frozen.LARGEST_GRAPH + 1, 0):
             crops = torch.randn(count, 3, 64, 64, device="cuda")
             kept.append((replayed(crops), network(crops)))
     for found, expected in kept[:-1]:  # what is given stays as it is while others are computed
         assert_alike(found, expected)
     assert all(len(value) == 0 for value in kept[-1][0].values())
-    assert len(replayed._graphs) == 2  # of 8 and of 16 crops
+    sizes = sorted(key[0] for key in replayed._graphs)
+    assert sizes == [frozen.GRAPH_STEP, 2 * frozen.GRAPH_STEP, frozen.LARGEST_GRAPH]
 
 
 @GPU

@@ -53,10 +53,8 @@ def register_loss(name: str, setup_context: Callable, backward: Callable) -> Non
             rows = output if isinstance(output, Tensor) else output[0]
             ctx.rows, ctx.others = rows.shape[0], 0 if rows is output else len(output) - 1
             ctx.number = max(ctx.rows, 1) if mean else number
-            if mean and ctx.rows:
-                total = rows.mean()  # one launch on a GPU where sum and division are two
-            else:
-                total = rows.sum() if number is None else rows.sum() / number
+            total = rows.mean() if mean and ctx.rows else rows.sum()  # one launch on a GPU where sum and division are two
+            total = total if number is None else total / number
         setup_context(ctx, inputs, output)
         return total
 
