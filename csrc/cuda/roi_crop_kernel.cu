@@ -168,7 +168,7 @@ __global__ void __launch_bounds__(kBlock) crop_kernel(
 // dL/dx1 = sum g D^x (1 - a_j), dL/dx2 = sum g D^x a_j with D^x = d crop / d u; the same in y. All of it is linear in the
 // pixels, so g times each of the four is summed over the channels first.
 template <typename S, typename T, int kChannels>
-__global__ void __launch_bounds__(kBlock) crop_edges_kernel(
+__global__ void __launch_bounds__(kBlock, 4) crop_edges_kernel(
     MapView<S> map, BoxList<T> boxes, Pooling size, int tile_rows, int64_t tiles, const T* grad, T* partial) {
   CLS2DET_SHARED(Line<T>, lines, kMostRows);
   CLS2DET_SHARED(T, shared, 4 * kWarps);

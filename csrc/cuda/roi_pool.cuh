@@ -52,7 +52,7 @@ __device__ __forceinline__ void pool_bin(
     const AxisEntry<T> x = xe[f];
     const S* column = first + x.pixel * stride_x;
     T v[kPlanes] = {}, lo[kPlanes] = {}, hi[kPlanes] = {};
-#pragma unroll 2
+#pragma unroll 4
     for (int e = 0; e < y_count; ++e) {
       const AxisEntry<T> y = ye[e];
       const S* pixels = column + y.pixel * stride_y;
