@@ -93,7 +93,7 @@ class ConvReLU(nn.Module):
         conv = self.conv
         if torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type) or not (x.is_cuda and _has_cudnn(x)):
             y = conv(x)
-            return F.relu(y if added is None else y + added)
+            return F.relu_(y if added is None else y.add_(added))
         options = (conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
         if added is None:
             return torch.cudnn_convolution_relu(x, conv.weight, *options)
