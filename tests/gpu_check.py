@@ -161,7 +161,7 @@ def run(step: Step, done: dict[str, Result], seconds_left: float, skip: Collecti
             os.killpg(process.pid, signal.SIGKILL)
             output, _ = process.communicate()
     seconds = round(time.monotonic() - begin, 1)
-    log = output[-8000:].replace(str(ROOT), ".")
+    log = output[-8000:]
     if late:
         return Result(step.name, "failed", seconds, f"not finished within {limit:.0f} s", log)
     nothing_collected = process.returncode == 5 and step.judge is pytest_counts
@@ -169,7 +169,7 @@ def run(step: Step, done: dict[str, Result], seconds_left: float, skip: Collecti
         last = next((line for line in reversed(output.splitlines()) if line.strip()), "")
         return Result(step.name, "failed", seconds, f"exit code {process.returncode}: {last.strip()}", log)
     status, summary = step.judge(output.strip())
-    return Result(step.name, status, seconds, summary, "" if status == "passed" else log)
+    return Result(step.name, status, seconds, summary, log)
 
 
 def about(commit: str) -> dict[str, str]:
@@ -223,8 +223,8 @@ def write(out: Path, facts: dict[str, str], results: list[Result], scratch: Path
         shutil.copyfile(scratch / f"cuda.{kind}", out / f"{name}.{kind}")
     path = out / f"{name}-check.md"
     path.write_text(markdown(facts, results, f"The benchmarks are in [{name}.md]({name}.md)." if "md" in found else ""))
-    kept = [asdict(result) | ({"log": ""} if result.status == "passed" else {}) for result in results]
-    record = {"about": facts, "steps": kept}
+    logs = ["" if result.status == "passed" else result.log.replace(str(ROOT), ".") for result in results]
+    record = {"about": facts, "steps": [asdict(result) | {"log": log} for result, log in zip(results, logs, strict=True)]}
     path.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
     return path
 
@@ -249,7 +249,7 @@ def main(arguments: list[str]) -> int:
 
     def run_and_tell(step: Step) -> Result:
         result = done[step.name] = run(step, done, options.seconds - (time.monotonic() - begin), options.skip)
-        log = f"\n{result.log}" if result.log else ""
+        log = f"\n{result.log}" if result.status == "failed" else ""
         print(f"{result.status:<8} {result.seconds:6.1f} s  {step.name}: {result.summary}{log}", flush=True)
         return result
 
