@@ -27,7 +27,7 @@ from cls2det_ops import reference, use_backend
 SECONDS = {"cpu": 2.5, "cuda": 0.8}  # of measuring per test, rounds permitting
 ROUNDS = {"cpu": (5, 60), "cuda": (5, 20)}
 SLEEP_CYCLES = 20_000_000  # of a calibrating sleep, about 10 ms
-AHEAD_FACTOR, AHEAD_MARGIN, AHEAD_MOST = 1.5, 0.2, 50.0  # of the sleep before a call: times the host's, plus ms, at most ms
+AHEAD_FACTOR, AHEAD_MARGIN, AHEAD_MOST = 2.0, 0.2, 50.0  # of the sleep before a call: times the host's, plus ms, at most ms
 COMPILED = "compiled"
 # torch.compile's, the strongest first. On a CPU they differ for matrix products, of which no operator has any.
 COMPILE_MODES = {"cpu": (None,), "cuda": ("max-autotune", "max-autotune-no-cudagraphs", None)}

@@ -72,6 +72,7 @@ def growth_on_cpu(run: Callable[[], None], warm: Callable[[], None]) -> int:
 
 
 def growth_on_cuda(run: Callable[[], None], _warm: Callable[[], None]) -> int:
+    """Without what is kept from call to call: of a training step the graphs that its teacher has captured."""
     run()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()

@@ -36,7 +36,10 @@ STEP_NOTES = (
     "where one thread runs in its CPU time, in which others on the machine do not count. released / this, eager / this: of taxes",
     "by parts. KD-loc is with loc on pixels. extra memory: peak above the plain step's.",
 )
-IDLE_NOTES = ("On a GPU a step begins when the GPU is idle: the host's time counts where the GPU waits for it.",)
+IDLE_NOTES = (
+    "On a GPU a step begins when the GPU is idle: the host's time counts where the GPU waits for it. extra memory there is without",
+    "what a contender keeps from step to step: captured graphs of the teacher, the last positives.",
+)
 
 
 def two_clocks(rows: Sequence[Mapping]) -> bool:

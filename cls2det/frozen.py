@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from cls2det_ops import frozen_stem
 
-LARGEST_GRAPH = 128  # crops, which keep a GPU busy; each size that is captured holds memory for its results
+LARGEST_GRAPH = 128  # crops, which keep a GPU busy; each size that is captured holds memory for its crops and results
 GRAPH_STEP = 16  # sizes are multiples of it
 
 
 def freeze(network: torch.fx.GraphModule, dtype: torch.dtype) -> nn.Module:
-    """A network without batch norms, from crops to a dictionary of tensors, to be run alone; not differentiated but for crops.
+    """A network without batch norms, from crops to a dictionary of tensors; its weights get no gradient, crops may.
 
     Args:
         dtype: of everything but the ``frozen_stem``
@@ -36,50 +36,71 @@ class Replayed(nn.Module):
     """A frozen network that on a GPU, where nothing is differentiated, replays captured graphs, one for each size of a batch.
 
     Crops are padded to the next size, and more than ``LARGEST_GRAPH`` go in parts, which bounds the memory that graphs hold. What
-    it gives is the caller's to keep.
+    it gives is the caller's to keep. For one thread and stream at a time.
     """
 
     def __init__(self, network: nn.Module):
         super().__init__()
         self.network = network
+        self._forget()
+
+    def _forget(self) -> None:
         self._graphs: dict[tuple, tuple[torch.cuda.CUDAGraph, Tensor, dict[str, Tensor]]] = {}
-        self._pool = None
+        self._stream: torch.cuda.Stream | None = None  # of all captures, which share their memory
 
     def _apply(self, *arguments, **options) -> Replayed:
-        self._graphs.clear()  # the weights move
+        self._forget()  # the weights move
         return super()._apply(*arguments, **options)
 
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_graphs": {}, "_stream": None}
+
     def forward(self, crops: Tensor) -> dict[str, Tensor]:
-        if not (crops.is_cuda and len(crops)) or torch.is_grad_enabled() or torch.cuda.is_current_stream_capturing():
+        if not (crops.is_cuda and len(crops)) or torch.is_grad_enabled():
             return self.network(crops)
-        parts = [self._replay(some) for some in crops.split(LARGEST_GRAPH)]
+        with torch.cuda.device(crops.device):
+            if torch.cuda.is_current_stream_capturing():
+                return self.network(crops)
+            parts = [self._replay(some) for some in crops.split(LARGEST_GRAPH)]
         return parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def _replay(self, crops: Tensor) -> dict[str, Tensor]:
         count = len(crops)
         size = -(-count // GRAPH_STEP) * GRAPH_STEP
-        settings = (torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"), torch.backends.cudnn.allow_tf32)
-        key = (size, crops.shape[1:], crops.dtype, *settings)
+        key = (size, crops.shape[1:], crops.dtype, crops.device, *_settings())
         if key not in self._graphs:
-            self._graphs[key] = self._capture(crops.new_zeros(size, *crops.shape[1:]))
+            with torch.inference_mode(False), torch.no_grad():  # whatever mode captures, all can replay
+                given = torch.zeros(size, *crops.shape[1:], dtype=crops.dtype, device=crops.device)
+                self._graphs[key] = self._capture(given)
         graph, given, found = self._graphs[key]
         given[:count].copy_(crops)
         graph.replay()
         return {name: value[:count].clone() for name, value in found.items()}
 
     def _capture(self, given: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, dict[str, Tensor]]:
-        self._pool = self._pool or torch.cuda.graph_pool_handle()
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        self._stream = self._stream or torch.cuda.Stream()
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
             for _ in range(3):  # libraries choose their algorithms
                 self.network(given)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
+        torch.cuda.current_stream().wait_stream(self._stream)
+        graph, others = torch.cuda.CUDAGraph(), list(self._graphs.values())
+        pool = others[0][0].pool() if others else None
         # Other threads go on using the device: those that pin batches, and NCCL's.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
             found = self.network(given)
         return graph, given, found
+
+
+def _settings() -> tuple:
+    """Of this moment, which a captured graph keeps. (torch refuses to tell `allow_tf32` where its newer settings were used.)"""
+    cudnn = torch.backends.cudnn
+    autocast = (torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"))
+    return (*autocast, cudnn.enabled, cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision, _deterministic())
+
+
+def _deterministic() -> bool:
+    return torch.backends.cudnn.deterministic or torch.are_deterministic_algorithms_enabled()
 
 
 class ConvReLU(nn.Module):
@@ -91,9 +112,10 @@ class ConvReLU(nn.Module):
 
     def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         conv = self.conv
-        if torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type) or not (x.is_cuda and _has_cudnn(x)):
+        layers = torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type) or not (x.is_cuda and _has_cudnn(x))
+        if layers or (added is not None and added.shape != _shape(conv, x)):
             y = conv(x)
-            return F.relu_(y if added is None else y.add_(added))
+            return F.relu_(y if added is None else y + added)
         options = (conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
         if added is None:
             return torch.cudnn_convolution_relu(x, conv.weight, *options)
@@ -102,7 +124,16 @@ class ConvReLU(nn.Module):
 
 def _has_cudnn(x: Tensor) -> bool:
     """In bfloat16 cuDNN has no such kernel for Hopper, and what runs in its place is slower than the layers."""
-    return x.dtype == torch.float32 and torch.backends.cudnn.is_acceptable(x)
+    return x.dtype == torch.float32 and torch.backends.cudnn.is_acceptable(x) and not _deterministic()
+
+
+def _shape(conv: nn.Conv2d, x: Tensor) -> tuple[int, ...]:
+    """Of a convolution's output."""
+    options = zip(x.shape[2:], conv.kernel_size, conv.stride, conv.padding, conv.dilation, strict=True)
+    sides = (
+        (side + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1 for side, kernel, stride, padding, dilation in options
+    )
+    return (len(x), conv.out_channels, *sides)
 
 
 class FrozenStem(nn.Module):
@@ -159,21 +190,22 @@ def _fuse_relu(network: torch.fx.GraphModule) -> None:
         return isinstance(node, torch.fx.Node) and node.op == "call_module" and type(modules.get(node.target)) is kind
 
     def is_conv(node: object) -> bool:
-        return is_layer(node, nn.Conv2d) and len(node.users) == 1 and isinstance(modules[node.target].padding, tuple)
+        if not is_layer(node, nn.Conv2d) or len(node.users) != 1 or len(node.args) != 1:
+            return False
+        conv = modules[node.target]
+        return isinstance(conv.padding, tuple) and conv.padding_mode == "zeros"
 
     for relu in list(network.graph.nodes):
-        if not is_layer(relu, nn.ReLU):
+        if not is_layer(relu, nn.ReLU) or len(relu.args) != 1:
             continue
-        (source,), added = relu.args, ()
-        chain = [relu]
+        (source,), added, chain = relu.args, (), [relu]
         if source.op == "call_function" and source.target in (operator.add, operator.iadd) and len(source.users) == 1:
-            convs = [node for node in source.args if is_conv(node)]
-            if not convs:
-                continue
-            chain.append(source)
-            added = tuple(node for node in source.args if node is not convs[0])
-            source = convs[0]
-        if not is_conv(source) or len(added) != len(chain) - 1:
+            left, right = source.args
+            if is_conv(left) and isinstance(right, torch.fx.Node):
+                chain, added, source = [relu, source], (right,), left
+            elif is_conv(right) and isinstance(left, torch.fx.Node) and source.target is operator.add:  # iadd changes its left
+                chain, added, source = [relu, source], (left,), right
+        if not is_conv(source):
             continue
         name = f"{source.name}_relu"
         network.add_submodule(name, ConvReLU(modules[source.target]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 import pytest
 import torch
 from torch import nn
@@ -52,23 +54,68 @@ def test_equals_the_network(build):
     assert len(fused) == blocks * sum({resnet18: (2, 2, 2, 2), resnet50: (3, 4, 6, 3)}[build])
 
 
-def test_what_is_read_between_is_not_fused():
-    """A convolution whose output is asked for, or used twice, keeps its ReLU apart."""
+class Layers(nn.Module):
+    """What ``run(conv, relu, x)`` gives, of one convolution."""
 
-    class Twice(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv, self.relu = nn.Conv2d(3, 3, 1), nn.ReLU()
+    def __init__(self, run, padding_mode: str = "zeros", channels: int = 3):
+        super().__init__()
+        self.conv, self.relu, self.run = nn.Conv2d(3, channels, 3, padding=1, padding_mode=padding_mode), nn.ReLU(), run
 
-        def forward(self, x):
-            y = self.conv(x)
-            return {"out": self.relu(y) + y, "conv": y}
+    def forward(self, x):
+        return {"out": self.run(self.conv, self.relu, x)}
 
-    network = torch.fx.symbolic_trace(Twice())
-    expected = network(crops := torch.randn(2, 3, 8, 8))
+
+def twice(conv, relu, x):
+    y = conv(x)
+    return relu(y) + y
+
+
+NOT_FUSED = {
+    "read twice": Layers(twice),
+    "a number added": Layers(lambda conv, relu, x: relu(conv(x) + 1)),
+    "by keyword": Layers(lambda conv, relu, x: relu(input=conv(x))),
+    "its input by keyword": Layers(lambda conv, relu, x: relu(conv(input=x))),
+    "padded by reflection": Layers(lambda conv, relu, x: relu(conv(x)), "reflect"),
+    "a ReLU of the input": Layers(lambda conv, relu, x: conv(relu(x))),
+}
+FUSED = {
+    "a sum": Layers(lambda conv, relu, x: relu(conv(x) + x)),
+    "a sum with it on the right": Layers(lambda conv, relu, x: relu(x + conv(x))),
+    "what is added is broadcast": Layers(lambda conv, relu, x: relu(conv(x) + x.mean((2, 3), keepdim=True))),
+    "it is broadcast": Layers(lambda conv, relu, x: relu(conv(x) + x), channels=1),
+}
+
+
+@pytest.mark.parametrize("name", [*NOT_FUSED, *FUSED])
+def test_what_is_fused(name):
+    layers = (NOT_FUSED | FUSED)[name].eval().requires_grad_(False)
+    expected = layers(crops := torch.randn(2, 3, 8, 8))
+    found = freeze(torch.fx.symbolic_trace(layers), torch.float32)
+    assert any(isinstance(module, ConvReLU) for module in found.modules()) == (name in FUSED)
+    assert_alike(found(crops), expected)
+    with torch.no_grad():
+        assert_alike(found(crops), expected)
+
+
+def test_a_sum_in_place_of_what_is_read_again():
+    """y += conv(x) changes y, for others too."""
+    layers = Layers(lambda conv, relu, x: relu(x + conv(x)) + x).eval().requires_grad_(False)
+    network = torch.fx.symbolic_trace(layers)
+    next(node for node in network.graph.nodes if node.target is operator.add).target = operator.iadd
+    network.recompile()
+    crops = torch.randn(2, 3, 8, 8)
+    expected = network(crops.clone())
     found = freeze(network, torch.float32)
     assert not any(isinstance(module, ConvReLU) for module in found.modules())
-    assert_alike(found(crops), expected)
+    assert_alike(found(crops.clone()), expected)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "dilation"), [(3, 1, 1, 1), (3, 2, 1, 2), ((1, 4), (3, 1), (0, 2), 1)]
+)
+def test_shape_of_a_convolution(kernel, stride, padding, dilation):
+    conv, x = nn.Conv2d(3, 5, kernel, stride, padding, dilation), torch.randn(2, 3, 11, 14)
+    assert frozen._shape(conv, x) == conv(x).shape
 
 
 def test_crops_are_differentiated():
@@ -115,6 +162,27 @@ def test_on_a_gpu_graphs_are_replayed():
     assert all(len(value) == 0 for value in kept[-1][0].values())
     sizes = sorted(key[0] for key in replayed._graphs)
     assert sizes == [frozen.GRAPH_STEP, 2 * frozen.GRAPH_STEP, frozen.LARGEST_GRAPH]
+
+
+@GPU
+def test_on_a_gpu_all_modes_replay_what_one_captured():
+    _, network = pair()
+    replayed = Replayed(network).cuda()
+    crops = torch.randn(4, 3, 64, 64, device="cuda")
+    with torch.inference_mode():
+        first = replayed(crops)
+    with torch.no_grad():
+        assert_alike(replayed(crops), first, tolerance=0)
+    assert len(replayed._graphs) == 1
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU or none")
+def test_on_a_second_gpu_while_the_first_is_current():
+    _, network = pair()
+    replayed = Replayed(network).to("cuda:1")
+    crops = torch.randn(4, 3, 64, 64, device="cuda:1")
+    with torch.no_grad():
+        assert_alike(replayed(crops), network(crops))
 
 
 @GPU

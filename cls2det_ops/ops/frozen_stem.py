@@ -34,8 +34,8 @@ def frozen_stem(images: Tensor, weight: Tensor, bias: Tensor, *, stride: int = 2
         (N, C, h, w) in the images' dtype, h = ((H + 2 padding - k_h) // stride) // 2 + 1, and w likewise.
 
     Gradients flow to ``images`` only. Ties are decided as torch does: the first of equal values, and no gradient where the
-    convolution gives 0 or less. A NaN spreads through its window. The CPU kernels compute 16-bit images in float32, the CUDA
-    kernels convolve in their dtype; autocast changes nothing.
+    convolution gives 0 or less. A NaN spreads through its window. 16-bit images are computed in float32; autocast changes
+    nothing.
 
     Raises:
         TypeError, ValueError: an argument of wrong dtype, shape, device or value range, named with what was found.

@@ -31,10 +31,8 @@ struct LogitsRow {
   using T = Accumulate<S>;
   static constexpr int kValues = kHeld > 0 ? kHeld : 1;
   const S *student, *teacher;  // class 0
-  int64_t student_column, teacher_column;
-  int64_t classes;
+  int64_t student_column, teacher_column, classes;
   T held_s[kValues], held_t[kValues];
-
   S raw_s[kValues], raw_t[kValues];
 
   // Sends for the rows; they are not waited for.
@@ -94,7 +92,7 @@ struct LogitsRow {
 
 // KL of softmax(teacher * scale) from softmax(student * scale), the student's with one logit more where `background` is not
 // null:  KL = sum_c P^t (a^t - a^s) - log sum exp a^t + log sum exp a^s,  a = scale (z - max z).
-// gradient(class, z^s, factor (P^s - P^t)) for every class of this lane; returns {KL, P^s of the background} in all lanes.
+// gradient(class, z^s, factor (P^s - P^t)) for every class of this lane; all lanes get the KL and P^s of the background.
 template <typename S, int kLanes, int kHeld, bool kPlain, typename Change, typename Gradient>
 __device__ __forceinline__ void kl_row(
     const LogitsRow<S, kLanes, kHeld, kPlain>& row, const Change& change, const Accumulate<S>* background, Accumulate<S> scale,

@@ -78,7 +78,8 @@ __global__ void __launch_bounds__(kBlock, 2) convolve_kernel(
           const int r = at / (2 * kHalf), column = at % (2 * kHalf);
           const int y = first_row * kStride - kPadding + r, x = first_column + column;
           const bool inside = y >= 0 && y < s.height && x >= 0 && x < s.width;
-          input[r * 2 * kHalf + column % 2 * kHalf + column / 2] = inside ? static_cast<float>(plane[int64_t(y) * s.width + x]) : 0.0f;
+          const float pixel = inside ? static_cast<float>(plane[int64_t(y) * s.width + x]) : 0.0f;
+          input[r * 2 * kHalf + column % 2 * kHalf + column / 2] = pixel;
         }
         const bool held = step > 0 && s.inputs <= kHeldInputs;
         for (int at = threadIdx.x; !held && at < kTaps * kBlockChannels; at += kBlock) {
