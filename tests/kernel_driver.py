@@ -17,6 +17,7 @@ SIZES = (
     {},  # those of the tests
     {"k": 40, "g": 3, "b": 3, "c": 81, "height": 17, "width": 35},  # several blocks, warps and tiles, none of them full
     {"k": 5, "c": 130, "height": 3, "width": 2},  # rows of logits that do not fit registers
+    {"k": 3, "c": 40, "height": 70, "width": 135, "kernel": 7},  # a ResNet's stem: strips, tiles and parts of the channels
 )
 
 

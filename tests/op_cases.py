@@ -39,8 +39,10 @@ def imitation_mask(anchors: Tensor, **arguments) -> Tensor:
     return cls2det_ops.imitation_mask(anchors, **arguments).to(check.accumulate_dtype(anchors.dtype))
 
 
-def make_case(name: str, k: int = 9, g: int = 4, b: int = 2, c: int = 5, height: int = 11, width: int = 14) -> Case:
-    """K boxes, rows or whole maps, G targets, B images, C channels or classes."""
+def make_case(
+    name: str, k: int = 9, g: int = 4, b: int = 2, c: int = 5, height: int = 11, width: int = 14, kernel: int = 3
+) -> Case:
+    """K boxes, rows or whole maps, G targets, B images, C channels or classes; kernel: of a stem's convolution."""
     random = torch.Generator().manual_seed(3)
 
     def normal(*shape: int) -> Tensor:
@@ -80,11 +82,13 @@ def make_case(name: str, k: int = 9, g: int = 4, b: int = 2, c: int = 5, height:
     if name == "attention_means":  # of K images
         return Case(attention_means, {"features": normal(k, c, height, width)}, {}, ("features",), rows=False)
     if name == "frozen_stem":  # of K images; sums that every dtype holds, so that all choose the same of equal values
+
         def whole(*shape: int) -> Tensor:
             return torch.randint(-1, 2, shape, generator=random).double()
 
-        tensors = {"images": normal(k, 3, height, width).round(), "weight": whole(c, 3, 3, 3) / 64, "bias": whole(c) / 64}
-        return Case(cls2det_ops.frozen_stem, tensors, {"stride": 2, "padding": 1}, ("images",), rows=False)
+        tensors = {"images": normal(k, 3, height, width).round(), "weight": whole(c, 3, kernel, kernel) / 64}
+        tensors["bias"] = whole(c) / 64
+        return Case(cls2det_ops.frozen_stem, tensors, {"stride": 2, "padding": kernel // 2}, ("images",), rows=False)
     if name == "imitation_mask":
         tensors = {"anchors": safe_boxes(700, height, width, 5, seed=2), "boxes": safe_boxes(k, height, width, 5)}
         options = {"images": b, "level_sizes": (430, 250, 20)}
