@@ -41,7 +41,7 @@ class Replayed(nn.Module):
 
     def __init__(self, network: nn.Module):
         super().__init__()
-        self.network = network
+        self.network, self.training = network, network.training
         self._forget()
 
     def _forget(self) -> None:

@@ -193,7 +193,7 @@ def test_bfloat16_teacher_leaves_the_stem_and_changes_little(scenes, teacher_wei
 def test_only_what_is_read_is_run(scenes, teacher_weights):
     """KD-loc on predicted crops stops at its layer; without KD-cls the logits are not computed either."""
     model = training(teacher_weights, ONLY["kd_loc"])
-    for reader in (model.distillers.classifier.on_targets, model.distillers.classifier.on_predictions):
+    for reader in (model.distillers.classifier.on_targets.network, model.distillers.classifier.on_predictions):
         names = [name for name, _ in reader.named_modules()]
         assert "frozen_stem" in names and not any(name.startswith(("layer", "fc", "bn1", "conv1", "maxpool")) for name in names)
     calls = []
