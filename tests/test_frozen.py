@@ -36,6 +36,10 @@ def pair(build=resnet18, dtype=torch.float32) -> tuple[nn.Module, nn.Module]:
     return create_feature_extractor(network, NODES), freeze(create_feature_extractor(fuse(network), NODES), dtype)
 
 
+def on_gpu() -> tuple[Replayed, torch.Tensor]:
+    return Replayed(pair()[1]).cuda(), torch.randn(4, 3, 64, 64, device="cuda")
+
+
 def assert_alike(found: dict, expected: dict, tolerance: float = 1e-4) -> None:
     assert found.keys() == expected.keys()
     for name, value in found.items():
@@ -166,9 +170,7 @@ def test_on_a_gpu_graphs_are_replayed():
 
 @GPU
 def test_on_a_gpu_all_modes_replay_what_one_captured():
-    _, network = pair()
-    replayed = Replayed(network).cuda()
-    crops = torch.randn(4, 3, 64, 64, device="cuda")
+    replayed, crops = on_gpu()
     with torch.inference_mode():
         first = replayed(crops)
     with torch.no_grad():
@@ -187,9 +189,7 @@ def test_on_a_second_gpu_while_the_first_is_current():
 
 @GPU
 def test_on_a_gpu_moved_weights_are_captured_anew():
-    _, network = pair()
-    replayed = Replayed(network).cuda()
-    crops = torch.randn(4, 3, 64, 64, device="cuda")
+    replayed, crops = on_gpu()
     with torch.no_grad():
         before = replayed(crops)
         replayed.cpu().cuda()
@@ -199,9 +199,7 @@ def test_on_a_gpu_moved_weights_are_captured_anew():
 
 @GPU
 def test_on_a_gpu_autocast_is_not_that_of_the_capture():
-    _, network = pair()
-    replayed = Replayed(network).cuda()
-    crops = torch.randn(4, 3, 64, 64, device="cuda")
+    replayed, crops = on_gpu()
     with torch.no_grad():
         exact = replayed(crops)
         with torch.autocast("cuda", torch.bfloat16):
