@@ -178,7 +178,9 @@ def cycles_per_ms() -> float:
     return max(SLEEP_CYCLES / milliseconds(lambda: torch.cuda._sleep(SLEEP_CYCLES), "cuda") for _ in range(4))
 
 
-def queue_milliseconds(run: Callable[[], object], ahead: float, before: Callable[[], object] = lambda: None) -> tuple[float, bool]:
+def queue_milliseconds(
+    run: Callable[[], object], ahead: float, before: Callable[[], object] = lambda: None
+) -> tuple[float, bool]:
     """The GPU's own time of one call, and whether all of it was enqueued before its beginning.
 
     The GPU sleeps for ``ahead`` ms, and then does what ``before`` asks, while the host enqueues the call between two events. A

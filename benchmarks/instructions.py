@@ -47,7 +47,10 @@ def counts() -> dict[str, int]:
     with tempfile.TemporaryDirectory() as folder:
         found = f"{folder}/callgrind.out"
         command = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={found}", sys.executable, __file__, "--run"]
-        env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(FOLDER), os.environ.get("PYTHONPATH", "")])}
+        env = os.environ | {
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([str(FOLDER), os.environ.get("PYTHONPATH", "")]),
+        }
         subprocess.run(command, check=True, env=env, stderr=subprocess.DEVNULL)
         annotate = ["callgrind_annotate", "--inclusive=yes", "--threshold=100", found]
         lines = subprocess.run(annotate, check=True, capture_output=True, text=True).stdout.splitlines()

@@ -152,7 +152,9 @@ def document(record: Mapping) -> str:
     """A whole run: what it ran on, and its tables."""
     parts = [heading(record) + "\n"]
     if record["rows"]:
-        parts.append("\n".join([markdown(op_table(record["rows"], record.get("machine", {}))), *op_notes(record["rows"])]) + "\n")
+        parts.append(
+            "\n".join([markdown(op_table(record["rows"], record.get("machine", {}))), *op_notes(record["rows"])]) + "\n"
+        )
     if record.get("training_steps"):
         parts.append("\n".join([markdown(step_table(record["training_steps"])), *step_notes(record["training_steps"])]) + "\n")
     return "\n".join(parts)

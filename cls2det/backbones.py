@@ -188,7 +188,8 @@ def _with_new_last_layer(network: nn.Module, known: int, classes: int) -> nn.Mod
     path, last = [entry for entry in network.named_modules() if isinstance(entry[1], nn.Linear | nn.Conv2d)][-1]
     if known not in (getattr(last, "out_features", 0), getattr(last, "out_channels", 0)):
         raise LibraryChanged(
-            f"torchvision {torchvision.__version__}", f"{type(network).__name__} ends in {last}, not in a layer of {known} outputs"
+            f"torchvision {torchvision.__version__}",
+            f"{type(network).__name__} ends in {last}, not in a layer of {known} outputs",
         )
     if isinstance(last, nn.Linear):
         new: nn.Module = nn.Linear(last.in_features, classes, bias=last.bias is not None)

@@ -225,7 +225,9 @@ def distill(
     data = _training_data(data_root, train_split, augmentation, images, seed, run)
     validation = DetectionData(data_root, val_split) if val_split else None
     optim, run = optim.for_run(len(data), run)
-    if validation and run.validate_every and len(validation) < run.processes:  # one without an image would keep the others waiting
+    if (
+        validation and run.validate_every and len(validation) < run.processes
+    ):  # one without an image would keep the others waiting
         raise ValueError(f"{val_split} has {len(validation)} images, too few for a validation by {run.processes} processes")
     distil = None
     if command == "distill":

@@ -369,7 +369,9 @@ def _teacher_folder(out: Path, name: str, seed: int | None) -> Path:
 def _check_processes(jobs: Iterable[Job]) -> None:
     """A job is one process: to start another, Lightning would run the command of this one again, which is the sweep."""
     if torchrun_processes():
-        raise ValueError("a sweep is one process, which starts its trainings side by side (--workers); start it without torchrun")
+        raise ValueError(
+            "a sweep is one process, which starts its trainings side by side (--workers); start it without torchrun"
+        )
     for job in jobs:
         run = job.arguments[0]["run"]
         if run.processes > 1:

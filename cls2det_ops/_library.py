@@ -41,7 +41,9 @@ def _load_cpu() -> tuple[dict[str, str], str]:
 
 def _not_built() -> str:
     folder = Path(__file__).parent
-    others = [path.name for path in (*folder.glob("_C.*"), *folder.glob("_C_cuda.*")) if path.suffix in (".so", ".pyd", ".dylib")]
+    others = [
+        path.name for path in (*folder.glob("_C.*"), *folder.glob("_C_cuda.*")) if path.suffix in (".so", ".pyd", ".dylib")
+    ]
     if others:
         suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
         return f"{', '.join(sorted(others))} in {folder} was built for another Python or platform: this one loads _C{suffix}"

@@ -80,7 +80,9 @@ def pytest_terminal_summary(terminalreporter) -> None:
         return
     terminalreporter.section("tests on each back end")
     for name, outcomes in OUTCOMES.items():
-        counts = ", ".join(f"{outcomes[outcome]} {outcome}" for outcome in ("passed", "failed", "skipped") if outcomes[outcome])
+        counts = ", ".join(
+            f"{outcomes[outcome]} {outcome}" for outcome in ("passed", "failed", "skipped") if outcomes[outcome]
+        )
         why = f" ({BACKENDS[name].missing})" if BACKENDS[name].missing else ""
         terminalreporter.write_line(f"{name:<10} {counts or 'none'}{why}")
 

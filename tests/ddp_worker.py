@@ -46,7 +46,9 @@ def shard(case: Case, rank: int) -> dict[str, Tensor]:
     elif "weight" in tensors:  # of a stem, shared
         return tensors | {"images": tensors["images"][rank::WORLD]}
     else:
-        rows = tensors.get("image_index", torch.arange(len(tensors["matched_idxs"])) % WORLD if "matched_idxs" in tensors else 0)
+        rows = tensors.get(
+            "image_index", torch.arange(len(tensors["matched_idxs"])) % WORLD if "matched_idxs" in tensors else 0
+        )
         rows = rows == rank
     for name in ("boxes", "image_index", "matched_idxs", "student_logits"):
         if name in tensors:

@@ -206,7 +206,14 @@ def exit_code(results: list[Result]) -> int:
 
 def markdown(facts: dict[str, str], results: list[Result], benchmarks: str) -> str:
     verdict = {0: "Every step passed.", 1: "**Not every step passed.**", 3: "**Some steps were not run.**"}[exit_code(results)]
-    lines = [", ".join(f"{key} {value}" for key, value in facts.items()), "", verdict, "", "| step | | s | |", "|---|---|---:|---|"]
+    lines = [
+        ", ".join(f"{key} {value}" for key, value in facts.items()),
+        "",
+        verdict,
+        "",
+        "| step | | s | |",
+        "|---|---|---:|---|",
+    ]
     for result in results:
         state = result.status if result.status == "passed" else f"**{result.status}**"
         lines.append(f"| {result.name} | {state} | {result.seconds:.0f} | {result.summary.replace('|', '/')} |")

@@ -57,7 +57,9 @@ def assert_close(
         return
     scale = expected.abs().max().item()
     error = (actual - expected).abs().max().item()
-    assert error <= tolerance * max(scale, least_scale), f"off by {error:.3g} at scale {scale:.3g}, allowed {tolerance:.1g} of it"
+    assert error <= tolerance * max(scale, least_scale), (
+        f"off by {error:.3g} at scale {scale:.3g}, allowed {tolerance:.1g} of it"
+    )
 
 
 def channels_last(tensor: Tensor) -> Tensor:

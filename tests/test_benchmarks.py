@@ -85,13 +85,23 @@ def test_tax_is_of_the_same_round_and_everything_is_written(tmp_path):
         step_row("eager", "both", [150.0, 300.0, 151.0], 45, 1_500_000_000),
         step_row("ours", "both", [110.0, 220.0, 110.0], 5, 1_040_000_000),
     ]
-    row = {"student": "ssd", "images": 2, "size": [30, 40], "ground_truths": 3, "positives": 7, "rounds": 3, "contenders": contenders}
+    row = {
+        "student": "ssd",
+        "images": 2,
+        "size": [30, 40],
+        "ground_truths": 3,
+        "positives": 7,
+        "rounds": 3,
+        "contenders": contenders,
+    }
     head, _plain, *lines = step_table([row])
     ours = dict(zip(head, lines[-1], strict=True))
     assert (ours["tax"], ours["tax by parts"]) == ("10.0 %", "10.0 %")
     assert (ours["released / this"], ours["eager / this"]) == ("20.00x", "5.00x")
     assert ours["extra memory MB"] == "40"
-    ops = [{"op": "roi_crop", "shape": "s", "pass": "fwd", "ms": {"native": 1.0, "reference": 3.0, "other": 0.5}, "memory": None}]
+    ops = [
+        {"op": "roi_crop", "shape": "s", "pass": "fwd", "ms": {"native": 1.0, "reference": 3.0, "other": 0.5}, "memory": None}
+    ]
     (tmp_path / "cpu.json").write_text(json.dumps({"about": {"device": "a"}, "rows": ops, "training_steps": [row]}))
     main([str(tmp_path / "cpu.json"), "--out", str(tmp_path / "out")])
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"cpu.md", "cpu-operators.png", "cpu-steps.png"}
@@ -117,7 +127,11 @@ def test_share_of_the_limit_and_cold_times_are_in_the_tables_of_runs_that_have_t
     head, *lines = op_table(record["rows"], record["machine"])
     new = [dict(zip(head, line, strict=True)) for line in lines]
     assert [line["of the limit"] for line in new] == ["25 % copy", "70 % float32", "< 1 % copy", "-"]
-    assert [(line["cold ms"], line["cold ratio"]) for line in new[:3]] == [("4.000", "0.8x LOSES"), ("4.000", "7.5x"), ("", "")]
+    assert [(line["cold ms"], line["cold ratio"]) for line in new[:3]] == [
+        ("4.000", "0.8x LOSES"),
+        ("4.000", "7.5x"),
+        ("", ""),
+    ]
     text = document(record)
     assert text.startswith("device a, copy bandwidth 10.0 GB/s, matrix product 50 GFLOP/s in float32, last cache 32 MiB\n")
     assert "25 % copy" in text and "can exceed 100 %" in text
@@ -369,7 +383,9 @@ def test_compare_finds_what_became_worse(tmp_path, monkeypatch, capsys):
 def test_instruction_counts_are_read_from_callgrind():
     from instructions import KERNEL, first_shape
 
-    line = "  12,698,136 ( 0.21%)  ???:void cls2det::avx2::stem_images_backward<float>(cls2det::StemBackward<float> const&, long)"
+    line = (
+        "  12,698,136 ( 0.21%)  ???:void cls2det::avx2::stem_images_backward<float>(cls2det::StemBackward<float> const&, long)"
+    )
     assert KERNEL.match(line).groups() == ("12,698,136", "stem_images_backward")
     assert not KERNEL.match(line.replace("cls2det::avx2::", "at::"))
     assert first_shape(BENCHMARKS / "test_bench_roi_crop.py") == "ssd300 3x300x300 K480 S112"

@@ -163,7 +163,9 @@ def test_export_for_any_number_of_positives(native_backend, name):
             return case.function(**tensors, **case.options)
 
     def tensors_of(k: int) -> dict[str, torch.Tensor]:
-        return {key: value.to(native_backend.device) for key, value in cast(make_case(name, k=k).tensors, torch.float32).items()}
+        return {
+            key: value.to(native_backend.device) for key, value in cast(make_case(name, k=k).tensors, torch.float32).items()
+        }
 
     positives = torch.export.Dim("positives", min=2)
     few, many = make_case(name, k=9).tensors, make_case(name, k=12).tensors

@@ -31,7 +31,9 @@ def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     }  # fmt: skip
     arguments = [str(folder / "rendezvous"), str(folder / "found.pt")]
     workers = [
-        subprocess.Popen([sys.executable, ddp_worker.__file__, str(rank), *arguments], env=env, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, ddp_worker.__file__, str(rank), *arguments], env=env, stderr=subprocess.PIPE, text=True
+        )
         for rank in range(ddp_worker.WORLD)
     ]
     try:

@@ -46,7 +46,11 @@ def test_gradient_reaches_logits_and_boxes_and_nothing_of_the_teacher(scenes, te
 def test_every_family_is_taught_classes_and_boxes(scenes, student):
     model = training(CropClassifier(DIGITS, width=16, crop_size=32, loss="joint"), student=student)
     _, terms = model.losses(*batch(scenes))
-    for name, outputs in (("kd_cls", model.tap.outputs[:1]), ("kd_loc", model.tap.outputs[1:]), ("loc", model.tap.outputs[1:])):
+    for name, outputs in (
+        ("kd_cls", model.tap.outputs[:1]),
+        ("kd_loc", model.tap.outputs[1:]),
+        ("loc", model.tap.outputs[1:]),
+    ):
         (gradient,) = torch.autograd.grad(terms[name], outputs, retain_graph=True)
         assert terms[name] > 0 and torch.isfinite(gradient).all() and gradient.any(), name
 
@@ -154,7 +158,9 @@ def test_chunks_change_no_result(scenes, teacher_weights, layers):
     """Terms and gradients are those of all crops at once, and no more crops than a chunk are ever in the teacher."""
 
     def found_with(chunk):
-        model = training(teacher_weights, DistillSettings(feature_layers=layers, feature_pools=(4,) * len(layers), chunk=chunk))
+        model = training(
+            teacher_weights, DistillSettings(feature_layers=layers, feature_pools=(4,) * len(layers), chunk=chunk)
+        )
         positives, distiller, sizes = positives_of(model, scenes), model.distillers.classifier, []
         for reader in (distiller.on_targets, distiller.on_predictions):
             reader.register_forward_pre_hook(lambda _module, arguments: sizes.append(len(arguments[0])))
@@ -195,7 +201,9 @@ def test_only_what_is_read_is_run(scenes, teacher_weights):
     model = training(teacher_weights, ONLY["kd_loc"])
     for reader in (model.distillers.classifier.on_targets.network, model.distillers.classifier.on_predictions):
         names = [name for name, _ in reader.named_modules()]
-        assert "frozen_stem" in names and not any(name.startswith(("layer", "fc", "bn1", "conv1", "maxpool")) for name in names)
+        assert "frozen_stem" in names and not any(
+            name.startswith(("layer", "fc", "bn1", "conv1", "maxpool")) for name in names
+        )
     calls = []
     model = training(teacher_weights)
     model.distillers.classifier.on_targets.register_forward_hook(lambda *_: calls.append("targets"))
@@ -241,7 +249,9 @@ def test_sigmoid_heads_take_the_two_way_form(scenes, teacher_weights):
     found = positives_of(model, scenes)
     assert found.head == "sigmoid" and found.logits.shape[1] == 11
     seen = model.distillers.classifier.teacher.crop(found.images, found.target_boxes, found.target_image_index)
-    wanted = kd_sigmoid_loss(found.logits[:, 1:].contiguous(), model.distillers.classifier.teacher(seen), found.matched_idxs, 2.0)
+    wanted = kd_sigmoid_loss(
+        found.logits[:, 1:].contiguous(), model.distillers.classifier.teacher(seen), found.matched_idxs, 2.0
+    )
     torch.testing.assert_close(model.distillers.classifier(found)["kd_cls"], wanted, rtol=1e-4, atol=1e-6)
 
 

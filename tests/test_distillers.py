@@ -38,14 +38,18 @@ def wide(student: str) -> str:
     return student if student == "detr_compact" else f"{student}_wide"
 
 
-def model_of(student: str, *methods: str, teacher: torch.nn.Module | None = None, classifier=None, **settings) -> DetectorTraining:
+def model_of(
+    student: str, *methods: str, teacher: torch.nn.Module | None = None, classifier=None, **settings
+) -> DetectorTraining:
     """A student with these methods and an untrained teacher of twice its width."""
     torch.manual_seed(1)
     detector = teacher or build_student(wide(student), 10)
 
     def distil(classes, built):
         chosen = {name: settings.get(name) or METHODS[name][1](warmup_steps=0) for name in methods}
-        return Distillers(built, classifier and classifier(classes, built), DetectorTeacher(detector, classes, range(1, 11)), chosen)
+        return Distillers(
+            built, classifier and classifier(classes, built), DetectorTeacher(detector, classes, range(1, 11)), chosen
+        )
 
     torch.manual_seed(0)
     return DetectorTraining(DIGITS, student, distil=distil).train()
@@ -266,7 +270,16 @@ def test_recipe_with_a_list_of_distillers(scenes, detector_weights, teacher_weig
         f"detector_teacher: {detector_weights('ssd_compact_wide')}\nteacher: {teacher_weights}\nimages: 8\n"
         "backbone_weights: none\noptim: {steps: 2, batch_size: 2}\nrun: {device: cpu, checkpoint_every: 2, log_every: 1}\n"
     )
-    command = ["distill", "--config", str(recipe), "--data-root", str(scenes), "--out", str(tmp_path / "run"), "--allow-poor-teacher"]
+    command = [
+        "distill",
+        "--config",
+        str(recipe),
+        "--data-root",
+        str(scenes),
+        "--out",
+        str(tmp_path / "run"),
+        "--allow-poor-teacher",
+    ]
     assert main(command) == 0
     options = json.loads((tmp_path / "run" / "options.json").read_text())
     assert options["command"] == "distill" and options["distillers"] == ["classifier", "fkd"]
@@ -281,13 +294,17 @@ def test_recipe_with_a_list_of_distillers(scenes, detector_weights, teacher_weig
     assert main([*command[:6], str(tmp_path / "wrong"), "--distillers", "fkt"]) == 2
     assert "no distiller fkt; there are classifier, kd" in capsys.readouterr().err
     with pytest.raises(ValueError, match="give --detector-teacher"):
-        commands.distill(**parse_options("distill", {"data_root": str(scenes), "out": str(tmp_path / "none"), "distillers": ["fkd"]}))
+        commands.distill(
+            **parse_options("distill", {"data_root": str(scenes), "out": str(tmp_path / "none"), "distillers": ["fkd"]})
+        )
 
 
 def test_teachers_that_do_not_fit_are_refused(detector_weights, teacher_weights):
     with pytest.raises(ValueError, match=r"fkd: the detector teacher does not take the student's images of .96, 96"):
         model_of("ssd_compact", "fkd", teacher=build_student("ssd300_vgg16", 10))
-    with pytest.raises(ValueError, match=r"fkd compares feature maps.*12x12, 6x6, 3x3, the .* teacher 12x12, 6x6, 3x3, 2x2, 1x1"):
+    with pytest.raises(
+        ValueError, match=r"fkd compares feature maps.*12x12, 6x6, 3x3, the .* teacher 12x12, 6x6, 3x3, 2x2, 1x1"
+    ):
         model_of("ssd_compact", "fkd", teacher=build_student("retinanet_resnet50_fpn", 10))
     with pytest.raises(ValueError, match=r"gid compares predictions.*a RetinaNet, the detector teacher a FasterRCNN"):
         model_of("retinanet_compact", "gid", teacher=build_student("fasterrcnn_compact", 10))
@@ -478,7 +495,9 @@ def test_tbd_terms_again_from_their_formulas(scenes, student):
             scores, overlap = logits[image, index].sigmoid(), 0.0
             if grid.labels[image, index] > 0:
                 match = next(matches)
-                ours, theirs = (grid.decode(codes[image, index][None], anchor[None]) for codes in (grid.regression, regression))
+                ours, theirs = (
+                    grid.decode(codes[image, index][None], anchor[None]) for codes in (grid.regression, regression)
+                )
                 overlap = box_iou(theirs, found.target_boxes[match][None]).item()
                 harmony = overlap * scores[found.target_labels[match] - 1].item()
                 own = grid.logits[image, index, 1:]
@@ -533,7 +552,10 @@ def test_gid_selection_by_a_loop():
     for _ in range(5):
         count = 300
         scores = torch.rand(2, count, 4, generator=generator)
-        corner, sides = 90 * torch.rand(2, count, 2, generator=generator) - 5, 50 * torch.rand(2, count, 2, generator=generator)
+        corner, sides = (
+            90 * torch.rand(2, count, 2, generator=generator) - 5,
+            50 * torch.rand(2, count, 2, generator=generator),
+        )
         boxes = torch.cat([corner, corner + sides], 2)
         found = select_instances(*scores, *boxes, (80, 96), instances=10, candidates=200, nms_threshold=0.3, min_size=10.0)
         order = sorted(range(count), key=lambda n: -max(abs(a - b) for a, b in zip(*scores[:, n].tolist(), strict=True)))

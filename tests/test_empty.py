@@ -15,8 +15,12 @@ EMPTY = {
     "nothing": {"k": 0, "g": 0, "b": 0},
 }
 WITHOUT_TARGETS = ("roi_crop", "roi_avg_pool", "masked_feature_loss", "attention_means", "frozen_stem", "imitation_mask")
-WITHOUT_IMAGES = tuple(name for name in PUBLIC_OPS if name.endswith(("_loss", "_means", "_stem")) and name != "roi_feature_loss")
-UNCONCERNED = {(name, "no_ground_truth") for name in WITHOUT_TARGETS} | {(name, "no_images") for name in WITHOUT_IMAGES}  # not zero
+WITHOUT_IMAGES = tuple(
+    name for name in PUBLIC_OPS if name.endswith(("_loss", "_means", "_stem")) and name != "roi_feature_loss"
+)
+UNCONCERNED = {(name, "no_ground_truth") for name in WITHOUT_TARGETS} | {
+    (name, "no_images") for name in WITHOUT_IMAGES
+}  # not zero
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -40,7 +40,9 @@ def literal(images: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: 
 def test_equals_the_layers(backend, shape):
     """On values without ties, which no layer of a network has."""
     tensors, options = stem(*SHAPES[shape])
-    tensors = {key: value + torch.rand(value.shape, generator=torch.Generator().manual_seed(1)) for key, value in tensors.items()}
+    tensors = {
+        key: value + torch.rand(value.shape, generator=torch.Generator().manual_seed(1)) for key, value in tensors.items()
+    }
     output, grads = evaluate(backend, cls2det_ops.frozen_stem, tensors, options, ("images",))
     expected, expected_grads = evaluate(ORACLE, literal, tensors, options, ("images",))
     assert_close(output, expected)
@@ -80,7 +82,9 @@ def test_is_the_stem_of_a_resnet(backend):
 
 def test_the_first_of_equal_values_gets_the_gradient(backend):
     tensors = {"images": torch.ones(1, 1, 4, 4), "weight": torch.ones(1, 1, 1, 1), "bias": torch.zeros(1)}
-    _, grads = evaluate(backend, cls2det_ops.frozen_stem, tensors, {"stride": 1, "padding": 0}, ("images",), torch.ones(1, 1, 2, 2))
+    _, grads = evaluate(
+        backend, cls2det_ops.frozen_stem, tensors, {"stride": 1, "padding": 0}, ("images",), torch.ones(1, 1, 2, 2)
+    )
     expected = torch.zeros(4, 4)
     expected[0, 0] = expected[0, 1] = expected[1, 0] = expected[1, 1] = 1
     assert torch.equal(grads["images"][0, 0].cpu(), expected)
@@ -120,11 +124,17 @@ def test_many_images_equal_one_by_one(native_backend):
     """More images than one chunk of convolutions holds on a CPU."""
     random = torch.Generator().manual_seed(3)
     images = torch.randn(40, 3, 64, 64, generator=random)
-    tensors = {"images": images, "weight": torch.randn(64, 3, 7, 7, generator=random), "bias": torch.randn(64, generator=random)}
+    tensors = {
+        "images": images,
+        "weight": torch.randn(64, 3, 7, 7, generator=random),
+        "bias": torch.randn(64, generator=random),
+    }
     output, grads = evaluate(native_backend, cls2det_ops.frozen_stem, tensors, None, ("images",), torch.ones(40, 64, 16, 16))
     for i in (0, 17, 39):
         one = tensors | {"images": images[i : i + 1]}
-        alone, alone_grads = evaluate(native_backend, cls2det_ops.frozen_stem, one, None, ("images",), torch.ones(1, 64, 16, 16))
+        alone, alone_grads = evaluate(
+            native_backend, cls2det_ops.frozen_stem, one, None, ("images",), torch.ones(1, 64, 16, 16)
+        )
         assert_close(output[i : i + 1], alone)
         assert_close(grads["images"][i : i + 1], alone_grads["images"])
 

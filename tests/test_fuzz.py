@@ -45,7 +45,9 @@ def sprinkled(draw, tensor: Tensor, values: tuple[float, ...], most: int = 3) ->
     return flat.view(tensor.shape)
 
 
-def box_list(draw, kind: str, count: int, height: int, width: int, samples: tuple[int, int], scale: float, seed: int) -> Tensor:
+def box_list(
+    draw, kind: str, count: int, height: int, width: int, samples: tuple[int, int], scale: float, seed: int
+) -> Tensor:
     boxes = safe_boxes(count, height, width, samples, scale=scale, seed=seed)
     if kind == "whole":  # on pixel borders and centres, where bilinear sampling has its kinks
         return (boxes * scale * 2).round() / 2 / scale
@@ -96,9 +98,15 @@ def calls(draw, name: str) -> tuple[Case, dict, dict]:
         options = {"output_size": (draw(st.integers(1, 7)), draw(st.integers(1, 7)))}
     elif name == "masked_feature_loss":
         masks = {"mask": (k, height, width), "channel_mask": (k, c)}
-        tensors = {"student": sprinkled(draw, normal(k, c, height, width), (INF, NAN, 1e15)), "teacher": normal(k, c, height, width)}
+        tensors = {
+            "student": sprinkled(draw, normal(k, c, height, width), (INF, NAN, 1e15)),
+            "teacher": normal(k, c, height, width),
+        }
         tensors |= {key: normal(*shape).relu() for key, shape in masks.items() if draw(st.booleans())}
-        options = {"normalizer": draw(st.sampled_from((1.0, 7.0))), "reduction": draw(st.sampled_from(("none", "sum", "mean")))}
+        options = {
+            "normalizer": draw(st.sampled_from((1.0, 7.0))),
+            "reduction": draw(st.sampled_from(("none", "sum", "mean"))),
+        }
     elif name == "imitation_mask":
         special["boxes"] = draw(st.sampled_from([kind for kind in BOX_KINDS if kind != "whole"]))  # equal IoUs may round apart
         sizes = draw(st.lists(st.integers(0, 40), min_size=1, max_size=4))
@@ -125,7 +133,11 @@ def calls(draw, name: str) -> tuple[Case, dict, dict]:
         bins = samples if name == "roi_crop" else (draw(st.integers(1, 6)), draw(st.integers(1, 6)))
         scale = 1.0 if name == "roi_crop" else draw(st.sampled_from((1.0, 0.5, 0.3, 1 / 16)))
         special["boxes"] = draw(st.sampled_from(BOX_KINDS))
-        options = {"output_size": bins, "clip": draw(st.booleans()), "padding_mode": draw(st.sampled_from(("zeros", "border")))}
+        options = {
+            "output_size": bins,
+            "clip": draw(st.booleans()),
+            "padding_mode": draw(st.sampled_from(("zeros", "border"))),
+        }
         if name != "roi_crop":
             options |= {"sampling_size": samples, "spatial_scale": scale}
         features = normal(b, c, height, width)
@@ -177,7 +189,9 @@ def check(backend, case: Case, layouts: dict, special: dict) -> None:
         del output, grads
 
 
-def compare_gradient(key: str, grad: Tensor, expected: Tensor, tensors: dict, output: Tensor, special: dict, least: float) -> None:
+def compare_gradient(
+    key: str, grad: Tensor, expected: Tensor, tensors: dict, output: Tensor, special: dict, least: float
+) -> None:
     """Where the gradient is defined: not by a box on a kink or by one that is not finite, nor of an infinite loss."""
     if key == "boxes":
         if special["boxes"] == "whole":

@@ -32,7 +32,9 @@ def test_a_step_that_passes_and_one_that_fails():
 
 
 def test_environment_and_folder_of_a_step():
-    found = result_of(python("import os; print(os.environ['MARK'], os.environ['PYTHONPATH'], os.getcwd())", env={"MARK": "here"}))
+    found = result_of(
+        python("import os; print(os.environ['MARK'], os.environ['PYTHONPATH'], os.getcwd())", env={"MARK": "here"})
+    )
     mark, path, folder = found.log.split()
     assert mark == "here"
     assert path.split(":")[0] == str(gpu_check.INSTALLED)

@@ -65,7 +65,10 @@ LOSSES = {
         losses.bckd_box_loss,
     ),
 }
-LOSSES["tbd"] = (maps, lambda s, t: losses.tbd_feature_loss([s, 2 * s], [t, 2 * t], [SPATIAL, SPATIAL**2], [SPATIAL > 0.5] * 2, 0.3))
+LOSSES["tbd"] = (
+    maps,
+    lambda s, t: losses.tbd_feature_loss([s, 2 * s], [t, 2 * t], [SPATIAL, SPATIAL**2], [SPATIAL > 0.5] * 2, 0.3),
+)
 CUT = ("bckd",)  # weighted by a detached factor: the gradient is by design not that of the value
 
 
@@ -294,7 +297,9 @@ def test_kd_bounded_decides_for_each_box(margin):
 
 
 def test_fgd_masks_by_loops():
-    boxes = torch.tensor([[3.0, 2.0, 20.0, 30.0], [10.0, 10.0, 15.0, 15.0], [0.0, 0.0, 47.0, 39.0], [100.0, 100.0, 120.0, 120.0]])
+    boxes = torch.tensor(
+        [[3.0, 2.0, 20.0, 30.0], [10.0, 10.0, 15.0, 15.0], [0.0, 0.0, 47.0, 39.0], [100.0, 100.0, 120.0, 120.0]]
+    )
     image, stride = torch.tensor([0, 0, 2, 1]), 8
     foreground, background = losses.fgd_masks(boxes, image, 4, (5, 6), stride)
     for b in range(4):
@@ -331,9 +336,7 @@ def test_fgd_by_its_formula():
 
 def test_pkd_is_one_minus_the_correlation():
     student, teacher = maps(batch=2)
-    each = [
-        1 - torch.corrcoef(torch.stack([student[:, c].flatten(), teacher[:, c].flatten()]))[0, 1] for c in range(4)
-    ]
+    each = [1 - torch.corrcoef(torch.stack([student[:, c].flatten(), teacher[:, c].flatten()]))[0, 1] for c in range(4)]
     torch.testing.assert_close(losses.pkd_loss(student, teacher), torch.stack(each).mean(), rtol=1e-4, atol=1e-5)
     constant = torch.ones_like(student).requires_grad_()
     losses.pkd_loss(constant, teacher).backward()
@@ -347,7 +350,9 @@ def test_cwd_and_ld_by_kl_div():
     torch.testing.assert_close(losses.cwd_loss(student, teacher, 2.0), wanted)
     student, teacher = rows(6, 4, 8)
     weight = torch.arange(6.0)
-    each = 9 * F.kl_div(F.log_softmax(student / 3, 2), F.log_softmax(teacher / 3, 2), reduction="none", log_target=True).sum((1, 2))
+    each = 9 * F.kl_div(F.log_softmax(student / 3, 2), F.log_softmax(teacher / 3, 2), reduction="none", log_target=True).sum(
+        (1, 2)
+    )
     torch.testing.assert_close(losses.ld_loss(student, teacher, 3.0), each.mean())
     torch.testing.assert_close(losses.ld_loss(student, teacher, 3.0, weight=weight, normalizer=7), (each * weight).sum() / 7)
 
@@ -387,9 +392,7 @@ SPLIT = {
     "fgd": (lambda s, t, m: sum(losses.fgd_feature_loss(s, t, m, m)), True),
     "gid relation": (lambda s, t, m: losses.gid_relation_loss(s, t), False),
     "fkd attention, per image": (
-        lambda s, t, m: losses.fkd_attention_loss(
-            s.mean(1), t.mean(1), s.mean((2, 3)), t.mean((2, 3)), per_image=True
-        ),
+        lambda s, t, m: losses.fkd_attention_loss(s.mean(1), t.mean(1), s.mean((2, 3)), t.mean((2, 3)), per_image=True),
         True,
     ),
 }
@@ -408,7 +411,9 @@ def test_split_of_a_batch_matters_where_the_docstring_says_so(name):
 
 
 def test_nothing_gives_a_zero_with_a_graph():
-    empty = {name: torch.zeros(0, *shape, requires_grad=True) for name, shape in (("map", (4, 5, 6)), ("row", (5,)), ("box", (4,)))}
+    empty = {
+        name: torch.zeros(0, *shape, requires_grad=True) for name, shape in (("map", (4, 5, 6)), ("row", (5,)), ("box", (4,)))
+    }
     bins = torch.zeros(0, 4, 8, requires_grad=True)
     each = {name: tensor.detach() for name, tensor in empty.items()}
     values = [
@@ -440,7 +445,10 @@ def test_nothing_gives_a_zero_with_a_graph():
         (lambda: losses.root_feature_loss(torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4, 4)), "root|masked.*teacher"),
         (lambda: losses.fgfi_loss([torch.zeros(1, 1, 2, 2)], [], []), "fgfi_loss.*levels.*1, 0 and 0"),
         (lambda: losses.tbd_feature_loss([torch.zeros(1, 1, 2, 2)], [], [], []), "tbd_feature_loss.*levels.*1, 0, 0 and 0"),
-        (lambda: losses.tbd_feature_loss(*[[torch.zeros(1, 1, 2, 2)]] * 2, *[[torch.zeros(1, 2, 2)]] * 2, 1.5), "balance.*1.5"),
+        (
+            lambda: losses.tbd_feature_loss(*[[torch.zeros(1, 1, 2, 2)]] * 2, *[[torch.zeros(1, 2, 2)]] * 2, 1.5),
+            "balance.*1.5",
+        ),
         (lambda: losses.tbd_feature_loss(*[[torch.zeros(1, 1, 2, 2)]] * 2, *[[torch.zeros(1, 2, 3)]] * 2), r"cls_masks\[0\]"),
         (lambda: losses.harmony_score(torch.zeros(3), torch.zeros(2, 4), torch.zeros(3, 4)), "harmony_score: boxes"),
         (lambda: losses.fkd_masks(torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 5)), "fkd_masks: teacher"),
@@ -451,7 +459,10 @@ def test_nothing_gives_a_zero_with_a_graph():
         (lambda: losses.kd_weighted_loss(torch.zeros(3, 4), torch.zeros(3, 5)), "kd_weighted_loss: teacher_logits"),
         (lambda: losses.kd_weighted_loss(*[torch.zeros(3, 4)] * 2, background="none"), "background"),
         (lambda: losses.kd_bounded_loss(*[torch.zeros(3, 4)] * 2, torch.zeros(2, 4)), "kd_bounded_loss: target_boxes"),
-        (lambda: losses.fgd_masks(torch.zeros(3, 4), torch.zeros(2, dtype=torch.long), 2, (3, 3), 8), "fgd_masks: image_index"),
+        (
+            lambda: losses.fgd_masks(torch.zeros(3, 4), torch.zeros(2, dtype=torch.long), 2, (3, 3), 8),
+            "fgd_masks: image_index",
+        ),
         (lambda: losses.fgd_masks(torch.zeros(3, 4), torch.zeros(3, dtype=torch.long), 2, (3, 3), 0), "fgd_masks: stride"),
         (lambda: losses.pkd_loss(torch.zeros(1, 2, 3, 3), torch.zeros(1, 3, 3, 3)), "pkd_loss: teacher"),
         (lambda: losses.cwd_loss(torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 3, 4)), "cwd_loss: teacher"),
@@ -492,7 +503,9 @@ def test_sinkhorn_nears_the_best_assignment():
     cost = torch.rand(4, 5, 5, generator=torch.Generator().manual_seed(3), **DOUBLE)
     even = torch.ones(4, 5, **DOUBLE)
     found = losses.sinkhorn_loss(cost, even, even, epsilon=0.002, iterations=3000)
-    best = [min(sum(c[n, m].item() for n, m in enumerate(order)) for order in itertools.permutations(range(5))) / 5 for c in cost]
+    best = [
+        min(sum(c[n, m].item() for n, m in enumerate(order)) for order in itertools.permutations(range(5))) / 5 for c in cost
+    ]
     assert found.tolist() == pytest.approx(best, abs=5e-3)
 
 

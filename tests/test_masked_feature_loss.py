@@ -127,7 +127,9 @@ def test_no_gradient_reaches_the_masks(backend):
 def test_normalizer_of_zero_as_tensor_counts_as_one(backend):
     tensors = scene()
     tensors["mask"].zero_()  # no object in the batch: positions that the loss is divided by
-    output, grads = evaluate(backend, lambda **t: masked_feature_loss(**t, normalizer=2 * t["mask"].sum()), tensors, None, MAPS)
+    output, grads = evaluate(
+        backend, lambda **t: masked_feature_loss(**t, normalizer=2 * t["mask"].sum()), tensors, None, MAPS
+    )
     assert output == 0
     assert all((grad == 0).all() for grad in grads.values())
 

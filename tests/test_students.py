@@ -237,7 +237,9 @@ def test_auto_falls_back_with_a_line_and_imagenet_does_not(monkeypatch):
     with pytest.warns(UserWarning, match="the backbone of fasterrcnn_mobilenet_v2_fpn starts from random weights"):
         model = small("fasterrcnn_mobilenet_v2_fpn", backbone_weights="auto")
     assert all(weight.requires_grad for weight in model.parameters())
-    with pytest.raises(ConnectionError, match=r"ImageNet weights of resnet18 cannot be fetched from https://.*service not known"):
+    with pytest.raises(
+        ConnectionError, match=r"ImageNet weights of resnet18 cannot be fetched from https://.*service not known"
+    ):
         build_classifier("resnet18", 4, weights="imagenet")
     for name in STUDENTS:
         if not name.startswith("detr_r") and "compact" not in name and "qr50" not in name:

@@ -284,7 +284,9 @@ def test_errors(tmp_path, capsys):
     assert "give --data-root, or a sweep that makes its scenes, and not both" in error(config, "--data-root", "x")
     assert "no arm fast; there are baseline, + KD-cls" in error(config, "--arms", "fast")
     for key, value in {"arms": ["baseline"], "seeds": 3, "train": [1], "grid": [2], "teachers": {"teacher": 4}}.items():
-        assert f"{key} must be a " in error(write(tmp_path / "odd.yaml", **{"seeds": [1], key: value})).replace("teacher of ", "")
+        assert f"{key} must be a " in error(write(tmp_path / "odd.yaml", **{"seeds": [1], key: value})).replace(
+            "teacher of ", ""
+        )
     (tmp_path / "broken.yaml").write_text("arms: [")
     assert "while parsing" in error(tmp_path / "broken.yaml")
     assert "scenes: " in error(write(tmp_path / "odd-scenes.yaml", extends="demo-quick", scenes={"colour": 3}))

@@ -395,7 +395,9 @@ def test_every_process_needs_an_image_to_validate_on(scenes, tmp_path):
 
 def test_a_poor_teacher_is_refused(scenes, tmp_path):
     CropClassifier(DIGITS).save(tmp_path / "guess.pt")
-    with pytest.raises(ValueError, match=r"names .* % of \d+ ground-truth crops right, of training .*; naming the commonest class"):
+    with pytest.raises(
+        ValueError, match=r"names .* % of \d+ ground-truth crops right, of training .*; naming the commonest class"
+    ):
         distill(scenes, tmp_path / "run", tmp_path / "guess.pt", images=0, allow_poor_teacher=False)
     distill(scenes, tmp_path / "run", tmp_path / "guess.pt", images=0)  # as the message says; the folder is still free
     good = train_teacher(scenes, tmp_path / "good")

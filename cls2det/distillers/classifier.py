@@ -156,7 +156,9 @@ class ClassifierDistiller:
         if self.on_targets is None or not len(truth):
             return {"logits": positives.images.new_zeros(len(truth), self.classes), **one_hot}
         boxes, of_image = positives.target_boxes, positives.target_image_index
-        parts = [self.on_targets(self.teacher.crop(positives.images, boxes[some], of_image[some])) for some in self._chunks(boxes)]
+        parts = [
+            self.on_targets(self.teacher.crop(positives.images, boxes[some], of_image[some])) for some in self._chunks(boxes)
+        ]
         seen = parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         if "logits" in seen:
             seen["logits"] = seen["logits"].float()

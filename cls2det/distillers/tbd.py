@@ -50,7 +50,9 @@ class TBD(nn.Module):
         logits, regression = taught.grid
         logits = logits[..., self.columns].float()
         image, anchor = torch.where(grid.labels > 0)  # the order of ``positives``
-        ours, theirs = (grid.decode(codes[image, anchor].float(), grid.anchors[anchor]) for codes in (grid.regression, regression))
+        ours, theirs = (
+            grid.decode(codes[image, anchor].float(), grid.anchors[anchor]) for codes in (grid.regression, regression)
+        )
         scores = logits[image, anchor, positives.target_labels[positives.matched_idxs] - 1].sigmoid()
         harmony, iou = harmony_score(scores, theirs, positives.target_boxes[positives.matched_idxs])
         count = max(len(image), 1)

@@ -38,9 +38,7 @@ def retinanet_resnet50_fpn(classes: int, size: int, weights: ResNet50_Weights | 
 
 
 def fcos_resnet50_fpn(classes: int, size: int, weights: ResNet50_Weights | None) -> FCOS:
-    model = detection.fcos_resnet50_fpn(
-        weights=None, weights_backbone=weights, num_classes=classes + 1, **image_sides(size)
-    )
+    model = detection.fcos_resnet50_fpn(weights=None, weights_backbone=weights, num_classes=classes + 1, **image_sides(size))
     return without_class_0(model)
 
 

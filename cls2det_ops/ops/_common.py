@@ -67,9 +67,7 @@ def register_loss(name: str, setup_context: Callable, backward: Callable) -> Non
     _REDUCED[name] = type(f"{name}_sum", (torch.autograd.Function,), formula).apply
 
 
-def run_loss(
-    name: str, arguments: tuple, weight: Tensor | None, normalizer: float | Tensor | None, reduction: str
-) -> Tensor:
+def run_loss(name: str, arguments: tuple, weight: Tensor | None, normalizer: float | Tensor | None, reduction: str) -> Tensor:
     """Call the operator of a loss and do as :func:`reduce_rows`. Sum and division are nodes of the graph that cost a small loss
     more than its kernel: in eager mode they are part of its own node."""
     if weight is None and reduction != "none" and torch.is_grad_enabled() and _eager():

@@ -130,9 +130,7 @@ def roi_feature_loss(
         arguments = (*tensors, *size, *samples, scale, target_scale, border, clip, kind, beta, wants_gradient(boxes))
         return run_loss(name, arguments, weight, normalizer, reduction)
     kept = without_weightless(name, matched_idxs, weight)
-    rows = reference.roi_feature_loss(
-        *tensors[:-1], kept, size, samples, scale, target_scale, padding_mode, clip, loss, beta
-    )
+    rows = reference.roi_feature_loss(*tensors[:-1], kept, size, samples, scale, target_scale, padding_mode, clip, loss, beta)
     return reduce_rows(name, rows, weight, normalizer, reduction)
 
 

@@ -22,7 +22,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 ROOT = Path(__file__).parents[2]
 EMU = Path(__file__).parent
 NAMESPACE = "cls2det_emulated"
-SANITIZE = ["-fsanitize=address,undefined", "-fsanitize=float-cast-overflow", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+SANITIZE = [
+    "-fsanitize=address,undefined",
+    "-fsanitize=float-cast-overflow",
+    "-fno-sanitize-recover=all",
+    "-fno-omit-frame-pointer",
+]
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,9 @@ def missing() -> str:
     return "" if hasattr(torch.ops.cls2det, "roi_crop") else "the operators are not declared: the extension is not built"
 
 
-def compile_sources(build: Build, kernels: list[Path], others: list[Path], flags: list[str], link: list[str], name: str) -> Path:
+def compile_sources(
+    build: Build, kernels: list[Path], others: list[Path], flags: list[str], link: list[str], name: str
+) -> Path:
     """Compile and link once for given sources, torch and compiler; the path of the result."""
     compiler = build.compiler()
     common = [*build.flags, "-std=c++17", "-fPIC", *flags, "-I", str(EMU / "include"), "-I", str(ROOT / "csrc")]

@@ -64,7 +64,9 @@ def test_kernel_driver_launches_every_kernel() -> None:
     assert defined == launched
 
 
-NOT_EMULATED = r"\basm\b|__CUDA_ARCH__|\bwmma\b|mma\.h|cuda_pipeline|__pipeline_|cp\.async|cooperative_groups|\bcub::|<<<|__shared__"
+NOT_EMULATED = (
+    r"\basm\b|__CUDA_ARCH__|\bwmma\b|mma\.h|cuda_pipeline|__pipeline_|cp\.async|cooperative_groups|\bcub::|<<<|__shared__"
+)
 
 
 def test_what_cannot_be_emulated_stays_in_its_one_file() -> None:
