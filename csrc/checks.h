@@ -143,7 +143,8 @@ inline void check_matched_loss_backward(const Tensor& grad_rows, const Tensor& p
 }
 
 inline void check_masked_loss(
-    const Tensor& student, const Tensor& teacher, const std::optional<Tensor>& mask, const std::optional<Tensor>& channel_mask) {
+    const Tensor& student, const Tensor& teacher, const std::optional<Tensor>& mask,
+    const std::optional<Tensor>& channel_mask) {
   check_map("student", student);
   check_map("teacher", teacher);
   check_dtype("teacher", teacher, student.scalar_type());
@@ -173,14 +174,15 @@ inline void check_attention_backward(const Tensor& grad_spatial, const Tensor& g
 }
 
 inline void check_imitation(
-    const Tensor& anchors, const Tensor& boxes, const Tensor& image_index, int64_t images, const Shape& level_sizes, double factor,
-    int64_t assignment) {
+    const Tensor& anchors, const Tensor& boxes, const Tensor& image_index, int64_t images, const Shape& level_sizes,
+    double factor, int64_t assignment) {
   check_boxes("anchors", anchors, anchors);
   check_boxes("boxes", boxes, anchors);
   check_index("image_index", image_index, boxes.size(0));
   check_together(anchors, {boxes, image_index});
   if (images < 0) fail("images must not be negative, found ", images);
-  if (level_sizes.empty() || level_sizes.size() > size_t(kMostLevels)) fail("level_sizes must be 1 to ", kMostLevels, " numbers");
+  if (level_sizes.empty() || level_sizes.size() > size_t(kMostLevels))
+    fail("level_sizes must be 1 to ", kMostLevels, " numbers");
   int64_t left = anchors.size(0);
   for (int64_t size : level_sizes) {
     if (size < 0 || size > left) fail("level_sizes must sum up to the number of anchors");
@@ -237,7 +239,8 @@ inline void check_scale_rows(const Tensor& grad_rows, const Tensor& row_grads, c
 }
 
 // Both logits losses; returns the number of classes.
-inline int64_t check_logits(const Tensor& student, const Tensor& teacher, const Tensor& matched, double temperature, int64_t background) {
+inline int64_t check_logits(
+    const Tensor& student, const Tensor& teacher, const Tensor& matched, double temperature, int64_t background) {
   check_dim("student_logits", student, 2);
   check_dim("teacher_logits", teacher, 2);
   check_floating("student_logits", student);

@@ -31,8 +31,9 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Shape = std::vector<int64_t>;
 
-// The first write to a fresh page of 4 KiB enters the kernel, which for a large result costs more than computing it. Where the system
-// leaves the choice to programs (transparent_hugepage/enabled: madvise), whole pages of 2 MiB inside of the memory are asked for.
+// The first write to a fresh page of 4 KiB enters the kernel, which for a large result costs more than computing it. Where the
+// system leaves the choice to programs (transparent_hugepage/enabled: madvise), whole pages of 2 MiB inside of the memory are
+// asked for.
 inline void prefer_huge_pages(void* memory, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t page = 1 << 21;

@@ -25,9 +25,7 @@ inline bool is_dense(const Tensor& map, bool channels_last) {
 }
 
 // Planar wins where both hold. map_like in cls2det_ops/ops/_common.py decides in the same way.
-inline bool is_channels_last(const Tensor& map) {
-  return map.numel() > 0 && is_dense(map, true) && !is_dense(map, false);
-}
+inline bool is_channels_last(const Tensor& map) { return map.numel() > 0 && is_dense(map, true) && !is_dense(map, false); }
 
 // A new map of this shape.
 inline Tensor make_map(const Tensor& like, bool channels_last, ScalarType dtype) {
@@ -58,8 +56,7 @@ struct MaskedMaps {
   DenseMap student, teacher;
   std::optional<Tensor> outer_mask, inner_mask;  // (images, outer), (images, inner)
 
-  MaskedMaps(
-      const Tensor& s, const Tensor& t, const std::optional<Tensor>& mask, const std::optional<Tensor>& channel_mask)
+  MaskedMaps(const Tensor& s, const Tensor& t, const std::optional<Tensor>& mask, const std::optional<Tensor>& channel_mask)
       : channels_last(is_channels_last(s)), student(s, channels_last), teacher(t, channels_last) {
     const ScalarType acc = accumulate_dtype(s.scalar_type());
     if (mask) (channels_last ? outer_mask : inner_mask) = packed(*mask, acc);

@@ -2,7 +2,8 @@
 //
 // The meaning of each operator is documented at its public function, cls2det_ops/ops/<op>.py. Conventions: boxes xyxy in
 // accumulate dtype (float32; float64 for float64 maps), indices int64, loss 0 l1, 1 l2, 2 smooth_l1; background 0 none,
-// 1 first, 2 last; mode 0 bce, 1 l1norm; assignment 0 level, 1 all, 2 best. An output that a need_ flag leaves out is an empty tensor.
+// 1 first, 2 last; mode 0 bce, 1 l1norm; assignment 0 level, 1 all, 2 best. An output that a need_ flag leaves out is an empty
+// tensor.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -13,8 +14,7 @@
 #include "cpu/simd_level.h"
 
 STABLE_TORCH_LIBRARY(cls2det, m) {
-  m.def(
-      "roi_crop(Tensor images, Tensor boxes, Tensor image_index, int out_h, int out_w, bool border, bool clip) -> Tensor");
+  m.def("roi_crop(Tensor images, Tensor boxes, Tensor image_index, int out_h, int out_w, bool border, bool clip) -> Tensor");
   m.def(
       "roi_crop_backward(Tensor grad, Tensor images, Tensor boxes, Tensor image_index, bool border, bool clip, "
       "bool need_images, bool need_boxes) -> (Tensor, Tensor)");
@@ -47,7 +47,8 @@ STABLE_TORCH_LIBRARY(cls2det, m) {
   m.def("attention_means_backward(Tensor grad_spatial, Tensor grad_channel, Tensor features, bool absolute) -> Tensor");
   m.def("frozen_stem(Tensor images, Tensor weight, Tensor bias, int stride, int padding, bool need_grad) -> (Tensor, Tensor)");
   m.def(
-      "frozen_stem_backward(Tensor grad, Tensor index, Tensor weight, int height, int width, int stride, int padding) -> Tensor");
+      "frozen_stem_backward(Tensor grad, Tensor index, Tensor weight, int height, int width, int stride, int padding) -> "
+      "Tensor");
   m.def(
       "imitation_mask(Tensor anchors, Tensor boxes, Tensor image_index, int images, int[] level_sizes, float factor, "
       "int assignment) -> Tensor");

@@ -14,7 +14,7 @@ struct MeansArgs {
   const T* features;  // (images, outer, inner), images `stride` apart
   int64_t stride;
   bool absolute;
-  T outer_share, inner_share;                          // of one value in the mean of its row, of its column
+  T outer_share, inner_share;                            // of one value in the mean of its row, of its column
   T *outer_partial = nullptr, *inner_partial = nullptr;  // forward: (images, tiles across, outer), (images, tiles down, inner)
   const T *outer_grad = nullptr, *inner_grad = nullptr;  // backward: (images, outer), (images, inner)
   T* grad = nullptr;
@@ -82,8 +82,8 @@ std::tuple<Tensor, Tensor> attention_means(Tensor features, bool absolute) {
   const DenseMap dense(to_dtype(features, acc), last);
   Tensor spatial = make(features, {features.size(0), features.size(2), features.size(3)}, acc);
   Tensor channel = make(features, {features.size(0), features.size(1)}, acc);
-  (acc == ScalarType::Double ? forward<double> : forward<float>)(
-      dense, absolute, last ? spatial : channel, last ? channel : spatial);
+  (acc == ScalarType::Double ? forward<double> : forward<float>)(dense, absolute, last ? spatial : channel,
+                                                                 last ? channel : spatial);
   return {spatial, channel};
 }
 
@@ -94,8 +94,8 @@ Tensor attention_means_backward(Tensor grad_spatial, Tensor grad_channel, Tensor
   const DenseMap dense(to_dtype(features, acc), last);
   const Tensor spatial = packed(grad_spatial, acc), channel = packed(grad_channel, acc);
   const Tensor grad = make_map(features, last, acc);
-  (acc == ScalarType::Double ? backward<double> : backward<float>)(
-      dense, absolute, last ? spatial : channel, last ? channel : spatial, grad);
+  (acc == ScalarType::Double ? backward<double> : backward<float>)(dense, absolute, last ? spatial : channel,
+                                                                   last ? channel : spatial, grad);
   return to_dtype(grad, dtype);
 }
 

@@ -44,7 +44,7 @@ namespace cls2det::plain {
 #undef CLS2DET_TARGET
 
 #if CLS2DET_X86_TARGETS
-#define CLS2DET_CALL(function, ...)                                          \
+#define CLS2DET_CALL(function, ...)                                                    \
   (cls2det::simd_level() == cls2det::SimdLevel::avx512 ? avx512::function(__VA_ARGS__) \
    : cls2det::simd_level() == cls2det::SimdLevel::avx2 ? avx2::function(__VA_ARGS__)   \
                                                        : plain::function(__VA_ARGS__))

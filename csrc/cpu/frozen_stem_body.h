@@ -57,7 +57,8 @@ CLS2DET_HD void add_chosen(const T* grad, const uint8_t* index, int channels, in
 #if CLS2DET_TARGET == 512
   if constexpr (sizeof(T) == 4) {
     const __m128i wanted = _mm_set1_epi8(char(step));
-    const __m512i size = _mm512_set1_epi32(kernel_size), first = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i size = _mm512_set1_epi32(kernel_size),
+                  first = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     __m512i kernel = _mm512_mullo_epi32(first, size);
     for (int c = 0; c < channels; c += 16, kernel = _mm512_add_epi32(kernel, _mm512_slli_epi32(size, 4))) {
       const __mmask16 there = channels - c < 16 ? __mmask16((1u << (channels - c)) - 1) : __mmask16(-1);

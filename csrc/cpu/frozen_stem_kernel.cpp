@@ -47,8 +47,9 @@ namespace {
 Tensor convolution(const Tensor& images, const Tensor& weight, const Tensor& bias, int64_t stride, int64_t padding) {
   using torch::stable::detail::from;
   const Shape strides{stride, stride}, paddings{padding, padding}, dilation{1, 1}, none{0, 0};
-  std::array<StableIValue, 9> stack{from(images),   from(weight), from(std::optional<Tensor>(bias)), from(strides), from(paddings),
-                                    from(dilation), from(false),  from(none),                        from(int64_t(1))};
+  std::array<StableIValue, 9> stack{from(images),  from(weight),   from(std::optional<Tensor>(bias)),
+                                    from(strides), from(paddings), from(dilation),
+                                    from(false),   from(none),     from(int64_t(1))};
   STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::convolution", "", stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
@@ -71,9 +72,8 @@ std::tuple<Tensor, Tensor> forward(
     const int64_t values = first * shape.channels * shape.out_h * shape.out_w;
     StemPool<T> args{shape, static_cast<const T*>(conv.map.data_ptr()), static_cast<T*>(out.data_ptr()) + values, nullptr};
     if (need_grad) args.index = static_cast<uint8_t*>(index.data_ptr()) + values;
-    torch::stable::parallel_for(0, count * shape.out_h, 1, [&](int64_t begin, int64_t end) {
-      CLS2DET_CALL(stem_pool_rows<T>, args, begin, end);
-    });
+    torch::stable::parallel_for(
+        0, count * shape.out_h, 1, [&](int64_t begin, int64_t end) { CLS2DET_CALL(stem_pool_rows<T>, args, begin, end); });
   }
   return {to_dtype(out, images.scalar_type()), index};
 }
@@ -96,11 +96,14 @@ Tensor backward(const Tensor& grad, const Tensor& index, const Tensor& weight, c
   }
   Tensor out = make(grad, {shape.images, shape.inputs, shape.height, shape.width}, acc);
   const StemBackward<T> args{
-      shape, static_cast<const T*>(upstream.data_ptr()), static_cast<const uint8_t*>(chosen.data_ptr()), packed.data(), kernel_size,
+      shape,
+      static_cast<const T*>(upstream.data_ptr()),
+      static_cast<const uint8_t*>(chosen.data_ptr()),
+      packed.data(),
+      kernel_size,
       static_cast<T*>(out.data_ptr())};
-  torch::stable::parallel_for(0, shape.images, 1, [&](int64_t begin, int64_t end) {
-    CLS2DET_CALL(stem_images_backward<T>, args, begin, end);
-  });
+  torch::stable::parallel_for(
+      0, shape.images, 1, [&](int64_t begin, int64_t end) { CLS2DET_CALL(stem_images_backward<T>, args, begin, end); });
   return to_dtype(out, grad.scalar_type());
 }
 
@@ -108,7 +111,8 @@ std::tuple<Tensor, Tensor> frozen_stem(
     Tensor images, Tensor weight, Tensor bias, int64_t stride, int64_t padding, bool need_grad) {
   check_stem(images, weight, bias, stride, padding);
   const StemShape shape = stem_shape(weight, images.size(0), images.size(2), images.size(3), stride, padding);
-  return (images.scalar_type() == ScalarType::Double ? forward<double> : forward<float>)(images, weight, bias, shape, need_grad);
+  return (images.scalar_type() == ScalarType::Double ? forward<double> : forward<float>)(images, weight, bias, shape,
+                                                                                         need_grad);
 }
 
 Tensor frozen_stem_backward(

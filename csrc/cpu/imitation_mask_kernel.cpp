@@ -70,27 +70,26 @@ void run(
       static_cast<bool*>(mask.data_ptr()),
   };
   const int64_t grain = 1 + 64 / (boxes_count + 1);  // chunks per thread that are worth waking it
-  torch::stable::parallel_for(0, chunks.size(), grain, [&](int64_t begin, int64_t end) {
-    CLS2DET_CALL(imitation_maxima<T>, args, begin, end);
-  });
+  torch::stable::parallel_for(
+      0, chunks.size(), grain, [&](int64_t begin, int64_t end) { CLS2DET_CALL(imitation_maxima<T>, args, begin, end); });
   for (size_t c = 0; c < chunks.size(); ++c) {
     for (int64_t g = 0; g < boxes_count; ++g) {
       T& best = thresholds[g * levels + chunks[c].level];
       best = std::max(best, largest[c * boxes_count + g]);
     }
   }
-  for (int64_t g = 0; g < boxes_count; ++g) imitation_thresholds(&thresholds[g * levels], int(levels), T(factor), int(assignment));
-  torch::stable::parallel_for(0, chunks.size(), grain, [&](int64_t begin, int64_t end) {
-    CLS2DET_CALL(imitation_marks<T>, args, begin, end);
-  });
+  for (int64_t g = 0; g < boxes_count; ++g)
+    imitation_thresholds(&thresholds[g * levels], int(levels), T(factor), int(assignment));
+  torch::stable::parallel_for(
+      0, chunks.size(), grain, [&](int64_t begin, int64_t end) { CLS2DET_CALL(imitation_marks<T>, args, begin, end); });
 }
 
 Tensor imitation_mask(
     Tensor anchors, Tensor boxes, Tensor image_index, int64_t images, Shape level_sizes, double factor, int64_t assignment) {
   check_imitation(anchors, boxes, image_index, images, level_sizes, factor, assignment);
   Tensor mask = make(anchors, {images, anchors.size(0)}, ScalarType::Bool);
-  (anchors.scalar_type() == ScalarType::Double ? run<double> : run<float>)(
-      anchors, packed(boxes), packed(image_index), level_sizes, factor, assignment, mask);
+  (anchors.scalar_type() == ScalarType::Double ? run<double> : run<float>)(anchors, packed(boxes), packed(image_index),
+                                                                           level_sizes, factor, assignment, mask);
   return mask;
 }
 

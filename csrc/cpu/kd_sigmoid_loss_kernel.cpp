@@ -10,7 +10,8 @@ namespace {
 
 template <typename T>
 std::tuple<Tensor, Tensor> run(
-    const Tensor& student, const Tensor& teacher, const Tensor& matched, double temperature, int64_t mode, int64_t background, bool need_grad) {
+    const Tensor& student, const Tensor& teacher, const Tensor& matched, double temperature, int64_t mode, int64_t background,
+    bool need_grad) {
   return logits_loss<T>(
       student, teacher, matched, temperature, background, mode, 4, need_grad,
       [](const LogitsArgs<T>& args, int64_t begin, int64_t end) { CLS2DET_CALL(kd_sigmoid_teachers<T>, args, begin, end); },
@@ -19,8 +20,8 @@ std::tuple<Tensor, Tensor> run(
 
 std::tuple<Tensor, Tensor> kd_sigmoid_loss(
     Tensor student, Tensor teacher, Tensor matched, double temperature, int64_t mode, int64_t background, bool need_grad) {
-  return (student.scalar_type() == ScalarType::Double ? run<double> : run<float>)(
-      student, teacher, matched, temperature, mode, background, need_grad);
+  return (student.scalar_type() == ScalarType::Double ? run<double> : run<float>)(student, teacher, matched, temperature, mode,
+                                                                                  background, need_grad);
 }
 
 }  // namespace

@@ -5,7 +5,8 @@ template <typename T>
 void kd_softmax_teachers(const LogitsArgs<T>& args, int64_t begin, int64_t end) {
   for (int64_t g = begin; g < end; ++g) {
     T* soft = args.soft + g * 2 * args.classes;
-    if (args.used[g]) softmax_row(args.teacher + g * args.teacher_stride, args.classes, T(1) / args.temperature, soft, soft + args.classes);
+    if (args.used[g])
+      softmax_row(args.teacher + g * args.teacher_stride, args.classes, T(1) / args.temperature, soft, soft + args.classes);
   }
 }
 

@@ -30,7 +30,8 @@ void softmax_row(const T* z, int64_t classes, T scale, T* p, T* log_p) {
 // logit more. Leaves factor * (q - p) in grad, and factor * q of the background in grad_background, if grad is given.
 template <typename T>
 T kl_row(
-    const T* z, const T* p, const T* log_p, int64_t classes, const T* background, T scale, T factor, T* grad, T* grad_background) {
+    const T* z, const T* p, const T* log_p, int64_t classes, const T* background, T scale, T factor, T* grad,
+    T* grad_background) {
   const T lowest = -std::numeric_limits<T>::infinity();
   T max = row_max(z, classes);
   if (background) max = *background > max ? *background : max;

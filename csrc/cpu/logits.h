@@ -18,10 +18,10 @@ struct LogitsArgs {
   int64_t student_stride, teacher_stride, columns, classes, teachers;
   T temperature;
   int background, mode;
-  const char* used;        // (teachers,) whether any row is matched to it
-  T* soft;                 // (teachers, planes, classes) what the rows need of a teacher; the operator says which planes
-  T* rows;  // (rows,)
-  T* grad;  // (rows, columns) d row / d student, or null
+  const char* used;  // (teachers,) whether any row is matched to it
+  T* soft;           // (teachers, planes, classes) what the rows need of a teacher; the operator says which planes
+  T* rows;           // (rows,)
+  T* grad;           // (rows, columns) d row / d student, or null
 };
 
 // A matrix whose rows may lie anywhere but whose columns are neighbours.

@@ -13,7 +13,7 @@ struct MapTile {
 };
 
 struct MapTiles {
-  static constexpr int64_t kValues = 65536;           // of a full tile
+  static constexpr int64_t kValues = 65536;         // of a full tile
   static constexpr int64_t kPastCaches = 16 << 20;  // bytes
   DenseShape shape;
   int64_t columns, rows;  // of a full tile

@@ -16,7 +16,8 @@ CLS2DET_HD void each_difference(const MaskedArgs<T>& args, const MapTile& tile, 
       skip(at, count);
       continue;
     }
-    const T *s = args.student + tile.image * args.student_stride + at, *t = args.teacher + tile.image * args.teacher_stride + at;
+    const T *s = args.student + tile.image * args.student_stride + at,
+            *t = args.teacher + tile.image * args.teacher_stride + at;
     each_vector<T>(count, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
       const Vec<T> mask = load_up_to(inner_mask + i * step, n, T(0)) * row_mask;
       visit(at + i, n, mask, Vec<T>(load_up_to(s + i, n, T(0)) - load_up_to(t + i, n, T(0))));
@@ -29,9 +30,8 @@ template <typename T>
 void masked_sums(const MaskedArgs<T>& args, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
     Vec<T> sum{};
-    const auto add = [&](int64_t, int64_t, Vec<T> mask, Vec<T> difference) __attribute__((always_inline)) {
-      sum += masked_square(mask, difference);
-    };
+    const auto add = [&](int64_t, int64_t, Vec<T> mask, Vec<T> difference)
+                         __attribute__((always_inline)) { sum += masked_square(mask, difference); };
     each_difference(args, args.tiles[i], T(1), add, [](int64_t, int64_t) {});
     args.partial[i] = sum_lanes<T>(sum);
   }

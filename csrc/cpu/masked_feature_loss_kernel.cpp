@@ -9,11 +9,11 @@ namespace {
 template <typename T>
 struct MaskedArgs {
   MapTiles tiles;
-  const T *student, *teacher;                 // (images, outer, inner), images at these distances
+  const T *student, *teacher;  // (images, outer, inner), images at these distances
   int64_t student_stride, teacher_stride;
-  const T *outer_mask, *inner_mask;           // (images, outer), (images, inner), or null: 1
-  T* partial = nullptr;                       // forward: the sum of each tile
-  const T* grad_rows = nullptr;               // backward: (images,), at this distance
+  const T *outer_mask, *inner_mask;  // (images, outer), (images, inner), or null: 1
+  T* partial = nullptr;              // forward: the sum of each tile
+  const T* grad_rows = nullptr;      // backward: (images,), at this distance
   int64_t grad_rows_stride = 0;
   T *grad_student = nullptr, *grad_teacher = nullptr;  // dense, or null
   bool past_caches = false;                            // see MapTiles
@@ -79,8 +79,7 @@ std::tuple<Tensor, Tensor> masked_feature_loss_backward(
     return needed ? make_map(student, maps.channels_last, acc) : make(student, {0}, acc);
   };
   const Tensor grad_student = gradient(need_student), grad_teacher = gradient(need_teacher);
-  (acc == ScalarType::Double ? backward<double> : backward<float>)(
-      maps, to_dtype(grad_rows, acc), grad_student, grad_teacher);
+  (acc == ScalarType::Double ? backward<double> : backward<float>)(maps, to_dtype(grad_rows, acc), grad_student, grad_teacher);
   return {to_dtype(grad_student, dtype), to_dtype(grad_teacher, dtype)};
 }
 

@@ -40,7 +40,8 @@ void matched_targets(const MatchedArgs<T>& args, int64_t begin, int64_t end) {
 // Rows [begin, end): loss, and d row / d pooled where it is asked for.
 template <typename T>
 void matched_rows(const MatchedArgs<T>& args, int64_t begin, int64_t end) {
-  const int64_t bins = int64_t(args.out_h) * args.out_w, area = int64_t(args.height) * args.width, values = args.channels * bins;
+  const int64_t bins = int64_t(args.out_h) * args.out_w, area = int64_t(args.height) * args.width,
+                values = args.channels * bins;
   const T share = T(1) / T(values > 0 ? values : 1);
   std::vector<T> sums(args.width), pooled(values);
   for (int64_t k = begin; k < end; ++k) {

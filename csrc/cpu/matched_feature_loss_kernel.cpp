@@ -17,11 +17,11 @@ struct MatchedArgs {
   int64_t channels, targets;
   int height, width, out_h, out_w, loss;
   T beta;
-  const int *begin_x, *end_x;  // pixels of each bin along x
-  const char* used;            // (G,)
-  T* pooled_target;            // (G, C, bins)
-  T* rows;                     // (K,)
-  T* grad;                     // forward: (K, C, bins) or null; backward: (K, C, height, width)
+  const int *begin_x, *end_x;        // pixels of each bin along x
+  const char* used;                  // (G,)
+  T* pooled_target;                  // (G, C, bins)
+  T* rows;                           // (K,)
+  T* grad;                           // forward: (K, C, bins) or null; backward: (K, C, height, width)
   const T *grad_rows, *pooled_grad;  // backward: (K,), (K, C, bins)
 };
 
@@ -55,8 +55,8 @@ struct Bins {  // the part of the arguments that follows from the sizes, and the
 
 template <typename T>
 std::tuple<Tensor, Tensor> forward(
-    const Tensor& features, const Tensor& target_features, const Tensor& matched_idxs, int64_t out_h, int64_t out_w, int64_t loss,
-    double beta, bool need_grad) {
+    const Tensor& features, const Tensor& target_features, const Tensor& matched_idxs, int64_t out_h, int64_t out_w,
+    int64_t loss, double beta, bool need_grad) {
   const ScalarType acc = accumulate_dtype(features.scalar_type());
   const Tensor crops = packed(features, acc), truths = packed(target_features, acc);
   const Tensor matched = packed(matched_idxs);
@@ -98,9 +98,9 @@ Tensor backward(const Tensor& grad_rows, const Tensor& pooled_grad, const Tensor
   bins.args.grad_rows = static_cast<const T*>(upstream.data_ptr());
   bins.args.pooled_grad = static_cast<const T*>(pooled.data_ptr());
   bins.args.grad = static_cast<T*>(grad.data_ptr());
-  torch::stable::parallel_for(0, features.size(0) * features.size(1), bins.planes_worth_a_thread(), [&](int64_t begin, int64_t end) {
-    CLS2DET_CALL(matched_planes_backward<T>, bins.args, begin, end);
-  });
+  torch::stable::parallel_for(
+      0, features.size(0) * features.size(1), bins.planes_worth_a_thread(),
+      [&](int64_t begin, int64_t end) { CLS2DET_CALL(matched_planes_backward<T>, bins.args, begin, end); });
   return to_dtype(grad, features.scalar_type());
 }
 
@@ -108,8 +108,9 @@ std::tuple<Tensor, Tensor> matched_feature_loss(
     Tensor features, Tensor target_features, Tensor matched_idxs, int64_t out_h, int64_t out_w, int64_t loss, double beta,
     bool need_grad) {
   check_matched_loss(features, target_features, matched_idxs, out_h, out_w, loss, beta);
-  return (features.scalar_type() == ScalarType::Double ? forward<double> : forward<float>)(
-      features, target_features, matched_idxs, out_h, out_w, loss, beta, need_grad);
+  return (features.scalar_type() == ScalarType::Double ? forward<double> : forward<float>)(features, target_features,
+                                                                                           matched_idxs, out_h, out_w, loss,
+                                                                                           beta, need_grad);
 }
 
 Tensor matched_feature_loss_backward(Tensor grad_rows, Tensor pooled_grad, Tensor features) {

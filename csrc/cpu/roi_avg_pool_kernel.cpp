@@ -25,7 +25,8 @@ namespace cls2det {
 namespace {
 
 template <typename T>
-Tensor forward(const Tensor& features, const Tensor& boxes, const Tensor& image_index, const RoiPooling& pooling, double scale) {
+Tensor forward(
+    const Tensor& features, const Tensor& boxes, const Tensor& image_index, const RoiPooling& pooling, double scale) {
   const RoiTensors tensors(features, boxes, image_index);
   RoiPoolArgs<T> args{};
   args.side = tensors.side<T>(scale);
@@ -33,9 +34,8 @@ Tensor forward(const Tensor& features, const Tensor& boxes, const Tensor& image_
   Tensor out = make(tensors.map, {boxes.size(0), features.size(1), pooling.out_h, pooling.out_w}, tensors.map.scalar_type());
   args.out = static_cast<T*>(out.data_ptr());
   const int64_t tasks = args.side.count * CLS2DET_CALL(channel_blocks<T>, args.side.channels);
-  torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
-    CLS2DET_CALL(roi_avg_pool_tasks<T>, args, begin, end);
-  });
+  torch::stable::parallel_for(
+      0, tasks, 1, [&](int64_t begin, int64_t end) { CLS2DET_CALL(roi_avg_pool_tasks<T>, args, begin, end); });
   return to_dtype(out, features.scalar_type());
 }
 
@@ -54,7 +54,8 @@ std::tuple<Tensor, Tensor> backward(
 
   Tensor grad_features = make(tensors.map, need_features ? shape_of(features) : Shape{0}, acc);
   if (need_features) {
-    const Groups groups(count, args.side.images, [&](int64_t n) { return args.side.has_image(n) ? args.side.image_index[n] : -1; });
+    const Groups groups(
+        count, args.side.images, [&](int64_t n) { return args.side.has_image(n) ? args.side.image_index[n] : -1; });
     args.groups = &groups;
     args.out = static_cast<T*>(grad_features.data_ptr());
     torch::stable::parallel_for(0, args.side.images * blocks, 1, [&](int64_t begin, int64_t end) {
@@ -66,9 +67,8 @@ std::tuple<Tensor, Tensor> backward(
   if (need_boxes) {
     std::vector<T> partial(count * blocks * 4);
     args.partial = partial.data();
-    torch::stable::parallel_for(0, count * blocks, 1, [&](int64_t begin, int64_t end) {
-      CLS2DET_CALL(roi_avg_pool_box_tasks<T>, args, begin, end);
-    });
+    torch::stable::parallel_for(
+        0, count * blocks, 1, [&](int64_t begin, int64_t end) { CLS2DET_CALL(roi_avg_pool_box_tasks<T>, args, begin, end); });
     T* out = static_cast<T*>(grad_boxes.data_ptr());
     for (int64_t n = 0; n < count; ++n) {
       T sums[4] = {};
@@ -92,8 +92,8 @@ Tensor roi_avg_pool(
   check_sizes(out_h, out_w, samples_h, samples_w);
   check_positive("spatial_scale", spatial_scale);
   const RoiPooling pooling{int(out_h), int(out_w), int(samples_h), int(samples_w), border, clip};
-  return (features.scalar_type() == ScalarType::Double ? forward<double> : forward<float>)(
-      features, boxes, image_index, pooling, spatial_scale);
+  return (features.scalar_type() == ScalarType::Double ? forward<double> : forward<float>)(features, boxes, image_index,
+                                                                                           pooling, spatial_scale);
 }
 
 std::tuple<Tensor, Tensor> roi_avg_pool_backward(
@@ -104,8 +104,9 @@ std::tuple<Tensor, Tensor> roi_avg_pool_backward(
   check_sizes(grad.size(2), grad.size(3), samples_h, samples_w);
   check_positive("spatial_scale", spatial_scale);
   const RoiPooling pooling{int(grad.size(2)), int(grad.size(3)), int(samples_h), int(samples_w), border, clip};
-  return (features.scalar_type() == ScalarType::Double ? backward<double> : backward<float>)(
-      grad, features, boxes, image_index, pooling, spatial_scale, need_features, need_boxes);
+  return (features.scalar_type() == ScalarType::Double ? backward<double> : backward<float>)(grad, features, boxes, image_index,
+                                                                                             pooling, spatial_scale,
+                                                                                             need_features, need_boxes);
 }
 
 }  // namespace

@@ -54,8 +54,14 @@ void roi_crop_boxes(const RoiCropArgs<T>& args, int64_t begin, int64_t end) {
     ys.build(b.y1, b.y2, args.out_h, side.height, args.border);
     for (int64_t c = 0; c < side.channels; ++c) {
       T* v = buffer.data();
-      RowCache<T, false> rows{xs, side.data + side.image_index[n] * side.stride_n + c * side.stride_c, side.stride_y,
-                              side.stride_x, {v, v + args.out_w}, {nullptr, nullptr}, v + 2 * args.out_w};
+      RowCache<T, false> rows{
+          xs,
+          side.data + side.image_index[n] * side.stride_n + c * side.stride_c,
+          side.stride_y,
+          side.stride_x,
+          {v, v + args.out_w},
+          {nullptr, nullptr},
+          v + 2 * args.out_w};
       for (int i = 0; i < args.out_h; ++i) {
         const int k0 = rows.get(ys.pixel0[i], ys.pixel1[i]), k1 = rows.get(ys.pixel1[i], ys.pixel0[i]);
         const T* r0 = ys.weight0[i] != T(0) ? rows.value[k0] : nothing.data();
@@ -87,8 +93,14 @@ void roi_crop_box_gradients(const RoiCropArgs<T>& args, int64_t begin, int64_t e
       std::memcpy(a, xs.a.data(), args.out_w * sizeof(T));
       Vec<T> all{}, far{};  // sum g D^x, sum g D^x a
       for (int64_t c = 0; c < side.channels; ++c) {
-        RowCache<T, true> rows{xs, side.data + side.image_index[n] * side.stride_n + c * side.stride_c, side.stride_y,
-                               side.stride_x, {value, value + padded}, {slope, slope + padded}, copy};
+        RowCache<T, true> rows{
+            xs,
+            side.data + side.image_index[n] * side.stride_n + c * side.stride_c,
+            side.stride_y,
+            side.stride_x,
+            {value, value + padded},
+            {slope, slope + padded},
+            copy};
         for (int i = 0; i < args.out_h; ++i) {
           const int k0 = rows.get(ys.pixel0[i], ys.pixel1[i]), k1 = rows.get(ys.pixel1[i], ys.pixel0[i]);
           const T* g = args.grad + ((n * side.channels + c) * args.out_h + i) * args.out_w;
@@ -110,7 +122,8 @@ void roi_crop_box_gradients(const RoiCropArgs<T>& args, int64_t begin, int64_t e
     }
     T* out = args.grad_boxes + 4 * n;
     if (side.has_image(n)) {
-      write_box_gradient(side, RoiPooling{args.out_h, args.out_w, args.out_h, args.out_w, args.border, args.clip}, n, edges, out);
+      write_box_gradient(
+          side, RoiPooling{args.out_h, args.out_w, args.out_h, args.out_w, args.border, args.clip}, n, edges, out);
     } else {
       std::memset(out, 0, 4 * sizeof(T));
     }

@@ -59,21 +59,21 @@ RoiCropArgs<T> arguments(const RoiTensors& tensors, int64_t out_h, int64_t out_w
 }
 
 template <typename T>
-Tensor forward(const Tensor& images, const Tensor& boxes, const Tensor& index, int64_t out_h, int64_t out_w, bool border, bool clip) {
+Tensor forward(
+    const Tensor& images, const Tensor& boxes, const Tensor& index, int64_t out_h, int64_t out_w, bool border, bool clip) {
   const RoiTensors tensors(images, boxes, index);
   RoiCropArgs<T> args = arguments<T>(tensors, out_h, out_w, border, clip);
   Tensor out = make(tensors.map, {boxes.size(0), images.size(1), out_h, out_w}, tensors.map.scalar_type());
   args.out = static_cast<T*>(out.data_ptr());
-  torch::stable::parallel_for(0, args.side.count, 1, [&](int64_t begin, int64_t end) {
-    CLS2DET_CALL(roi_crop_boxes<T>, args, begin, end);
-  });
+  torch::stable::parallel_for(
+      0, args.side.count, 1, [&](int64_t begin, int64_t end) { CLS2DET_CALL(roi_crop_boxes<T>, args, begin, end); });
   return to_dtype(out, images.scalar_type());
 }
 
 template <typename T>
 std::tuple<Tensor, Tensor> backward(
-    const Tensor& grad, const Tensor& images, const Tensor& boxes, const Tensor& index, bool border, bool clip, bool need_images,
-    bool need_boxes) {
+    const Tensor& grad, const Tensor& images, const Tensor& boxes, const Tensor& index, bool border, bool clip,
+    bool need_images, bool need_boxes) {
   const RoiTensors tensors(images, boxes, index);
   const ScalarType acc = tensors.map.scalar_type();
   const Tensor upstream = packed(grad, acc);
@@ -82,9 +82,8 @@ std::tuple<Tensor, Tensor> backward(
   Tensor grad_boxes = make(boxes, need_boxes ? Shape{args.side.count, 4} : Shape{0}, acc);
   if (need_boxes) {
     args.grad_boxes = static_cast<T*>(grad_boxes.data_ptr());
-    torch::stable::parallel_for(0, args.side.count, 1, [&](int64_t begin, int64_t end) {
-      CLS2DET_CALL(roi_crop_box_gradients<T>, args, begin, end);
-    });
+    torch::stable::parallel_for(
+        0, args.side.count, 1, [&](int64_t begin, int64_t end) { CLS2DET_CALL(roi_crop_box_gradients<T>, args, begin, end); });
   }
   Tensor grad_images = make(tensors.map, need_images ? shape_of(images) : Shape{0}, acc);
   if (need_images) {
@@ -102,8 +101,8 @@ std::tuple<Tensor, Tensor> backward(
 Tensor roi_crop(Tensor images, Tensor boxes, Tensor image_index, int64_t out_h, int64_t out_w, bool border, bool clip) {
   check_roi(images, boxes, image_index);
   check_sizes(out_h, out_w, 1, 1);
-  return (images.scalar_type() == ScalarType::Double ? forward<double> : forward<float>)(
-      images, boxes, image_index, out_h, out_w, border, clip);
+  return (images.scalar_type() == ScalarType::Double ? forward<double> : forward<float>)(images, boxes, image_index, out_h,
+                                                                                         out_w, border, clip);
 }
 
 std::tuple<Tensor, Tensor> roi_crop_backward(
@@ -111,8 +110,9 @@ std::tuple<Tensor, Tensor> roi_crop_backward(
   check_roi(images, boxes, image_index);
   check_roi_grad(grad, images, boxes);
   check_sizes(grad.size(2), grad.size(3), 1, 1);
-  return (images.scalar_type() == ScalarType::Double ? backward<double> : backward<float>)(
-      grad, images, boxes, image_index, border, clip, need_images, need_boxes);
+  return (images.scalar_type() == ScalarType::Double ? backward<double> : backward<float>)(grad, images, boxes, image_index,
+                                                                                           border, clip, need_images,
+                                                                                           need_boxes);
 }
 
 }  // namespace

@@ -52,7 +52,8 @@ void roi_feature_loss_backward_tasks(const RoiLossArgs<T>& args, int64_t begin, 
     int64_t truth = -1;
     for (int64_t i = args.groups->start[image]; i < args.groups->start[image + 1]; ++i) {
       const int64_t k = args.groups->order[i];
-      if (args.matched[k] != truth) pool_box<T, false>(args.target, args.pooling, truth = args.matched[k], block, scratch, target);
+      if (args.matched[k] != truth)
+        pool_box<T, false>(args.target, args.pooling, truth = args.matched[k], block, scratch, target);
       pool_box<T, false>(args.side, args.pooling, k, block, scratch, pooled);
       const T g = args.grad_rows[k] * share;
       for (int j = 0; j < bins; ++j) pooled[j] = distance_slope(Vec<T>(pooled[j] - target[j]), args.loss, args.beta) * g;

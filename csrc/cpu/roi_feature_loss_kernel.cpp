@@ -12,11 +12,11 @@ struct RoiLossArgs {
   const int64_t* matched;  // (K,)
   int loss;
   T beta;
-  const Groups* groups;    // forward: rows by ground truth; backward: rows by image
+  const Groups* groups;  // forward: rows by ground truth; backward: rows by image
   bool need_boxes;
-  T* partial;              // forward: (K, blocks, 5)
-  const T* grad_rows;      // backward: (K,)
-  T* grad_features;        // backward: (images, channels, height, width)
+  T* partial;          // forward: (K, blocks, 5)
+  const T* grad_rows;  // backward: (K,)
+  T* grad_features;    // backward: (images, channels, height, width)
 };
 
 }  // namespace
@@ -116,9 +116,8 @@ Tensor backward(const Call& call, const Tensor& grad_rows) {
   Tensor grad = make(map, shape_of(map), map.scalar_type());
   args.grad_rows = static_cast<const T*>(upstream.data_ptr());
   args.grad_features = static_cast<T*>(grad.data_ptr());
-  const Groups groups(args.side.count, args.side.images, [&](int64_t k) {
-    return counted_match(args, k) < 0 ? -1 : args.side.image_index[k];
-  });
+  const Groups groups(
+      args.side.count, args.side.images, [&](int64_t k) { return counted_match(args, k) < 0 ? -1 : args.side.image_index[k]; });
   args.groups = &groups;
   const int64_t blocks = CLS2DET_CALL(channel_blocks<T>, args.side.channels);
   torch::stable::parallel_for(0, args.side.images * blocks, 1, [&](int64_t begin, int64_t end) {
@@ -136,8 +135,12 @@ std::tuple<Tensor, Tensor> roi_feature_loss(
     Tensor features, Tensor boxes, Tensor image_index, Tensor target_features, Tensor target_boxes, Tensor target_image_index,
     Tensor matched_idxs, int64_t out_h, int64_t out_w, int64_t samples_h, int64_t samples_w, double spatial_scale,
     double target_spatial_scale, bool border, bool clip, int64_t loss, double beta, bool need_boxes) {
-  const Call call{features, boxes, image_index, target_features, target_boxes, target_image_index, matched_idxs,
-                  pooling_of(out_h, out_w, samples_h, samples_w, border, clip), spatial_scale, target_spatial_scale, loss, beta};
+  const Call call{features,      boxes,
+                  image_index,   target_features,
+                  target_boxes,  target_image_index,
+                  matched_idxs,  pooling_of(out_h, out_w, samples_h, samples_w, border, clip),
+                  spatial_scale, target_spatial_scale,
+                  loss,          beta};
   call.check();
   return features.scalar_type() == ScalarType::Double ? forward<double>(call, need_boxes) : forward<float>(call, need_boxes);
 }
@@ -146,8 +149,12 @@ Tensor roi_feature_loss_backward(
     Tensor grad_rows, Tensor features, Tensor boxes, Tensor image_index, Tensor target_features, Tensor target_boxes,
     Tensor target_image_index, Tensor matched_idxs, int64_t out_h, int64_t out_w, int64_t samples_h, int64_t samples_w,
     double spatial_scale, double target_spatial_scale, bool border, bool clip, int64_t loss, double beta) {
-  const Call call{features, boxes, image_index, target_features, target_boxes, target_image_index, matched_idxs,
-                  pooling_of(out_h, out_w, samples_h, samples_w, border, clip), spatial_scale, target_spatial_scale, loss, beta};
+  const Call call{features,      boxes,
+                  image_index,   target_features,
+                  target_boxes,  target_image_index,
+                  matched_idxs,  pooling_of(out_h, out_w, samples_h, samples_w, border, clip),
+                  spatial_scale, target_spatial_scale,
+                  loss,          beta};
   call.check();
   check_grad_rows(grad_rows, boxes);
   return features.scalar_type() == ScalarType::Double ? backward<double>(call, grad_rows) : backward<float>(call, grad_rows);

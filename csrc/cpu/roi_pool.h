@@ -96,9 +96,20 @@ struct RoiTensors {
 
   template <typename T>
   RoiSide<T> side(double scale) const {
-    return {static_cast<const T*>(map.data_ptr()), map.size(0), map.size(1), map.stride(0), map.stride(1), map.stride(2),
-            map.stride(3), int(map.size(2)), int(map.size(3)), static_cast<const T*>(boxes.data_ptr()),
-            static_cast<const int64_t*>(image_index.data_ptr()), boxes.size(0), T(scale)};
+    return {
+        static_cast<const T*>(map.data_ptr()),
+        map.size(0),
+        map.size(1),
+        map.stride(0),
+        map.stride(1),
+        map.stride(2),
+        map.stride(3),
+        int(map.size(2)),
+        int(map.size(3)),
+        static_cast<const T*>(boxes.data_ptr()),
+        static_cast<const int64_t*>(image_index.data_ptr()),
+        boxes.size(0),
+        T(scale)};
   }
 };
 

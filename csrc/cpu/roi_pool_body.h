@@ -76,7 +76,8 @@ struct PoolScratch {
 };
 
 template <typename T, bool kGrad>
-void pool_channels(const T* base, const RoiSide<T>& side, const RoiPooling& pooling, int n, PoolScratch<T>& scratch, Vec<T>* out) {
+void pool_channels(
+    const T* base, const RoiSide<T>& side, const RoiPooling& pooling, int n, PoolScratch<T>& scratch, Vec<T>* out) {
   using Entry = typename AxisTaps<T>::Entry;
   const AxisTaps<T>&xs = scratch.axis_x, &ys = scratch.axis_y;
   const int bins = pooling.bins(), width = xs.last - xs.first + 1;
@@ -117,7 +118,8 @@ void pool_channels(const T* base, const RoiSide<T>& side, const RoiPooling& pool
 
 // One channel with lanes over the pixels of a row: columns first (Wy), then the rows' dot products with Wx.
 template <typename T, bool kGrad>
-void pool_plane(const T* base, const RoiSide<T>& side, const RoiPooling& pooling, int channel, PoolScratch<T>& scratch, Vec<T>* out) {
+void pool_plane(
+    const T* base, const RoiSide<T>& side, const RoiPooling& pooling, int channel, PoolScratch<T>& scratch, Vec<T>* out) {
   constexpr int lanes = kLanes<T>;
   const AxisTaps<T>&xs = scratch.axis_x, &ys = scratch.axis_y;
   const int bins = pooling.bins(), width = xs.last - xs.first + 1, chunks = (width + lanes - 1) / lanes;
@@ -193,7 +195,8 @@ void pool_plane(const T* base, const RoiSide<T>& side, const RoiPooling& pooling
 // out (kGrad ? 5 : 1 planes, bins): pooled features of `box` for channel block `block`; lanes past the last channel are 0,
 // and so is everything for a box whose image is out of range. A box that is not finite gives NaN.
 template <typename T, bool kGrad>
-void pool_box(const RoiSide<T>& side, const RoiPooling& pooling, int64_t box, int64_t block, PoolScratch<T>& scratch, Vec<T>* out) {
+void pool_box(
+    const RoiSide<T>& side, const RoiPooling& pooling, int64_t box, int64_t block, PoolScratch<T>& scratch, Vec<T>* out) {
   const int64_t c0 = block * kLanes<T>;
   const int n = int(side.channels - c0 < kLanes<T> ? side.channels - c0 : kLanes<T>);
   const int planes = kGrad ? kPlanes : 1;

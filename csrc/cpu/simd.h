@@ -77,7 +77,8 @@ CLS2DET_HD void each_vector(int64_t count, const Visit& visit) {
   if (i < count) visit(i, count - i);
 }
 
-// store_up_to; `past_caches`: all lanes to a whole line of memory, which is not read before it is written. Ends with finish_writes().
+// store_up_to; `past_caches`: all lanes to a whole line of memory, which is not read before it is written. Ends with
+// finish_writes().
 template <typename T>
 CLS2DET_HD void write_up_to(T* p, Vec<T> v, int64_t n, bool past_caches) {
 #if CLS2DET_TARGET == 512

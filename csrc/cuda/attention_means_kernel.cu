@@ -47,8 +47,8 @@ __global__ void __launch_bounds__(kBlock) attention_sums_kernel(AttentionMeans<S
 
 // means (images, width) = share * the sum over `parts` of partial (images, parts, width)
 template <typename T>
-__global__ void __launch_bounds__(kBlock) mean_of_parts_kernel(
-    const T* partial, int64_t images, int64_t parts, int64_t width, T share, T* means) {
+__global__ void __launch_bounds__(kBlock)
+    mean_of_parts_kernel(const T* partial, int64_t images, int64_t parts, int64_t width, T share, T* means) {
   const int64_t total = images * width;
   for (int64_t i = int64_t(blockIdx.x) * kBlock + threadIdx.x; i < total; i += int64_t(gridDim.x) * kBlock) {
     const int64_t image = divide(i, width);
@@ -59,8 +59,8 @@ __global__ void __launch_bounds__(kBlock) mean_of_parts_kernel(
 }
 
 template <typename S, int kRun>
-__global__ void __launch_bounds__(kBlock) attention_gradients_kernel(
-    AttentionMeans<S> a, Accumulate<S> outer_share, Accumulate<S> inner_share) {
+__global__ void __launch_bounds__(kBlock)
+    attention_gradients_kernel(AttentionMeans<S> a, Accumulate<S> outer_share, Accumulate<S> inner_share) {
   using T = Accumulate<S>;
   each_run<kRun>(a.shape, [&](int64_t i, MapPlace at) {
     Run<S, kRun> features{}, grad;
@@ -79,7 +79,8 @@ template <typename T>
 void mean_of_parts(const T* partial, int64_t images, int64_t parts, int64_t width, T share, T* means, cudaStream_t stream) {
   if (images * width == 0) return;
   CLS2DET_LAUNCH(
-      (mean_of_parts_kernel<T>), grid_of(ceil_div(images * width, kBlock)), stream, partial, images, parts, width, share, means);
+      (mean_of_parts_kernel<T>), grid_of(ceil_div(images * width, kBlock)), stream, partial, images, parts, width, share,
+      means);
 }
 
 template <typename T>
@@ -89,7 +90,9 @@ T share_of(int64_t count) {
 
 }  // namespace
 
-AttentionTiles attention_tiles(const DenseShape& shape) { return {ceil_div(shape.outer, kRows), ceil_div(shape.inner, kBlock)}; }
+AttentionTiles attention_tiles(const DenseShape& shape) {
+  return {ceil_div(shape.outer, kRows), ceil_div(shape.inner, kBlock)};
+}
 
 template <typename S>
 void attention_sums(const AttentionMeans<S>& args, cudaStream_t stream) {
@@ -120,8 +123,8 @@ void attention_gradients(const AttentionMeans<S>& args, cudaStream_t stream) {
   }
 }
 
-#define INSTANTIATE(S)                                                       \
-  template void attention_sums(const AttentionMeans<S>&, cudaStream_t);      \
+#define INSTANTIATE(S)                                                  \
+  template void attention_sums(const AttentionMeans<S>&, cudaStream_t); \
   template void attention_gradients(const AttentionMeans<S>&, cudaStream_t);
 CLS2DET_FOR_STORAGE(INSTANTIATE)
 

@@ -1,5 +1,5 @@
-// frozen_stem with any kernel: convolution, ReLU and max-pool in one pass, and the gradient of the images in another. A ResNet's
-// kernel has faster ones, in resnet_stem_kernel.cu.
+// frozen_stem with any kernel: convolution, ReLU and max-pool in one pass, and the gradient of the images in another. A
+// ResNet's kernel has faster ones, in resnet_stem_kernel.cu.
 //
 // A block of the backward owns a tile of pixels of one image. For a few channels at a time it lays out in shared memory what
 // the pools send to the places of the convolution that see the tile; each thread then gathers for its pixel. The gradient
@@ -10,20 +10,21 @@
 namespace cls2det {
 namespace {
 
-constexpr int kTile = 16;      // pixels along each side of a tile; kTile * kTile threads
-constexpr int kChannels = 8;   // of the convolution, in shared memory at a time
-constexpr int kInputs = 4;     // channels of the images, in registers at a time
+constexpr int kTile = 16;                        // pixels along each side of a tile; kTile * kTile threads
+constexpr int kChannels = 8;                     // of the convolution, in shared memory at a time
+constexpr int kInputs = 4;                       // channels of the images, in registers at a time
 constexpr int kReach = kTile + kMostKernel - 1;  // places of a convolution of stride 1 that see a tile, along each side
 static_assert(kTile * kTile == kBlock);
 
 // A thread computes the nine places that its pool sees.
 template <typename S>
-__global__ void __launch_bounds__(kBlock) stem_kernel(
-    StemShape s, const S* images, const Accumulate<S>* weight, const Accumulate<S>* bias, S* out, uint8_t* index) {
+__global__ void __launch_bounds__(kBlock)
+    stem_kernel(StemShape s, const S* images, const Accumulate<S>* weight, const Accumulate<S>* bias, S* out, uint8_t* index) {
   using T = Accumulate<S>;
   const int64_t plane = int64_t(s.out_h) * s.out_w, pixels = int64_t(s.height) * s.width;
   const int taps = s.kernel_h * s.kernel_w;
-  for (int64_t i = int64_t(blockIdx.x) * kBlock + threadIdx.x; i < s.images * s.channels * plane; i += int64_t(gridDim.x) * kBlock) {
+  for (int64_t i = int64_t(blockIdx.x) * kBlock + threadIdx.x; i < s.images * s.channels * plane;
+       i += int64_t(gridDim.x) * kBlock) {
     const int64_t map = divide(i, plane), image = divide(map, s.channels), at = i - map * plane;
     const int c = int(map - image * s.channels), oy = int(divide(at, s.out_w)), ox = int(at - int64_t(oy) * s.out_w);
     T best(0);
@@ -53,14 +54,15 @@ __global__ void __launch_bounds__(kBlock) stem_kernel(
 
 __device__ __forceinline__ int least(int a, int b) { return a < b ? a : b; }
 
-// The first place of a convolution that sees pixel `pixel`, which is not before the first pixel; the last one is pixel / stride.
+// The first place of a convolution that sees pixel `pixel`, which is not before the first pixel; the last one is pixel /
+// stride.
 __device__ __forceinline__ int first_place(int pixel, int kernel, int stride) {
   return pixel < kernel ? 0 : (pixel - kernel) / stride + 1;
 }
 
 template <typename S>
-__global__ void __launch_bounds__(kBlock) stem_backward_kernel(
-    StemShape s, const S* grad, const uint8_t* index, const Accumulate<S>* weight, S* grad_images) {
+__global__ void __launch_bounds__(kBlock)
+    stem_backward_kernel(StemShape s, const S* grad, const uint8_t* index, const Accumulate<S>* weight, S* grad_images) {
   using T = Accumulate<S>;
   CLS2DET_SHARED(T, places, kChannels * kReach * kReach);
   const int64_t across = (s.width + kTile - 1) / kTile, down = (s.height + kTile - 1) / kTile;
@@ -147,11 +149,9 @@ void stem_backward(
   CLS2DET_LAUNCH((stem_backward_kernel<S>), grid_of(blocks), stream, shape, grad, index, weight, grad_images);
 }
 
-#define INSTANTIATE(S)                                                                                                   \
-  template void stem(                                                                                                    \
-      const StemShape&, const S*, const Accumulate<S>*, const Accumulate<S>*, S*, uint8_t*, cudaStream_t);               \
-  template void stem_backward(                                                                                           \
-      const StemShape&, const S*, const uint8_t*, const Accumulate<S>*, S*, cudaStream_t);
+#define INSTANTIATE(S)                                                                                                    \
+  template void stem(const StemShape&, const S*, const Accumulate<S>*, const Accumulate<S>*, S*, uint8_t*, cudaStream_t); \
+  template void stem_backward(const StemShape&, const S*, const uint8_t*, const Accumulate<S>*, S*, cudaStream_t);
 CLS2DET_FOR_STORAGE(INSTANTIATE)
 
 }  // namespace cls2det

@@ -1,5 +1,5 @@
-// One row of logits per group of kLanes neighbouring lanes: each lane holds the classes lane, lane + kLanes, ... of the student's
-// row and of the teacher's row that it is matched to.
+// One row of logits per group of kLanes neighbouring lanes: each lane holds the classes lane, lane + kLanes, ... of the
+// student's row and of the teacher's row that it is matched to.
 //
 // These kernels are bound by the instructions they issue, not by memory. So few lanes share a row: a step of a sum over lanes
 // then serves all rows of a warp, and what is done once per row is done once for all of them.
@@ -12,7 +12,8 @@
 
 namespace cls2det {
 
-// exp(x) = ExpUnits<T>::exp(x * ExpUnits<T>::per_one): whoever multiplies x by something anyway gets the change of base for free.
+// exp(x) = ExpUnits<T>::exp(x * ExpUnits<T>::per_one): whoever multiplies x by something anyway gets the change of base for
+// free.
 template <typename T>
 struct ExpUnits {
   static constexpr T per_one = T(1), one = T(1);  // one: what a unit is worth, 1 / per_one
@@ -167,18 +168,18 @@ __device__ __forceinline__ void each_row(const LogitsLoss<S>& a, const Body& bod
 }
 
 // kernel<S, kLanes, kHeld, kPlain>: COCO's 80 classes fill 8 x 10.
-#define CLS2DET_LAUNCH_ROWS(kernel, S, args, stream)                                                             \
-  do {                                                                                                           \
-    if ((args).count == 0) break;                                                                                \
-    if ((args).classes == 8 * 10 && (args).student_column == 1 && (args).teacher_column == 1) {                  \
-      CLS2DET_LAUNCH((kernel<S, 8, 10, true>), grid_of(ceil_div((args).count, kBlock / 8)), stream, args);       \
-    } else if ((args).classes <= 8 * 4) {                                                                        \
-      CLS2DET_LAUNCH((kernel<S, 8, 4, false>), grid_of(ceil_div((args).count, kBlock / 8)), stream, args);       \
-    } else if ((args).classes <= 16 * 8) {                                                                       \
-      CLS2DET_LAUNCH((kernel<S, 16, 8, false>), grid_of(ceil_div((args).count, kBlock / 16)), stream, args);     \
-    } else {                                                                                                     \
-      CLS2DET_LAUNCH((kernel<S, kWarp, 0, false>), grid_of(ceil_div((args).count, kWarps)), stream, args);       \
-    }                                                                                                            \
+#define CLS2DET_LAUNCH_ROWS(kernel, S, args, stream)                                                         \
+  do {                                                                                                       \
+    if ((args).count == 0) break;                                                                            \
+    if ((args).classes == 8 * 10 && (args).student_column == 1 && (args).teacher_column == 1) {              \
+      CLS2DET_LAUNCH((kernel<S, 8, 10, true>), grid_of(ceil_div((args).count, kBlock / 8)), stream, args);   \
+    } else if ((args).classes <= 8 * 4) {                                                                    \
+      CLS2DET_LAUNCH((kernel<S, 8, 4, false>), grid_of(ceil_div((args).count, kBlock / 8)), stream, args);   \
+    } else if ((args).classes <= 16 * 8) {                                                                   \
+      CLS2DET_LAUNCH((kernel<S, 16, 8, false>), grid_of(ceil_div((args).count, kBlock / 16)), stream, args); \
+    } else {                                                                                                 \
+      CLS2DET_LAUNCH((kernel<S, kWarp, 0, false>), grid_of(ceil_div((args).count, kWarps)), stream, args);   \
+    }                                                                                                        \
   } while (0)
 
 }  // namespace cls2det

@@ -138,18 +138,18 @@ struct FeatureLoss {
   MapView<S> map;
   const int64_t* image_index;  // (K,) or null: row k lies on image k
   Axes<T> axes;
-  const T* target;             // (G, C, bins)
-  const int* target_counts;    // counts of the targets' Axes, or null: all are pooled
+  const T* target;           // (G, C, bins)
+  const int* target_counts;  // counts of the targets' Axes, or null: all are pooled
   int64_t target_counts_stride, targets;
-  const int64_t* matched;      // (K,)
+  const int64_t* matched;  // (K,)
   int loss;
   T beta;
   T share;             // 1 / (C bins)
   const T* grad_rows;  // (K,), grad_stride apart, or null: 1
   int64_t grad_stride;
-  T* partial;          // (K, tiles, 5) or null: {loss, d loss / dx1, dy1, dx2, dy2}, not yet times share
-  bool edges;          // whether the last four are wanted
-  T* pooled_grad;      // (K, C, bins) or null: grad_rows[k] * share * d'(difference)
+  T* partial;      // (K, tiles, 5) or null: {loss, d loss / dx1, dy1, dx2, dy2}, not yet times share
+  bool edges;      // whether the last four are wanted
+  T* pooled_grad;  // (K, C, bins) or null: grad_rows[k] * share * d'(difference)
 };
 template <typename S>
 void feature_loss(const FeatureLoss<S>& args, cudaStream_t stream);
@@ -199,8 +199,8 @@ void attention_sums(const AttentionMeans<S>& args, cudaStream_t stream);
 template <typename S>
 void attention_gradients(const AttentionMeans<S>& args, cudaStream_t stream);
 
-// out, index (images, channels, out_h, out_w) of images (images, inputs, height, width): ReLU and max-pool of their convolution,
-// and the chosen place in each window, or null. weight (channels, inputs, kernel), bias (channels,).
+// out, index (images, channels, out_h, out_w) of images (images, inputs, height, width): ReLU and max-pool of their
+// convolution, and the chosen place in each window, or null. weight (channels, inputs, kernel), bias (channels,).
 template <typename S>
 void stem(
     const StemShape& shape, const S* images, const Accumulate<S>* weight, const Accumulate<S>* bias, S* out, uint8_t* index,
@@ -209,13 +209,15 @@ void stem(
 // grad_images of grad (images, channels, out_h, out_w).
 template <typename S>
 void stem_backward(
-    const StemShape& shape, const S* grad, const uint8_t* index, const Accumulate<S>* weight, S* grad_images, cudaStream_t stream);
+    const StemShape& shape, const S* grad, const uint8_t* index, const Accumulate<S>* weight, S* grad_images,
+    cudaStream_t stream);
 
 // The same for a ResNet's kernel, in float32 sums.
 bool is_resnet_stem(const StemShape& shape);
 template <typename S>
 void resnet_stem(
-    const StemShape& shape, const S* images, const float* weight, const float* bias, S* out, uint8_t* index, cudaStream_t stream);
+    const StemShape& shape, const S* images, const float* weight, const float* bias, S* out, uint8_t* index,
+    cudaStream_t stream);
 template <typename S>
 void resnet_stem_backward(
     const StemShape& shape, const S* grad, const uint8_t* index, const float* weight, S* grad_images, cudaStream_t stream);

@@ -1,4 +1,5 @@
-// From tensors to launchers for the operators on whole maps, for a stem, and for the anchors of a map's places; see operators.cpp.
+// From tensors to launchers for the operators on whole maps, for a stem, and for the anchors of a map's places; see
+// operators.cpp.
 #include <optional>
 
 #include "cuda/tensors.h"
@@ -195,8 +196,9 @@ Tensor imitation_mask(
   const CurrentDevice device(anchors);
   const Boxes truths(boxes, image_index);
   Tensor mask = make(anchors, {images, anchors.size(0)}, ScalarType::Bool);
-  (anchors.scalar_type() == ScalarType::Double ? mark_anchors<double> : mark_anchors<float>)(
-      packed(anchors), truths, level_sizes, factor, assignment, mask, device.stream());
+  (anchors.scalar_type() == ScalarType::Double ? mark_anchors<double> : mark_anchors<float>)(packed(anchors), truths,
+                                                                                             level_sizes, factor, assignment,
+                                                                                             mask, device.stream());
   device.check_launch();
   return mask;
 }

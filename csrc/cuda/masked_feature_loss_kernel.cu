@@ -21,8 +21,7 @@ __device__ __forceinline__ Accumulate<S> mask_at(const MaskedLoss<S>& a, const M
 
 // visit(n, mask, student - teacher) for the values of the run that begins at `at`, whose masks are times `factor`
 template <int kRun, typename S, typename Visit>
-__device__ __forceinline__ void each_difference(
-    const MaskedLoss<S>& a, MapPlace at, Accumulate<S> factor, const Visit& visit) {
+__device__ __forceinline__ void each_difference(const MaskedLoss<S>& a, MapPlace at, Accumulate<S> factor, const Visit& visit) {
   using T = Accumulate<S>;
   const S* from_student = a.student + at.image * a.student_stride + at.value;
   const S* from_teacher = a.teacher + at.image * a.teacher_stride + at.value;
@@ -123,7 +122,7 @@ void masked_gradients(const MaskedLoss<S>& args, cudaStream_t stream) {
   }
 }
 
-#define INSTANTIATE(S)                                                            \
+#define INSTANTIATE(S)                                                           \
   template void masked_sums(const MaskedLoss<S>&, Accumulate<S>*, cudaStream_t); \
   template void masked_gradients(const MaskedLoss<S>&, cudaStream_t);
 CLS2DET_FOR_STORAGE(INSTANTIATE)

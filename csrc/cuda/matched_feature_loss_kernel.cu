@@ -77,8 +77,8 @@ void unpool_windows(
       grad_rows, pooled_grad, planes, channels, height, width, out_h, out_w, grad);
 }
 
-#define INSTANTIATE(S)                         \
-  template void unpool_windows(                \
+#define INSTANTIATE(S)          \
+  template void unpool_windows( \
       const Accumulate<S>*, const Accumulate<S>*, int64_t, int64_t, int, int, int, int, S*, cudaStream_t);
 CLS2DET_FOR_STORAGE(INSTANTIATE)
 

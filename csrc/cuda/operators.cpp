@@ -185,12 +185,12 @@ struct RoiLossSides {
         target_boxes(target_rois.list<T>(call.target_spatial_scale)),
         tables(call.features, boxes, call.pooling),
         target_tables(call.target_features, target_boxes, call.pooling) {
-    build_axes(
-        tables.of(call.features, boxes), target_tables.of(call.target_features, target_boxes), call.pooling, stream);
+    build_axes(tables.of(call.features, boxes), target_tables.of(call.target_features, target_boxes), call.pooling, stream);
   }
 
   // The channels [c0, c0 + channels) of the comparison; pools the targets' into `target` (G, channels, bins).
-  FeatureLoss<S> compare(const RoiLossCall& call, int64_t c0, int64_t channels, const Tensor& target, cudaStream_t stream) const {
+  FeatureLoss<S> compare(
+      const RoiLossCall& call, int64_t c0, int64_t channels, const Tensor& target, cudaStream_t stream) const {
     MapView<S> map = view<S>(call.features), target_map = view<S>(call.target_features);
     map.data += c0 * map.stride_c;
     target_map.data += c0 * target_map.stride_c;
@@ -258,8 +258,8 @@ Tensor roi_loss_backward(const RoiLossCall& call, const Tensor& grad_rows) {
     args.pooled_grad = data<T>(pooled_grad);
     feature_loss(args, device.stream());
     roi_map_gradient(
-        data<const T>(pooled_grad), part, sides.boxes, call.pooling, args.axes, args.map.images, args.map.height, args.map.width,
-        channels * area, data<S>(grad) + c0 * area, device.stream());
+        data<const T>(pooled_grad), part, sides.boxes, call.pooling, args.axes, args.map.images, args.map.height,
+        args.map.width, channels * area, data<S>(grad) + c0 * area, device.stream());
   }
   device.check_launch();
   return grad;
@@ -269,9 +269,12 @@ std::tuple<Tensor, Tensor> roi_feature_loss(
     Tensor features, Tensor boxes, Tensor image_index, Tensor target_features, Tensor target_boxes, Tensor target_image_index,
     Tensor matched_idxs, int64_t out_h, int64_t out_w, int64_t samples_h, int64_t samples_w, double spatial_scale,
     double target_spatial_scale, bool border, bool clip, int64_t loss, double beta, bool need_boxes) {
-  const RoiLossCall call{features, boxes, image_index, target_features, target_boxes, target_image_index, matched_idxs,
-                         pooling_of(out_h, out_w, samples_h, samples_w, border, clip), spatial_scale, target_spatial_scale,
-                         loss, beta};
+  const RoiLossCall call{features,      boxes,
+                         image_index,   target_features,
+                         target_boxes,  target_image_index,
+                         matched_idxs,  pooling_of(out_h, out_w, samples_h, samples_w, border, clip),
+                         spatial_scale, target_spatial_scale,
+                         loss,          beta};
   call.check();
   return for_storage(
       features.scalar_type(), [&](auto storage) { return roi_loss_forward<decltype(storage)>(call, need_boxes); });
@@ -281,9 +284,12 @@ Tensor roi_feature_loss_backward(
     Tensor grad_rows, Tensor features, Tensor boxes, Tensor image_index, Tensor target_features, Tensor target_boxes,
     Tensor target_image_index, Tensor matched_idxs, int64_t out_h, int64_t out_w, int64_t samples_h, int64_t samples_w,
     double spatial_scale, double target_spatial_scale, bool border, bool clip, int64_t loss, double beta) {
-  const RoiLossCall call{features, boxes, image_index, target_features, target_boxes, target_image_index, matched_idxs,
-                         pooling_of(out_h, out_w, samples_h, samples_w, border, clip), spatial_scale, target_spatial_scale,
-                         loss, beta};
+  const RoiLossCall call{features,      boxes,
+                         image_index,   target_features,
+                         target_boxes,  target_image_index,
+                         matched_idxs,  pooling_of(out_h, out_w, samples_h, samples_w, border, clip),
+                         spatial_scale, target_spatial_scale,
+                         loss,          beta};
   call.check();
   check_grad_rows(grad_rows, boxes);
   return for_storage(
@@ -292,8 +298,8 @@ Tensor roi_feature_loss_backward(
 
 template <typename S>
 std::tuple<Tensor, Tensor> matched_loss_forward(
-    const Tensor& features, const Tensor& target_features, const Tensor& matched_idxs, int64_t out_h, int64_t out_w, int64_t loss,
-    double beta, bool need_grad) {
+    const Tensor& features, const Tensor& target_features, const Tensor& matched_idxs, int64_t out_h, int64_t out_w,
+    int64_t loss, double beta, bool need_grad) {
   using T = Accumulate<S>;
   const CurrentDevice device(features);
   const ScalarType acc = accumulate_dtype(features.scalar_type());
@@ -333,7 +339,8 @@ std::tuple<Tensor, Tensor> matched_feature_loss(
     bool need_grad) {
   check_matched_loss(features, target_features, matched_idxs, out_h, out_w, loss, beta);
   return for_storage(features.scalar_type(), [&](auto storage) {
-    return matched_loss_forward<decltype(storage)>(features, target_features, matched_idxs, out_h, out_w, loss, beta, need_grad);
+    return matched_loss_forward<decltype(storage)>(
+        features, target_features, matched_idxs, out_h, out_w, loss, beta, need_grad);
   });
 }
 

@@ -3,10 +3,10 @@
 // Both kernels are bound by multiply-adds: a thread keeps a tile of sums in registers, so that what it reads from shared memory
 // is used many times, and the sizes of the kernel are constants, so that every register has its name.
 //
-// Forward: a block owns a strip of up to 15 columns of pools and 32 channels of one image, and walks down 8 rows of the convolution
-// at a time. A thread has 4 neighbouring places of 8 channels. Pools are taken along the row in registers, then down the
-// rows in shared memory, where the last row of each step stays for the next: no place is convolved twice but those between
-// two strips, and the convolution's output is never written.
+// Forward: a block owns a strip of up to 15 columns of pools and 32 channels of one image, and walks down 8 rows of the
+// convolution at a time. A thread has 4 neighbouring places of 8 channels. Pools are taken along the row in registers, then
+// down the rows in shared memory, where the last row of each step stays for the next: no place is convolved twice but those
+// between two strips, and the convolution's output is never written.
 //
 // Backward: a block owns a tile of pixels. For a few channels at a time it lays out in shared memory what the pools send to the
 // places of the convolution that see the tile; a thread gathers for its 4 x 4 pixels. No two blocks share a pixel.
@@ -24,20 +24,20 @@ using Quad = Run<float, 4>;
 
 namespace forward {
 
-constexpr int kPlaces = 4;                                     // along the row, of a thread
-constexpr int kLanes = 8;                                      // threads along the row
-constexpr int kMostPools = (kLanes * kPlaces - 2) / 2;         // whose three columns a strip has
-constexpr int kSlots = kLanes * kPlaces / 2;                   // pools along the row, with one that is cut off
-constexpr int kRows = 8;                                       // of the convolution in one step
-constexpr int kPools = kRows / 2;                              // rows of pools in one step
-constexpr int kChannels = 8, kGroups = 4;                      // of a thread; threads for other channels
+constexpr int kPlaces = 4;                              // along the row, of a thread
+constexpr int kLanes = 8;                               // threads along the row
+constexpr int kMostPools = (kLanes * kPlaces - 2) / 2;  // whose three columns a strip has
+constexpr int kSlots = kLanes * kPlaces / 2;            // pools along the row, with one that is cut off
+constexpr int kRows = 8;                                // of the convolution in one step
+constexpr int kPools = kRows / 2;                       // rows of pools in one step
+constexpr int kChannels = 8, kGroups = 4;               // of a thread; threads for other channels
 constexpr int kBlockChannels = kChannels * kGroups;
-constexpr int kHeldInputs = 3;                                 // channels of the images whose filters stay
+constexpr int kHeldInputs = 3;  // channels of the images whose filters stay
 constexpr int kInputRows = (kRows - 1) * kStride + kKernel;
-constexpr int kHalf = kLanes * kPlaces + 4;                    // even or odd columns of an input row
-constexpr int kWeightPitch = kBlockChannels + 4;               // spreads the writes of a filter over the banks
+constexpr int kHalf = kLanes * kPlaces + 4;       // even or odd columns of an input row
+constexpr int kWeightPitch = kBlockChannels + 4;  // spreads the writes of a filter over the banks
 constexpr int kRow = kBlockChannels * kSlots, kRowPitch = kRow + kSlots;
-constexpr uint8_t kAbsent = 255;                               // outside of the convolution
+constexpr uint8_t kAbsent = 255;  // outside of the convolution
 static_assert(kLanes * kRows * kGroups == kBlock && kInputRows * 2 * kHalf <= kRows * kRowPitch && kRowPitch % 4 == 0);
 
 // Takes `value` for `best` as torch's max-pool does: the first of equal ones, and NaN before all.
@@ -51,8 +51,8 @@ __global__ void __launch_bounds__(kBlock, 2) convolve_kernel(
   CLS2DET_SHARED(Quad, weight_runs, kHeldInputs * kTaps * kWeightPitch / 4);
   CLS2DET_SHARED(Quad, best_runs, (kRows + 1) * kRowPitch / 4);
   CLS2DET_SHARED(uint8_t, chosen, (kRows + 1) * kRowPitch);
-  float* best = best_runs->values;   // of three columns; row 0 is the last one of the step before
-  float* input = best + kRowPitch;   // before the other rows are there
+  float* best = best_runs->values;  // of three columns; row 0 is the last one of the step before
+  float* input = best + kRowPitch;  // before the other rows are there
   const int lane = threadIdx.x % kLanes, row = threadIdx.x / kLanes % kRows, group = threadIdx.x / (kLanes * kRows);
   const int64_t parts = (s.channels + kBlockChannels - 1) / kBlockChannels, total = s.images * strips * parts;
   const int steps = (s.conv_h + kRows - 1) / kRows;
@@ -112,7 +112,8 @@ __global__ void __launch_bounds__(kBlock, 2) convolve_kernel(
       const bool row_there = first_row + row < s.conv_h;
 #pragma unroll
       for (int c = 0; c < kChannels; ++c) {
-        const float next = __shfl_down_sync(kAllLanes, sums[c][0], 1);  // lane 7 gets another row's, for the slot that is cut off
+        const float next =
+            __shfl_down_sync(kAllLanes, sums[c][0], 1);  // lane 7 gets another row's, for the slot that is cut off
         const int at = (row + 1) * kRowPitch + (group * kChannels + c) * kSlots + 2 * lane;
 #pragma unroll
         for (int pool = 0; pool < 2; ++pool) {
@@ -158,11 +159,11 @@ __global__ void __launch_bounds__(kBlock, 2) convolve_kernel(
 
 namespace backward {
 
-constexpr int kPixels = 4;    // of a thread, along each axis
-constexpr int kSeen = 5;      // places of the convolution that see them, along each axis
-constexpr int kInputs = 3;    // channels of the images, in registers at a time
-constexpr int kChannels = 8;  // of the convolution, in shared memory at a time
-constexpr int kBatch = 3;     // squares of four pools that a thread reads at a time
+constexpr int kPixels = 4;                       // of a thread, along each axis
+constexpr int kSeen = 5;                         // places of the convolution that see them, along each axis
+constexpr int kInputs = 3;                       // channels of the images, in registers at a time
+constexpr int kChannels = 8;                     // of the convolution, in shared memory at a time
+constexpr int kBatch = 3;                        // squares of four pools that a thread reads at a time
 constexpr int kMostAcross = 32, kMostDown = 28;  // threads of a tile
 
 struct Tiles {
@@ -198,12 +199,13 @@ Tiles tiles_of(const StemShape& s) {
 }
 
 template <typename S>
-__global__ void __launch_bounds__(kBlock, 2) gather_kernel(
-    StemShape s, Tiles tiles, const S* grad, const uint8_t* index, const float* weight, S* grad_images) {
+__global__ void __launch_bounds__(kBlock, 2)
+    gather_kernel(StemShape s, Tiles tiles, const S* grad, const uint8_t* index, const float* weight, S* grad_images) {
   CLS2DET_SHARED(Pair, sent_runs, kChannels * kMostPlaces / 2);
   CLS2DET_SHARED(Quad, filter, kChannels * kTaps);  // the inputs of a tap side by side
   float* sent = sent_runs->values;
-  const int line = pitch(tiles.threads_x), rows = places(tiles.threads_y), columns = places(tiles.threads_x), area = rows * line;
+  const int line = pitch(tiles.threads_x), rows = places(tiles.threads_y), columns = places(tiles.threads_x),
+            area = rows * line;
   const int tx = threadIdx.x % tiles.threads_x, ty = threadIdx.x / tiles.threads_x;
   const int64_t total = s.images * tiles.across * tiles.down, plane = int64_t(s.out_h) * s.out_w;
   for (int64_t block = blockIdx.x; block < total; block += gridDim.x) {
@@ -290,7 +292,8 @@ __global__ void __launch_bounds__(kBlock, 2) gather_kernel(
         for (int p = 0; p < kPixels * kPixels; ++p) {
           const int y = top + kPixels * ty + p / kPixels, x = left + kPixels * tx + p % kPixels;
           if (i0 + i >= s.inputs || y >= s.height || x >= s.width) continue;
-          grad_images[((image * s.inputs + i0 + i) * s.height + y) * s.width + x] = static_cast<S>(sums[i][p / kPixels][p % kPixels]);
+          grad_images[((image * s.inputs + i0 + i) * s.height + y) * s.width + x] =
+              static_cast<S>(sums[i][p / kPixels][p % kPixels]);
         }
       }
     }
@@ -321,8 +324,8 @@ void resnet_stem_backward(
   CLS2DET_LAUNCH((backward::gather_kernel<S>), grid_of(blocks), stream, s, tiles, grad, index, weight, grad_images);
 }
 
-#define INSTANTIATE(S)                                                                                                   \
-  template void resnet_stem(const StemShape&, const S*, const float*, const float*, S*, uint8_t*, cudaStream_t);        \
+#define INSTANTIATE(S)                                                                                           \
+  template void resnet_stem(const StemShape&, const S*, const float*, const float*, S*, uint8_t*, cudaStream_t); \
   template void resnet_stem_backward(const StemShape&, const S*, const uint8_t*, const float*, S*, cudaStream_t);
 INSTANTIATE(float)
 INSTANTIATE(c10::Half)

@@ -10,8 +10,8 @@ namespace cls2det {
 namespace {
 
 template <typename S, typename T, typename Out>
-__global__ void __launch_bounds__(kBlock) pool_kernel(
-    MapView<S> map, const int64_t* image_index, Axes<T> axes, Tiling tiling, Out* out) {
+__global__ void __launch_bounds__(kBlock)
+    pool_kernel(MapView<S> map, const int64_t* image_index, Axes<T> axes, Tiling tiling, Out* out) {
   const int64_t values = map.channels * int64_t(axes.out_h) * axes.out_w;
   for (int64_t block = blockIdx.x; block < axes.count * tiling.tiles; block += gridDim.x) {
     const int64_t n = divide(block, tiling.tiles), tile = block - n * tiling.tiles;
@@ -19,15 +19,16 @@ __global__ void __launch_bounds__(kBlock) pool_kernel(
     // an ignored box has no entries and so pools to 0, on image 0 for want of one
     const int64_t image = box.state == kIgnored ? 0 : image_index ? image_index[n] : n;
     Out* o = out + n * values;
-    pool_tile<false>(
-        map, image, axes, box, tiling, tile, [&](int64_t i, const Pooled<T>& pooled) { o[i] = static_cast<Out>(pooled.value); });
+    pool_tile<false>(map, image, axes, box, tiling, tile, [&](int64_t i, const Pooled<T>& pooled) {
+      o[i] = static_cast<Out>(pooled.value);
+    });
   }
 }
 
 // d L / d edge = sum g * d pooled / d edge
 template <typename S, typename T>
-__global__ void __launch_bounds__(kBlock) pool_edges_kernel(
-    MapView<S> map, const int64_t* image_index, Axes<T> axes, Tiling tiling, const T* grad, T* partial) {
+__global__ void __launch_bounds__(kBlock)
+    pool_edges_kernel(MapView<S> map, const int64_t* image_index, Axes<T> axes, Tiling tiling, const T* grad, T* partial) {
   CLS2DET_SHARED(T, shared, 5 * kWarps);
   const int64_t values = map.channels * int64_t(axes.out_h) * axes.out_w;
   for (int64_t block = blockIdx.x; block < axes.count * tiling.tiles; block += gridDim.x) {
@@ -36,13 +37,12 @@ __global__ void __launch_bounds__(kBlock) pool_edges_kernel(
     T sums[5] = {};
     if (box.state != kIgnored) {
       const T* g = grad + n * values;
-      pool_tile<true>(
-          map, image_index ? image_index[n] : n, axes, box, tiling, tile, [&](int64_t i, const Pooled<T>& pooled) {
-            sums[1] += g[i] * pooled.x1;
-            sums[2] += g[i] * pooled.y1;
-            sums[3] += g[i] * pooled.x2;
-            sums[4] += g[i] * pooled.y2;
-          });
+      pool_tile<true>(map, image_index ? image_index[n] : n, axes, box, tiling, tile, [&](int64_t i, const Pooled<T>& pooled) {
+        sums[1] += g[i] * pooled.x1;
+        sums[2] += g[i] * pooled.y1;
+        sums[3] += g[i] * pooled.x2;
+        sums[4] += g[i] * pooled.y2;
+      });
     }
     block_sum<5>(sums, shared);
     if (threadIdx.x == 0) {
@@ -119,10 +119,10 @@ void sum_partials(
       rows, grad_boxes);
 }
 
-#define INSTANTIATE(S)                                                                                                       \
-  template Tiling pool_tiling(const MapView<S>&, const Axes<Accumulate<S>>&);                                                \
-  template void roi_avg_pool_forward(const MapView<S>&, const int64_t*, const Axes<Accumulate<S>>&, S*, cudaStream_t);       \
-  template void roi_avg_pool_edges(                                                                                          \
+#define INSTANTIATE(S)                                                                                                 \
+  template Tiling pool_tiling(const MapView<S>&, const Axes<Accumulate<S>>&);                                          \
+  template void roi_avg_pool_forward(const MapView<S>&, const int64_t*, const Axes<Accumulate<S>>&, S*, cudaStream_t); \
+  template void roi_avg_pool_edges(                                                                                    \
       const MapView<S>&, const int64_t*, const Axes<Accumulate<S>>&, const Accumulate<S>*, Accumulate<S>*, cudaStream_t);
 CLS2DET_FOR_STORAGE(INSTANTIATE)
 

@@ -77,7 +77,8 @@ __global__ void __launch_bounds__(kBlock) build_axes_kernel(AxesOf<T> first, Axe
     if (row == 0) counts[0] = state;
     int used = 0;
     if (state == kPooled && row < axes.out_h) {
-      used = build_row(b.y1, b.y2, pooling.samples_h, axes.out_h, int(row), height, pooling.border, entries + row * axes.slots_y);
+      used =
+          build_row(b.y1, b.y2, pooling.samples_h, axes.out_h, int(row), height, pooling.border, entries + row * axes.slots_y);
     } else if (state == kPooled) {
       const int64_t q = row - axes.out_h;
       used = build_row(
@@ -127,8 +128,8 @@ void build_window_axes(int height, int width, const Axes<T>& axes, cudaStream_t 
   CLS2DET_LAUNCH(build_window_axes_kernel<T>, grid_of(ceil_div(rows, kBlock)), stream, height, width, axes);
 }
 
-#define INSTANTIATE(T)                                                                                                         \
-  template void build_axes(const AxesOf<T>&, const AxesOf<T>&, const Pooling&, cudaStream_t);                                  \
+#define INSTANTIATE(T)                                                                        \
+  template void build_axes(const AxesOf<T>&, const AxesOf<T>&, const Pooling&, cudaStream_t); \
   template void build_window_axes(int, int, const Axes<T>&, cudaStream_t);
 INSTANTIATE(float)
 INSTANTIATE(double)

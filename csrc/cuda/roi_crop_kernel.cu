@@ -1,5 +1,5 @@
-// roi_crop: bilinear crops of indexed boxes. A block makes some rows of one crop: a thread keeps its column, whose two taps in x
-// it computes once, and walks down the rows, whose taps in y wait in shared memory; for all channels.
+// roi_crop: bilinear crops of indexed boxes. A block makes some rows of one crop: a thread keeps its column, whose two taps in
+// x it computes once, and walks down the rows, whose taps in y wait in shared memory; for all channels.
 //
 //     out[n, c, i, j] = sum of wy wx I[c, y, x] over the two pixels of sample i in y and of sample j in x
 #include "cuda/kernels.h"
@@ -23,7 +23,7 @@ int rows_per_tile(const Pooling& size) {
 template <typename T>
 struct alignas(16) Line {
   using Flag = std::conditional_t<std::is_same_v<T, double>, int64_t, int32_t>;  // wide: a line is copied whole, it has no gap
-  int64_t offset, next;  // of pixel 0, and from there to pixel 1
+  int64_t offset, next;                                                          // of pixel 0, and from there to pixel 1
   T weight0, weight1, slope0, slope1, a;
   Flag read0, read1, both;
 
@@ -60,8 +60,9 @@ struct CornerReader {
     if (side_by_side) {
       return {{{static_cast<T>(upper[0]), static_cast<T>(upper[1])}, {static_cast<T>(lower[0]), static_cast<T>(lower[1])}}};
     }
-    return {{{y.read0 && x.read0 ? static_cast<T>(upper[0]) : T(0), y.read0 && x.read1 ? static_cast<T>(upper[x.next]) : T(0)},
-             {y.read1 && x.read0 ? static_cast<T>(lower[0]) : T(0), y.read1 && x.read1 ? static_cast<T>(lower[x.next]) : T(0)}}};
+    return {
+        {{y.read0 && x.read0 ? static_cast<T>(upper[0]) : T(0), y.read0 && x.read1 ? static_cast<T>(upper[x.next]) : T(0)},
+         {y.read1 && x.read0 ? static_cast<T>(lower[0]) : T(0), y.read1 && x.read1 ? static_cast<T>(lower[x.next]) : T(0)}}};
   }
 
   // visit(channel, corners); kChannels > 0: that many, their loads all on their way before the first is waited for
@@ -97,8 +98,8 @@ struct CropTile {
   bool ignored;
   MapBox<T> box;
 
-  __device__ __forceinline__ CropTile(
-      const MapView<S>& map, const BoxList<T>& boxes, const Pooling& size, int64_t block, int tile_rows, int64_t tiles)
+  __device__ __forceinline__
+  CropTile(const MapView<S>& map, const BoxList<T>& boxes, const Pooling& size, int64_t block, int tile_rows, int64_t tiles)
       : n(divide(block, tiles)),
         image(boxes.image_index[n]),
         first_row(int(block - n * tiles) * tile_rows),
@@ -132,8 +133,8 @@ struct CropTile {
 };
 
 template <typename S, typename T, int kChannels>
-__global__ void __launch_bounds__(kBlock) crop_kernel(
-    MapView<S> map, BoxList<T> boxes, Pooling size, int tile_rows, int64_t tiles, S* out) {
+__global__ void __launch_bounds__(kBlock)
+    crop_kernel(MapView<S> map, BoxList<T> boxes, Pooling size, int tile_rows, int64_t tiles, S* out) {
   CLS2DET_SHARED(Line<T>, lines, kMostRows);
   const int64_t area = int64_t(size.out_h) * size.out_w;
   for (int64_t block = blockIdx.x; block < boxes.count * tiles; block += gridDim.x) {
@@ -168,8 +169,8 @@ __global__ void __launch_bounds__(kBlock) crop_kernel(
 // dL/dx1 = sum g D^x (1 - a_j), dL/dx2 = sum g D^x a_j with D^x = d crop / d u; the same in y. All of it is linear in the
 // pixels, so g times each of the four is summed over the channels first.
 template <typename S, typename T, int kChannels>
-__global__ void __launch_bounds__(kBlock, 4) crop_edges_kernel(
-    MapView<S> map, BoxList<T> boxes, Pooling size, int tile_rows, int64_t tiles, const T* grad, T* partial) {
+__global__ void __launch_bounds__(kBlock, 4)
+    crop_edges_kernel(MapView<S> map, BoxList<T> boxes, Pooling size, int tile_rows, int64_t tiles, const T* grad, T* partial) {
   CLS2DET_SHARED(Line<T>, lines, kMostRows);
   CLS2DET_SHARED(T, shared, 4 * kWarps);
   const int64_t area = int64_t(size.out_h) * size.out_w;
@@ -220,15 +221,15 @@ __global__ void __launch_bounds__(kBlock, 4) crop_edges_kernel(
 int64_t roi_crop_tiles(const Pooling& size) { return ceil_div(size.out_h, rows_per_tile(size)); }
 
 // kernel<S, T, kChannels>: images have 3.
-#define CLS2DET_LAUNCH_CROP(kernel, S, map, boxes, size, stream, ...)                                                      \
-  do {                                                                                                                     \
-    const int64_t tiles = roi_crop_tiles(size);                                                                            \
-    const unsigned grid = grid_of((boxes).count * tiles);                                                                  \
-    if ((map).channels == 3) {                                                                                             \
+#define CLS2DET_LAUNCH_CROP(kernel, S, map, boxes, size, stream, ...)                                                         \
+  do {                                                                                                                        \
+    const int64_t tiles = roi_crop_tiles(size);                                                                               \
+    const unsigned grid = grid_of((boxes).count * tiles);                                                                     \
+    if ((map).channels == 3) {                                                                                                \
       CLS2DET_LAUNCH((kernel<S, Accumulate<S>, 3>), grid, stream, map, boxes, size, rows_per_tile(size), tiles, __VA_ARGS__); \
-    } else {                                                                                                               \
+    } else {                                                                                                                  \
       CLS2DET_LAUNCH((kernel<S, Accumulate<S>, 0>), grid, stream, map, boxes, size, rows_per_tile(size), tiles, __VA_ARGS__); \
-    }                                                                                                                      \
+    }                                                                                                                         \
   } while (0)
 
 template <typename S>
@@ -246,9 +247,9 @@ void roi_crop_edges(
   CLS2DET_LAUNCH_CROP(crop_edges_kernel, S, map, boxes, size, stream, grad, partial);
 }
 
-#define INSTANTIATE(S)                                                                                                     \
-  template void roi_crop_forward(const MapView<S>&, const BoxList<Accumulate<S>>&, const Pooling&, S*, cudaStream_t);      \
-  template void roi_crop_edges(                                                                                            \
+#define INSTANTIATE(S)                                                                                                \
+  template void roi_crop_forward(const MapView<S>&, const BoxList<Accumulate<S>>&, const Pooling&, S*, cudaStream_t); \
+  template void roi_crop_edges(                                                                                       \
       const MapView<S>&, const BoxList<Accumulate<S>>&, const Pooling&, const Accumulate<S>*, Accumulate<S>*, cudaStream_t);
 CLS2DET_FOR_STORAGE(INSTANTIATE)
 

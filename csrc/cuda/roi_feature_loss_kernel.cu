@@ -46,7 +46,8 @@ __global__ void __launch_bounds__(kBlock) feature_loss_kernel(FeatureLoss<S> a, 
             if (a.pooled_grad) a.pooled_grad[k * values + i] = upstream * slope;
           });
     } else if (a.pooled_grad) {
-      for (int64_t i = tile * kBlock + threadIdx.x; i < values; i += tiling.tiles * kBlock) a.pooled_grad[k * values + i] = T(0);
+      for (int64_t i = tile * kBlock + threadIdx.x; i < values; i += tiling.tiles * kBlock)
+        a.pooled_grad[k * values + i] = T(0);
     }
     if (a.partial) {
       block_sum<5>(sums, shared);

@@ -11,9 +11,9 @@
 namespace cls2det {
 namespace {
 
-constexpr int kTile = 16;      // pixels along each side: one per thread
-constexpr int kBins = 32;      // bins along each axis whose weights are held at once
-constexpr int kChannels = 8;   // channels per block
+constexpr int kTile = 16;     // pixels along each side: one per thread
+constexpr int kBins = 32;     // bins along each axis whose weights are held at once
+constexpr int kChannels = 8;  // channels per block
 static_assert(kTile * kTile == kBlock && 2 * kBins <= kBlock && 2 * kTile <= kBlock);
 
 // Whether a box may reach pixels [begin, begin + kTile): samples lie in [min - 1/2, max - 1/2] and read floor and floor + 1.
@@ -65,7 +65,8 @@ __global__ void __launch_bounds__(kBlock) map_gradient_kernel(
       bool reaches = false;
       if (round + t < boxes.count && boxes.image_index[round + t] == image) {
         const MapBox<T> b = map_box(boxes.boxes + 4 * (round + t), boxes.scale, height, width, pooling.clip);
-        reaches = b.finite && may_reach(b.x1, b.x2, width, pooling.border, x0) && may_reach(b.y1, b.y2, height, pooling.border, y0);
+        reaches =
+            b.finite && may_reach(b.x1, b.x2, width, pooling.border, x0) && may_reach(b.y1, b.y2, height, pooling.border, y0);
       }
       const unsigned votes = __ballot_sync(kAllLanes, reaches);
       if (t % kWarp == 0) reach[t / kWarp] = votes;

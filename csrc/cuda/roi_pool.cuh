@@ -22,7 +22,7 @@ struct Pooled {
 // The table of one box.
 template <typename T>
 struct BoxAxes {
-  const AxisEntry<T>*y, *x;   // (out_h, slots_y), (out_w, slots_x)
+  const AxisEntry<T>*y, *x;  // (out_h, slots_y), (out_w, slots_x)
   const int *y_count, *x_count;
   int state, slots_y, slots_x;
 };

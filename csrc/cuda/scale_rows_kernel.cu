@@ -15,8 +15,8 @@ __device__ __forceinline__ S scaled(T g, S value) {  // a row that nothing asks 
 
 // A run touches at most two rows, so that one division places it: kRun <= width, or 1.
 template <int kRun, typename S, typename T>
-__global__ void __launch_bounds__(kBlock) scale_rows_kernel(
-    const T* grad_rows, int64_t grad_stride, const S* row_grads, int64_t count, int64_t width, S* out) {
+__global__ void __launch_bounds__(kBlock)
+    scale_rows_kernel(const T* grad_rows, int64_t grad_stride, const S* row_grads, int64_t count, int64_t width, S* out) {
   const int64_t runs = count * width / kRun, step = int64_t(gridDim.x) * kBlock * kAhead;
   for (int64_t first = int64_t(blockIdx.x) * kBlock * kAhead + threadIdx.x; first < runs; first += step) {
     Run<S, kRun> run[kAhead];
@@ -42,7 +42,8 @@ __global__ void __launch_bounds__(kBlock) scale_rows_kernel(
     }
   }
   const int64_t rest = runs * kRun + threadIdx.x;  // fewer than a run
-  if (blockIdx.x == 0 && rest < count * width) out[rest] = scaled(grad_rows[divide(rest, width) * grad_stride], row_grads[rest]);
+  if (blockIdx.x == 0 && rest < count * width)
+    out[rest] = scaled(grad_rows[divide(rest, width) * grad_stride], row_grads[rest]);
 }
 
 bool starts_run(const void* memory) { return reinterpret_cast<uintptr_t>(memory) % 16 == 0; }
@@ -62,8 +63,8 @@ void multiply_rows(
         row_grads, count, width, out);
   } else {
     CLS2DET_LAUNCH(
-        (scale_rows_kernel<1, S, T>), grid_of(ceil_div(threads, kBlock)), stream, grad_rows, grad_stride, row_grads, count, width,
-        out);
+        (scale_rows_kernel<1, S, T>), grid_of(ceil_div(threads, kBlock)), stream, grad_rows, grad_stride, row_grads, count,
+        width, out);
   }
 }
 

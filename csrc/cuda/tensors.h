@@ -31,15 +31,14 @@ T* data(const Tensor& tensor) {
 
 template <typename S>
 MapView<S> view(const Tensor& map) {
-  return {data<const S>(map), map.size(0),  map.size(1),      map.stride(0),    map.stride(1),
+  return {data<const S>(map), map.size(0),   map.size(1),      map.stride(0),   map.stride(1),
           map.stride(2),      map.stride(3), int(map.size(2)), int(map.size(3))};
 }
 
 struct Boxes {  // contiguous
   Tensor boxes, image_index;
 
-  Boxes(const Tensor& b, const Tensor& index)
-      : boxes(packed(b)), image_index(packed(index)) {}
+  Boxes(const Tensor& b, const Tensor& index) : boxes(packed(b)), image_index(packed(index)) {}
 
   template <typename T>
   BoxList<T> list(double scale) const {

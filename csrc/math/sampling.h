@@ -69,7 +69,8 @@ CLS2DET_HD bool is_finite(T x) {
 template <typename T>
 CLS2DET_HD MapBox<T> map_box(const T* box, T scale, int height, int width, bool clip) {
   MapBox<T> m{box[0] * scale, box[1] * scale, box[2] * scale, box[3] * scale, true, true, true, true, true};
-  if (clip) {  // gradient passes at equality: a box that touches the border may move; comparisons are false for NaN, which stays
+  if (clip) {  // gradient passes at equality: a box that touches the border may move; comparisons are false for NaN, which
+               // stays
     if (m.x1 < T(0)) m.x1 = T(0), m.moves_x1 = false;
     if (m.y1 < T(0)) m.y1 = T(0), m.moves_y1 = false;
     if (m.x2 > T(width)) m.x2 = T(width), m.moves_x2 = false;

@@ -264,7 +264,9 @@ const uint64_t* exchange(unsigned mask, uint64_t brought, Site site) {
 
 void check_source(unsigned mask, unsigned source, Site site) {
   if (source < kWarpLanes && (mask >> source & 1)) return;
-  fail("thread " + std::to_string(current) + " reads lane " + std::to_string(source) + ", which its mask leaves out, at " + place(site));
+  fail(
+      "thread " + std::to_string(current) + " reads lane " + std::to_string(source) + ", which its mask leaves out, at " +
+      place(site));
 }
 
 void begin_atomic(const volatile void* address, size_t bytes) { races::begin_atomic(address, bytes); }

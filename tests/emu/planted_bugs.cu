@@ -268,10 +268,13 @@ float mirrored(int i) { return float(kBlock - 1 - i); }
 float in_warp(int i) { return float(i ^ 31); }
 
 // The kernel on two blocks that write the same, or on one where they must not.
-#define PLANT(name, blocks, expected)                                               \
-  {#name,                                                                           \
-   {[](const float* in, float* out) { CLS2DET_LAUNCH(name<true>, blocks, nullptr, in, out); }, \
-    [](const float* in, float* out) { CLS2DET_LAUNCH(name<false>, blocks, nullptr, in, out); }, expected}}
+#define PLANT(name, blocks, expected)                                                                          \
+  {                                                                                                            \
+    #name, {                                                                                                   \
+      [](const float* in, float* out) { CLS2DET_LAUNCH(name<true>, blocks, nullptr, in, out); },               \
+          [](const float* in, float* out) { CLS2DET_LAUNCH(name<false>, blocks, nullptr, in, out); }, expected \
+    }                                                                                                          \
+  }
 
 const std::map<std::string, Planted> kPlanted = {
     PLANT(global_out_of_bounds, 1, same),

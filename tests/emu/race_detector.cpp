@@ -26,8 +26,8 @@ struct Access {
   const void* code;
 };
 
-struct Cell {  // of one byte
-  Access written;              // the last plain write
+struct Cell {                   // of one byte
+  Access written;               // the last plain write
   Access reads[2], atomics[2];  // after it; of two warps if there are, which is enough to catch any later write
 };
 
@@ -81,7 +81,10 @@ std::string place(const void* code) {
 
 std::string describe(const Access& a) {
   return "thread " + std::to_string(a.thread) + " of block " + std::to_string(a.block) +
-         (a.atomic ? " adds at " : a.write ? " writes at " : " reads at ") + place(a.code);
+         (a.atomic  ? " adds at "
+          : a.write ? " writes at "
+                    : " reads at ") +
+         place(a.code);
 }
 
 void check(const Access& before, const Access& now) {
@@ -203,9 +206,9 @@ void end_atomic() { in_atomic = false; }
 
 #define HOOK(name, bytes, write) \
   void __tsan_##name(void* address) { access(address, bytes, write, false, __builtin_return_address(0)); }
-#define HOOKS(bytes)                   \
-  HOOK(read##bytes, bytes, false)      \
-  HOOK(write##bytes, bytes, true)      \
+#define HOOKS(bytes)                        \
+  HOOK(read##bytes, bytes, false)           \
+  HOOK(write##bytes, bytes, true)           \
   HOOK(unaligned_read##bytes, bytes, false) \
   HOOK(unaligned_write##bytes, bytes, true)
 

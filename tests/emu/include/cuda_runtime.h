@@ -67,8 +67,7 @@ T shuffle(unsigned mask, T value, unsigned source, Site site) {
 
 }  // namespace emulator
 
-#define EMULATED_SITE(name) \
-  emulator::Site site = { name, __builtin_FILE(), __builtin_LINE() }
+#define EMULATED_SITE(name) emulator::Site site = {name, __builtin_FILE(), __builtin_LINE()}
 
 inline void __syncthreads(EMULATED_SITE("__syncthreads")) { emulator::block_barrier(site); }
 inline void __syncwarp(unsigned mask = ~0u, EMULATED_SITE("__syncwarp")) { emulator::exchange(mask, 0, site); }
