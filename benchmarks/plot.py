@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cls2det.report.plots import pyplot
+from cls2det.study.report.plots import pyplot
 from parts import PARTS
 from tables import best_baseline, document, parts_of, tax_by_parts
 

@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cls2det.distillers.classifier import DistillSettings
-from cls2det.taps import Positives
-from cls2det.teacher import CropClassifier
+from cls2det.distill.classifier import DistillSettings
+from cls2det.models.taps import Positives
+from cls2det.teachers.crop_classifier import CropClassifier
 
 CHUNK = 256  # crops in one forward of the teacher
 EPS = 1e-10  # inside the logarithms of KD-cls

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.ssd import SSD
 
-from cls2det.distillers.classifier import ClassifierDistiller, DistillSettings
-from cls2det.students import build_student
-from cls2det.taps import PositiveTap
-from cls2det.teacher import CropClassifier
+from cls2det.distill.classifier import ClassifierDistiller, DistillSettings
+from cls2det.models.students import build_student
+from cls2det.models.taps import PositiveTap
+from cls2det.teachers.crop_classifier import CropClassifier
 from cls2det_ops import use_backend
 from harness import TOLERANCE, exact_convolutions, generator, hold_against, scene
 from parts import CROPS, LOSSES, ON_PREDICTIONS, ON_TARGETS, STUDENT, Watch
@@ -123,7 +123,7 @@ class StepWorkload:
     """Detector, teacher and batch of one benchmark.
 
     Args:
-        student: name in ``cls2det.students``
+        student: name in ``cls2det.models.students``
         images: in a batch
         size: of the images, (height, width), which is the network's input size
         device: "cpu" or "cuda"

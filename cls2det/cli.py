@@ -17,23 +17,23 @@ from jsonargparse import ArgumentParser
 from yaml import YAMLError
 
 from cls2det.errors import LibraryChanged
-from cls2det.jobs import JobFailed
 from cls2det.recipes import find_recipe
+from cls2det.study.jobs import JobFailed
 
 # Subcommand: module and function.
 COMMANDS = {
-    "demo": ("cls2det.demo", "demo"),
+    "demo": ("cls2det.study.demo", "demo"),
     "teacher": ("cls2det.commands", "teacher"),
     "train": ("cls2det.commands", "train"),
     "distill": ("cls2det.commands", "distill"),
     "evaluate": ("cls2det.commands", "evaluate"),
-    "predict": ("cls2det.predict", "predict"),
-    "export": ("cls2det.export", "export"),
-    "report": ("cls2det.report", "report"),
-    "sweep": ("cls2det.sweep", "sweep"),
-    "pretrain": ("cls2det.pretrain", "pretrain"),
+    "predict": ("cls2det.commands.predict", "predict"),
+    "export": ("cls2det.commands.export", "export"),
+    "report": ("cls2det.study.report", "report"),
+    "sweep": ("cls2det.study.sweep", "sweep"),
+    "pretrain": ("cls2det.training.backbone", "pretrain"),
     "recipes": ("cls2det.recipes", "recipes"),
-    "info": ("cls2det.info", "info"),
+    "info": ("cls2det.commands.info", "info"),
 }
 CONFIGURED = ("teacher", "train", "distill", "pretrain")  # take --config
 

@@ -92,7 +92,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A few of the demo's scenes, as COCO-format data."""
     for module in ("torchvision", "pycocotools", "sklearn", "skimage"):
         pytest.importorskip(module)
-    from cls2det.scenes import SceneSettings, make_scenes
+    from cls2det.study.scenes import SceneSettings, make_scenes
 
     return make_scenes(tmp_path_factory.mktemp("data") / "scenes", SceneSettings(train=16, val=5, test=4))
 

@@ -7,12 +7,13 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from cls2det import commands, fit
-from cls2det.distillers.classifier import DistillSettings
-from cls2det.settings import Optim, Run
-from cls2det.students import STUDENTS
-from cls2det.teacher import CropClassifier
-from cls2det.train import DetectorTraining
+from cls2det import commands
+from cls2det.distill.classifier import DistillSettings
+from cls2det.models.students import STUDENTS
+from cls2det.teachers.crop_classifier import CropClassifier
+from cls2det.training import fit
+from cls2det.training.detector import DetectorTraining
+from cls2det.training.settings import Optim, Run
 from training_cases import DIGITS, FITS, batch, silent, training
 
 

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cls2det.distillers.classifier import DistillSettings
-from cls2det.teacher import CropClassifier
+from cls2det.distill.classifier import DistillSettings
+from cls2det.teachers.crop_classifier import CropClassifier
 from cls2det_ops import roi_crop
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"

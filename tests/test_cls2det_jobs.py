@@ -14,7 +14,7 @@ pytest.importorskip("rich")
 
 from rich.console import Console
 
-from cls2det.jobs import Job, JobFailed, run_jobs
+from cls2det.study.jobs import Job, JobFailed, run_jobs
 from job_functions import bad_job, dying_job, endless_job, good_job
 
 QUIET = Console(quiet=True)
@@ -52,7 +52,7 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path):
 def test_jobs_end_with_a_parent_that_is_killed(tmp_path):
     program = (
         "import sys; from pathlib import Path; from rich.console import Console; from job_functions import endless_job\n"
-        "from cls2det.jobs import Job, run_jobs\n"
+        "from cls2det.study.jobs import Job, run_jobs\n"
         "if __name__ == '__main__': run_jobs([Job('endless', endless_job, (Path(sys.argv[1]),))], 1, Console(quiet=True))"
     )
     (tmp_path / "main.py").write_text(program)

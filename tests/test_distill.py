@@ -9,10 +9,10 @@ import torch.nn.functional as F
 pytest.importorskip("lightning")
 pytest.importorskip("pycocotools")
 
-from cls2det.distillers.classifier import ClassifierDistiller, DistillSettings
-from cls2det.students import STUDENTS
-from cls2det.teacher import CropClassifier
-from cls2det.train import gradient_ratios
+from cls2det.distill.classifier import ClassifierDistiller, DistillSettings
+from cls2det.models.students import STUDENTS
+from cls2det.teachers.crop_classifier import CropClassifier
+from cls2det.training.detector import gradient_ratios
 from cls2det_ops import kd_sigmoid_loss, reference
 from training_cases import DIGITS, FITS, batch, positives_of, training
 

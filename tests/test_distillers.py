@@ -16,18 +16,18 @@ pytest.importorskip("pycocotools")
 
 from cls2det import commands
 from cls2det.cli import main, parse_options
-from cls2det.distillers import METHODS, DetectorTeacher, Distillers
-from cls2det.distillers.classifier import ClassifierDistiller, DistillSettings
-from cls2det.distillers.detector import Taught, check_same_grid, rescaled
-from cls2det.distillers.fgfi import FGFISettings
-from cls2det.distillers.fkd import PRESETS, FKDSettings, NonLocal
-from cls2det.distillers.gid import GIDSettings, fcos_places, select_instances
-from cls2det.distillers.tbd import TBDSettings
-from cls2det.export import export
-from cls2det.settings import Optim, Run
-from cls2det.students import build_student
-from cls2det.teacher import CropClassifier
-from cls2det.train import DetectorTraining, gradient_ratios
+from cls2det.commands.export import export
+from cls2det.distill import METHODS, DetectorTeacher, Distillers
+from cls2det.distill.classifier import ClassifierDistiller, DistillSettings
+from cls2det.distill.fgfi import FGFISettings
+from cls2det.distill.fkd import PRESETS, FKDSettings, NonLocal
+from cls2det.distill.gid import GIDSettings, fcos_places, select_instances
+from cls2det.distill.tbd import TBDSettings
+from cls2det.models.students import build_student
+from cls2det.teachers.crop_classifier import CropClassifier
+from cls2det.teachers.detector import Taught, check_same_grid, rescaled
+from cls2det.training.detector import DetectorTraining, gradient_ratios
+from cls2det.training.settings import Optim, Run
 from training_cases import DIGITS, FITS, batch, silent, weights_in
 
 PAIRS = [(student, method) for student, methods in FITS.items() for method in methods]
@@ -344,7 +344,7 @@ def test_torchvisions_detectors_know_the_classes_of_coco(monkeypatch):
         return fetch(name, weights=None, num_classes=len(weights.meta["categories"]), **options)
 
     monkeypatch.setattr(torchvision.models, "get_model", without_network)
-    monkeypatch.setattr("cls2det.distillers.detector.load_into_cache", lambda _weights: None)
+    monkeypatch.setattr("cls2det.teachers.detector.load_into_cache", lambda _weights: None)
     teacher = DetectorTeacher.load("torchvision:ssdlite320_mobilenet_v3_large", ["dog", "person"])
     assert teacher.columns("gid") == [0, 18, 1]
     with pytest.raises(ConnectionError, match="COCO weights of retinanet_resnet50_fpn cannot be fetched"):
@@ -444,7 +444,7 @@ def test_kd_looks_at_the_samples_that_the_detectors_loss_looks_at(scenes):
 def test_tbd_looks_where_the_teacher_scores_and_where_its_boxes_fit(scenes, student, monkeypatch):
     """Its masks and weights, from the teacher's predictions, anchor by anchor."""
     given = {}
-    place = "cls2det.distillers.tbd."
+    place = "cls2det.distill.tbd."
     monkeypatch.setattr(place + "tbd_feature_loss", lambda *given_to: given.setdefault("masks", given_to[2:4])[0][0].sum())
     monkeypatch.setattr(place + "bckd_loss", lambda *given_to: given.setdefault("harmony", given_to[3]).sum())
     model = model_of(student, "tbd")

@@ -13,9 +13,10 @@ pytest.importorskip("torchvision")
 pytest.importorskip("lightning")
 pytest.importorskip("jsonargparse")
 
-from cls2det import cli, export
-from cls2det.students import STUDENTS, build_student
-from cls2det.train import DetectorTraining
+from cls2det import cli
+from cls2det.commands import export
+from cls2det.models.students import STUDENTS, build_student
+from cls2det.training.detector import DetectorTraining
 
 CLASSES = ["cat", "dog", "owl"]
 COMPACT = ["ssd_compact", "fasterrcnn_compact", "retinanet_compact", "fcos_compact", "detr_compact"]

@@ -13,8 +13,8 @@ pytest.importorskip("torchvision")
 from torchvision.models import resnet18, resnet50
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from cls2det import frozen
-from cls2det.frozen import ConvReLU, Replayed, freeze
+from cls2det.teachers import frozen
+from cls2det.teachers.frozen import ConvReLU, Replayed, freeze
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 NODES = {"maxpool": "maxpool", "layer1": "layer1", "layer2.0.relu": "inner", "fc": "logits"}

@@ -13,10 +13,10 @@ pytest.importorskip("jsonargparse")
 from PIL import Image
 
 from cls2det import cli
-from cls2det.images import read_image
-from cls2det.pictures import SMALL, contact_sheet, crops_sheet, draw_boxes, write_picture
-from cls2det.predict import predict
-from cls2det.train import DetectorTraining
+from cls2det.commands.predict import predict
+from cls2det.data.images import read_image
+from cls2det.evaluation.drawing import SMALL, contact_sheet, crops_sheet, draw_boxes, write_picture
+from cls2det.training.detector import DetectorTraining
 
 CLASSES = ["cat", "grüner Hund", "owl"]
 

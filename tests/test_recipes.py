@@ -12,15 +12,15 @@ from torchvision.io import write_png
 pytest.importorskip("lightning")
 pytest.importorskip("pycocotools")
 
-from cls2det import sweep as sweep_module
 from cls2det.cli import main
-from cls2det.recipes import FOLDER
-from cls2det.students import STUDENTS
-from cls2det.sweep import load_sweep, run_sweep
-from cls2det.teacher import CropClassifier
+from cls2det.models.students import STUDENTS
+from cls2det.recipes import FOLDERS
+from cls2det.study import sweep as sweep_module
+from cls2det.study.sweep import load_sweep, run_sweep
+from cls2det.teachers.crop_classifier import CropClassifier
 from training_cases import DIGITS, coco_layout
 
-RECIPES = {path.stem: path.read_text() for path in sorted(FOLDER.glob("*.yaml"))}
+RECIPES = {path.stem: path.read_text() for folder in FOLDERS for path in sorted(folder.glob("*.yaml"))}
 SWEEPS = [name for name, text in RECIPES.items() if text.startswith("# Sweep")]
 SHORT = ["--optim.steps", "2", "--optim.batch-size", "2"]
 

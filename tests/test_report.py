@@ -22,13 +22,15 @@ from torch import nn
 from torchvision.models.detection import FCOS, SSD300_VGG16_Weights
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
-from cls2det import distillers, evaluate
-from cls2det.annotations import load_coco
-from cls2det.data import DetectionData
-from cls2det.report import errors, paper, report, summarise, tables
-from cls2det.report.plots import read_curves
-from cls2det.report.runs import arm_name, find_runs, natural
-from cls2det.students import build_student
+from cls2det import distill as distillers
+from cls2det.data.coco import load_coco
+from cls2det.data.dataset import DetectionData
+from cls2det.evaluation import coco as evaluate
+from cls2det.models.students import build_student
+from cls2det.study.report import paper, report, summarise, tables
+from cls2det.study.report import tide as errors
+from cls2det.study.report.plots import read_curves
+from cls2det.study.report.runs import arm_name, find_runs, natural
 
 COCO_NAMES = [
     name for name in dict.fromkeys(SSD300_VGG16_Weights.COCO_V1.meta["categories"]) if name not in ("N/A", "__background__")

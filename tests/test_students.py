@@ -13,10 +13,10 @@ from torch import nn
 from torchvision.models import _api, list_models
 from torchvision.ops import FrozenBatchNorm2d
 
-from cls2det import backbones
-from cls2det.backbones import build_classifier, classifier_names, load_backbone, narrow_resnet
-from cls2det.students import IMAGE_MEAN, STUDENTS, build_student, parameter_count
-from cls2det.taps import PositiveTap
+from cls2det.models import backbones
+from cls2det.models.backbones import build_classifier, classifier_names, load_backbone, narrow_resnet
+from cls2det.models.students import IMAGE_MEAN, STUDENTS, build_student, parameter_count
+from cls2det.models.taps import PositiveTap
 
 CLASSES = 5
 SLOW = ("ssd512_vgg16",)

@@ -11,11 +11,11 @@ pytest.importorskip("lightning")
 pytest.importorskip("pycocotools")
 pytest.importorskip("sklearn")
 
-from cls2det import sweep as sweep_module
 from cls2det.cli import main, parse_options
 from cls2det.commands import command_of
-from cls2det.recipes import FOLDER, find_recipe
-from cls2det.sweep import _arms, _merged, load_sweep
+from cls2det.recipes import FOLDERS, find_recipe
+from cls2det.study import sweep as sweep_module
+from cls2det.study.sweep import _arms, _merged, load_sweep
 
 TINY = {
     "scenes": {"train": 8, "val": 2, "test": 4},
@@ -251,7 +251,7 @@ def test_jobs_of_a_sweep_may_have_loader_workers(tmp_path):
 
 def test_every_recipe_is_one():
     """Every file that comes with the package parses as what its options say, and says in its first line what it is."""
-    names = [path.stem for path in FOLDER.glob("*.yaml")]
+    names = [path.stem for folder in FOLDERS for path in folder.glob("*.yaml")]
     assert len(names) > 15
     for name in names:
         text = find_recipe(name).read_text()

@@ -16,8 +16,8 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.ssd import SSD
 from torchvision.ops import generalized_box_iou_loss
 
-from cls2det.students import build_student
-from cls2det.taps import PositiveTap
+from cls2det.models.students import build_student
+from cls2det.models.taps import PositiveTap
 
 CLASSES = 5
 FAMILIES = ["ssd_compact", "retinanet_compact", "fcos_compact", "fasterrcnn_compact", "detr_compact"]

@@ -13,12 +13,12 @@ pytest.importorskip("lightning")
 pytest.importorskip("pycocotools")
 
 from cls2det import commands
-from cls2det.calibration import calibration
 from cls2det.cli import main
-from cls2det.data import DetectionData, test_loader
-from cls2det.settings import Optim, Run
-from cls2det.students import build_student
-from cls2det.teacher import CropClassifier, check_not_at_chance, crop_logits
+from cls2det.data.dataset import DetectionData, test_loader
+from cls2det.models.students import build_student
+from cls2det.teachers.calibration import calibration
+from cls2det.teachers.crop_classifier import CropClassifier, check_not_at_chance, crop_logits
+from cls2det.training.settings import Optim, Run
 from cls2det_ops import reference
 from training_cases import DIGITS, batch, silent, train_teacher
 

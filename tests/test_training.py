@@ -23,13 +23,13 @@ pytest.importorskip("lightning")
 pytest.importorskip("pycocotools")
 
 from cls2det import commands
-from cls2det.backbones import build_classifier
-from cls2det.distillers import DetectorTeacher
-from cls2det.distillers.classifier import DistillSettings
-from cls2det.settings import Optim, Run
-from cls2det.students.detr import Detr
-from cls2det.teacher import CropClassifier
-from cls2det.train import DetectorTraining
+from cls2det.distill import DetectorTeacher
+from cls2det.distill.classifier import DistillSettings
+from cls2det.models.backbones import build_classifier
+from cls2det.models.students.detr import Detr
+from cls2det.teachers.crop_classifier import CropClassifier
+from cls2det.training.detector import DetectorTraining
+from cls2det.training.settings import Optim, Run
 from training_cases import DIGITS, distill, silent, train_teacher, weights_in
 
 RUN = Run(device="cpu", cache=True, checkpoint_every=10)

@@ -17,7 +17,7 @@ pytest.importorskip("pycocotools")
 
 import cls2det
 import ddp_students
-from cls2det.students import STUDENTS
+from cls2det.models.students import STUDENTS
 from training_cases import FITS, batch, weights_in
 
 pytestmark = pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="this torch has no gloo")

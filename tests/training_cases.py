@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from cls2det import commands
-from cls2det.augment import get_augmentation
-from cls2det.data import DetectionData, collate
-from cls2det.distillers import Distillers
-from cls2det.distillers.classifier import ClassifierDistiller, DistillSettings
-from cls2det.settings import Optim, Run
-from cls2det.taps import Positives
-from cls2det.teacher import CropClassifier
-from cls2det.train import DetectorTraining
+from cls2det.data.augment import get_augmentation
+from cls2det.data.dataset import DetectionData, collate
+from cls2det.distill import Distillers
+from cls2det.distill.classifier import ClassifierDistiller, DistillSettings
+from cls2det.models.taps import Positives
+from cls2det.teachers.crop_classifier import CropClassifier
+from cls2det.training.detector import DetectorTraining
+from cls2det.training.settings import Optim, Run
 
 DIGITS = [str(digit) for digit in range(10)]
 MAPS = ("fgfi", "fkd", "fgd", "pkd", "cwd")  # methods that compare the backbone's maps

@@ -8,16 +8,17 @@ from __future__ import annotations
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
+FOLDERS = (FOLDER, FOLDER.parent / "study" / "recipes")
 
 
 def find_recipe(name: str | Path) -> Path:
     """Path of a recipe: a file's path, or the name of one that comes with the package."""
     if Path(name).is_file():
         return Path(name)
-    shipped = FOLDER / f"{name}.yaml"
-    if not shipped.is_file():
-        raise FileNotFoundError(f"no file and no recipe {name}; recipes: {', '.join(_names())}")
-    return shipped
+    for folder in FOLDERS:
+        if (shipped := folder / f"{name}.yaml").is_file():
+            return shipped
+    raise FileNotFoundError(f"no file and no recipe {name}; recipes: {', '.join(_names())}")
 
 
 def recipes(name: str | None = None) -> None:
@@ -34,4 +35,4 @@ def recipes(name: str | None = None) -> None:
 
 
 def _names() -> list[str]:
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return sorted(path.stem for folder in FOLDERS for path in folder.glob("*.yaml"))

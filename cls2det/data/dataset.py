@@ -1,0 +1,309 @@
+"""COCO-format data: the demo's scenes, COCO itself, or anyone's own.
+
+    root/annotations/instances_<split>.json
+    root/<split>/<file_name>
+
+so ``DetectionData("coco", "train2017")`` reads COCO as it unpacks, and ``DetectionData("runs/demo/scenes", "train")``
+reads the demo. An item is (image uint8 (3, H, W), target), a target holds
+``boxes`` (n, 4) float32 xyxy in pixels, ``labels`` (n,) int64 from 1 (0 is background) and ``image_id``.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from hashlib import blake2b
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from cls2det.data.augment import Augment
+from cls2det.data.coco import CLASSES_FROM, SHOWN, index_coco, make_targets, read_annotations
+from cls2det.data.images import read_image
+
+BAD_IN_A_ROW = 20  # images that are passed over before the fault is taken to be the disk's and not the images'
+
+
+class DetectionData(Dataset):
+    """One split of COCO-format data.
+
+    Category ids may have gaps (COCO's do): labels are contiguous, in order of category id; ``category_ids`` leads back.
+    ``data[index, seed]`` is a training item, augmented with that seed; ``data[index]`` is the image as it is.
+
+    What is done about faults, always with the file, the annotation's or image's id, and the reason:
+
+    =================================================  ================================================================
+    crowds, boxes with no area inside of the image     not trained on; evaluated as pycocotools does
+    boxes that reach over the border                   clipped
+    bbox missing, of other length, NaN, negative size  left out of training and evaluation, with a warning
+    annotations of an image that is not listed         left out, with a warning
+    annotations without ``area`` or ``iscrowd``        width · height, and 0
+    annotation ids missing, not integers, twice, or 0  numbered anew, as pycocotools misjudges them; a warning but for 0
+    a category name twice                              the second is renamed "name (id)", with a warning
+    images without objects                             kept, unless ``labelled_only``
+    a category that is not listed; image or category   error
+    ids twice or not integers; no width or height
+    image files that are not there                     error, before anything is trained
+    an image that cannot be read, or is of another     error when it is met; see ``on_bad_image``
+    size than the annotations say
+    =================================================  ================================================================
+
+    Grey, CMYK, palette and 16-bit images become 8-bit RGB (see ``read_image``). Pictures are not turned by their EXIF
+    orientation, as COCO's boxes refer to the pixels as stored. Where a labelling tool turned a picture by 90 degrees,
+    its size differs and this is an error; a turn by 180 degrees, or of a square picture, cannot be noticed.
+
+    Args:
+        root: folder that holds ``annotations/`` and the split's images
+        split: name of the split, as in ``annotations/instances_<split>.json``
+        augment: how training pictures are varied, or None
+        keep: positions of the images to use, or None for all
+        labelled_only: leave out images with no box (for training)
+        cache: keep decoded images in memory (for small data)
+        on_bad_image: "stop", or "skip": in training items the next good image takes the place of one that cannot be used,
+            with a warning per file, and only many in a row are an error. ``data[index]`` stops in any case: an evaluation
+            that leaves out images is not one.
+
+    Attributes:
+        classes, category_ids: name and COCO id of label 1, 2, ...
+        targets: of each image
+        coco: ``pycocotools.coco.COCO``, for evaluation; None in the copies that loader workers get
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str,
+        *,
+        augment: Augment | None = None,
+        keep: Tensor | None = None,
+        labelled_only: bool = False,
+        cache: bool = False,
+        on_bad_image: Literal["stop", "skip"] = "stop",
+    ):
+        if on_bad_image not in ("stop", "skip"):
+            raise ValueError(f"on_bad_image must be 'stop' or 'skip', got {on_bad_image!r}")
+        root = Path(root)
+        self.folder, self.annotation_file = root / split, root / "annotations" / f"instances_{split}.json"
+        content = read_annotations(self.annotation_file)
+        if not self.folder.is_dir():
+            raise FileNotFoundError(
+                f"no image folder {self.folder}; expected <root>/<split>/<file_name> beside "
+                "<root>/annotations/instances_<split>.json"
+            )
+        categories = sorted(content["categories"], key=lambda category: category["id"])
+        self.classes = [category["name"] for category in categories]
+        self.category_ids = [category["id"] for category in categories]
+        self.targets = make_targets(content, self.annotation_file)
+        self.coco = index_coco(content, self.annotation_file)
+        self.files = {image["id"]: (image["file_name"], image["width"], image["height"]) for image in content["images"]}
+        if labelled_only:
+            self.targets = [target for target in self.targets if len(target["labels"])]
+        if keep is not None:
+            self.targets = [self.targets[index] for index in keep.tolist()]
+        if not self.targets:
+            raise ValueError(f"{self.annotation_file} leaves no image to use")
+        self._check_files()
+        self.augment, self.on_bad_image = augment, on_bad_image
+        self.bad: dict[int, str] = {}  # what was wrong with an image, by index
+        self.cache: dict[int, Tensor] | None = {} if cache else None
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, dict[str, Tensor]]:
+        if not isinstance(key, tuple):
+            return self._image(key), self.targets[key]
+        index, seed = key
+        image, target = self._next_good(index) if self.on_bad_image == "skip" else (self._image(index), self.targets[index])
+        return self.augment(image, target, seed) if self.augment else (image, target)
+
+    def class_counts(self) -> dict[str, int]:
+        """Boxes of each class in ``targets``; 0 for a class that is never seen."""
+        labels = torch.cat([target["labels"] for target in self.targets]) - CLASSES_FROM
+        return dict(zip(self.classes, labels.bincount(minlength=len(self.classes)).tolist(), strict=True))
+
+    def _check_files(self) -> None:
+        names = (self.files[int(target["image_id"])][0] for target in self.targets)
+        missing = [str(self.folder / name) for name in _not_there(self.folder, names)]
+        if missing:
+            more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
+            raise FileNotFoundError(
+                f"{self.annotation_file} names {len(missing)} of {len(self)} images that are not there: "
+                f"{', '.join(missing[:SHOWN])}{more}"
+            )
+
+    def _image(self, index: int) -> Tensor:
+        if self.cache is not None and index in self.cache:
+            return self.cache[index]
+        image_id = int(self.targets[index]["image_id"])
+        name, width, height = self.files[image_id]
+        try:
+            image = read_image(self.folder / name)
+        except ValueError as error:
+            raise ValueError(f"{self.annotation_file}: image {image_id}: {error}") from None
+        if tuple(image.shape[1:]) != (height, width):
+            turned = tuple(image.shape[1:]) == (width, height)
+            hint = "; boxes must refer to the picture as stored, before any turn by its EXIF orientation" if turned else ""
+            raise ValueError(
+                f"{self.annotation_file}: image {image_id} is {width} x {height} pixels there, "
+                f"but {self.folder / name} is {image.shape[2]} x {image.shape[1]}{hint}"
+            )
+        if self.cache is not None:
+            self.cache[index] = image
+        return image
+
+    def _next_good(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The first item from ``index`` on, around the end, whose image can be used."""
+        for place in (number % len(self) for number in range(index, index + min(BAD_IN_A_ROW, len(self)))):
+            if place not in self.bad:
+                try:
+                    return self._image(place), self.targets[place]
+                except ValueError as error:
+                    self.bad[place] = str(error)
+                    warnings.warn(f"{error}; skipped, the next image takes its place", stacklevel=2)
+        raise ValueError(f"no image in a row of {BAD_IN_A_ROW} can be used; the last: {self.bad[place]}")
+
+    def __getstate__(self) -> dict:
+        """For loader workers that do not begin as a fork: as tensors, targets would take a file handle each; ``coco`` is large."""
+        targets = [{name: value.numpy() for name, value in target.items()} for target in self.targets]
+        return {**self.__dict__, "targets": targets, "coco": None, "cache": None if self.cache is None else {}}
+
+    def __setstate__(self, state: dict) -> None:
+        targets = [{name: torch.from_numpy(value) for name, value in target.items()} for target in state["targets"]]
+        self.__dict__.update(state, targets=targets)
+
+
+def _not_there(folder: Path, names: Iterable[str]) -> list[str]:
+    """Those of the names with no file; one look per folder, as one per file takes long on network disks."""
+    seen: dict[str, set[str]] = {}
+    missing = []
+    for name in names:
+        below, _, base = name.rpartition("/")
+        if below not in seen:
+            here = folder / below
+            seen[below] = set(os.listdir(here)) if here.is_dir() else set()
+        if base not in seen[below] and not (folder / name).is_file():  # a disk may take other spellings for equal
+            missing.append(name)
+    return missing
+
+
+class SeededSampler(Sampler):
+    """An order of (index, augmentation seed) that is a function of (seed, epoch) alone.
+
+    So a run that is resumed at an epoch's start sees what the unbroken run would have seen, and every arm of a
+    seed sees the same pictures in the same order. An "epoch" is ``length`` items per process, whatever the size
+    of the data: the data is walked through in permutations that follow each other without a break, and each of the
+    ``world`` processes of a distributed run takes every ``world``-th item.
+    """
+
+    def __init__(self, size: int, length: int, seed: int):
+        self.size, self.length, self.seed, self.epoch = size, length, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        rank, world = _world()
+        first = self.epoch * self.length * world + rank
+        number, order = -1, torch.empty(0)
+        for position in range(first, first + self.length * world, world):
+            if position // self.size != number:
+                number = position // self.size
+                order = torch.randperm(self.size, generator=torch.Generator().manual_seed(_mix(self.seed, 0, number)))
+            yield int(order[position % self.size]), _mix(self.seed, 1, position)
+
+
+def _mix(seed: int, stream: int, number: int) -> int:
+    """32 bits from three numbers (torch's CPU generator looks at no more of a seed than these)."""
+    return int.from_bytes(blake2b(f"{seed}/{stream}/{number}".encode(), digest_size=4).digest(), "big")
+
+
+def _world() -> tuple[int, int]:
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+def collate(items: list) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """Images stay a list: torchvision's detectors resize and batch them, on the device."""
+    images, targets = zip(*items, strict=True)
+    return list(images), list(targets)
+
+
+def _allow_open_files(wanted: int = 65536) -> None:
+    """Raise this process's limit of open files as far as the system lets it.
+
+    Every tensor that a loader worker sends takes one, four per image: the usual limit of 1024 is passed by batches of
+    128, and then the worker dies, or hangs.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < limit:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+
+
+def train_loader(
+    data: DetectionData,
+    *,
+    batch_size: int,
+    steps_per_epoch: int,
+    seed: int,
+    loader_workers: int = 0,
+    pin_memory: bool = False,
+) -> DataLoader:
+    """Augmented batches in a seeded order; ``batch_size`` is per process. ``pin_memory`` speeds up the way to a GPU."""
+    if loader_workers:
+        _allow_open_files()
+    sampler = SeededSampler(len(data), steps_per_epoch * batch_size, seed)
+    return DataLoader(
+        data,
+        batch_size,
+        sampler=sampler,
+        num_workers=loader_workers,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        persistent_workers=loader_workers > 0,
+    )
+
+
+def test_loader(
+    data: DetectionData, *, batch_size: int = 32, loader_workers: int = 0, pin_memory: bool = False, shared: bool = False
+) -> DataLoader:
+    """Every image once, in order, not augmented; ``shared``: over the processes of a distributed run."""
+    if loader_workers:
+        _allow_open_files()
+    return DataLoader(
+        data,
+        batch_size,
+        sampler=_SharedOrder(len(data)) if shared else None,
+        num_workers=loader_workers,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+    )
+
+
+class _SharedOrder(Sampler):
+    """0, 1, … without gaps or repeats over all processes: torch's DistributedSampler repeats some to make shares equal."""
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def __len__(self) -> int:
+        rank, world = _world()
+        return len(range(rank, self.size, world))
+
+    def __iter__(self) -> Iterator[int]:
+        rank, world = _world()
+        return iter(range(rank, self.size, world))

@@ -1,0 +1,62 @@
+"""BCKD: class scores of dense sigmoid heads by binary cross-entropy, boxes by their overlap (Yang et al., ICCV 2023)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FCOS, RetinaNet
+
+from cls2det.models.taps import Seen
+from cls2det.teachers.detector import DetectorTeacher, Taught, check_same_grid
+from cls2det_ops.losses import bckd_box_loss, bckd_loss
+
+
+@dataclasses.dataclass(frozen=True)
+class BCKDSettings:
+    """BCKD (Yang et al., ICCV 2023); fits RetinaNet and FCOS with the teacher's anchors.
+
+    Args:
+        weight: of all its terms
+        warmup_steps: steps over which the weight rises from 0
+        cls_weight: of the scores, over all anchors, divided by the number of positives
+        box_weight: of 1 - GIoU with the teacher's boxes, at the positives, by the teacher's best score
+        beta: power of the difference of the two probabilities, which weights each class
+    """
+
+    weight: float = 1.0
+    warmup_steps: int = 0
+    cls_weight: float = 1.0
+    box_weight: float = 4.0
+    beta: float = 1.0
+
+
+class BCKD(nn.Module):
+    """Has nothing to train: logits and boxes have no channels to adapt."""
+
+    def __init__(self, settings: BCKDSettings, student: nn.Module, teacher: DetectorTeacher):
+        super().__init__()
+        if not isinstance(student, RetinaNet | FCOS):
+            raise ValueError(f"bckd reads a sigmoid for each class; the student is a {type(student).__name__}")
+        check_same_grid("bckd", student, teacher.detector)
+        self.settings, self.columns = settings, teacher.columns("bckd")[1:]
+
+    def forward(self, seen: Seen, taught: Taught) -> dict[str, Tensor]:
+        settings, grid = self.settings, seen.grid
+        logits, regression = taught.grid
+        logits = logits[..., self.columns]
+        known, image, anchor = grid.labels >= 0, *torch.where(grid.labels > 0)
+        count = max(len(image), 1)
+        scores = bckd_loss(
+            grid.logits[..., 1:].flatten(0, 1),
+            logits.flatten(0, 1),
+            settings.beta,
+            weight=known.flatten().float(),
+            normalizer=count,
+        )
+        anchors = grid.anchors[anchor]
+        sure = logits[image, anchor].float().sigmoid().amax(-1)
+        ours, theirs = (grid.decode(codes[image, anchor].float(), anchors) for codes in (grid.regression, regression))
+        boxes = bckd_box_loss(ours, theirs, sure, normalizer=count)
+        return {"bckd_cls": settings.cls_weight * scores, "bckd_box": settings.box_weight * boxes}

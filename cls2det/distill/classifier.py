@@ -1,0 +1,301 @@
+"""The distillation terms of a classification teacher (Guo, Alvarez, Salzmann, NeurIPS 2021), on a detector's positives.
+
+L = L_det + kd_cls_weight · KD-cls + kd_loc_weight · KD-loc + loc_weight · loc        (eq. 12)
+
+KD-cls (eq. 1-7): the student's class distribution at a positive follows the teacher's on the crop of its ground truth.
+KD-loc (eq. 10): the crop of the predicted box looks, to the teacher's frozen low layers, like the crop of the ground truth.
+loc (eq. 11): so do its pixels; no teacher takes part. The gradient flows through the crop to the box and to nothing else.
+
+Two choices differ from the paper, which clamps boxes to the image and pads with zeros: here, and in the teacher's training, boxes
+are not clamped and crops repeat the border, so that a box that leaves the image still feels a pull back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from cls2det.models.taps import Positives
+from cls2det.teachers.crop_classifier import PADDING, CropClassifier
+from cls2det.teachers.frozen import Replayed
+from cls2det_ops import kd_sigmoid_loss, kd_softmax_loss, matched_feature_loss, roi_feature_loss
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillSettings:
+    """The image classifier's terms (Guo et al., NeurIPS 2021); fit every student. A weight of 0 leaves one out.
+
+    Args:
+        kd_cls_weight: weight of KD-cls
+        kd_loc_weight: weight of KD-loc, on the teacher's features
+        loc_weight: weight of loc, on pixels
+        input_std: loc_weight is for pixel differences divided by this many of the 255 levels, whatever the student's own
+            normalisation: 1 for the paper's 0.15, 58 for weights chosen on ImageNet-normalised images
+        warmup_steps: steps over which the weights rise from 0
+        temperature: of KD-cls
+        pixel_size: pixels are sampled on this square; 0: the teacher's crop size, or 112 without a teacher
+        pixel_pool: and pooled to this square before they are compared
+        feature_layers: layers of the teacher that KD-loc compares, their mean; maxpool and layer1 are the paper's l0 and l1
+        feature_pools: the square that each layer is pooled to before
+        feature_mode: "crop" runs the layers on the crop of every box, as the paper does; "map" once on whole images and pools
+            the boxes there, which costs next to nothing but sees small objects at the images' resolution
+        teacher_precision: "bf16" runs the teacher in bfloat16, but for a ResNet's stem, which KD-loc compares
+        chunk: crops at a time, which bounds the memory of thousands of positives and changes no result; 0: all at once
+        max_positives: the terms on boxes look at no more positives per process and step; 0: at all
+        normalizer: the terms are divided by the number of positives of the "process", or of "all" processes (then they do
+            not depend on how a batch is split, unless max_positives cuts in; the detector's own losses go by process all
+            the same); 1 if there is none
+        control: "one_hot" puts the true class in the teacher's place, "shuffled" permutes its classes; for studies
+    """
+
+    kd_cls_weight: float = 0.4
+    kd_loc_weight: float = 2.0
+    loc_weight: float = 2.0
+    input_std: float = 63.75
+    warmup_steps: int = 0
+    temperature: float = 2.0
+    pixel_size: int = 0
+    pixel_pool: int = 4
+    feature_layers: tuple[str, ...] = ("maxpool",)
+    feature_pools: tuple[int, ...] = (8,)
+    feature_mode: Literal["crop", "map"] = "crop"
+    teacher_precision: Literal["32", "bf16"] = "32"
+    chunk: int = 512
+    max_positives: int = 0
+    normalizer: Literal["process", "all"] = "process"
+    control: Literal["none", "one_hot", "shuffled"] = "none"
+
+    def __post_init__(self):
+        if len(self.feature_layers) != len(self.feature_pools):
+            raise ValueError(f"one pool per layer: feature_layers {self.feature_layers}, feature_pools {self.feature_pools}")
+        for name in ("input_std", "temperature", "pixel_pool"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"distill.{name} must be above 0, got {getattr(self, name)}")
+        if self.chunk < 0:
+            raise ValueError(f"distill.chunk must be 0 or more, got {self.chunk}")
+        if min(self.kd_cls_weight, self.kd_loc_weight, self.loc_weight) < 0:
+            raise ValueError(f"weights of distillation terms must not be negative, got {self}")
+
+
+TERMS = ("kd_cls_weight", "kd_loc_weight", "loc_weight")  # a weight above 0 is what makes a run distil
+NOTHING = DistillSettings(**dict.fromkeys(TERMS, 0.0))
+
+
+class ClassifierDistiller:
+    """``distiller(positives)`` gives the weighted terms by name: kd_cls, kd_loc, loc.
+
+    Not an ``nn.Module`` on purpose: held by a LightningModule, the teacher is in neither its parameters nor its checkpoint,
+    its DDP buckets or its averaged weights.
+
+    Args:
+        teacher: a trained classifier, or None if the settings ask for the pixel term alone
+        settings: weights and what is compared
+        classes: names of the student's classes, in order of label
+        transform: of the student: its normalisation must be the teacher's
+    """
+
+    def __init__(
+        self, teacher: CropClassifier | None, settings: DistillSettings, classes: Sequence[str], transform: nn.Module
+    ):
+        self.teacher, self.settings, self.classes = teacher, settings, len(classes)
+        layers = settings.feature_layers if settings.kd_loc_weight else ()
+        logits = settings.kd_cls_weight > 0 and settings.control != "one_hot"
+        if teacher is None and (layers or logits):
+            raise ValueError("KD-cls and KD-loc need a teacher; without one, only loc_weight may be above 0")
+        if teacher is not None:
+            _check_same_classes(teacher, classes)
+            _check_same_normalisation(teacher, transform)
+            teacher.eval().requires_grad_(False)
+        # One pass per ground truth serves both losses; predicted crops, or whole images, run the low layers alone.
+        on_crops = layers if settings.feature_mode == "crop" else ()
+        dtype = {"32": torch.float32, "bf16": torch.bfloat16}[settings.teacher_precision]
+        self.on_targets = Replayed(teacher.reader(on_crops, logits, dtype)) if on_crops or logits else None
+        self.on_predictions = teacher.reader(layers, False, dtype) if layers else None
+        self.pixel_size = settings.pixel_size or (teacher.crop_size if teacher else 112)
+        self.pixel_scale = 255 * statistics.fmean(transform.image_std) / settings.input_std
+        self.accuracy: Tensor | None = None  # of the teacher on the last step's ground truths, in [0, 1]
+
+    def __deepcopy__(self, _memo) -> ClassifierDistiller:
+        """A copy of the training module (an average of its weights, say) shares the frozen teacher."""
+        return self
+
+    def to(self, device: torch.device) -> ClassifierDistiller:
+        for module in (self.teacher, self.on_targets, self.on_predictions):
+            if module is not None:
+                module.to(device)
+        return self
+
+    def __call__(self, positives: Positives) -> dict[str, Tensor]:
+        settings, terms = self.settings, {}
+        few = positives.thinned(settings.max_positives) if settings.max_positives else positives
+        divisor, few_divisor = self._normalizers(positives, few)
+        with torch.no_grad():
+            seen = self._targets(positives)
+        if settings.kd_cls_weight:
+            terms["kd_cls"] = settings.kd_cls_weight * self._classification(positives, seen, divisor)
+        if settings.kd_loc_weight:
+            terms["kd_loc"] = settings.kd_loc_weight * self._features(few, seen, few_divisor)
+        if settings.loc_weight:
+            terms["loc"] = settings.loc_weight * self._pixels(few, few_divisor)
+        return terms
+
+    def _targets(self, positives: Positives) -> dict[str, Tensor]:
+        """What the teacher sees in the ground truths: "logits" and layers by name."""
+        truth = positives.target_labels - 1
+        if self.settings.control == "one_hot":
+            right = torch.arange(self.classes, device=truth.device) == truth[:, None]
+            sure = 0.0 if positives.head == "softmax" else torch.inf
+            one_hot = {"logits": torch.where(right, sure, -torch.inf)}
+        else:
+            one_hot = {}
+        if self.on_targets is None or not len(truth):
+            return {"logits": positives.images.new_zeros(len(truth), self.classes), **one_hot}
+        boxes, of_image = positives.target_boxes, positives.target_image_index
+        parts = [
+            self.on_targets(self.teacher.crop(positives.images, boxes[some], of_image[some])) for some in self._chunks(boxes)
+        ]
+        seen = parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        if "logits" in seen:
+            seen["logits"] = seen["logits"].float()
+            self.accuracy = (seen["logits"].argmax(1) == truth).float().mean()
+            if self.settings.control == "shuffled":
+                seen["logits"] = seen["logits"].roll(1, dims=1)
+        return {**seen, **one_hot}
+
+    def _classification(self, positives: Positives, seen: dict[str, Tensor], divisor: float | Tensor) -> Tensor:
+        loss = kd_softmax_loss if positives.head == "softmax" else kd_sigmoid_loss
+        return loss(
+            positives.logits,
+            seen["logits"],
+            positives.matched_idxs,
+            self.settings.temperature,
+            background=positives.background,
+            normalizer=divisor,
+        )
+
+    def _features(self, positives: Positives, seen: dict[str, Tensor], divisor: float | Tensor) -> Tensor:
+        if not len(positives):
+            return 0.0 * positives.boxes.sum()
+        compare = self._on_maps if self.settings.feature_mode == "map" else self._on_crops
+        return compare(positives, seen, divisor) / len(self.settings.feature_layers)
+
+    def _on_crops(self, positives: Positives, seen: dict[str, Tensor], divisor: float | Tensor) -> Tensor:
+        """Sum over the layers, of the crops of predictions and of ground truths.
+
+        Of several chunks, each is differentiated at once, and the next one takes its memory.
+        """
+
+        def compare(boxes: Tensor, some: slice) -> Tensor:
+            predicted = self.on_predictions(self.teacher.crop(positives.images, boxes, positives.image_index[some]))
+            return sum(
+                matched_feature_loss(predicted[layer], seen[layer], positives.matched_idxs[some], pool, normalizer=divisor)
+                for layer, pool in zip(self.settings.feature_layers, self.settings.feature_pools, strict=True)
+            )
+
+        chunks = self._chunks(positives.boxes)
+        if len(chunks) == 1:
+            return compare(positives.boxes, chunks[0])
+        return _ByChunks.apply(positives.boxes, compare, chunks)
+
+    def _chunks(self, boxes: Tensor) -> list[slice]:
+        size = self.settings.chunk or len(boxes)
+        return [slice(begin, begin + size) for begin in range(0, len(boxes), size)]
+
+    def _on_maps(self, positives: Positives, _seen: dict[str, Tensor], divisor: float | Tensor) -> Tensor:
+        """Sum over the layers, of whole images; a box has as many samples on a map as its crop would have places."""
+        with torch.no_grad():
+            maps = self.on_predictions(positives.images)
+        terms = []
+        for layer, pool in zip(self.settings.feature_layers, self.settings.feature_pools, strict=True):
+            stride = round(positives.images.shape[-1] / maps[layer].shape[-1])
+            terms.append(
+                roi_feature_loss(
+                    maps[layer],
+                    self.teacher.with_margin(positives.boxes),
+                    positives.image_index,
+                    self.teacher.with_margin(positives.target_boxes),
+                    positives.target_image_index,
+                    positives.matched_idxs,
+                    pool,
+                    max(self.teacher.crop_size // stride, pool),
+                    1 / stride,
+                    padding_mode=PADDING,
+                    clip=False,
+                    normalizer=divisor,
+                )
+            )
+        return sum(terms)
+
+    def _pixels(self, positives: Positives, divisor: float | Tensor) -> Tensor:
+        return self.pixel_scale * roi_feature_loss(
+            positives.images,
+            positives.boxes,
+            positives.image_index,
+            positives.target_boxes,
+            positives.target_image_index,
+            positives.matched_idxs,
+            self.settings.pixel_pool,
+            self.pixel_size,
+            padding_mode=PADDING,
+            clip=False,
+            normalizer=divisor,
+        )
+
+    def _normalizers(self, *groups: Positives) -> Sequence[float | Tensor]:
+        """Number of positives of each group; for "all", such that DDP's mean over processes divides by that of all."""
+        counts, distributed = [float(len(group)) for group in groups], torch.distributed
+        if self.settings.normalizer == "all" and distributed.is_available() and distributed.is_initialized():
+            of_all = torch.tensor(counts, device=groups[0].boxes.device)
+            distributed.all_reduce(of_all)
+            return of_all.clamp(min=1) / distributed.get_world_size()
+        return [max(count, 1.0) for count in counts]  # numbers of the host's own cost no launch
+
+
+class _ByChunks(torch.autograd.Function):
+    """Sum of ``compare(boxes[some], some)`` over slices, which gives gradient to nothing but the boxes."""
+
+    @staticmethod
+    def forward(ctx, boxes: Tensor, compare: Callable[[Tensor, slice], Tensor], chunks: Sequence[slice]) -> Tensor:
+        wanted, terms, gradients = ctx.needs_input_grad[0], [], []
+        for some in chunks:
+            with torch.set_grad_enabled(wanted):
+                part = boxes[some].detach().requires_grad_(wanted)
+                term = compare(part, some)
+            if wanted:
+                gradients += torch.autograd.grad(term, part)
+            terms.append(term.detach())
+        ctx.save_for_backward(*([torch.cat(gradients)] if wanted else []))
+        return torch.stack(terms).sum()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad * ctx.saved_tensors[0], None, None
+
+
+def _check_same_classes(teacher: CropClassifier, classes: Sequence[str]) -> None:
+    """Same classes in the same order, or a ValueError that says what differs."""
+    if list(classes) != list(teacher.classes):
+        teacher_only = [name for name in teacher.classes if name not in classes]
+        data_only = [name for name in classes if name not in teacher.classes]
+        raise ValueError(
+            f"the teacher knows {len(teacher.classes)} classes, the data has {len(classes)}: "
+            f"only the teacher knows {teacher_only}, only the data has {data_only}"
+            + ("" if teacher_only or data_only else "; the order differs")
+        )
+
+
+def _check_same_normalisation(teacher: CropClassifier, transform: nn.Module) -> None:
+    """The teacher's inputs are scaled like the student's, or a ValueError."""
+    for name in ("image_mean", "image_std"):
+        students, teachers = list(getattr(transform, name)), list(getattr(teacher.transform, name))
+        if students != teachers:
+            raise ValueError(
+                f"{name} is {students} in the student and {teachers} in the teacher; crops must look alike: "
+                "train the teacher with --student"
+            )

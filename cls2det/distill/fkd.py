@@ -1,0 +1,131 @@
+"""FKD: feature maps where attention is, attention itself, and non-local relations (Zhang & Ma, ICLR 2021)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cls2det.models.taps import Seen
+from cls2det.teachers.detector import DetectorTeacher, Taught, check_same_maps
+from cls2det_ops import attention_means
+from cls2det_ops.losses import fkd_attention_loss, fkd_masks, root_feature_loss
+
+# The authors' release: weights of its three losses, temperature, and whether the channel mask is applied.
+PRESETS = {"two-stage": (7e-5, 4e-3, 7e-5, 0.5, False), "one-stage": (4.2e-4, 2.4e-2, 4.2e-4, 0.1, True)}
+
+
+@dataclasses.dataclass(frozen=True)
+class FKDSettings:
+    """FKD (Zhang & Ma, ICLR 2021); fits every student whose maps have the teacher's sizes.
+
+    Args:
+        weight: of all its terms
+        warmup_steps: steps over which the weight rises from 0
+        preset: weights, temperature and mask of the release, for two-stage or one-stage detectors; the paper's text seems to
+            give the temperatures the other way round
+        attention_weight: of the masked maps, in place of the preset's
+        transfer_weight: of the attention itself, in place of the preset's
+        nonlocal_weight: of the relations, in place of the preset's
+        temperature: of the attention, in place of the preset's
+        channel_mask: apply the channel attention to the maps as well, in place of the preset's
+        per_image: distances of each image, averaged, in place of one over the batch, which grows with its root
+    """
+
+    weight: float = 1.0
+    warmup_steps: int = 0
+    preset: Literal["two-stage", "one-stage"] = "two-stage"
+    attention_weight: float | None = None
+    transfer_weight: float | None = None
+    nonlocal_weight: float | None = None
+    temperature: float | None = None
+    channel_mask: bool | None = None
+    per_image: bool = False
+
+
+class FKD(nn.Module):
+    """The three terms, each summed over the maps, with the adapters and non-local blocks that they train."""
+
+    def __init__(self, settings: FKDSettings, student: nn.Module, teacher: DetectorTeacher):
+        super().__init__()
+        own = (
+            settings.attention_weight,
+            settings.transfer_weight,
+            settings.nonlocal_weight,
+            settings.temperature,
+            settings.channel_mask,
+        )
+        given = [preset if mine is None else mine for mine, preset in zip(own, PRESETS[settings.preset], strict=True)]
+        *self.weights, self.temperature, self.channel_mask = given
+        self.per_image = settings.per_image
+        channels = check_same_maps("fkd", student, teacher.detector)
+        self.levels = nn.ModuleList(_Level(*pair, first=level) for level, pair in enumerate(channels))
+
+    def forward(self, seen: Seen, taught: Taught) -> dict[str, Tensor]:
+        sums = [0.0, 0.0, 0.0]
+        for level, student, teacher in zip(self.levels, seen.features.values(), taught.features.values(), strict=True):
+            spatial, channel = fkd_masks(student, teacher, self.temperature)
+            masks = (spatial, channel if self.channel_mask else None)
+            terms = (
+                root_feature_loss(level.adapt(student), teacher, *masks, per_image=self.per_image),
+                fkd_attention_loss(*level.attention(student, teacher), per_image=self.per_image),
+                root_feature_loss(*level.relations(student, teacher), per_image=self.per_image),
+            )
+            sums = [before + term for before, term in zip(sums, terms, strict=True)]
+        names = ("fkd_attention", "fkd_transfer", "fkd_nonlocal")
+        return {name: weight * term for name, weight, term in zip(names, self.weights, sums, strict=True)}
+
+
+class _Level(nn.Module):
+    """What is trained for one map. The release's sizes: inner channels 64, 64, 128 …; strides 8, 4, 2 … of the pooled map."""
+
+    def __init__(self, student: int, teacher: int, first: int):
+        super().__init__()
+        inner, pool = (64 if first < 2 else 128), max(2, 8 >> first)
+        self.adapt = nn.Conv2d(student, teacher, 1)
+        self.adapt_spatial = nn.Conv2d(1, 1, 3, padding=1)
+        self.adapt_channel = nn.Linear(student, teacher)
+        self.student_relations = NonLocal(student, inner, pool)
+        self.teacher_relations = NonLocal(teacher, inner, pool)
+        self.adapt_relations = nn.Conv2d(student, teacher, 1)
+
+    def attention(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        spatial, channel = attention_means(student, absolute=False)
+        teacher_spatial, teacher_channel = attention_means(teacher, absolute=False)
+        return self.adapt_spatial(spatial[:, None])[:, 0], teacher_spatial, self.adapt_channel(channel), teacher_channel
+
+    def relations(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """The teacher's block is trained too, as in the release."""
+        return self.adapt_relations(self.student_relations(student)), self.teacher_relations(teacher)
+
+
+class NonLocal(nn.Module):
+    """x + norm(conv(y)), y = (theta phi^T / n) g: every place looks at n pooled places; dot products, no softmax.
+
+    The norm starts at 0, and so the block as the identity. It computes in float32 under autocast too: products of features
+    as large as VGG's overflow 16 bits.
+    """
+
+    def __init__(self, channels: int, inner: int, pool: int):
+        super().__init__()
+        inner = min(inner, max(channels // 2, 1))
+        self.theta, self.phi, self.g = (nn.Conv2d(channels, inner, 1) for _ in range(3))
+        self.out, self.norm, self.pool = nn.Conv2d(inner, channels, 1), nn.BatchNorm2d(channels), pool
+        nn.init.zeros_(self.norm.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            x, pool = x.float(), min(self.pool, *x.shape[-2:])
+            phi, g = (F.max_pool2d(conv(x), pool).flatten(2) for conv in (self.phi, self.g))
+            # (phi g^T) first: its size does not grow with the map's
+            y = (g @ phi.mT / phi.shape[2]) @ self.theta(x).flatten(2)
+            return x + self._normalised(self.out(y.unflatten(2, x.shape[-2:])))
+
+    def _normalised(self, y: Tensor) -> Tensor:
+        if self.norm.training and y[:, 0].numel() == 1:  # one value per channel (SSD's last map, one image) has no statistics
+            norm = self.norm
+            return F.batch_norm(y, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+        return self.norm(y)

@@ -1,0 +1,177 @@
+"""GID: where student and teacher disagree most, features, their relations and the responses (Dai et al., CVPR 2021)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FCOS, FasterRCNN
+from torchvision.ops import MultiScaleRoIAlign, box_iou, clip_boxes_to_image, nms
+
+from cls2det.models.taps import Grid, Seen
+from cls2det.teachers.detector import DetectorTeacher, Taught, check_same_grid
+from cls2det_ops.losses import gid_feature_loss, gid_relation_loss, gid_response_loss
+
+
+@dataclasses.dataclass(frozen=True)
+class GIDSettings:
+    """GID (Dai et al., CVPR 2021); fits students with the teacher's anchors whose maps have one number of channels.
+
+    Args:
+        weight: of all its terms
+        warmup_steps: steps over which the weight rises from 0
+        feature_weight: of the instances' features
+        feature_form: "squared" is the release's, and what its 5e-4 is for; "norm" the paper's
+        relation_weight: of the distances between them
+        cls_weight: of the scores at anchors on instances
+        box_weight: of the box regression there
+        instances: per image
+        candidates: anchors per image that the selection begins with
+        nms_threshold: IoU above which the lesser instance is dropped
+        min_size: instances with a shorter side, in pixels, are dropped
+        pool_size: features are pooled to this square
+    """
+
+    weight: float = 1.0
+    warmup_steps: int = 0
+    feature_weight: float = 5e-4
+    feature_form: Literal["squared", "norm"] = "squared"
+    relation_weight: float = 40.0
+    cls_weight: float = 0.1
+    box_weight: float = 1.0
+    instances: int = 10
+    candidates: int = 3000
+    nms_threshold: float = 0.3
+    min_size: float = 10.0
+    pool_size: int = 10
+
+
+class GID(nn.Module):
+    """The four terms. Of a Faster R-CNN, instances and responses are those of the RPN, as in the release."""
+
+    def __init__(self, settings: GIDSettings, student: nn.Module, teacher: DetectorTeacher):
+        super().__init__()
+        channels = check_same_grid("gid", student, teacher.detector)
+        if len(set(channels)) > 1:
+            raise ValueError(
+                f"gid pools instances from maps of one number of channels; student's and teacher's are {channels}"
+            )
+        self.settings, self.radius = settings, student.center_sampling_radius if isinstance(student, FCOS) else None
+        self.columns = None if isinstance(student, FasterRCNN) else teacher.columns("gid")
+        self.adapter = nn.Conv2d(*channels[0], 3, padding=1)  # linear, one for all maps
+        names = [str(level) for level in range(len(channels))]
+        self.pool = MultiScaleRoIAlign(names, settings.pool_size, sampling_ratio=2)
+
+    def forward(self, seen: Seen, taught: Taught) -> dict[str, Tensor]:
+        settings, grid = self.settings, seen.grid
+        logits, regression = taught.grid
+        if self.columns:
+            logits = logits[..., self.columns]
+        with torch.no_grad():
+            instances = self._instances(seen, logits, regression)
+            marked = torch.stack([self._on(grid, boxes) for boxes in instances]).flatten()
+        ours = self._pooled([self.adapter(feature) for feature in seen.features.values()], instances, seen)
+        theirs = self._pooled(list(taught.features.values()), instances, seen)
+        response = gid_response_loss(
+            grid.logits.flatten(0, 1),
+            logits.flatten(0, 1),
+            grid.regression.flatten(0, 1),
+            regression.flatten(0, 1),
+            marked,
+            head=grid.head,
+            cls_weight=settings.cls_weight,
+            box_weight=settings.box_weight,
+        )
+        return {
+            "gid_feature": settings.feature_weight * gid_feature_loss(ours, theirs, settings.feature_form),
+            "gid_relation": settings.relation_weight * gid_relation_loss(ours.flatten(1), theirs.flatten(1)),
+            "gid_response": response,
+        }
+
+    def _instances(self, seen: Seen, logits: Tensor, regression: Tensor) -> list[Tensor]:
+        grid, settings = seen.grid, self.settings
+        both = torch.stack([grid.logits.detach(), logits]).float()
+        foreground = 0 if grid.logits.shape[-1] == 1 else 1
+        scores = (both.softmax(-1) if grid.head == "softmax" else both.sigmoid())[..., foreground:]
+        codes, found = torch.stack([grid.regression.detach(), regression]).float(), []
+        for image, size in enumerate(seen.image_sizes):
+            boxes = [grid.decode(code, grid.anchors) for code in codes[:, image]]
+            found.append(
+                select_instances(
+                    *scores[:, image],
+                    *boxes,
+                    size,
+                    instances=settings.instances,
+                    candidates=settings.candidates,
+                    nms_threshold=settings.nms_threshold,
+                    min_size=settings.min_size,
+                )
+            )
+        return found
+
+    def _on(self, grid: Grid, boxes: Tensor) -> Tensor:
+        """Anchors that the detector would call positive if the instances were objects: by overlap, or of FCOS by place."""
+        if not len(boxes):
+            return torch.zeros(len(grid.anchors), dtype=torch.bool, device=boxes.device)
+        if self.radius is not None:
+            return fcos_places(grid.anchors, grid.level_sizes, boxes, self.radius)
+        overlap = box_iou(grid.anchors, boxes)
+        best = (overlap == overlap.amax(0)) & (overlap > 0)
+        return ((overlap >= 0.5) | best).any(1)
+
+    def _pooled(self, maps: list[Tensor], instances: list[Tensor], seen: Seen) -> Tensor:
+        named = OrderedDict((str(level), each.float()) for level, each in enumerate(maps))
+        padded = [tuple(seen.images.shape[-2:])] * len(instances)
+        return self.pool(named, instances, padded)
+
+
+def fcos_places(anchors: Tensor, level_sizes: Sequence[int], boxes: Tensor, radius: float) -> Tensor:
+    """Which places (A,) FCOS assigns to one of the boxes (n, 4): inside it and near its centre, on the level of its size.
+
+    A place's anchor is a square with the stride as its side. Its farthest edge of a box is 4 to 8 strides away, on the first
+    level also less, on the last also more.
+    """
+    centres, stride = (anchors[:, :2] + anchors[:, 2:]) / 2, anchors[:, 2] - anchors[:, 0]
+    edges = torch.cat([centres[:, None] - boxes[:, :2], boxes[:, 2:] - centres[:, None]], 2)
+    near = (centres[:, None] - (boxes[:, :2] + boxes[:, 2:]) / 2).abs().amax(2) < radius * stride[:, None]
+    low, high = 4 * stride, 8 * stride
+    low[: level_sizes[0]], high[len(anchors) - level_sizes[-1] :] = 0.0, torch.inf
+    far = edges.amax(2)
+    return ((edges.amin(2) > 0) & near & (far > low[:, None]) & (far < high[:, None])).any(1)
+
+
+def select_instances(
+    student_scores: Tensor,
+    teacher_scores: Tensor,
+    student_boxes: Tensor,
+    teacher_boxes: Tensor,
+    image_size: tuple[int, int],
+    *,
+    instances: int = 10,
+    candidates: int = 3000,
+    nms_threshold: float = 0.3,
+    min_size: float = 10.0,
+) -> Tensor:
+    """General instances (n, 4) of one image: the boxes at which the two disagree most.
+
+    An anchor's score is the largest difference of a foreground class's probability; its box is that of the network with the
+    larger probability for any class. Of the ``candidates`` best, clipped to the image and not smaller than ``min_size``, NMS
+    that does not look at classes keeps ``instances``.
+
+    Args:
+        student_scores, teacher_scores: (A, C) probabilities, without the background
+        student_boxes, teacher_boxes: (A, 4) xyxy
+        image_size: height and width
+    """
+    scores = (teacher_scores - student_scores).abs().amax(1)
+    by_teacher = teacher_scores.amax(1) > student_scores.amax(1)
+    scores, best = scores.topk(min(candidates, len(scores)))
+    boxes = torch.where(by_teacher[:, None], teacher_boxes, student_boxes)[best]
+    boxes = clip_boxes_to_image(boxes, image_size)
+    large = (boxes[:, 2:] - boxes[:, :2]).amin(1) >= min_size
+    boxes, scores = boxes[large], scores[large]
+    return boxes[nms(boxes, scores, nms_threshold)[:instances]]

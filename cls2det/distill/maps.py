@@ -1,0 +1,156 @@
+"""PKD, CWD and FGD: the teacher's feature maps, compared in three ways."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+from cls2det.models.taps import Seen
+from cls2det.teachers.detector import DetectorTeacher, Taught, check_same_maps
+from cls2det_ops import masked_feature_loss
+from cls2det_ops.losses import cwd_loss, fgd_feature_loss, fgd_masks, pkd_loss
+
+
+def adapters(channels: list[tuple[int, int]]) -> nn.ModuleList:
+    """A convolution of 1 x 1 for each map, where student's and teacher's numbers of channels differ."""
+    return nn.ModuleList(nn.Identity() if ours == theirs else nn.Conv2d(ours, theirs, 1) for ours, theirs in channels)
+
+
+def pairs(adapting: nn.ModuleList, seen: Seen, taught: Taught) -> list[tuple[Tensor, Tensor]]:
+    """The student's map, adapted, and the teacher's, of each level."""
+    maps = zip(adapting, seen.features.values(), taught.features.values(), strict=True)
+    return [(adapter(ours), theirs) for adapter, ours, theirs in maps]
+
+
+@dataclasses.dataclass(frozen=True)
+class PKDSettings:
+    """PKD (Cao et al., NeurIPS 2022): maps normalised by channel; fits every student whose maps have the teacher's sizes.
+
+    Args:
+        weight: of the term, the mean square summed over maps; 6 for two-stage and 10 for one-stage detectors in a known port
+        warmup_steps: steps over which the weight rises from 0
+        per_image: normalise each image by itself, in place of the batch
+    """
+
+    weight: float = 6.0
+    warmup_steps: int = 0
+    per_image: bool = False
+
+
+class PKD(nn.Module):
+    def __init__(self, settings: PKDSettings, student: nn.Module, teacher: DetectorTeacher):
+        super().__init__()
+        self.per_image = settings.per_image
+        self.adapters = adapters(check_same_maps("pkd", student, teacher.detector))
+
+    def forward(self, seen: Seen, taught: Taught) -> dict[str, Tensor]:
+        return {"pkd": sum(pkd_loss(*pair, per_image=self.per_image) for pair in pairs(self.adapters, seen, taught))}
+
+
+@dataclasses.dataclass(frozen=True)
+class CWDSettings:
+    """CWD (Shu et al., ICCV 2021): where each channel looks; fits every student whose maps have the teacher's sizes.
+
+    Args:
+        weight: of the term, summed over maps
+        warmup_steps: steps over which the weight rises from 0
+        temperature: of the softmax over places
+    """
+
+    weight: float = 1.0
+    warmup_steps: int = 0
+    temperature: float = 1.0
+
+
+class CWD(nn.Module):
+    def __init__(self, settings: CWDSettings, student: nn.Module, teacher: DetectorTeacher):
+        super().__init__()
+        self.temperature = settings.temperature
+        self.adapters = adapters(check_same_maps("cwd", student, teacher.detector))
+
+    def forward(self, seen: Seen, taught: Taught) -> dict[str, Tensor]:
+        return {"cwd": sum(cwd_loss(*pair, self.temperature) for pair in pairs(self.adapters, seen, taught))}
+
+
+@dataclasses.dataclass(frozen=True)
+class FGDSettings:
+    """FGD (Yang et al., CVPR 2022): objects and background apart, and context; fits students whose maps have the teacher's sizes.
+
+    Args:
+        weight: of all its terms
+        warmup_steps: steps over which the weight rises from 0
+        foreground_weight: of features inside ground-truth boxes
+        background_weight: of features outside
+        attention_weight: of the attention maps
+        context_weight: of the context blocks
+        temperature: of the attention
+    """
+
+    weight: float = 1.0
+    warmup_steps: int = 0
+    foreground_weight: float = 1e-3
+    background_weight: float = 5e-4
+    attention_weight: float = 5e-4
+    context_weight: float = 5e-6
+    temperature: float = 0.5
+
+
+class FGD(nn.Module):
+    def __init__(self, settings: FGDSettings, student: nn.Module, teacher: DetectorTeacher):
+        super().__init__()
+        channels = check_same_maps("fgd", student, teacher.detector)
+        self.settings, self.adapters = settings, adapters(channels)
+        self.student_context, self.teacher_context = (
+            nn.ModuleList(Context(theirs) for _, theirs in channels) for _ in range(2)
+        )
+
+    def forward(self, seen: Seen, taught: Taught) -> dict[str, Tensor]:
+        settings, targets = self.settings, seen.positives
+        names = ("fgd_foreground", "fgd_background", "fgd_attention", "fgd_context")
+        sums = dict.fromkeys(names, 0.0)
+        height, width = seen.images.shape[-2:]
+        for level, (ours, theirs) in enumerate(pairs(self.adapters, seen, taught)):
+            size = ours.shape[-2:]
+            masks = fgd_masks(
+                targets.target_boxes,
+                targets.target_image_index,
+                len(seen.images),
+                tuple(size),
+                (height / size[0], width / size[1]),
+            )
+            found = fgd_feature_loss(
+                ours,
+                theirs,
+                *masks,
+                temperature=settings.temperature,
+                foreground_weight=settings.foreground_weight,
+                background_weight=settings.background_weight,
+                attention_weight=settings.attention_weight,
+            )
+            context = masked_feature_loss(
+                self.student_context[level](ours), self.teacher_context[level](theirs), normalizer=len(ours)
+            )
+            for name, term in zip(names, (*found, settings.context_weight * context), strict=True):
+                sums[name] = sums[name] + term
+        return sums
+
+
+class Context(nn.Module):
+    """x + transform(sum over places of x weighted by a softmax): the global context block of the paper's third loss."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        half = max(channels // 2, 1)
+        self.mask = nn.Conv2d(channels, 1, 1)
+        self.transform = nn.Sequential(
+            nn.Conv2d(channels, half, 1), nn.LayerNorm([half, 1, 1]), nn.ReLU(), nn.Conv2d(half, channels, 1)
+        )
+        nn.init.zeros_(self.transform[-1].weight)  # the identity at first, as in the release
+        nn.init.zeros_(self.transform[-1].bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        where = self.mask(x).flatten(1).softmax(1)
+        context = torch.einsum("bcn,bn->bc", x.flatten(2), where.to(x.dtype))
+        return x + self.transform(context[:, :, None, None])

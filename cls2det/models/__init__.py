@@ -1,0 +1,1 @@
+"""Detectors: students by name, their backbones, and the taps that read what a training step made."""

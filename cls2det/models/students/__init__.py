@@ -1,0 +1,135 @@
+"""Students: detectors by name. ``build_student("fasterrcnn_qr50_fpn", classes=80, backbone_weights="auto")``.
+
+All are called like torchvision's detectors. In training mode, ``model(images, targets)`` with a list of float images (3, H, W)
+in [0, 1] and, of each, "boxes" (n, 4) xyxy in pixels and "labels" (n,) from 1, gives losses by name. In eval mode,
+``model(images)`` gives of each image "boxes" xyxy in its pixels, "labels" and "scores". ``model.transform`` normalises and
+resizes, ``model.backbone`` holds the body.
+
+A student's parameters do not depend on its backbone's weights: what was trained from ImageNet weights loads into a student
+that was built without. The students of the paper keep torchvision's normalisation, which belongs to the weights; the compact
+ones take ``IMAGE_MEAN`` and ``IMAGE_STD``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+from torchvision.models import (
+    MobileNet_V2_Weights,
+    MobileNet_V3_Large_Weights,
+    ResNet50_Weights,
+    VGG16_Weights,
+    WeightsEnum,
+)
+
+from cls2det.models.backbones import IMAGE_MEAN, IMAGE_STD, RANDOM, CompactResNet, choose_weights, load_backbone
+from cls2det.models.students import dense, detr, faster_rcnn, ssd
+from cls2det.models.students.ssd import ssd_compact
+
+__all__ = [
+    "IMAGE_MEAN",
+    "IMAGE_STD",
+    "STUDENTS",
+    "CompactResNet",
+    "Student",
+    "build_student",
+    "load_backbone",
+    "parameter_count",
+    "ssd_compact",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Student:
+    """How to build a detector.
+
+    Attributes:
+        build: (foreground classes, image size, backbone's weights or None) to the detector
+        size: of images, in pixels, if none is asked for: both sides, or the shorter one
+        about: one line
+        weights: torchvision's of the backbone; None where there are none
+        fixed_size: whether it takes no other size
+        head: "softmax" over the classes and the background, or a "sigmoid" for each class
+    """
+
+    build: Callable[[int, int, WeightsEnum | None], nn.Module]
+    size: int
+    about: str
+    weights: WeightsEnum | None = None
+    fixed_size: bool = False
+    head: str = "softmax"
+
+
+# what torchvision's own detectors are trained from
+VGG16, RESNET50 = VGG16_Weights.IMAGENET1K_FEATURES, ResNet50_Weights.IMAGENET1K_V1
+STUDENTS: dict[str, Student] = {
+    "ssd_compact": Student(ssd.ssd_compact, 96, "SSD on a small ResNet, for two CPU cores"),
+    "ssd300_vgg16": Student(ssd.ssd300_vgg16, 300, "SSD300, VGG-16", VGG16, fixed_size=True),
+    "ssd512_vgg16": Student(ssd.ssd512_vgg16, 512, "SSD512, VGG-16", VGG16, fixed_size=True),
+    "ssdlite320_mobilenet_v3_large": Student(
+        ssd.ssdlite320_mobilenet_v3_large,
+        320,
+        "SSDLite, MobileNetV3",
+        MobileNet_V3_Large_Weights.IMAGENET1K_V1,
+        fixed_size=True,
+    ),
+    "fasterrcnn_compact": Student(faster_rcnn.fasterrcnn_compact, 96, "Faster R-CNN on the small ResNet"),
+    "fasterrcnn_qr50_fpn": Student(faster_rcnn.fasterrcnn_qr50_fpn, 800, "Faster R-CNN, ResNet-50 with every width / 4"),
+    "fasterrcnn_mobilenet_v2_fpn": Student(
+        faster_rcnn.fasterrcnn_mobilenet_v2_fpn, 800, "Faster R-CNN, MobileNetV2", MobileNet_V2_Weights.IMAGENET1K_V1
+    ),
+    "fasterrcnn_resnet50_fpn": Student(faster_rcnn.fasterrcnn_resnet50_fpn, 800, "Faster R-CNN, ResNet-50", RESNET50),
+    "retinanet_compact": Student(dense.retinanet_compact, 96, "RetinaNet on the small ResNet", head="sigmoid"),
+    "retinanet_resnet50_fpn": Student(dense.retinanet_resnet50_fpn, 800, "RetinaNet, ResNet-50", RESNET50, head="sigmoid"),
+    "fcos_compact": Student(dense.fcos_compact, 96, "FCOS on the small ResNet", head="sigmoid"),
+    "fcos_resnet50_fpn": Student(dense.fcos_resnet50_fpn, 800, "FCOS, ResNet-50", RESNET50, head="sigmoid"),
+    "ssd_compact_wide": Student(partial(ssd.ssd_compact, width=32), 96, "ssd_compact with every width doubled: to teach it"),
+    "fasterrcnn_compact_wide": Student(
+        partial(faster_rcnn.fasterrcnn_compact, width=32), 96, "fasterrcnn_compact with every width doubled: to teach it"
+    ),
+    "retinanet_compact_wide": Student(
+        partial(dense.retinanet_compact, width=32),
+        96,
+        "retinanet_compact with every width doubled: to teach it",
+        head="sigmoid",
+    ),
+    "fcos_compact_wide": Student(
+        partial(dense.fcos_compact, width=32), 96, "fcos_compact with every width doubled: to teach it", head="sigmoid"
+    ),
+    "detr_compact": Student(detr.detr_compact, 96, "DETR on the small ResNet"),
+    "detr_resnet50": Student(detr.detr_resnet50, 800, "DETR, ResNet-50", RESNET50),
+}
+
+
+def build_student(name: str, classes: int, size: int = 0, backbone_weights: str = "none") -> nn.Module:
+    """A detector of ``classes`` foreground classes; its ``started_from`` says which weights the backbone has, or "random weights".
+
+    Args:
+        name: of ``STUDENTS``
+        classes: without the background
+        size: what images are brought to, in pixels; 0 is the student's own
+        backbone_weights: "none" (random), "auto" (torchvision's ImageNet weights where they can be fetched, with a warning
+            where not), "imagenet" (an error where not)
+
+    Raises:
+        ValueError: an unknown name, a size that the student does not take, ImageNet weights that do not exist
+        ConnectionError: "imagenet" and the weights cannot be fetched
+    """
+    if name not in STUDENTS:
+        raise ValueError(f"no student {name!r}; there are {', '.join(STUDENTS)}")
+    student = STUDENTS[name]
+    if student.fixed_size and size not in (0, student.size):
+        raise ValueError(f"{name} takes images of size {student.size}, found size {size}; 0 is the student's own")
+    if size < 0:
+        raise ValueError(f"the size of {name}'s images must be positive, or 0 for the student's own; found {size}")
+    weights = choose_weights(student.weights, backbone_weights, f"the backbone of {name}")
+    detector = student.build(classes, size or student.size, weights)
+    detector.started_from = str(weights or RANDOM)
+    return detector
+
+
+def parameter_count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

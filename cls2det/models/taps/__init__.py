@@ -1,0 +1,301 @@
+"""The positives of a detector, taken out of its own training code.
+
+    tap = PositiveTap(model)
+    with tap:
+        losses = model(images, targets)      # the model's forward and loss, untouched
+    positives = tap.positives                # what that loss just used
+    logits, regression = tap.outputs         # what the head gave, with graph
+    seen = tap.seen                          # these and all else that a distiller may read: maps, anchors, proposals
+
+Nothing is written again and nothing stays on the model: inside the ``with`` the method that receives the matches is
+wrapped, after it the model is as before. torchvision's SSD, RetinaNet, FCOS and Faster R-CNN and the DETR of
+``cls2det.models.students.detr`` are known. What is used of them was read in torchvision 0.29 and transformers 5.24, and
+``PositiveTap(model)`` checks that it is there, by name and arguments. Under DDP, tap the detector inside.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
+from torchvision.models.detection.ssd import SSD
+
+from cls2det.errors import LibraryChanged
+from cls2det.models.students.detr import Detr
+from cls2det.models.taps import dense, detr, roi_heads
+
+FAMILIES = {
+    SSD: dense.SSD_FAMILY,
+    RetinaNet: dense.RETINANET_FAMILY,
+    FCOS: dense.FCOS_FAMILY,
+    FasterRCNN: roi_heads.FAMILY,
+    Detr: detr.FAMILY,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Positives:
+    """K positives of B images with G ground truths. Boxes are xyxy in pixels of ``images``.
+
+    Attributes:
+        images: (B, 3, H, W), as the network sees them: resized, normalised, padded to one size
+        logits: (K, columns), the student's, with gradient
+        boxes: (K, 4), decoded by the model's own coder and not clipped, with gradient
+        image_index: (K,), 0 … B-1
+        matched_idxs: (K,), 0 … G-1: the ground truth that the positive was matched to
+        target_boxes: (G, 4), target_labels: (G,), target_image_index: (G,): all images' ground truths in one list
+        head: "softmax" over the columns of ``logits``, or a "sigmoid" of each
+        background: the column of ``logits`` that is no class: "first" (column = label; unused where the head is sigmoid),
+            "last" (column = label - 1), or "none" (column = label - 1)
+    """
+
+    images: Tensor
+    logits: Tensor
+    boxes: Tensor
+    image_index: Tensor
+    matched_idxs: Tensor
+    target_boxes: Tensor
+    target_labels: Tensor
+    target_image_index: Tensor
+    head: str
+    background: str
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def thinned(self, most: int) -> Positives:
+        """At most ``most`` of them, evenly spaced (they are in order of images, so every image keeps its share)."""
+        if len(self) <= most:
+            return self
+        keep = torch.linspace(0, len(self) - 1, most, device=self.boxes.device).long()
+        rows = {name: getattr(self, name)[keep] for name in ("logits", "boxes", "image_index", "matched_idxs")}
+        return dataclasses.replace(self, **rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Predictions at every anchor: of a dense detector's head, or of a Faster R-CNN's RPN.
+
+    Attributes:
+        anchors: (A, 4) xyxy in pixels of the padded images, all levels in one list, place after place
+        level_sizes: anchors of each level
+        logits: (B, A, columns), as the head gives them; 1 column of objectness in an RPN
+        regression: (B, A, 4), in the code of the model's own coder
+        labels: (B, A), of the model's own matching: above 0 a positive, 0 background, below 0 one that its loss does not look at
+        decode: (regression (N, 4), anchors (N, 4)) to boxes (N, 4)
+        head: "softmax" (column 0 is the background) or "sigmoid" of each column
+    """
+
+    anchors: Tensor
+    level_sizes: tuple[int, ...]
+    logits: Tensor
+    regression: Tensor
+    labels: Tensor
+    decode: Callable[[Tensor, Tensor], Tensor]
+    head: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Regions:
+    """The R sampled proposals of a Faster R-CNN, image after image, and what its box head says of them.
+
+    Attributes:
+        proposals: (n, 4) xyxy of each image
+        logits: (R, C + 1), column 0 is the background
+        regression: (R, 4 (C + 1)), a code for every column
+        labels: (R,), 0 is background
+        targets: (R, 4), the code of the matched ground truth
+    """
+
+    proposals: list[Tensor]
+    logits: Tensor
+    regression: Tensor
+    labels: Tensor
+    targets: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What one training forward of a student made, with graph. ``grid`` and ``regions`` are None where it has none.
+
+    Attributes:
+        positives: of the detector's loss
+        image_sizes: (height, width) of each image, without its padding
+        features: the backbone's maps (B, C, h, w), by name, in order of level
+        places: anchors per place of each level; empty where there are no anchors
+    """
+
+    positives: Positives
+    image_sizes: list[tuple[int, int]]
+    features: dict[str, Tensor]
+    places: tuple[int, ...]
+    grid: Grid | None
+    regions: Regions | None
+
+    @property
+    def images(self) -> Tensor:
+        return self.positives.images
+
+
+class PositiveTap:
+    """Collects the positives of each training forward that runs inside ``with tap:``.
+
+    Raises:
+        TypeError: a model that it does not know
+        LibraryChanged: one that is not as it was in the version of torchvision or transformers that this was written for
+    """
+
+    def __init__(self, model: nn.Module):
+        family = next((family for kind, family in FAMILIES.items() if isinstance(model, kind)), None)
+        if family is None:
+            names = ", ".join(kind.__name__ for kind in FAMILIES)
+            raise TypeError(f"PositiveTap knows {names}, not {type(model).__name__}; of a wrapped model, give the one inside")
+        common = {"transform.forward": ("images", "targets")}
+        _check(model, common | family.methods, family.library)
+        family.check(model)
+        self.model, self._install = model, family.install
+        self._features: dict[str, Tensor] = {}
+        self._anchors: Tensor | None = None
+        self._grid: dict[str, Any] = {}
+        self._regions: Regions | None = None
+        self._undo: list[Callable[[], Any]] = []
+        self._parts: dict[str, Any] = {}  # what Positives is made of
+        self._outputs: tuple[Tensor, ...] = ()
+        self._first = torch.empty(0)  # each image's first ground truth in the list of all
+        self.image_sizes: list[tuple[int, int]] = []  # of the images of this forward, without their padding
+
+    def __enter__(self) -> PositiveTap:
+        self._parts, self._outputs = {}, ()
+        self._undo = [self.model.transform.register_forward_hook(self._keep_inputs).remove]
+        self.hook(body(self.model), self._keep_features)
+        if (generator := anchor_generator(self.model)) is not None:
+            self.hook(generator, self._keep_anchors)
+        self._install(self)
+        return self
+
+    def __exit__(self, *_) -> None:
+        while self._undo:
+            self._undo.pop()()
+
+    @property
+    def positives(self) -> Positives:
+        """The positives of the last forward. Raises RuntimeError if it delivered none, which no training should ignore."""
+        if "logits" not in self._parts:
+            raise RuntimeError("no positives: run the model in training mode, with targets, inside `with tap:`")
+        return Positives(**self._parts)
+
+    @property
+    def seen(self) -> Seen:
+        """All that the last forward made. Raises RuntimeError as ``positives``."""
+        positives, places, grid = self.positives, (), None
+        if (generator := anchor_generator(self.model)) is not None:
+            places = tuple(generator.num_anchors_per_location())
+        if self._grid:
+            shapes = [feature.shape[-2:].numel() for feature in self._features.values()]
+            sizes = tuple(count * size for count, size in zip(places, shapes, strict=True))
+            grid = Grid(self._anchors, sizes, **self._grid)
+        return Seen(positives, self.image_sizes, self._features, places, grid, self._regions)
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        """Class logits and box regression of the last forward's head, for positives and negatives, with graph."""
+        if not self._outputs:
+            raise RuntimeError("no outputs: run the model in training mode, with targets, inside `with tap:`")
+        return self._outputs
+
+    @property
+    def maps(self) -> tuple[Tensor, ...]:
+        """The backbone's maps of the last forward, in order of level, with graph."""
+        return tuple(self._features.values())
+
+    def _keep_inputs(self, _module: nn.Module, _arguments: tuple, outputs: tuple) -> None:
+        images, targets = outputs
+        self._parts, self._outputs, self.image_sizes = {}, (), images.image_sizes
+        self._grid, self._regions = {}, None
+        if targets is None:
+            return
+        counts = [len(target["boxes"]) for target in targets]
+        device = images.tensors.device
+        self._first = torch.tensor([sum(counts[:number]) for number in range(len(counts))], device=device)
+        self._parts = {
+            "images": images.tensors,
+            "target_boxes": torch.cat([target["boxes"] for target in targets]),
+            "target_labels": torch.cat([target["labels"] for target in targets]),
+            "target_image_index": torch.tensor(
+                [image for image, count in enumerate(counts) for _ in range(count)], dtype=torch.int64, device=device
+            ),
+        }
+
+    def _keep_features(self, features: dict[str, Tensor]) -> None:
+        self._features = dict(features)
+
+    def _keep_anchors(self, anchors: list[Tensor]) -> None:
+        self._anchors = anchors[0]  # images of a batch are padded to one size, and have the same
+
+    def keep_grid(self, logits: Tensor, regression: Tensor, labels: Tensor, decode: Callable, head: str) -> None:
+        """For the families: the predictions at every anchor, see ``Grid``."""
+        self._grid = {"logits": logits, "regression": regression, "labels": labels, "decode": decode, "head": head}
+
+    def keep_regions(self, *parts: Any) -> None:
+        """For the families: the sampled proposals, see ``Regions``."""
+        self._regions = Regions(*parts)
+
+    def keep(
+        self, logits: Tensor, boxes: Tensor, image: Tensor, matched: Tensor, outputs: tuple[Tensor, ...], **kind: str
+    ) -> None:
+        """For the families: these rows are the positives, ``matched`` counting within each image; ``kind`` is the head's."""
+        self._outputs = outputs
+        self._parts |= {"logits": logits, "boxes": boxes, "image_index": image, "matched_idxs": matched + self._first[image]}
+        self._parts |= kind
+
+    def wrap(self, owner: nn.Module, name: str, before: Callable | None = None, after: Callable | None = None) -> None:
+        """Have ``before(*arguments)`` or ``after(result)`` see each call of ``owner.name``, until the tap closes."""
+        method = getattr(owner, name)
+
+        def call(*arguments, **keywords):
+            if before:
+                before(*arguments, **keywords)
+            result = method(*arguments, **keywords)
+            if after:
+                after(result)
+            return result
+
+        own = owner.__dict__.get(name)  # an attribute of this object; a method is its class's
+        owner.__dict__[name] = call
+        self._undo.append(lambda: owner.__dict__.update({name: own}) if own is not None else owner.__dict__.pop(name))
+
+    def hook(self, module: nn.Module, seen: Callable[[Any], None]) -> None:
+        """Have ``seen(result)`` see each forward of ``module``, until the tap closes."""
+        self._undo.append(module.register_forward_hook(lambda _module, _arguments, result: seen(result)).remove)
+
+
+def body(model: nn.Module) -> nn.Module:
+    """What makes a detector's maps (B, C, h, w), by name; with its pyramid, where it has one."""
+    return model.backbone.body if isinstance(model, Detr) else model.backbone
+
+
+def anchor_generator(model: nn.Module) -> nn.Module | None:
+    """What gives a torchvision detector its anchors, or a DETR nothing."""
+    return getattr(getattr(model, "rpn", model), "anchor_generator", None)
+
+
+def _check(model: nn.Module, methods: dict[str, tuple[str, ...] | None], library: str) -> None:
+    """Each method is there and takes these arguments (None: any)."""
+    for path, arguments in methods.items():
+        found: Any = model
+        for name in path.split("."):
+            if not hasattr(found, name):
+                raise LibraryChanged(library, f"{type(model).__name__} has no {path}, from which its positives are taken")
+            found = getattr(found, name)
+        takes = tuple(inspect.signature(found).parameters) if arguments else None
+        if takes != arguments:
+            raise LibraryChanged(
+                library,
+                f"{type(model).__name__}.{path} takes ({', '.join(takes)}), "
+                f"where its positives are taken from ({', '.join(arguments)})",
+            )

@@ -1,0 +1,96 @@
+"""Faster R-CNN: of the sampled proposals those with a label above 0 are positives; a box is regressed for every class."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from cls2det.errors import LibraryChanged
+from cls2det.models.taps.family import TORCHVISION, Family
+
+
+def tap_roi_heads(tap: Any) -> None:
+    heads, sampled = tap.model.roi_heads, {}
+
+    def keep_samples(result):
+        proposals, matched, labels, targets = result
+        counts, device = [len(rows) for rows in labels], labels[0].device
+        sampled.update(
+            each=proposals,
+            proposals=torch.cat(proposals),
+            targets=torch.cat(targets),
+            matched=torch.cat(matched),
+            labels=torch.cat(labels),
+            image=torch.repeat_interleave(
+                torch.arange(len(counts), device=device), torch.tensor(counts, device=device), output_size=sum(counts)
+            ),
+        )
+
+    def keep_predictions(result):
+        if not sampled:  # an evaluation
+            return
+        logits, regression = result
+        rows = torch.where(sampled["labels"] > 0)[0]
+        labels = sampled["labels"][rows]
+        deltas = regression.reshape(len(regression), -1, 4)[rows, labels].float()
+        boxes = heads.box_coder.decode_single(deltas, sampled["proposals"][rows])[:, :4]
+        tap.keep(
+            logits.index_select(0, rows),  # the gradient of logits[rows] sorts them
+            boxes,
+            sampled["image"][rows],
+            sampled["matched"][rows],
+            (logits, regression),
+            head="softmax",
+            background="first",
+        )
+        tap.keep_regions(sampled["each"], logits, regression, sampled["labels"], sampled["targets"])
+        sampled.clear()
+
+    rpn, given = tap.model.rpn, {}
+
+    def keep_anchors(objectness, pred_bbox_deltas, labels, regression_targets):
+        given.update(objectness=objectness, deltas=pred_bbox_deltas, labels=torch.stack(labels).long())
+
+    def keep_grid(sampled):
+        positive, negative = (torch.stack(masks).bool() for masks in sampled)
+        labels = torch.where(positive | negative, given["labels"], -1)
+        logits, regression = (given[name].view(*labels.shape, -1) for name in ("objectness", "deltas"))
+        tap.keep_grid(logits, regression, labels, rpn.box_coder.decode_single, "sigmoid")
+        given.clear()
+
+    tap.wrap(rpn, "compute_loss", before=keep_anchors)
+    tap.wrap(rpn, "fg_bg_sampler", after=keep_grid)  # called in compute_loss
+    tap.wrap(heads, "select_training_samples", after=keep_samples)
+    tap.hook(heads.box_predictor, keep_predictions)
+
+
+def check_samples(model: nn.Module) -> None:
+    """``select_training_samples`` gives proposals, matches, labels and one thing more, in this order: seen on one box."""
+    box = torch.tensor([[10.0, 10.0, 40.0, 40.0]])
+    with torch.random.fork_rng(devices=[]):  # it draws a sample
+        result = model.roi_heads.select_training_samples([box], [{"boxes": box, "labels": torch.tensor([1])}])
+    count = len(result[0][0])
+    wanted = [box.tolist() * count, [0] * count, [1] * count]
+    fits = len(result) == 4 and [part[0].tolist() for part in result[:3]] == wanted
+    if not fits:
+        raise LibraryChanged(
+            TORCHVISION,
+            f"{type(model).__name__}.roi_heads.select_training_samples does not give proposals, matched_idxs, "
+            "labels and regression targets, from which its positives are taken",
+        )
+
+
+FAMILY = Family(
+    {
+        "roi_heads.select_training_samples": ("proposals", "targets"),
+        "roi_heads.box_predictor": None,
+        "rpn.fg_bg_sampler": None,
+        "rpn.compute_loss": ("objectness", "pred_bbox_deltas", "labels", "regression_targets"),
+        "rpn.box_coder.decode_single": ("rel_codes", "boxes"),
+        "roi_heads.box_coder.decode_single": ("rel_codes", "boxes"),
+    },
+    tap_roi_heads,
+    check=check_samples,
+)

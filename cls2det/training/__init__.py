@@ -1,0 +1,1 @@
+"""Training on Lightning: detectors, classifiers and backbones, and the files of a run."""

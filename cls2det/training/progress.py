@@ -1,0 +1,37 @@
+"""Progress on the screen: one look for every bar."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import rich.progress
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+Progress = Callable[[int, int, str], None]  # (step, steps, what to say)
+
+
+@contextlib.contextmanager
+def progress_bar(name: str, given: Progress | None = None) -> Iterator[Progress]:
+    """What is ``given``, or a bar of its own on the screen."""
+    if given:
+        yield given
+        return
+    with progress_display(Console()) as display:
+        bar = display.add_task(name, total=None, text="")
+        yield lambda done, total, text: display.update(bar, completed=done, total=total or None, text=text)
+
+
+def progress_display(console: Console) -> rich.progress.Progress:
+    """The look of every progress bar."""
+    return rich.progress.Progress(
+        TextColumn("  {task.description:<24}"),
+        BarColumn(32),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("[dim]{task.fields[text]}"),
+        console=console,
+        transient=True,
+    )
