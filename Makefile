@@ -1,10 +1,10 @@
-# make demo · make test · make sanitize · make bench · make bench-compare · make gpu-check · make lint: each sets up what it
-# needs in .venv on first use; gpu-check uses the Python that is there.
+# make demo · make test · make sanitize · make bench · make bench-compare · make docs · make gpu-check · make lint: each sets up
+# what it needs in .venv on first use; gpu-check uses the Python that is there.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test sanitize sanitize-memory sanitize-races bench bench-compare gpu-check lint clean
+.PHONY: demo test sanitize sanitize-memory sanitize-races bench bench-compare docs gpu-check lint clean
 
 # The package and everything for training and testing. torch comes first, so that the extension builds against the torch
 # that it will run with and no second one is downloaded into an isolated build.
@@ -54,6 +54,13 @@ bench-compare: $(VENV)/.ready
 	! command -v valgrind > /dev/null || $(BIN)/python benchmarks/instructions.py --out build/bench/instructions.json
 	$(BIN)/python benchmarks/compare.py $$(ls build/bench/cuda.json build/bench/cpu.json 2> /dev/null | head -n 1) \
 		$(if $(shell command -v valgrind),--instructions build/bench/instructions.json)
+
+# The site in build/site, without network once its tools are there: the extra `docs`, read from pyproject.toml because installing
+# an extra would build the package again. A warning is an error.
+docs: $(VENV)/.ready
+	sed -n 's/^docs = \[\(.*\)\]$$/\1/p' pyproject.toml | tr -d '",' | xargs $(BIN)/python -m pip install --quiet --disable-pip-version-check
+	$(BIN)/python -m sphinx -q -E -W --keep-going -c docs . build/site
+	@echo "open build/site/index.html"
 
 gpu-check:
 	$(PYTHON) tests/gpu_check.py $(ARGS)

@@ -11,7 +11,7 @@ from torch import Tensor
 def calibration(probabilities: Tensor, classes: Tensor, bins: int = 15) -> dict:
     """Top-1 accuracy and calibration of probabilities (N, C) for true ``classes`` (N,), in percent.
 
-    ``ece`` is the expected calibration error (Guo et al., ICML 2017, eq. 3): the mean over crops of |accuracy - confidence|
+    ``ece`` is the expected calibration error (Guo et al., ICML 2017, eq. 3): the mean over crops of ``|accuracy - confidence|``
     of the crop's bin, of ``bins`` equal bins of confidence. ``overconfidence`` is mean confidence minus accuracy.
     ``bins`` holds (confidence, accuracy, crops) of those that are not empty. N = 0 gives None for every number.
     """

@@ -22,7 +22,7 @@ def attention_means(features: Tensor, *, absolute: bool = True) -> tuple[Tensor,
     Args:
         features: (B, C, H, W), float32, float64, float16 or bfloat16. Maps in NCHW or channels-last order are read as they lie,
             others are copied.
-        absolute: whether |F| is averaged, or F.
+        absolute: whether ``|F|`` is averaged, or F.
 
     Returns:
         (spatial, channel): (B, H, W) and (B, C), in float32 (float64 for float64 features). Without channels, spatial is 0.
