@@ -31,6 +31,7 @@ source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
+autodoc_inherit_docstrings = False
 autodoc_typehints = "none"  # the signature has them, and the docstrings say more: shapes, units
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 100
@@ -52,10 +53,8 @@ CONTENTS = {
     "Reference": ("api/ops", "api/losses", "api/cls2det", "api/distill"),
 }
 MORE = ("CONTRIBUTING", "CHANGELOG", "benchmarks/NOTES")
-RECORDS = {
-    "docs/study": "study/*",
-    "docs/performance": "/benchmarks/results/*",
-}  # dated pages below the page that explains them
+# dated pages, below the page that explains them
+RECORDS = {"docs/study": "study/*", "docs/performance": "/benchmarks/results/*"}
 
 
 def toctree(option: str, pages: Sequence[str]) -> str:
@@ -74,9 +73,13 @@ def add_generated(app, docname: str, source: list[str]) -> None:
         source[0] += toctree(":glob:", [RECORDS[docname]])
     if docname == "docs/api/distill":
         for path in sorted(Path(app.srcdir, "cls2det", "distill").glob("[a-z]*.py")):
-            source[0] += (
-                f"\n{path.stem}\n{'-' * len(path.stem)}\n\n.. automodule:: cls2det.distill.{path.stem}\n   :members:\n"
-            )
+            title = f"{path.stem}\n{'-' * len(path.stem)}"
+            source[0] += f"\n{title}\n\n.. automodule:: cls2det.distill.{path.stem}\n   :members:\n"
+
+
+def skip_field(app, kind: str, name: str, member: object, skip: bool, options: object) -> bool | None:
+    """Fields of a named tuple, of which Python says only that they are the first, the second …"""
+    return True if (getattr(member, "__doc__", None) or "").startswith("Alias for field number") else None
 
 
 def visit_math(self, node: nodes.Element) -> None:
@@ -89,4 +92,5 @@ def visit_math(self, node: nodes.Element) -> None:
 
 def setup(app) -> None:
     app.connect("source-read", add_generated)
+    app.connect("autodoc-skip-member", skip_field)
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))
