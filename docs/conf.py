@@ -77,6 +77,14 @@ def add_generated(app, docname: str, source: list[str]) -> None:
             source[0] += f"\n{title}\n\n.. automodule:: cls2det.distill.{path.stem}\n   :members:\n"
 
 
+def mark_code(app, kind: str, name: str, member: object, options: object, lines: list[str]) -> None:
+    """Indented lines in a module's docstring are code, also where no "::" says so."""
+    if kind == "module":
+        for place in range(len(lines) - 1, 1, -1):
+            if lines[place].startswith("    ") and not lines[place - 1] and not lines[place - 2].startswith("    "):
+                lines[place:place] = ["::", ""]
+
+
 def skip_field(app, kind: str, name: str, member: object, skip: bool, options: object) -> bool | None:
     """Fields of a named tuple, of which Python says only that they are the first, the second …"""
     return True if (getattr(member, "__doc__", None) or "").startswith("Alias for field number") else None
@@ -92,5 +100,6 @@ def visit_math(self, node: nodes.Element) -> None:
 
 def setup(app) -> None:
     app.connect("source-read", add_generated)
+    app.connect("autodoc-process-docstring", mark_code)
     app.connect("autodoc-skip-member", skip_field)
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))

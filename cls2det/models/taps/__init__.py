@@ -1,4 +1,4 @@
-"""The positives of a detector, taken out of its own training code::
+"""The positives of a detector, taken out of its own training code.
 
     tap = PositiveTap(model)
     with tap:
