@@ -25,7 +25,7 @@ test: $(VENV)/.ready
 	$(BIN)/pytest $(SIDE_BY_SIDE) $(ARGS)
 
 # Operator tests once more: CPU and emulated CUDA kernels with AddressSanitizer and UBSan, then the CUDA kernels with the race
-# detector (see CONTRIBUTING.md).
+# detector (see docs/testing.md).
 sanitize: sanitize-memory sanitize-races
 
 SANITIZER_LIBRARIES = $(shell g++ -print-file-name=libasan.so) $(shell g++ -print-file-name=libubsan.so)

@@ -81,7 +81,13 @@ def mark_code(app, kind: str, name: str, member: object, options: object, lines:
     """Indented lines in a module's docstring are code, also where no "::" says so."""
     if kind == "module":
         for place in range(len(lines) - 1, 1, -1):
-            if lines[place].startswith("    ") and not lines[place - 1] and not lines[place - 2].startswith("    "):
+            before = lines[place - 2]
+            if (
+                lines[place].startswith("    ")
+                and not lines[place - 1]
+                and not before.startswith("    ")
+                and before[-2:] != "::"
+            ):
                 lines[place:place] = ["::", ""]
 
 
