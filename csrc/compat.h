@@ -71,6 +71,11 @@ inline Tensor make_zeros(const Tensor& like, const Shape& shape, ScalarType dtyp
   return torch::stable::new_zeros(like, shape, dtype);
 }
 
+template <typename T>
+T* data(const Tensor& tensor) {
+  return static_cast<T*>(tensor.data_ptr());
+}
+
 inline Shape shape_of(const Tensor& tensor) {
   Shape shape;
   for (int64_t d = 0; d < tensor.dim(); ++d) shape.push_back(tensor.size(d));

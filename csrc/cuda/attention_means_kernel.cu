@@ -1,7 +1,8 @@
 // attention_means: the means of the rows and columns of dense images, of F or |F|, in one pass.
 //
 // A block holds kRows rows of kBlock columns. Each thread sums its column, each warp its part of every row.
-#include "cuda/kernels.h"
+#include "cuda/attention_means_kernel.h"
+
 #include "cuda/launch.cuh"
 #include "cuda/map_walk.cuh"
 #include "cuda/reduce.cuh"

@@ -4,8 +4,10 @@
 // A block of the backward owns a tile of pixels of one image. For a few channels at a time it lays out in shared memory what
 // the pools send to the places of the convolution that see the tile; each thread then gathers for its pixel. The gradient
 // of full resolution is never written, and no two blocks share a pixel.
-#include "cuda/kernels.h"
+#include "cuda/frozen_stem_kernel.h"
+
 #include "cuda/launch.cuh"
+#include "cuda/resnet_stem_kernel.h"
 
 namespace cls2det {
 namespace {

@@ -5,10 +5,10 @@
 // then serves all rows of a warp, and what is done once per row is done once for all of them.
 #pragma once
 
-#include "cuda/kernels.h"
 #include "cuda/launch.cuh"
 #include "cuda/reduce.cuh"
 #include "math/divergence.h"
+#include "views.h"
 
 namespace cls2det {
 
@@ -95,7 +95,7 @@ struct LogitsRow {
 // null:  KL = sum_c P^t (a^t - a^s) - log sum exp a^t + log sum exp a^s,  a = scale (z - max z).
 // gradient(class, z^s, factor (P^s - P^t)) for every class of this lane; all lanes get the KL and P^s of the background.
 template <typename S, int kLanes, int kHeld, bool kPlain, typename Change, typename Gradient>
-__device__ __forceinline__ void kl_row(
+__device__ __forceinline__ void kl_by_lanes(
     const LogitsRow<S, kLanes, kHeld, kPlain>& row, const Change& change, const Accumulate<S>* background, Accumulate<S> scale,
     Accumulate<S> factor, Accumulate<S>* kl, Accumulate<S>* background_share, bool need_grad, const Gradient& gradient) {
   using T = Accumulate<S>;
@@ -141,7 +141,7 @@ __device__ __forceinline__ void kl_row(
 // Runs body(row, k, matched) by kLanes lanes per row, all lanes of a warp at once. Where not `matched`, nothing that the body
 // finds may be written: its match is out of range, it has no class or is no row at all. Such rows get 0.
 template <int kLanes, int kHeld, bool kPlain, typename S, typename Body>
-__device__ __forceinline__ void each_row(const LogitsLoss<S>& a, const Body& body) {
+__device__ __forceinline__ void each_row(const LogitsView<S>& a, const Body& body) {
   constexpr int kRows = kWarp / kLanes;  // of a warp
   const int lane = threadIdx.x % kLanes, group = threadIdx.x % kWarp / kLanes;
   const int64_t step = int64_t(gridDim.x) * kWarps * kRows;

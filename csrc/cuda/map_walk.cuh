@@ -4,8 +4,8 @@
 // value by value.
 #pragma once
 
-#include "cuda/kernels.h"
 #include "cuda/launch.cuh"
+#include "views.h"
 
 namespace cls2det {
 

@@ -1,7 +1,8 @@
 // masked_feature_loss:  row[b] = sum over the image of mask (student - teacher)^2,  mask = outer mask * inner mask
 //
 // Values whose mask is 0 do not count, not even NaN, and a run of them is not read.
-#include "cuda/kernels.h"
+#include "cuda/masked_feature_loss_kernel.h"
+
 #include "cuda/launch.cuh"
 #include "cuda/map_walk.cuh"
 #include "cuda/reduce.cuh"

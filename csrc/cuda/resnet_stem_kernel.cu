@@ -10,7 +10,8 @@
 //
 // Backward: a block owns a tile of pixels. For a few channels at a time it lays out in shared memory what the pools send to the
 // places of the convolution that see the tile; a thread gathers for its 4 x 4 pixels. No two blocks share a pixel.
-#include "cuda/kernels.h"
+#include "cuda/resnet_stem_kernel.h"
+
 #include "cuda/launch.cuh"
 #include "cuda/map_walk.cuh"
 

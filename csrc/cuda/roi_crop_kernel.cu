@@ -2,7 +2,8 @@
 // x it computes once, and walks down the rows, whose taps in y wait in shared memory; for all channels.
 //
 //     out[n, c, i, j] = sum of wy wx I[c, y, x] over the two pixels of sample i in y and of sample j in x
-#include "cuda/kernels.h"
+#include "cuda/roi_crop_kernel.h"
+
 #include "cuda/launch.cuh"
 #include "cuda/reduce.cuh"
 #include "math/sampling.h"
@@ -105,7 +106,7 @@ struct CropTile {
         first_row(int(block - n * tiles) * tile_rows),
         rows(size.out_h - first_row < tile_rows ? size.out_h - first_row : tile_rows),
         ignored(image < 0 || image >= map.images),
-        box(map_box(boxes.boxes + 4 * n, boxes.scale, map.height, map.width, size.clip)) {}
+        box(map_box(boxes.xyxy + 4 * n, boxes.scale, map.height, map.width, size.clip)) {}
 
   __device__ __forceinline__ bool sampled() const { return !ignored && box.finite; }
 
@@ -210,8 +211,8 @@ __global__ void __launch_bounds__(kBlock, 4)
     block_sum<4>(sums, shared);  // its barriers: the lines may be written again
     if (threadIdx.x == 0) {
       const bool lost = !tile.ignored && !tile.box.finite && map.channels > 0;
-      partial[block * 5] = lost ? T(NAN) : T(0);
-      for (int e = 0; e < 4; ++e) partial[block * 5 + 1 + e] = lost ? T(NAN) : sums[e];
+      partial[block * kPooledParts + kValue] = lost ? T(NAN) : T(0);
+      for (int e = 0; e < 4; ++e) partial[block * kPooledParts + kX1 + e] = lost ? T(NAN) : sums[e];
     }
   }
 }

@@ -1,5 +1,6 @@
 // scale_rows: out[k, i] = grad_rows[k] * row_grads[k, i], the backward of every loss whose forward left its gradient behind.
-#include "cuda/kernels.h"
+#include "cuda/scale_rows_kernel.h"
+
 #include "cuda/launch.cuh"
 #include "cuda/map_walk.cuh"
 

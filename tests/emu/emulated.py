@@ -117,7 +117,7 @@ def library() -> Path:
 @functools.cache
 def load() -> None:
     """Register the kernels under their own namespace."""
-    declarations = torch.library.Library(NAMESPACE, "DEF")  # the schemas of csrc/library.cpp, under the other name
+    declarations = torch.library.Library(NAMESPACE, "DEF")  # the schemas of csrc/cpu, under the other name
     for name in operator_names():
         declarations.define(str(getattr(torch.ops.cls2det, name).default._schema).removeprefix("cls2det::"))
     _keep_alive.append(declarations)

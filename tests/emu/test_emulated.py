@@ -58,7 +58,7 @@ def test_kernel_driver_launches_every_kernel() -> None:
     assert result.returncode == 0, result.stderr
     launched = {name.rpartition("::")[2] for name in result.stdout.split("LAUNCHED")[1].split()}
     defined = set()
-    for source in CUDA.glob("*.cu"):
+    for source in [*CUDA.glob("*.cu"), *CUDA.glob("*.cuh")]:
         defined |= set(re.findall(r"__global__ void\s+(?:__launch_bounds__\([\w, ]+\)\s+)?(\w+)\(", source.read_text()))
     assert len(defined) > 8
     assert defined == launched
