@@ -34,7 +34,7 @@ inline Tensor make_map(const Tensor& like, bool channels_last, ScalarType dtype)
 }
 
 struct DenseMap {
-  Tensor map;  // the tensor itself, or a copy in the order asked for
+  Tensor map;  // the tensor itself, or a copy in the other order
   DenseShape shape;
   int64_t stride;  // from one image to the next
 

@@ -6,7 +6,7 @@
 
 namespace cls2det {
 
-// Every place of the convolution sees at least one pixel, and none is left out of the limits of the kernels.
+// So that every place of the convolution reads at least one pixel, and all sizes are within the kernels' limits.
 inline void check_stem_sizes(const Tensor& weight, int64_t height, int64_t width, int64_t stride, int64_t padding) {
   check_dim("weight", weight, 4);
   check_floating("weight", weight);

@@ -61,7 +61,7 @@ void forward(const DenseMap& dense, bool absolute, const Tensor& outer_means, co
   std::vector<T> inner_partial(shape.images * args.tiles.down * shape.inner);
   args.outer_partial = outer_partial.data();
   args.inner_partial = inner_partial.data();
-  args.tiles.each([&](int64_t begin, int64_t end) { CLS2DET_CALL(attention_sums<T>, args, begin, end); });
+  args.tiles.for_tiles([&](int64_t begin, int64_t end) { CLS2DET_CALL(attention_sums<T>, args, begin, end); });
   mean_of_parts(outer_partial, shape.images, args.tiles.across, shape.outer, args.outer_share, outer_means);
   mean_of_parts(inner_partial, shape.images, args.tiles.down, shape.inner, args.inner_share, inner_means);
 }
@@ -73,7 +73,7 @@ void backward(const DenseMap& dense, bool absolute, const Tensor& outer_grad, co
   args.inner_grad = data<const T>(inner_grad);
   args.grad = data<T>(grad);
   args.past_caches = args.tiles.past_caches(args.grad);
-  args.tiles.each([&](int64_t begin, int64_t end) { CLS2DET_CALL(attention_gradients<T>, args, begin, end); });
+  args.tiles.for_tiles([&](int64_t begin, int64_t end) { CLS2DET_CALL(attention_gradients<T>, args, begin, end); });
 }
 
 std::tuple<Tensor, Tensor> attention_means(Tensor features, bool absolute) {

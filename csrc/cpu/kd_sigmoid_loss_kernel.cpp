@@ -1,5 +1,5 @@
-// kd_sigmoid_loss on the CPU: each matched teacher row once; then one pass over a student row in mode bce, and in l1norm
-// its log-sigmoids and a softmax row.
+// kd_sigmoid_loss on the CPU. Each matched teacher row is computed once. Each student row then takes one pass in mode bce, and
+// in l1norm its log-sigmoids and a softmax.
 #include "cpu/logits_loss.h"
 
 namespace cls2det {

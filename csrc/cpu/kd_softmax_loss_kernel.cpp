@@ -1,5 +1,5 @@
-// kd_softmax_loss on the CPU: each matched teacher row once; then a pass for the maximum, one for exponentials and loss, one
-// for the gradient of each student row.
+// kd_softmax_loss on the CPU. Each matched teacher row is computed once. Each student row then takes a pass for the maximum,
+// one for exponentials and loss, and one for the gradient.
 #include "cpu/logits_loss.h"
 
 namespace cls2det {

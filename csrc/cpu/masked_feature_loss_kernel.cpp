@@ -44,7 +44,7 @@ Tensor forward(const MaskedMaps& maps) {
   const int64_t images = args.tiles.shape.images, per_image = args.tiles.down * args.tiles.across;
   std::vector<T> partial(args.tiles.count());
   args.partial = partial.data();
-  args.tiles.each([&](int64_t begin, int64_t end) { CLS2DET_CALL(masked_sums<T>, args, begin, end); });
+  args.tiles.for_tiles([&](int64_t begin, int64_t end) { CLS2DET_CALL(masked_sums<T>, args, begin, end); });
   Tensor rows = make_zeros(maps.student.map, {images}, maps.student.map.scalar_type());
   T* row = data<T>(rows);
   for (int64_t i = 0; i < args.tiles.count(); ++i) row[i / per_image] += partial[i];
@@ -59,7 +59,7 @@ void backward(const MaskedMaps& maps, const Tensor& grad_rows, const Tensor& gra
   if (grad_student.dim() == 4) args.grad_student = data<T>(grad_student);  // else not needed
   if (grad_teacher.dim() == 4) args.grad_teacher = data<T>(grad_teacher);
   args.past_caches = args.tiles.past_caches(args.grad_student) && args.tiles.past_caches(args.grad_teacher);
-  args.tiles.each([&](int64_t begin, int64_t end) { CLS2DET_CALL(masked_gradients<T>, args, begin, end); });
+  args.tiles.for_tiles([&](int64_t begin, int64_t end) { CLS2DET_CALL(masked_gradients<T>, args, begin, end); });
 }
 
 Tensor masked_feature_loss(Tensor student, Tensor teacher, std::optional<Tensor> mask, std::optional<Tensor> channel_mask) {

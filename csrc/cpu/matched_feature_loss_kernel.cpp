@@ -1,5 +1,5 @@
-// matched_feature_loss on the CPU: ground truths are pooled once, then every crop is pooled, compared and forgotten; the
-// gradient that the forward leaves behind has the pooled size.
+// matched_feature_loss on the CPU. Each target is pooled once; then each crop is pooled and compared, and its pooled values
+// are not kept. The gradient that the forward leaves behind has the pooled size.
 #include "matched_feature_loss.h"
 
 #include <cstring>

@@ -39,19 +39,20 @@ struct RowCache {
 template <typename T>
 void roi_crop_boxes(const RoiCropArgs<T>& args, int64_t begin, int64_t end) {
   const RoiView<T>& roi = args.roi;
+  const Pooling& pooling = args.pooling;
   SampleAxis<T> xs, ys;
-  std::vector<T> buffer(2 * args.pooling.out_w + roi.map.width), nothing(args.pooling.out_w);  // the row beyond the image
+  std::vector<T> buffer(2 * pooling.out_w + roi.map.width), nothing(pooling.out_w);  // the row beyond the image
   for (int64_t n = begin; n < end; ++n) {
-    T* out = args.out + n * roi.map.channels * args.pooling.out_h * args.pooling.out_w;
-    const int64_t area = int64_t(args.pooling.out_h) * args.pooling.out_w;
-    const MapBox<T> b = roi.on_map(n, args.pooling);
+    T* out = args.out + n * roi.map.channels * pooling.out_h * pooling.out_w;
+    const int64_t area = int64_t(pooling.out_h) * pooling.out_w;
+    const MapBox<T> b = roi.on_map(n, pooling);
     if (!roi.has_image(n) || !b.finite) {
       const T fill = roi.has_image(n) ? std::numeric_limits<T>::quiet_NaN() : T(0);
       for (int64_t i = 0; i < roi.map.channels * area; ++i) out[i] = fill;
       continue;
     }
-    xs.build(b.x1, b.x2, args.pooling.out_w, roi.map.width, args.pooling.border);
-    ys.build(b.y1, b.y2, args.pooling.out_h, roi.map.height, args.pooling.border);
+    xs.build(b.x1, b.x2, pooling.out_w, roi.map.width, pooling.border);
+    ys.build(b.y1, b.y2, pooling.out_h, roi.map.height, pooling.border);
     for (int64_t c = 0; c < roi.map.channels; ++c) {
       T* v = buffer.data();
       RowCache<T, false> rows{
@@ -59,16 +60,16 @@ void roi_crop_boxes(const RoiCropArgs<T>& args, int64_t begin, int64_t end) {
           roi.map.data + roi.boxes.image_index[n] * roi.map.stride_n + c * roi.map.stride_c,
           roi.map.stride_y,
           roi.map.stride_x,
-          {v, v + args.pooling.out_w},
+          {v, v + pooling.out_w},
           {nullptr, nullptr},
-          v + 2 * args.pooling.out_w};
-      for (int i = 0; i < args.pooling.out_h; ++i) {
+          v + 2 * pooling.out_w};
+      for (int i = 0; i < pooling.out_h; ++i) {
         const int k0 = rows.get(ys.pixel0[i], ys.pixel1[i]), k1 = rows.get(ys.pixel1[i], ys.pixel0[i]);
         const T* r0 = ys.weight0[i] != T(0) ? rows.value[k0] : nothing.data();
         const T* r1 = ys.weight1[i] != T(0) ? rows.value[k1] : nothing.data();
         const T w0 = ys.weight0[i], w1 = ys.weight1[i];
-        T* o = out + c * area + int64_t(i) * args.pooling.out_w;
-        for (int j = 0; j < args.pooling.out_w; ++j) o[j] = w0 * r0[j] + w1 * r1[j];
+        T* o = out + c * area + int64_t(i) * pooling.out_w;
+        for (int j = 0; j < pooling.out_w; ++j) o[j] = w0 * r0[j] + w1 * r1[j];
       }
     }
   }
@@ -80,17 +81,18 @@ template <typename T>
 void roi_crop_box_gradients(const RoiCropArgs<T>& args, int64_t begin, int64_t end) {
   constexpr int lanes = kLanes<T>;
   const RoiView<T>& roi = args.roi;
-  const int padded = (args.pooling.out_w + lanes - 1) / lanes * lanes;
+  const Pooling& pooling = args.pooling;
+  const int padded = (pooling.out_w + lanes - 1) / lanes * lanes;
   SampleAxis<T> xs, ys;
   std::vector<T> buffer(5 * padded + roi.map.width);  // zero beyond out_w
   T *value = buffer.data(), *slope = value + 2 * padded, *a = slope + 2 * padded, *copy = a + padded;
   for (int64_t n = begin; n < end; ++n) {
-    const MapBox<T> b = roi.on_map(n, args.pooling);
+    const MapBox<T> b = roi.on_map(n, pooling);
     T edges[4] = {};
     if (roi.has_image(n) && b.finite) {
-      xs.build(b.x1, b.x2, args.pooling.out_w, roi.map.width, args.pooling.border);
-      ys.build(b.y1, b.y2, args.pooling.out_h, roi.map.height, args.pooling.border);
-      std::memcpy(a, xs.a.data(), args.pooling.out_w * sizeof(T));
+      xs.build(b.x1, b.x2, pooling.out_w, roi.map.width, pooling.border);
+      ys.build(b.y1, b.y2, pooling.out_h, roi.map.height, pooling.border);
+      std::memcpy(a, xs.a.data(), pooling.out_w * sizeof(T));
       Vec<T> all{}, far{};  // sum g D^x, sum g D^x a
       for (int64_t c = 0; c < roi.map.channels; ++c) {
         RowCache<T, true> rows{
@@ -101,12 +103,12 @@ void roi_crop_box_gradients(const RoiCropArgs<T>& args, int64_t begin, int64_t e
             {value, value + padded},
             {slope, slope + padded},
             copy};
-        for (int i = 0; i < args.pooling.out_h; ++i) {
+        for (int i = 0; i < pooling.out_h; ++i) {
           const int k0 = rows.get(ys.pixel0[i], ys.pixel1[i]), k1 = rows.get(ys.pixel1[i], ys.pixel0[i]);
-          const T* g = args.grad + ((n * roi.map.channels + c) * args.pooling.out_h + i) * args.pooling.out_w;
+          const T* g = args.grad + ((n * roi.map.channels + c) * pooling.out_h + i) * pooling.out_w;
           Vec<T> dy{};
-          for (int j = 0; j < args.pooling.out_w; j += lanes) {
-            const Vec<T> gv = args.pooling.out_w - j >= lanes ? load(g + j) : load_n(g + j, args.pooling.out_w - j, T(0));
+          for (int j = 0; j < pooling.out_w; j += lanes) {
+            const Vec<T> gv = pooling.out_w - j >= lanes ? load(g + j) : load_n(g + j, pooling.out_w - j, T(0));
             const Vec<T> gdx = gv * (ys.weight0[i] * load(rows.slope[k0] + j) + ys.weight1[i] * load(rows.slope[k1] + j));
             all += gdx;
             far += gdx * load(a + j);
@@ -122,7 +124,7 @@ void roi_crop_box_gradients(const RoiCropArgs<T>& args, int64_t begin, int64_t e
     }
     T* out = args.grad_boxes + 4 * n;
     if (roi.has_image(n)) {
-      write_box_gradient(roi, args.pooling, n, edges, out);
+      write_box_gradient(roi, pooling, n, edges, out);
     } else {
       std::memset(out, 0, 4 * sizeof(T));
     }
@@ -134,6 +136,7 @@ void roi_crop_box_gradients(const RoiCropArgs<T>& args, int64_t begin, int64_t e
 template <typename T>
 void roi_crop_image_gradients(const RoiCropArgs<T>& args, int64_t begin, int64_t end) {
   const RoiView<T>& roi = args.roi;
+  const Pooling& pooling = args.pooling;
   SampleAxis<T> xs, ys;
   const int64_t area = int64_t(roi.map.height) * roi.map.width;
   for (int64_t task = begin; task < end; ++task) {
@@ -142,14 +145,14 @@ void roi_crop_image_gradients(const RoiCropArgs<T>& args, int64_t begin, int64_t
     std::memset(plane, 0, area * sizeof(T));
     for (int64_t k = args.groups->start[image]; k < args.groups->start[image + 1]; ++k) {
       const int64_t n = args.groups->order[k];
-      const MapBox<T> b = roi.on_map(n, args.pooling);
+      const MapBox<T> b = roi.on_map(n, pooling);
       if (!b.finite) continue;
-      xs.build(b.x1, b.x2, args.pooling.out_w, roi.map.width, args.pooling.border);
-      ys.build(b.y1, b.y2, args.pooling.out_h, roi.map.height, args.pooling.border);
-      for (int i = 0; i < args.pooling.out_h; ++i) {
-        const T* g = args.grad + ((n * roi.map.channels + c) * args.pooling.out_h + i) * args.pooling.out_w;
+      xs.build(b.x1, b.x2, pooling.out_w, roi.map.width, pooling.border);
+      ys.build(b.y1, b.y2, pooling.out_h, roi.map.height, pooling.border);
+      for (int i = 0; i < pooling.out_h; ++i) {
+        const T* g = args.grad + ((n * roi.map.channels + c) * pooling.out_h + i) * pooling.out_w;
         T *row0 = plane + int64_t(ys.pixel0[i]) * roi.map.width, *row1 = plane + int64_t(ys.pixel1[i]) * roi.map.width;
-        for (int j = 0; j < args.pooling.out_w; ++j) {
+        for (int j = 0; j < pooling.out_w; ++j) {
           const T g0 = g[j] * xs.weight0[j], g1 = g[j] * xs.weight1[j];
           row0[xs.pixel0[j]] += ys.weight0[i] * g0;
           row0[xs.pixel1[j]] += ys.weight0[i] * g1;

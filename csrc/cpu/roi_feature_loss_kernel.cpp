@@ -52,7 +52,7 @@ struct Operands {
 
 // The ground truth that row k counts for, or -1: match, image and the match's image must all be in range.
 template <typename T>
-int64_t counted_match(const RoiLossArgs<T>& args, int64_t k) {
+int64_t valid_match(const RoiLossArgs<T>& args, int64_t k) {
   const int64_t match = args.matched[k];
   const bool counts =
       match >= 0 && match < args.target.boxes.count && args.predicted.has_image(k) && args.target.has_image(match);
@@ -67,7 +67,7 @@ std::tuple<Tensor, Tensor> forward(const RoiLossCall& call, bool need_boxes) {
   const ScalarType acc = map.scalar_type();
   args.need_boxes = need_boxes;
   const int64_t count = args.predicted.boxes.count;
-  const Groups groups(count, args.target.boxes.count, [&](int64_t k) { return counted_match(args, k); });
+  const Groups groups(count, args.target.boxes.count, [&](int64_t k) { return valid_match(args, k); });
   args.groups = &groups;
   const int64_t blocks = CLS2DET_CALL(channel_blocks<T>, args.predicted.map.channels);
   std::vector<T> partial(count * blocks * kPooledParts);
@@ -87,7 +87,7 @@ std::tuple<Tensor, Tensor> forward(const RoiLossCall& call, bool need_boxes) {
       for (int e = 0; e < kPooledParts; ++e) sums[e] += partial[(k * blocks + block) * kPooledParts + e] * share;
     }
     row[k] = sums[kValue];
-    if (need_boxes && counted_match(args, k) < 0) {
+    if (need_boxes && valid_match(args, k) < 0) {
       std::fill(grad + 4 * k, grad + 4 * k + 4, T(0));
     } else if (need_boxes) {
       write_box_gradient(args.predicted, args.pooling, k, sums + kX1, grad + 4 * k);
@@ -106,7 +106,7 @@ Tensor backward(const RoiLossCall& call, const Tensor& grad_rows) {
   args.grad_rows = data<const T>(upstream);
   args.grad_features = data<T>(grad);
   const Groups groups(args.predicted.boxes.count, args.predicted.map.images, [&](int64_t k) {
-    return counted_match(args, k) < 0 ? -1 : args.predicted.boxes.image_index[k];
+    return valid_match(args, k) < 0 ? -1 : args.predicted.boxes.image_index[k];
   });
   args.groups = &groups;
   const int64_t blocks = CLS2DET_CALL(channel_blocks<T>, args.predicted.map.channels);

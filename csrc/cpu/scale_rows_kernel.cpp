@@ -15,7 +15,7 @@ Tensor run(const Tensor& grad_rows, const Tensor& row_grads) {
   torch::stable::parallel_for(0, count, 1 + 16384 / (width + 1), [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k) {
       const T g = upstream[k * stride];
-      // a row that nothing asks for stays 0, even if its gradient is NaN
+      // where g is 0 so is the result, even if the row's gradient is NaN
       for (int64_t i = k * width; i < (k + 1) * width; ++i) result[i] = g == T(0) ? T(0) : g * in[i];
     }
   });

@@ -7,8 +7,8 @@
 namespace cls2det {
 namespace {
 
-// Appends entries to one row of W. Samples move steadily along the axis, so those that read a pixel follow each other: two
-// pending entries merge nearly all. A pixel that comes twice is two entries, which is as good.
+// Appends entries to one row of W. Samples move in one direction along the axis, so those that read the same pixel follow each
+// other, and two pending entries merge nearly all of them. Two entries of one pixel give the same sums.
 template <typename T>
 struct RowBuilder {
   AxisEntry<T>* out;
@@ -19,7 +19,7 @@ struct RowBuilder {
 
   // lo, hi: dW / d lo = slope (1 - a), dW / d hi = slope a
   __device__ void add(int pixel, T weight, T slope, T a) {
-    if (weight == T(0) && slope == T(0)) return;  // outside the map: not even an infinite pixel counts
+    if (weight == T(0) && slope == T(0)) return;  // outside the map, where a pixel must not be read: it may be infinite
     const AxisEntry<T> entry{pixel, weight, slope * (T(1) - a), slope * a};
     if (older.pixel == pixel) {
       merge(older, entry);

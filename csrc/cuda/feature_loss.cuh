@@ -14,7 +14,7 @@ namespace {
 
 // The target that row k counts for, or -1: match, image and the match's image must all be in range.
 template <typename S>
-__device__ int64_t counted_match(const FeatureLoss<S>& a, int64_t k, int state) {
+__device__ int64_t valid_match(const FeatureLoss<S>& a, int64_t k, int state) {
   const int64_t match = a.matched[k];
   if (state == kIgnored || match < 0 || match >= a.targets) return -1;
   return a.target_counts && a.target_counts[match * a.target_counts_stride] == kIgnored ? -1 : match;
@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(kBlock) feature_loss_kernel(FeatureLoss<S> a, 
   for (int64_t block = blockIdx.x; block < a.tables.count * tiling.tiles; block += gridDim.x) {
     const int64_t k = divide(block, tiling.tiles), tile = block - k * tiling.tiles;
     const BoxTables<T> box = box_tables(a.tables, k);
-    const int64_t match = counted_match(a, k, box.state);
+    const int64_t match = valid_match(a, k, box.state);
     T sums[kPooledParts] = {};
     if (match >= 0) {
       const T* target = a.target + match * values;

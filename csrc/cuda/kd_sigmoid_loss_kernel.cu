@@ -8,10 +8,10 @@
 namespace cls2det {
 namespace {
 
-template <typename S, int kLanes, int kHeld, bool kPlain>
+template <typename S, int kLanes, int kRegisters, bool kPlain>
 __global__ void __launch_bounds__(kBlock) kd_sigmoid_kernel(LogitsView<S> a) {
   using T = Accumulate<S>;
-  each_row<kLanes, kHeld, kPlain>(a, [&](LogitsRow<S, kLanes, kHeld, kPlain>& row, int64_t k, bool matched) {
+  for_rows<kLanes, kRegisters, kPlain>(a, [&](LogitsRow<S, kLanes, kRegisters, kPlain>& row, int64_t k, bool matched) {
     const T scale = T(1) / a.temperature;
     S* grad = a.grad && matched ? a.grad + k * a.columns : nullptr;
     const int first = first_class_column(a.background);
@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(kBlock) kd_sigmoid_kernel(LogitsView<S> a) {
       const auto same = [](T z) { return z; };
       const T share = a.temperature / T(a.classes);
       row.load(same);
-      row.each(same, [&](int, auto c, T s, T t) {
+      row.for_classes(same, [&](int, auto c, T s, T t) {
         if (!row.has(c)) return;
         const Sigmoid<T> on_s = sigmoid(s * scale), on_t = sigmoid(t * scale);
         loss += two_way_kl(on_s, on_t);
@@ -38,8 +38,7 @@ __global__ void __launch_bounds__(kBlock) kd_sigmoid_kernel(LogitsView<S> a) {
     }
     if (matched && threadIdx.x % kLanes == 0) {
       a.rows[k] = a.temperature * a.temperature * loss;
-      const int64_t column = background_column(a.background, a.classes);
-      if (grad && column >= 0) grad[column] = static_cast<S>(0.0f);
+      if (grad && a.background != Background::none) grad[background_column(a.background, a.classes)] = static_cast<S>(0.0f);
     }
   });
 }

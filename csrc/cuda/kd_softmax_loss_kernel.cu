@@ -7,10 +7,10 @@
 namespace cls2det {
 namespace {
 
-template <typename S, int kLanes, int kHeld, bool kPlain>
+template <typename S, int kLanes, int kRegisters, bool kPlain>
 __global__ void __launch_bounds__(kBlock) kd_softmax_kernel(LogitsView<S> a) {
   using T = Accumulate<S>;
-  each_row<kLanes, kHeld, kPlain>(a, [&](LogitsRow<S, kLanes, kHeld, kPlain>& row, int64_t k, bool matched) {
+  for_rows<kLanes, kRegisters, kPlain>(a, [&](LogitsRow<S, kLanes, kRegisters, kPlain>& row, int64_t k, bool matched) {
     const auto same = [](T z) { return z; };
     row.load(same);
     const int first = first_class_column(a.background);

@@ -3,8 +3,8 @@
 //     v(f)  = sum_e e.weight I[e.pixel, f.pixel],  and the same with e.lo, e.hi
 //     value = sum_f f.weight v(f)       d value / dx1 = sum_f f.lo v(f)     d value / dy1 = sum_f f.weight v_lo(f)
 //
-// Each pixel under the bin is read once, for the value and all four derivatives. The channels of a thread share the entries,
-// and their pixels are read at the same time: one bin's pixels are few, and what it costs is the wait for them.
+// Each pixel under the bin is read once, for the value and all four derivatives. The channels of a thread share the entries
+// and read their pixels at the same time: a bin has few pixels, and most of its time is waiting for them.
 #pragma once
 
 #include "cuda/roi_pool_kernel.h"
@@ -96,7 +96,7 @@ __host__ __device__ inline int64_t channel_slots(int64_t channels) {
   return (channels + kThreadChannels - 1) / kThreadChannels;
 }
 
-// visit(index in (C, bins), Pooled) for the values of tile `tile` of one box, once per value.
+// Calls visit(index in (C, bins), Pooled) once for each value of tile `tile` of one box.
 template <bool kEdges, typename S, typename T, typename Visit>
 __device__ __forceinline__ void pool_tile(
     const MapView<S>& map, int64_t image, const AxisTables<T>& tables, const BoxTables<T>& box, const Tiling& tiling,

@@ -17,7 +17,7 @@ __global__ void __launch_bounds__(kBlock)
   for (int64_t block = blockIdx.x; block < tables.count * tiling.tiles; block += gridDim.x) {
     const int64_t n = divide(block, tiling.tiles), tile = block - n * tiling.tiles;
     const BoxTables<T> box = box_tables(tables, n);
-    // an ignored box has no entries and so pools to 0, whatever the image
+    // an ignored box has no entries: it reads nothing and pools to 0
     const int64_t image = box.state == kIgnored ? 0 : image_index ? image_index[n] : n;
     Out* o = out + n * values;
     pool_tile<false>(map, image, tables, box, tiling, tile, [&](int64_t i, const Pooled<T>& pooled) {
@@ -39,8 +39,8 @@ __global__ void __launch_bounds__(kBlock) sum_partials_kernel(
       const MapBox<T> b = map_box(boxes.xyxy + 4 * k, boxes.scale, height, width, clip);
       const bool moves[4] = {b.moves_x1, b.moves_y1, b.moves_x2, b.moves_y2};
       for (int e = 0; e < 4; ++e) {  // a box that is not finite has left NaN in its sums, an ignored one 0
-        const bool lost = !b.finite && sums[kX1 + e] != T(0);
-        grad_boxes[4 * k + e] = moves[e] || lost ? sums[kX1 + e] * share * boxes.scale : T(0);
+        const bool not_finite = !b.finite && sums[kX1 + e] != T(0);
+        grad_boxes[4 * k + e] = moves[e] || not_finite ? sums[kX1 + e] * share * boxes.scale : T(0);
       }
     }
   }
@@ -55,7 +55,8 @@ Tiling pool_tiling(const MapView<S>& map, const AxisTables<Accumulate<S>>& table
   const bool channels_first = map.stride_c == 1 && map.stride_x != 1 && map.channels >= 16;
   const int lanes = channels_first || tables.slots_x < 8 ? 1 : tables.slots_x < 32 ? 4 : 16;
   const int64_t all = channel_slots(map.channels) * int64_t(tables.out_h) * tables.out_w;
-  // A fixed share, so that the sums of a row do not depend on other rows; wide bins take long enough one by one.
+  // The same number of items in every call, so that the sums of a row do not depend on other rows. Wide bins take long: one
+  // per group of lanes is enough.
   const int64_t items = (lanes == 16 ? 1 : 2) * (kBlock / lanes);
   return {lanes, channels_first, items, ceil_div(all, items)};
 }

@@ -66,7 +66,7 @@ CLS2DET_HD V two_way_kl(const Sigmoid<V>& s, const Sigmoid<V>& t) {
 
 // The student's column of teacher class 0, and its background column (-1: none).
 CLS2DET_HD int first_class_column(Background background) { return background == Background::first ? 1 : 0; }
-CLS2DET_HD int64_t background_column(Background background, int64_t classes) {
+CLS2DET_HD int64_t background_column(Background background, const int64_t& classes) {  // nvcc loads a value in every case
   return background == Background::none ? -1 : background == Background::first ? 0 : classes;
 }
 

@@ -35,7 +35,8 @@ CLS2DET_HD V iou(const Corners<V>& a, const Corners<V>& b) {
 enum class Assignment : int { level = 0, all = 1, best = 2 };
 constexpr int kMostLevels = 16;
 
-// best[levels], the largest IoU of one box with the anchors of each level, becomes what an anchor's IoU must exceed there.
+// Takes best[levels], the largest IoU of one box with the anchors of each level, and leaves there the thresholds: what an
+// anchor's IoU must exceed to be part of the mask.
 template <typename T>
 CLS2DET_HD void imitation_thresholds(T* best, int levels, T factor, Assignment assignment) {
   int top = 0;

@@ -32,8 +32,8 @@ def test_no_order_of_threads_and_no_size_of_the_grid_changes_a_bit(
     expected = bits(name)
     for value in {"CLS2DET_EMULATOR_ORDER": ORDERS, "CLS2DET_EMULATOR_BLOCKS": ("1", "2", "3")}[variable]:
         monkeypatch.setenv(variable, value)
-        for found, one in zip(bits(name), expected, strict=True):
-            assert torch.equal(found, one), f"{variable}={value}"
+        for actual, target in zip(bits(name), expected, strict=True):
+            assert torch.equal(actual, target), f"{variable}={value}"
 
 
 def test_unknown_order_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
