@@ -1,5 +1,5 @@
-// Checks of the raw operators' arguments, their last line of defence: the public Python functions check first, with better
-// messages. The checks of one operator stand in its own header.
+// Checks of the raw operators' arguments. The public Python functions check first, with better messages. The checks of one
+// operator are in csrc/<op>.h.
 #pragma once
 
 #include <initializer_list>

@@ -59,7 +59,7 @@ inline StemShape stem_shape(
   return s;
 }
 
-// The operators with the arguments of their schemas; Run, of one back end, takes the sizes and the tensors.
+// The operators with the arguments of their schemas. They check these and call Run, the implementation of one back end.
 template <auto Run>
 std::tuple<Tensor, Tensor> frozen_stem(
     Tensor images, Tensor weight, Tensor bias, int64_t stride, int64_t padding, bool need_grad) {

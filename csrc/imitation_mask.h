@@ -33,7 +33,8 @@ inline void check(const ImitationCall& call) {
   check_positive("factor", call.factor);
 }
 
-// The operator with the arguments of its schema; Run, of one back end, writes the mask (images, anchors) of the call.
+// The operator with the arguments of its schema. It checks these and calls Run, the implementation of one back end, which
+// writes the mask (images, anchors).
 template <auto Run>
 Tensor imitation_mask(
     Tensor anchors, Tensor boxes, Tensor image_index, int64_t images, Shape level_sizes, double factor, int64_t assignment) {

@@ -53,12 +53,12 @@ LogitsView<S> logits_view(const LogitsCall& call, const Tensor& rows, const Tens
   return view;
 }
 
-// The operators with the arguments of their schemas; Run, of one back end, takes the call.
+// The operators with the arguments of their schemas. They check these and call Run, the implementation of one back end.
 template <auto Run>
 std::tuple<Tensor, Tensor> kd_softmax_loss(
     Tensor student, Tensor teacher, Tensor matched, double temperature, int64_t background, bool need_grad) {
-  const LogitsCall call{student,          teacher,  matched, temperature, to_option("background", background, Background::last),
-                        SigmoidMode::bce, need_grad};
+  const Background column = to_option("background", background, Background::last);
+  const LogitsCall call{student, teacher, matched, temperature, column, SigmoidMode::bce, need_grad};
   check(call);
   return Run(call);
 }
@@ -66,14 +66,9 @@ std::tuple<Tensor, Tensor> kd_softmax_loss(
 template <auto Run>
 std::tuple<Tensor, Tensor> kd_sigmoid_loss(
     Tensor student, Tensor teacher, Tensor matched, double temperature, int64_t mode, int64_t background, bool need_grad) {
-  const LogitsCall call{
-      student,
-      teacher,
-      matched,
-      temperature,
-      to_option("background", background, Background::last),
-      to_option("mode", mode, SigmoidMode::l1norm),
-      need_grad};
+  const Background column = to_option("background", background, Background::last);
+  const LogitsCall call{student,  teacher, matched, temperature, column, to_option("mode", mode, SigmoidMode::l1norm),
+                        need_grad};
   check(call);
   return Run(call);
 }

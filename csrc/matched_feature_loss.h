@@ -37,7 +37,7 @@ inline void check_matched_loss_backward(const Tensor& grad_rows, const Tensor& p
   check_together(features, {pooled_grad});
 }
 
-// The operators with the arguments of their schemas; Run, of one back end, takes the call.
+// The operators with the arguments of their schemas. They check these and call Run, the implementation of one back end.
 template <auto Run>
 std::tuple<Tensor, Tensor> matched_feature_loss(
     Tensor features, Tensor target_features, Tensor matched_idxs, int64_t out_h, int64_t out_w, int64_t loss, double beta,

@@ -5,7 +5,7 @@
 
 namespace cls2det {
 
-// The operators with the arguments of their schemas; Run, of one back end, takes the call.
+// The operators with the arguments of their schemas. They check these and call Run, the implementation of one back end.
 template <auto Run>
 Tensor roi_avg_pool(
     Tensor features, Tensor boxes, Tensor image_index, int64_t out_h, int64_t out_w, int64_t samples_h, int64_t samples_w,

@@ -5,7 +5,7 @@
 
 namespace cls2det {
 
-// The operators with the arguments of their schemas; Run, of one back end, takes the call.
+// The operators with the arguments of their schemas. They check these and call Run, the implementation of one back end.
 template <auto Run>
 Tensor roi_crop(Tensor images, Tensor boxes, Tensor image_index, int64_t out_h, int64_t out_w, bool border, bool clip) {
   const RoiCall call{images, boxes, image_index, make_pooling(out_h, out_w, out_h, out_w, border, clip), 1.0};

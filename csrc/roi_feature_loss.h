@@ -25,7 +25,7 @@ inline void check(const RoiLossCall& call) {
   check_positive("beta", call.beta);
 }
 
-// The operators with the arguments of their schemas; Run, of one back end, takes the call.
+// The operators with the arguments of their schemas. They check these and call Run, the implementation of one back end.
 template <auto Run>
 std::tuple<Tensor, Tensor> roi_feature_loss(
     Tensor features, Tensor boxes, Tensor image_index, Tensor target_features, Tensor target_boxes, Tensor target_image_index,

@@ -1,5 +1,4 @@
-// The arguments of the comparison of pooled maps, which roi_feature_loss and matched_feature_loss share. Kernel:
-// feature_loss.cuh.
+// The arguments of the kernel in feature_loss.cuh, which roi_feature_loss and matched_feature_loss share.
 #pragma once
 
 #include "cuda/axis_tables_kernel.h"
