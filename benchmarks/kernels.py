@@ -28,24 +28,24 @@ def kernels(run: Callable[[], object]) -> list[tuple[str, int, float]]:
     for _ in range(3):
         run()
     torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         for _ in range(CALLS):
             run()
         torch.cuda.synchronize()
-    found = [event for event in seen.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    events = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
     launches, time = Counter(), Counter()
-    for event in sorted(found, key=lambda event: event.time_range.start):
+    for event in sorted(events, key=lambda event: event.time_range.start):
         launches[event.name] += 1
         time[event.name] += event.time_range.elapsed_us()
     return [(name, round(count / CALLS), time[name] / count) for name, count in launches.items()]
 
 
 def show(title: str, run: Callable[[], object]) -> None:
-    found = kernels(run)
-    total = sum(count * each for _name, count, each in found)
-    print(f"{title}: {sum(count for _name, count, _each in found)} launches, {total:.1f} us")
-    for name, count, each in found:
-        print(f"  {count:4} x {each:9.1f} us  {name.removeprefix('void ')[:110]}")
+    rows = kernels(run)
+    total = sum(count * microseconds for _name, count, microseconds in rows)
+    print(f"{title}: {sum(count for _name, count, _microseconds in rows)} launches, {total:.1f} us")
+    for name, count, microseconds in rows:
+        print(f"  {count:4} x {microseconds:9.1f} us  {name.removeprefix('void ')[:110]}")
 
 
 def main(operators: list[str], backend: str) -> None:

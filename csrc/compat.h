@@ -31,15 +31,15 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Shape = std::vector<int64_t>;
 
-// The first write to a fresh page of 4 KiB enters the kernel, which for a large result costs more than computing it. Where the
-// system leaves the choice to programs (transparent_hugepage/enabled: madvise), whole pages of 2 MiB inside of the memory are
-// asked for.
+// The first write to a fresh page of 4 KiB enters the kernel, which for a large result costs more than computing it. So this
+// asks for pages of 2 MiB, where the system leaves the choice to programs (transparent_hugepage/enabled: madvise).
 inline void prefer_huge_pages(void* memory, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t page = 1 << 21;
   const uintptr_t first = (reinterpret_cast<uintptr_t>(memory) + page - 1) / page * page;
   const uintptr_t last = (reinterpret_cast<uintptr_t>(memory) + uintptr_t(bytes)) / page * page;
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a wish: failing changes nothing
+  if (first < last)
+    madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a hint: nothing changes where it fails
 #else
   (void)memory, (void)bytes;
 #endif
@@ -69,6 +69,11 @@ inline Tensor make(const Tensor& like, const Shape& shape, ScalarType dtype) {
 
 inline Tensor make_zeros(const Tensor& like, const Shape& shape, ScalarType dtype) {
   return torch::stable::new_zeros(like, shape, dtype);
+}
+
+template <typename T>
+T* data(const Tensor& tensor) {
+  return static_cast<T*>(tensor.data_ptr());
 }
 
 inline Shape shape_of(const Tensor& tensor) {

@@ -3,10 +3,9 @@
 #pragma once
 
 #include <initializer_list>
-#include <optional>
 
 #include "compat.h"
-#include "math/dense_shape.h"
+#include "views.h"
 
 namespace cls2det {
 
@@ -35,32 +34,18 @@ inline Tensor make_map(const Tensor& like, bool channels_last, ScalarType dtype)
 }
 
 struct DenseMap {
-  Tensor map;  // the one given, or a copy in the order asked for
+  Tensor map;  // the tensor itself, or a copy in the other order
   DenseShape shape;
   int64_t stride;  // from one image to the next
 
-  DenseMap(const Tensor& given, bool channels_last) : map(given) {
-    if (!is_dense(given, channels_last)) {
-      map = make_map(given, channels_last, given.scalar_type());
-      torch::stable::copy_(map, given);
+  DenseMap(const Tensor& tensor, bool channels_last) : map(tensor) {
+    if (!is_dense(tensor, channels_last)) {
+      map = make_map(tensor, channels_last, tensor.scalar_type());
+      torch::stable::copy_(map, tensor);
     }
     const int64_t channels = map.size(1), positions = map.size(2) * map.size(3);
     shape = {map.size(0), channels_last ? positions : channels, channels_last ? channels : positions};
     stride = map.stride(0);
-  }
-};
-
-// The inputs of masked_feature_loss in one order, the student's. Masks are of accumulate dtype.
-struct MaskedMaps {
-  bool channels_last;
-  DenseMap student, teacher;
-  std::optional<Tensor> outer_mask, inner_mask;  // (images, outer), (images, inner)
-
-  MaskedMaps(const Tensor& s, const Tensor& t, const std::optional<Tensor>& mask, const std::optional<Tensor>& channel_mask)
-      : channels_last(is_channels_last(s)), student(s, channels_last), teacher(t, channels_last) {
-    const ScalarType acc = accumulate_dtype(s.scalar_type());
-    if (mask) (channels_last ? outer_mask : inner_mask) = packed(*mask, acc);
-    if (channel_mask) (channels_last ? inner_mask : outer_mask) = packed(*channel_mask, acc);
   }
 };
 

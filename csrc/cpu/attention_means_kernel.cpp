@@ -1,7 +1,8 @@
 // attention_means on the CPU: one pass over the map in the order in which it lies gives the sums of its rows and columns.
+#include "attention_means.h"
+
 #include <cstring>
 
-#include "checks.h"
 #include "cpu/map_tiles.h"
 #include "math/feature_distance.h"
 
@@ -22,7 +23,7 @@ struct MeansArgs {
 
   MeansArgs(const DenseMap& dense, bool absolute, int64_t most_columns)
       : tiles(dense.shape, most_columns),
-        features(static_cast<const T*>(dense.map.data_ptr())),
+        features(data<const T>(dense.map)),
         stride(dense.stride),
         absolute(absolute),
         outer_share(T(1) / T(std::max(dense.shape.inner, int64_t(1)))),
@@ -41,7 +42,7 @@ namespace {
 // means (images, width) = share * the sum over `parts` of partial (images, parts, width)
 template <typename T>
 void mean_of_parts(const std::vector<T>& partial, int64_t images, int64_t parts, int64_t width, T share, const Tensor& means) {
-  T* out = static_cast<T*>(means.data_ptr());
+  T* out = data<T>(means);
   std::fill(out, out + images * width, T(0));
   for (int64_t b = 0; b < images; ++b) {
     T* row = out + b * width;
@@ -60,7 +61,7 @@ void forward(const DenseMap& dense, bool absolute, const Tensor& outer_means, co
   std::vector<T> inner_partial(shape.images * args.tiles.down * shape.inner);
   args.outer_partial = outer_partial.data();
   args.inner_partial = inner_partial.data();
-  args.tiles.each([&](int64_t begin, int64_t end) { CLS2DET_CALL(attention_sums<T>, args, begin, end); });
+  args.tiles.for_tiles([&](int64_t begin, int64_t end) { CLS2DET_CALL(attention_sums<T>, args, begin, end); });
   mean_of_parts(outer_partial, shape.images, args.tiles.across, shape.outer, args.outer_share, outer_means);
   mean_of_parts(inner_partial, shape.images, args.tiles.down, shape.inner, args.inner_share, inner_means);
 }
@@ -68,11 +69,11 @@ void forward(const DenseMap& dense, bool absolute, const Tensor& outer_means, co
 template <typename T>
 void backward(const DenseMap& dense, bool absolute, const Tensor& outer_grad, const Tensor& inner_grad, const Tensor& grad) {
   MeansArgs<T> args(dense, absolute, 16384);
-  args.outer_grad = static_cast<const T*>(outer_grad.data_ptr());
-  args.inner_grad = static_cast<const T*>(inner_grad.data_ptr());
-  args.grad = static_cast<T*>(grad.data_ptr());
+  args.outer_grad = data<const T>(outer_grad);
+  args.inner_grad = data<const T>(inner_grad);
+  args.grad = data<T>(grad);
   args.past_caches = args.tiles.past_caches(args.grad);
-  args.tiles.each([&](int64_t begin, int64_t end) { CLS2DET_CALL(attention_gradients<T>, args, begin, end); });
+  args.tiles.for_tiles([&](int64_t begin, int64_t end) { CLS2DET_CALL(attention_gradients<T>, args, begin, end); });
 }
 
 std::tuple<Tensor, Tensor> attention_means(Tensor features, bool absolute) {
@@ -88,7 +89,7 @@ std::tuple<Tensor, Tensor> attention_means(Tensor features, bool absolute) {
 }
 
 Tensor attention_means_backward(Tensor grad_spatial, Tensor grad_channel, Tensor features, bool absolute) {
-  check_attention_backward(grad_spatial, grad_channel, features);
+  check_attention_means_backward(grad_spatial, grad_channel, features);
   const ScalarType dtype = features.scalar_type(), acc = accumulate_dtype(dtype);
   const bool last = is_channels_last(features);
   const DenseMap dense(to_dtype(features, acc), last);
@@ -101,6 +102,11 @@ Tensor attention_means_backward(Tensor grad_spatial, Tensor grad_channel, Tensor
 
 }  // namespace
 }  // namespace cls2det
+
+STABLE_TORCH_LIBRARY_FRAGMENT(cls2det, m) {
+  m.def("attention_means(Tensor features, bool absolute) -> (Tensor, Tensor)");
+  m.def("attention_means_backward(Tensor grad_spatial, Tensor grad_channel, Tensor features, bool absolute) -> Tensor");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(cls2det, CPU, m) {
   m.impl("attention_means", TORCH_BOX(&cls2det::attention_means));

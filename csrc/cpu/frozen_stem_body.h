@@ -42,8 +42,8 @@ void stem_pool_rows(const StemPool<T>& args, int64_t begin, int64_t end) {
   }
 }
 
-// What reaches one place of the convolution: where the kernels of its channels begin, and their gradients, one entry for each
-// pool that chose it.
+// The gradient at one place of the convolution, an entry for each pool that chose it: where the kernel of the entry's channel
+// begins, and the pool's gradient.
 template <typename T>
 struct StemPlace {
   int* kernels;
@@ -56,16 +56,16 @@ template <typename T>
 CLS2DET_HD void add_chosen(const T* grad, const uint8_t* index, int channels, int step, int kernel_size, StemPlace<T>& place) {
 #if CLS2DET_TARGET == 512
   if constexpr (sizeof(T) == 4) {
-    const __m128i wanted = _mm_set1_epi8(char(step));
+    const __m128i target = _mm_set1_epi8(char(step));
     const __m512i size = _mm512_set1_epi32(kernel_size),
                   first = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     __m512i kernel = _mm512_mullo_epi32(first, size);
     for (int c = 0; c < channels; c += 16, kernel = _mm512_add_epi32(kernel, _mm512_slli_epi32(size, 4))) {
-      const __mmask16 there = channels - c < 16 ? __mmask16((1u << (channels - c)) - 1) : __mmask16(-1);
-      const __mmask16 here = _mm_mask_cmpeq_epi8_mask(there, _mm_maskz_loadu_epi8(there, index + c), wanted);
-      _mm512_storeu_ps(place.grads + place.count, _mm512_maskz_compress_ps(here, _mm512_maskz_loadu_ps(there, grad + c)));
-      _mm512_storeu_si512(place.kernels + place.count, _mm512_maskz_compress_epi32(here, kernel));
-      place.count += __builtin_popcount(here);
+      const __mmask16 inside = channels - c < 16 ? __mmask16((1u << (channels - c)) - 1) : __mmask16(-1);
+      const __mmask16 chosen = _mm_mask_cmpeq_epi8_mask(inside, _mm_maskz_loadu_epi8(inside, index + c), target);
+      _mm512_storeu_ps(place.grads + place.count, _mm512_maskz_compress_ps(chosen, _mm512_maskz_loadu_ps(inside, grad + c)));
+      _mm512_storeu_si512(place.kernels + place.count, _mm512_maskz_compress_epi32(chosen, kernel));
+      place.count += __builtin_popcount(chosen);
     }
     return;
   }
@@ -104,8 +104,8 @@ CLS2DET_HD void add_place(const StemPlace<T>& place, const T* weight, int kernel
   } else {
     constexpr int rows = lanes > kMostKernel ? lanes / kMostKernel : 1, kVectors = rows * kMostKernel / lanes;
     for (int r = 0; r < kernel_h; r += rows) {
-      const int here = kernel_h - r < rows ? kernel_h - r : rows;
-      add_kernels<T, kVectors>(place, weight, r * kMostKernel, here, image + r * image_row, image_row);
+      const int chosen = kernel_h - r < rows ? kernel_h - r : rows;
+      add_kernels<T, kVectors>(place, weight, r * kMostKernel, chosen, image + r * image_row, image_row);
     }
   }
 }
@@ -122,13 +122,14 @@ void stem_images_backward(const StemBackward<T>& args, int64_t begin, int64_t en
   const int64_t padded_w = reach_w > s.width + s.padding ? reach_w : s.width + s.padding;
   std::vector<T> padded(s.inputs * padded_h * padded_w), upstream(plane * channels);
   std::vector<uint8_t> chosen(plane * channels);
-  const int64_t most = 4 * channels + 16;  // four pools see a place, and add_chosen writes a vector behind
+  const int64_t most = 4 * channels + 16;  // four pools cover a place, and add_chosen writes a vector behind
   std::vector<T> grads(s.conv_w * most);
   std::vector<int> kernels(s.conv_w * most);
   std::vector<StemPlace<T>> line(s.conv_w);
   for (int64_t image = begin; image < end; ++image) {
     std::fill(padded.begin(), padded.end(), T(0));
-    for (int64_t c0 = 0; c0 < channels; c0 += 16) {  // a transpose: a few streams at a time, lines written whole
+    for (int64_t c0 = 0; c0 < channels;
+         c0 += 16) {  // a transpose: of a few channels at a time, so that whole cache lines are written
       const int64_t c1 = c0 + 16 < channels ? c0 + 16 : channels, first = image * channels * plane;
       for (int64_t i = 0; i < plane; ++i) {
         for (int64_t c = c0; c < c1; ++c) upstream[i * channels + c] = args.grad[first + c * plane + i];

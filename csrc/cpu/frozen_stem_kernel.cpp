@@ -56,7 +56,7 @@ Tensor convolution(const Tensor& images, const Tensor& weight, const Tensor& bia
 
 template <typename T>
 std::tuple<Tensor, Tensor> forward(
-    const Tensor& images, const Tensor& weight, const Tensor& bias, const StemShape& shape, bool need_grad) {
+    const StemShape& shape, const Tensor& images, const Tensor& weight, const Tensor& bias, bool need_grad) {
   const ScalarType acc = accumulate_dtype(images.scalar_type());
   const Tensor kernel = DenseMap(to_dtype(weight, acc), true).map;  // its order is the convolution's
   const Tensor offset = to_dtype(bias, acc);
@@ -67,11 +67,11 @@ std::tuple<Tensor, Tensor> forward(
   const int64_t fit = kChunkBytes / std::max<int64_t>(one, 1), step = std::max<int64_t>(fit, 1);
   for (int64_t first = 0; first < shape.images && out.numel() > 0; first += step) {
     const int64_t count = std::min(shape.images - first, step);
-    const Tensor some = torch::stable::narrow(from, 0, first, count);
-    const DenseMap conv(convolution(some, kernel, offset, shape.stride, shape.padding), true);
+    const Tensor part = torch::stable::narrow(from, 0, first, count);
+    const DenseMap conv(convolution(part, kernel, offset, shape.stride, shape.padding), true);
     const int64_t values = first * shape.channels * shape.out_h * shape.out_w;
-    StemPool<T> args{shape, static_cast<const T*>(conv.map.data_ptr()), static_cast<T*>(out.data_ptr()) + values, nullptr};
-    if (need_grad) args.index = static_cast<uint8_t*>(index.data_ptr()) + values;
+    StemPool<T> args{shape, data<const T>(conv.map), data<T>(out) + values, nullptr};
+    if (need_grad) args.index = data<uint8_t>(index) + values;
     torch::stable::parallel_for(
         0, count * shape.out_h, 1, [&](int64_t begin, int64_t end) { CLS2DET_CALL(stem_pool_rows<T>, args, begin, end); });
   }
@@ -79,10 +79,10 @@ std::tuple<Tensor, Tensor> forward(
 }
 
 template <typename T>
-Tensor backward(const Tensor& grad, const Tensor& index, const Tensor& weight, const StemShape& shape) {
+Tensor backward(const StemShape& shape, const Tensor& grad, const Tensor& index, const Tensor& weight) {
   const ScalarType acc = accumulate_dtype(grad.scalar_type());
   const Tensor upstream = packed(grad, acc), chosen = packed(index), kernel = packed(weight, acc);
-  const T* weights = static_cast<const T*>(kernel.data_ptr());
+  const T* weights = data<const T>(kernel);
   const int kernel_size = (shape.kernel_h + 1) / 2 * 2 * kMostKernel;
   std::vector<T> packed(int64_t(shape.inputs) * shape.channels * kernel_size, T(0));
   for (int64_t c = 0; c < shape.channels; ++c) {
@@ -95,37 +95,34 @@ Tensor backward(const Tensor& grad, const Tensor& index, const Tensor& weight, c
     }
   }
   Tensor out = make(grad, {shape.images, shape.inputs, shape.height, shape.width}, acc);
-  const StemBackward<T> args{
-      shape,
-      static_cast<const T*>(upstream.data_ptr()),
-      static_cast<const uint8_t*>(chosen.data_ptr()),
-      packed.data(),
-      kernel_size,
-      static_cast<T*>(out.data_ptr())};
+  const StemBackward<T> args{shape,       data<const T>(upstream), data<const uint8_t>(chosen), packed.data(), kernel_size,
+                             data<T>(out)};
   torch::stable::parallel_for(
       0, shape.images, 1, [&](int64_t begin, int64_t end) { CLS2DET_CALL(stem_images_backward<T>, args, begin, end); });
   return to_dtype(out, grad.scalar_type());
 }
 
-std::tuple<Tensor, Tensor> frozen_stem(
-    Tensor images, Tensor weight, Tensor bias, int64_t stride, int64_t padding, bool need_grad) {
-  check_stem(images, weight, bias, stride, padding);
-  const StemShape shape = stem_shape(weight, images.size(0), images.size(2), images.size(3), stride, padding);
-  return (images.scalar_type() == ScalarType::Double ? forward<double> : forward<float>)(images, weight, bias, shape,
-                                                                                         need_grad);
+std::tuple<Tensor, Tensor> stem(
+    const StemShape& shape, const Tensor& images, const Tensor& weight, const Tensor& bias, bool need_grad) {
+  const bool wide = images.scalar_type() == ScalarType::Double;
+  return (wide ? forward<double> : forward<float>)(shape, images, weight, bias, need_grad);
 }
 
-Tensor frozen_stem_backward(
-    Tensor grad, Tensor index, Tensor weight, int64_t height, int64_t width, int64_t stride, int64_t padding) {
-  check_stem_backward(grad, index, weight, height, width, stride, padding);
-  const StemShape shape = stem_shape(weight, grad.size(0), height, width, stride, padding);
-  return (grad.scalar_type() == ScalarType::Double ? backward<double> : backward<float>)(grad, index, weight, shape);
+Tensor stem_backward(const StemShape& shape, const Tensor& grad, const Tensor& index, const Tensor& weight) {
+  return (grad.scalar_type() == ScalarType::Double ? backward<double> : backward<float>)(shape, grad, index, weight);
 }
 
 }  // namespace
 }  // namespace cls2det
 
+STABLE_TORCH_LIBRARY_FRAGMENT(cls2det, m) {
+  m.def("frozen_stem(Tensor images, Tensor weight, Tensor bias, int stride, int padding, bool need_grad) -> (Tensor, Tensor)");
+  m.def(
+      "frozen_stem_backward(Tensor grad, Tensor index, Tensor weight, int height, int width, int stride, int padding) -> "
+      "Tensor");
+}
+
 STABLE_TORCH_LIBRARY_IMPL(cls2det, CPU, m) {
-  m.impl("frozen_stem", TORCH_BOX(&cls2det::frozen_stem));
-  m.impl("frozen_stem_backward", TORCH_BOX(&cls2det::frozen_stem_backward));
+  m.impl("frozen_stem", TORCH_BOX(&cls2det::frozen_stem<cls2det::stem>));
+  m.impl("frozen_stem_backward", TORCH_BOX(&cls2det::frozen_stem_backward<cls2det::stem_backward>));
 }

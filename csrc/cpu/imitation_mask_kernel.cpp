@@ -1,10 +1,9 @@
 // imitation_mask on the CPU: anchors in chunks of one level. A first pass keeps the largest IoU of each box with each chunk, a
 // second marks anchors in the chunks where that exceeds the box's threshold.
+#include "imitation_mask.h"
+
 #include <algorithm>
 #include <cstring>
-
-#include "checks.h"
-#include "math/iou.h"
 
 namespace cls2det {
 namespace {
@@ -17,7 +16,7 @@ struct AnchorChunk {
 
 template <typename T>
 struct ImitationArgs {
-  Corners<const T*> anchors;   // each (anchors_count,)
+  Corners<const T*> anchors;   // four times (anchors_count,)
   const T* boxes;              // (boxes_count, 4)
   const int64_t* image_index;  // (boxes_count,)
   int64_t anchors_count, boxes_count, images, levels;
@@ -48,27 +47,25 @@ std::vector<AnchorChunk> chunks_of(const Shape& level_sizes) {
 }
 
 template <typename T>
-void run(
-    const Tensor& anchors, const Tensor& boxes, const Tensor& image_index, const Shape& level_sizes, double factor,
-    int64_t assignment, const Tensor& mask) {
-  const Tensor planes = packed(torch::stable::transpose(anchors, 0, 1));
-  const T* plane = static_cast<const T*>(planes.data_ptr());
-  const int64_t count = anchors.size(0), boxes_count = boxes.size(0), levels = level_sizes.size();
-  const std::vector<AnchorChunk> chunks = chunks_of(level_sizes);
+void run(const ImitationCall& call, const Tensor& mask) {
+  const Tensor planes = packed(torch::stable::transpose(call.anchors, 0, 1));  // x1, y1, x2, y2
+  const Tensor boxes = packed(call.boxes), image_index = packed(call.image_index);
+  const T* plane = data<const T>(planes);
+  const int64_t count = call.anchors.size(0), boxes_count = boxes.size(0), levels = call.level_sizes.size();
+  const std::vector<AnchorChunk> chunks = chunks_of(call.level_sizes);
   std::vector<T> largest(chunks.size() * boxes_count), thresholds(boxes_count * levels, T(0));
-  const ImitationArgs<T> args{
-      {plane, plane + count, plane + 2 * count, plane + 3 * count},
-      static_cast<const T*>(boxes.data_ptr()),
-      static_cast<const int64_t*>(image_index.data_ptr()),
-      count,
-      boxes_count,
-      mask.size(0),
-      levels,
-      chunks.data(),
-      largest.data(),
-      thresholds.data(),
-      static_cast<bool*>(mask.data_ptr()),
-  };
+  ImitationArgs<T> args{};
+  args.anchors = {plane, plane + count, plane + 2 * count, plane + 3 * count};
+  args.boxes = data<const T>(boxes);
+  args.image_index = data<const int64_t>(image_index);
+  args.anchors_count = count;
+  args.boxes_count = boxes_count;
+  args.images = call.images;
+  args.levels = levels;
+  args.chunks = chunks.data();
+  args.largest = largest.data();
+  args.thresholds = thresholds.data();
+  args.mask = data<bool>(mask);
   const int64_t grain = 1 + 64 / (boxes_count + 1);  // chunks per thread that are worth waking it
   torch::stable::parallel_for(
       0, chunks.size(), grain, [&](int64_t begin, int64_t end) { CLS2DET_CALL(imitation_maxima<T>, args, begin, end); });
@@ -78,22 +75,24 @@ void run(
       best = std::max(best, largest[c * boxes_count + g]);
     }
   }
-  for (int64_t g = 0; g < boxes_count; ++g)
-    imitation_thresholds(&thresholds[g * levels], int(levels), T(factor), int(assignment));
+  for (int64_t g = 0; g < boxes_count; ++g) {
+    imitation_thresholds(&thresholds[g * levels], int(levels), T(call.factor), call.assignment);
+  }
   torch::stable::parallel_for(
       0, chunks.size(), grain, [&](int64_t begin, int64_t end) { CLS2DET_CALL(imitation_marks<T>, args, begin, end); });
 }
 
-Tensor imitation_mask(
-    Tensor anchors, Tensor boxes, Tensor image_index, int64_t images, Shape level_sizes, double factor, int64_t assignment) {
-  check_imitation(anchors, boxes, image_index, images, level_sizes, factor, assignment);
-  Tensor mask = make(anchors, {images, anchors.size(0)}, ScalarType::Bool);
-  (anchors.scalar_type() == ScalarType::Double ? run<double> : run<float>)(anchors, packed(boxes), packed(image_index),
-                                                                           level_sizes, factor, assignment, mask);
-  return mask;
+void mark(const ImitationCall& call, const Tensor& mask) {
+  (call.anchors.scalar_type() == ScalarType::Double ? run<double> : run<float>)(call, mask);
 }
 
 }  // namespace
 }  // namespace cls2det
 
-STABLE_TORCH_LIBRARY_IMPL(cls2det, CPU, m) { m.impl("imitation_mask", TORCH_BOX(&cls2det::imitation_mask)); }
+STABLE_TORCH_LIBRARY_FRAGMENT(cls2det, m) {
+  m.def(
+      "imitation_mask(Tensor anchors, Tensor boxes, Tensor image_index, int images, int[] level_sizes, float factor, "
+      "int assignment) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(cls2det, CPU, m) { m.impl("imitation_mask", TORCH_BOX(&cls2det::imitation_mask<cls2det::mark>)); }

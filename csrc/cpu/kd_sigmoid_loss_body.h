@@ -14,16 +14,16 @@ void kd_sigmoid_teachers(const LogitsArgs<T>& args, int64_t begin, int64_t end) 
   std::vector<T> log_scores(classes);
   for (int64_t g = begin; g < end; ++g) {
     if (!args.used[g]) continue;
-    T* soft = args.soft + g * 4 * classes;
+    T* soft = args.soft + g * kSigmoidPlanes * classes;
     for (int64_t c = 0; c < classes; c += kLanes<T>) {
       const int64_t n = classes - c;
-      const auto s = sigmoid_vector<T>(load_up_to(args.teacher + g * args.teacher_stride + c, n, T(0)) * scale);
+      const auto s = sigmoid_vector<T>(load_up_to(args.teacher + g * args.teacher_row + c, n, T(0)) * scale);
       store_up_to(soft + c, s.on, n);
       store_up_to(soft + classes + c, s.off, n);
       store_up_to(soft + 2 * classes + c, s.log_on, n);
       store_up_to(soft + 3 * classes + c, s.log_off, n);
     }
-    if (args.mode == kL1Norm) {
+    if (args.mode == SigmoidMode::l1norm) {
       std::memcpy(log_scores.data(), soft + 2 * classes, classes * sizeof(T));
       softmax_row(log_scores.data(), classes, T(1), soft, soft + classes);
     }
@@ -83,17 +83,17 @@ template <typename T>
 void kd_sigmoid_rows(const LogitsArgs<T>& args, int64_t begin, int64_t end) {
   const int64_t first = first_class_column(args.background);
   const T scale = T(1) / args.temperature, squared = args.temperature * args.temperature;
-  std::vector<T> scratch(args.mode == kL1Norm ? 3 * args.classes : 0);
+  std::vector<T> scratch(args.mode == SigmoidMode::l1norm ? 3 * args.classes : 0);
   for (int64_t k = begin; k < end; ++k) {
     const int64_t match = args.matched[k];
     T* grad = args.grad ? args.grad + k * args.columns : nullptr;
     if (grad) std::memset(grad, 0, args.columns * sizeof(T));  // an unused column stays 0
     args.rows[k] = T(0);
     if (match < 0 || match >= args.teachers) continue;  // ignored
-    const T* z = args.student + k * args.student_stride + first;
-    const T* soft = args.soft + match * 4 * args.classes;
+    const T* z = args.student + k * args.student_row + first;
+    const T* soft = args.soft + match * kSigmoidPlanes * args.classes;
     if (grad) grad += first;
-    if (args.mode == kBce) {
+    if (args.mode == SigmoidMode::bce) {
       const T classes = T(args.classes);
       args.rows[k] = squared / classes * bce_row<T>(z, soft, args.classes, scale, grad, args.temperature / classes);
     } else {

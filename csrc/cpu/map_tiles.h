@@ -19,7 +19,7 @@ struct MapTiles {
   int64_t columns, rows;  // of a full tile
   int64_t down, across;   // tiles of one image
 
-  // most_columns: what of a row shall stay in the cache from one row to the next.
+  // most_columns: how many values of a row should stay in the cache until the next row.
   MapTiles(const DenseShape& s, int64_t most_columns)
       : shape(s),
         columns(std::clamp(shape.inner, int64_t(1), most_columns)),
@@ -35,7 +35,8 @@ struct MapTiles {
     return {image, y, x, top, std::min(top + rows, shape.outer), left, std::min(left + columns, shape.inner)};
   }
 
-  // Whether a dense result of this shape shall be written past the caches: it is more than they hold, and rows are whole lines.
+  // Whether a dense result of this shape should be written past the caches: it is larger than they are, and its rows are whole
+  // lines.
   template <typename T>
   bool past_caches(const T* result) const {
     const int64_t row = shape.inner * int64_t(sizeof(T));
@@ -44,7 +45,7 @@ struct MapTiles {
 
   // run(begin, end) for all tiles, in parallel; several at once where they are small.
   template <typename Run>
-  void each(const Run& run) const {
+  void for_tiles(const Run& run) const {
     torch::stable::parallel_for(0, count(), 1 + kValues / 4 / (rows * columns), run);
   }
 };

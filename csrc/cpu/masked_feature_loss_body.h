@@ -1,9 +1,9 @@
 // Masked squared differences tile by tile, lanes over the values of a row.
 
-// visit(offset in the image, values left in the row, mask * scale, difference) for every vector of a tile; skip(offset, values)
-// for a row whose own mask is 0: it is not read.
+// Calls visit(offset in the image, values left in the row, mask * scale, difference) for every vector of a tile. A row whose
+// mask is 0 is not read; instead it calls skip(offset, number of values).
 template <typename T, typename Visit, typename Skip>
-CLS2DET_HD void each_difference(const MaskedArgs<T>& args, const MapTile& tile, T scale, const Visit& visit, const Skip& skip) {
+CLS2DET_HD void for_differences(const MaskedArgs<T>& args, const MapTile& tile, T scale, const Visit& visit, const Skip& skip) {
   const DenseShape& shape = args.tiles.shape;
   const int64_t count = tile.inner_end - tile.inner_begin;
   const Vec<T> one = Vec<T>{} + T(1);
@@ -18,7 +18,7 @@ CLS2DET_HD void each_difference(const MaskedArgs<T>& args, const MapTile& tile, 
     }
     const T *s = args.student + tile.image * args.student_stride + at,
             *t = args.teacher + tile.image * args.teacher_stride + at;
-    each_vector<T>(count, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
+    for_vectors<T>(count, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
       const Vec<T> mask = load_up_to(inner_mask + i * step, n, T(0)) * row_mask;
       visit(at + i, n, mask, Vec<T>(load_up_to(s + i, n, T(0)) - load_up_to(t + i, n, T(0))));
     });
@@ -32,7 +32,7 @@ void masked_sums(const MaskedArgs<T>& args, int64_t begin, int64_t end) {
     Vec<T> sum{};
     const auto add = [&](int64_t, int64_t, Vec<T> mask, Vec<T> difference)
                          __attribute__((always_inline)) { sum += masked_square(mask, difference); };
-    each_difference(args, args.tiles[i], T(1), add, [](int64_t, int64_t) {});
+    for_differences(args, args.tiles[i], T(1), add, [](int64_t, int64_t) {});
     args.partial[i] = sum_lanes<T>(sum);
   }
 }
@@ -51,7 +51,7 @@ void masked_gradients(const MaskedArgs<T>& args, int64_t begin, int64_t end) {
       if (student) write_up_to(student + at, slope, left, past);
       if (teacher) write_up_to(teacher + at, Vec<T>(-slope), left, past);
     };
-    each_difference(args, tile, args.grad_rows[tile.image * args.grad_rows_stride], write, [&](int64_t at, int64_t count) {
+    for_differences(args, tile, args.grad_rows[tile.image * args.grad_rows_stride], write, [&](int64_t at, int64_t count) {
       if (student) std::memset(student + at, 0, count * sizeof(T));
       if (teacher) std::memset(teacher + at, 0, count * sizeof(T));
     });

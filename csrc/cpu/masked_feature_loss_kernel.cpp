@@ -1,5 +1,6 @@
 // masked_feature_loss on the CPU: one pass over both maps in the order in which they lie, forward and backward alike.
-#include "checks.h"
+#include "masked_feature_loss.h"
+
 #include "cpu/map_tiles.h"
 #include "math/masked_square.h"
 
@@ -20,12 +21,12 @@ struct MaskedArgs {
 
   explicit MaskedArgs(const MaskedMaps& maps)
       : tiles(maps.student.shape, 16384),
-        student(static_cast<const T*>(maps.student.map.data_ptr())),
-        teacher(static_cast<const T*>(maps.teacher.map.data_ptr())),
+        student(data<const T>(maps.student.map)),
+        teacher(data<const T>(maps.teacher.map)),
         student_stride(maps.student.stride),
         teacher_stride(maps.teacher.stride),
-        outer_mask(maps.outer_mask ? static_cast<const T*>(maps.outer_mask->data_ptr()) : nullptr),
-        inner_mask(maps.inner_mask ? static_cast<const T*>(maps.inner_mask->data_ptr()) : nullptr) {}
+        outer_mask(maps.outer_mask ? data<const T>(*maps.outer_mask) : nullptr),
+        inner_mask(maps.inner_mask ? data<const T>(*maps.inner_mask) : nullptr) {}
 };
 
 }  // namespace
@@ -43,9 +44,9 @@ Tensor forward(const MaskedMaps& maps) {
   const int64_t images = args.tiles.shape.images, per_image = args.tiles.down * args.tiles.across;
   std::vector<T> partial(args.tiles.count());
   args.partial = partial.data();
-  args.tiles.each([&](int64_t begin, int64_t end) { CLS2DET_CALL(masked_sums<T>, args, begin, end); });
+  args.tiles.for_tiles([&](int64_t begin, int64_t end) { CLS2DET_CALL(masked_sums<T>, args, begin, end); });
   Tensor rows = make_zeros(maps.student.map, {images}, maps.student.map.scalar_type());
-  T* row = static_cast<T*>(rows.data_ptr());
+  T* row = data<T>(rows);
   for (int64_t i = 0; i < args.tiles.count(); ++i) row[i / per_image] += partial[i];
   return rows;
 }
@@ -53,12 +54,12 @@ Tensor forward(const MaskedMaps& maps) {
 template <typename T>
 void backward(const MaskedMaps& maps, const Tensor& grad_rows, const Tensor& grad_student, const Tensor& grad_teacher) {
   MaskedArgs<T> args(maps);
-  args.grad_rows = static_cast<const T*>(grad_rows.data_ptr());
+  args.grad_rows = data<const T>(grad_rows);
   args.grad_rows_stride = grad_rows.stride(0);
-  if (grad_student.dim() == 4) args.grad_student = static_cast<T*>(grad_student.data_ptr());  // else not needed
-  if (grad_teacher.dim() == 4) args.grad_teacher = static_cast<T*>(grad_teacher.data_ptr());
+  if (grad_student.dim() == 4) args.grad_student = data<T>(grad_student);  // else not needed
+  if (grad_teacher.dim() == 4) args.grad_teacher = data<T>(grad_teacher);
   args.past_caches = args.tiles.past_caches(args.grad_student) && args.tiles.past_caches(args.grad_teacher);
-  args.tiles.each([&](int64_t begin, int64_t end) { CLS2DET_CALL(masked_gradients<T>, args, begin, end); });
+  args.tiles.for_tiles([&](int64_t begin, int64_t end) { CLS2DET_CALL(masked_gradients<T>, args, begin, end); });
 }
 
 Tensor masked_feature_loss(Tensor student, Tensor teacher, std::optional<Tensor> mask, std::optional<Tensor> channel_mask) {
@@ -85,6 +86,13 @@ std::tuple<Tensor, Tensor> masked_feature_loss_backward(
 
 }  // namespace
 }  // namespace cls2det
+
+STABLE_TORCH_LIBRARY_FRAGMENT(cls2det, m) {
+  m.def("masked_feature_loss(Tensor student, Tensor teacher, Tensor? mask, Tensor? channel_mask) -> Tensor");
+  m.def(
+      "masked_feature_loss_backward(Tensor grad_rows, Tensor student, Tensor teacher, Tensor? mask, Tensor? channel_mask, "
+      "bool need_student, bool need_teacher) -> (Tensor, Tensor)");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(cls2det, CPU, m) {
   m.impl("masked_feature_loss", TORCH_BOX(&cls2det::masked_feature_loss));

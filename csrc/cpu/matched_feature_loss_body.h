@@ -7,7 +7,7 @@ void pool_crop_plane(const MatchedArgs<T>& args, const T* plane, T* sums, T* out
     const int y0 = bin_begin(p, args.height, args.out_h), y1 = bin_end(p, args.height, args.out_h);
     if (args.out_w == 1) {  // whole rows, neighbours in memory
       Vec<T> sum{};
-      each_vector<T>(int64_t(y1 - y0) * args.width, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
+      for_vectors<T>(int64_t(y1 - y0) * args.width, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
         sum += load_up_to(plane + int64_t(y0) * args.width + i, n, T(0));
       });
       out[p] = sum_lanes<T>(sum) / T((y1 - y0) * args.width);
@@ -57,7 +57,7 @@ void matched_rows(const MatchedArgs<T>& args, int64_t begin, int64_t end) {
     }
     const T* target = args.pooled_target + match * values;
     Vec<T> sum{};
-    each_vector<T>(values, [&](int64_t j, int64_t n) __attribute__((always_inline)) {
+    for_vectors<T>(values, [&](int64_t j, int64_t n) __attribute__((always_inline)) {
       const Vec<T> difference = load_up_to(pooled.data() + j, n, T(0)) - load_up_to(target + j, n, T(0));
       sum += distance(difference, args.loss, args.beta);
       if (grad) store_up_to(grad + j, Vec<T>(distance_slope(difference, args.loss, args.beta) * share), n);

@@ -1,9 +1,10 @@
-// matched_feature_loss on the CPU: ground truths are pooled once, then every crop is pooled, compared and forgotten; the
-// gradient that the forward leaves behind has the pooled size.
+// matched_feature_loss on the CPU. Each target is pooled once; then each crop is pooled and compared, and its pooled values
+// are not kept. The gradient that the forward leaves behind has the pooled size.
+#include "matched_feature_loss.h"
+
 #include <cstring>
 #include <vector>
 
-#include "checks.h"
 #include "math/feature_distance.h"
 #include "math/sampling.h"
 
@@ -15,7 +16,8 @@ struct MatchedArgs {
   const T *features, *target;  // (K, C, height, width), (G, C, height, width)
   const int64_t* matched;      // (K,)
   int64_t channels, targets;
-  int height, width, out_h, out_w, loss;
+  int height, width, out_h, out_w;
+  Distance loss;
   T beta;
   const int *begin_x, *end_x;        // pixels of each bin along x
   const char* used;                  // (G,)
@@ -54,27 +56,25 @@ struct Bins {  // the part of the arguments that follows from the sizes, and the
 };
 
 template <typename T>
-std::tuple<Tensor, Tensor> forward(
-    const Tensor& features, const Tensor& target_features, const Tensor& matched_idxs, int64_t out_h, int64_t out_w,
-    int64_t loss, double beta, bool need_grad) {
-  const ScalarType acc = accumulate_dtype(features.scalar_type());
-  const Tensor crops = packed(features, acc), truths = packed(target_features, acc);
-  const Tensor matched = packed(matched_idxs);
-  const int64_t count = crops.size(0), channels = crops.size(1), targets = truths.size(0);
-  Bins<T> bins(crops, out_h, out_w);
+std::tuple<Tensor, Tensor> forward(const MatchedLossCall& call) {
+  const ScalarType acc = accumulate_dtype(call.features.scalar_type());
+  const Tensor crops = packed(call.features, acc), truths = packed(call.target_features, acc);
+  const Tensor matched = packed(call.matched_idxs);
+  const int64_t count = call.count(), channels = call.channels(), targets = call.targets();
+  Bins<T> bins(crops, call.out_h, call.out_w);
   MatchedArgs<T>& args = bins.args;
   Tensor rows = make(crops, {count}, acc);
-  Tensor grad = make(crops, need_grad ? Shape{count, channels, out_h, out_w} : Shape{0}, acc);
-  Tensor pooled = make(crops, {targets, channels, out_h, out_w}, acc);
-  args.features = static_cast<const T*>(crops.data_ptr());
-  args.target = static_cast<const T*>(truths.data_ptr());
-  args.matched = static_cast<const int64_t*>(matched.data_ptr());
+  Tensor grad = make(crops, call.need_grad ? Shape{count, channels, call.out_h, call.out_w} : Shape{0}, acc);
+  Tensor pooled = make(crops, {targets, channels, call.out_h, call.out_w}, acc);
+  args.features = data<const T>(crops);
+  args.target = data<const T>(truths);
+  args.matched = data<const int64_t>(matched);
   args.targets = targets;
-  args.loss = int(loss);
-  args.beta = T(beta);
-  args.pooled_target = static_cast<T*>(pooled.data_ptr());
-  args.rows = static_cast<T*>(rows.data_ptr());
-  args.grad = need_grad ? static_cast<T*>(grad.data_ptr()) : nullptr;
+  args.loss = call.loss;
+  args.beta = T(call.beta);
+  args.pooled_target = data<T>(pooled);
+  args.rows = data<T>(rows);
+  args.grad = call.need_grad ? data<T>(grad) : nullptr;
   std::vector<char> used(targets, 0);
   for (int64_t k = 0; k < count; ++k) {
     if (args.matched[k] >= 0 && args.matched[k] < targets) used[args.matched[k]] = 1;
@@ -95,33 +95,34 @@ Tensor backward(const Tensor& grad_rows, const Tensor& pooled_grad, const Tensor
   const Tensor upstream = packed(grad_rows, acc), pooled = packed(pooled_grad, acc);
   Bins<T> bins(features, pooled_grad.size(2), pooled_grad.size(3));
   Tensor grad = make(features, shape_of(features), acc);
-  bins.args.grad_rows = static_cast<const T*>(upstream.data_ptr());
-  bins.args.pooled_grad = static_cast<const T*>(pooled.data_ptr());
-  bins.args.grad = static_cast<T*>(grad.data_ptr());
+  bins.args.grad_rows = data<const T>(upstream);
+  bins.args.pooled_grad = data<const T>(pooled);
+  bins.args.grad = data<T>(grad);
   torch::stable::parallel_for(
       0, features.size(0) * features.size(1), bins.planes_worth_a_thread(),
       [&](int64_t begin, int64_t end) { CLS2DET_CALL(matched_planes_backward<T>, bins.args, begin, end); });
   return to_dtype(grad, features.scalar_type());
 }
 
-std::tuple<Tensor, Tensor> matched_feature_loss(
-    Tensor features, Tensor target_features, Tensor matched_idxs, int64_t out_h, int64_t out_w, int64_t loss, double beta,
-    bool need_grad) {
-  check_matched_loss(features, target_features, matched_idxs, out_h, out_w, loss, beta);
-  return (features.scalar_type() == ScalarType::Double ? forward<double> : forward<float>)(features, target_features,
-                                                                                           matched_idxs, out_h, out_w, loss,
-                                                                                           beta, need_grad);
+std::tuple<Tensor, Tensor> loss(const MatchedLossCall& call) {
+  return call.features.scalar_type() == ScalarType::Double ? forward<double>(call) : forward<float>(call);
 }
 
-Tensor matched_feature_loss_backward(Tensor grad_rows, Tensor pooled_grad, Tensor features) {
-  check_matched_loss_backward(grad_rows, pooled_grad, features);
+Tensor loss_backward(const Tensor& grad_rows, const Tensor& pooled_grad, const Tensor& features) {
   return (features.scalar_type() == ScalarType::Double ? backward<double> : backward<float>)(grad_rows, pooled_grad, features);
 }
 
 }  // namespace
 }  // namespace cls2det
 
+STABLE_TORCH_LIBRARY_FRAGMENT(cls2det, m) {
+  m.def(
+      "matched_feature_loss(Tensor features, Tensor target_features, Tensor matched_idxs, int out_h, int out_w, int loss, "
+      "float beta, bool need_grad) -> (Tensor, Tensor)");
+  m.def("matched_feature_loss_backward(Tensor grad_rows, Tensor pooled_grad, Tensor features) -> Tensor");
+}
+
 STABLE_TORCH_LIBRARY_IMPL(cls2det, CPU, m) {
-  m.impl("matched_feature_loss", TORCH_BOX(&cls2det::matched_feature_loss));
-  m.impl("matched_feature_loss_backward", TORCH_BOX(&cls2det::matched_feature_loss_backward));
+  m.impl("matched_feature_loss", TORCH_BOX(&cls2det::matched_feature_loss<cls2det::loss>));
+  m.impl("matched_feature_loss_backward", TORCH_BOX(&cls2det::matched_feature_loss_backward<cls2det::loss_backward>));
 }

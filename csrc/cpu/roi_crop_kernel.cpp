@@ -1,4 +1,6 @@
 // roi_crop on the CPU: rows are resampled along x once, then blended; no image is replicated and no grid is made.
+#include "roi_crop.h"
+
 #include "cpu/roi_pool.h"
 
 namespace cls2det {
@@ -30,9 +32,8 @@ struct SampleAxis {
 
 template <typename T>
 struct RoiCropArgs {
-  RoiSide<T> side;
-  int out_h, out_w;
-  bool border, clip;
+  RoiView<T> roi;
+  Pooling pooling;
   T* out;                // (N, C, h, w)
   const T* grad;         // (N, C, h, w)
   T* grad_boxes;         // (N, 4)
@@ -50,75 +51,72 @@ namespace cls2det {
 namespace {
 
 template <typename T>
-RoiCropArgs<T> arguments(const RoiTensors& tensors, int64_t out_h, int64_t out_w, bool border, bool clip) {
+RoiCropArgs<T> arguments(const RoiCall& call, const RoiTensors& tensors) {
   RoiCropArgs<T> args{};
-  args.side = tensors.side<T>(1.0);
-  args.out_h = int(out_h), args.out_w = int(out_w);
-  args.border = border, args.clip = clip;
+  args.roi = tensors.view<T>(call.spatial_scale);
+  args.pooling = call.pooling;
   return args;
 }
 
 template <typename T>
-Tensor forward(
-    const Tensor& images, const Tensor& boxes, const Tensor& index, int64_t out_h, int64_t out_w, bool border, bool clip) {
-  const RoiTensors tensors(images, boxes, index);
-  RoiCropArgs<T> args = arguments<T>(tensors, out_h, out_w, border, clip);
-  Tensor out = make(tensors.map, {boxes.size(0), images.size(1), out_h, out_w}, tensors.map.scalar_type());
-  args.out = static_cast<T*>(out.data_ptr());
+Tensor forward(const RoiCall& call) {
+  const RoiTensors tensors(call.map, call.boxes, call.image_index);
+  RoiCropArgs<T> args = arguments<T>(call, tensors);
+  const int64_t count = args.roi.boxes.count, channels = args.roi.map.channels;
+  Tensor out = make(tensors.map, {count, channels, args.pooling.out_h, args.pooling.out_w}, tensors.map.scalar_type());
+  args.out = data<T>(out);
   torch::stable::parallel_for(
-      0, args.side.count, 1, [&](int64_t begin, int64_t end) { CLS2DET_CALL(roi_crop_boxes<T>, args, begin, end); });
-  return to_dtype(out, images.scalar_type());
+      0, count, 1, [&](int64_t begin, int64_t end) { CLS2DET_CALL(roi_crop_boxes<T>, args, begin, end); });
+  return to_dtype(out, call.map.scalar_type());
 }
 
 template <typename T>
-std::tuple<Tensor, Tensor> backward(
-    const Tensor& grad, const Tensor& images, const Tensor& boxes, const Tensor& index, bool border, bool clip,
-    bool need_images, bool need_boxes) {
-  const RoiTensors tensors(images, boxes, index);
+std::tuple<Tensor, Tensor> backward(const RoiCall& call, const Tensor& grad, bool need_images, bool need_boxes) {
+  const RoiTensors tensors(call.map, call.boxes, call.image_index);
   const ScalarType acc = tensors.map.scalar_type();
   const Tensor upstream = packed(grad, acc);
-  RoiCropArgs<T> args = arguments<T>(tensors, grad.size(2), grad.size(3), border, clip);
-  args.grad = static_cast<const T*>(upstream.data_ptr());
-  Tensor grad_boxes = make(boxes, need_boxes ? Shape{args.side.count, 4} : Shape{0}, acc);
+  RoiCropArgs<T> args = arguments<T>(call, tensors);
+  args.grad = data<const T>(upstream);
+  const RoiView<T>& roi = args.roi;
+  const int64_t count = roi.boxes.count, images = roi.map.images;
+  Tensor grad_boxes = make(call.boxes, need_boxes ? Shape{count, 4} : Shape{0}, acc);
   if (need_boxes) {
-    args.grad_boxes = static_cast<T*>(grad_boxes.data_ptr());
+    args.grad_boxes = data<T>(grad_boxes);
     torch::stable::parallel_for(
-        0, args.side.count, 1, [&](int64_t begin, int64_t end) { CLS2DET_CALL(roi_crop_box_gradients<T>, args, begin, end); });
+        0, count, 1, [&](int64_t begin, int64_t end) { CLS2DET_CALL(roi_crop_box_gradients<T>, args, begin, end); });
   }
-  Tensor grad_images = make(tensors.map, need_images ? shape_of(images) : Shape{0}, acc);
+  Tensor grad_images = make(tensors.map, need_images ? shape_of(call.map) : Shape{0}, acc);
   if (need_images) {
-    const RoiSide<T>& side = args.side;
-    const Groups groups(side.count, side.images, [&](int64_t n) { return side.has_image(n) ? side.image_index[n] : -1; });
+    const Groups groups(count, images, [&](int64_t n) { return roi.has_image(n) ? roi.boxes.image_index[n] : -1; });
     args.groups = &groups;
-    args.grad_images = static_cast<T*>(grad_images.data_ptr());
-    torch::stable::parallel_for(0, side.images * side.channels, 1, [&](int64_t begin, int64_t end) {
+    args.grad_images = data<T>(grad_images);
+    torch::stable::parallel_for(0, images * roi.map.channels, 1, [&](int64_t begin, int64_t end) {
       CLS2DET_CALL(roi_crop_image_gradients<T>, args, begin, end);
     });
   }
-  return {to_dtype(grad_images, images.scalar_type()), grad_boxes};
+  return {to_dtype(grad_images, call.map.scalar_type()), grad_boxes};
 }
 
-Tensor roi_crop(Tensor images, Tensor boxes, Tensor image_index, int64_t out_h, int64_t out_w, bool border, bool clip) {
-  check_roi(images, boxes, image_index);
-  check_sizes(out_h, out_w, 1, 1);
-  return (images.scalar_type() == ScalarType::Double ? forward<double> : forward<float>)(images, boxes, image_index, out_h,
-                                                                                         out_w, border, clip);
+Tensor crop(const RoiCall& call) {
+  return call.map.scalar_type() == ScalarType::Double ? forward<double>(call) : forward<float>(call);
 }
 
-std::tuple<Tensor, Tensor> roi_crop_backward(
-    Tensor grad, Tensor images, Tensor boxes, Tensor image_index, bool border, bool clip, bool need_images, bool need_boxes) {
-  check_roi(images, boxes, image_index);
-  check_roi_grad(grad, images, boxes);
-  check_sizes(grad.size(2), grad.size(3), 1, 1);
-  return (images.scalar_type() == ScalarType::Double ? backward<double> : backward<float>)(grad, images, boxes, image_index,
-                                                                                           border, clip, need_images,
-                                                                                           need_boxes);
+std::tuple<Tensor, Tensor> crop_backward(const RoiCall& call, const Tensor& grad, bool need_images, bool need_boxes) {
+  const bool wide = call.map.scalar_type() == ScalarType::Double;
+  return (wide ? backward<double> : backward<float>)(call, grad, need_images, need_boxes);
 }
 
 }  // namespace
 }  // namespace cls2det
 
+STABLE_TORCH_LIBRARY_FRAGMENT(cls2det, m) {
+  m.def("roi_crop(Tensor images, Tensor boxes, Tensor image_index, int out_h, int out_w, bool border, bool clip) -> Tensor");
+  m.def(
+      "roi_crop_backward(Tensor grad, Tensor images, Tensor boxes, Tensor image_index, bool border, bool clip, "
+      "bool need_images, bool need_boxes) -> (Tensor, Tensor)");
+}
+
 STABLE_TORCH_LIBRARY_IMPL(cls2det, CPU, m) {
-  m.impl("roi_crop", TORCH_BOX(&cls2det::roi_crop));
-  m.impl("roi_crop_backward", TORCH_BOX(&cls2det::roi_crop_backward));
+  m.impl("roi_crop", TORCH_BOX(&cls2det::roi_crop<cls2det::crop>));
+  m.impl("roi_crop_backward", TORCH_BOX(&cls2det::roi_crop_backward<cls2det::crop_backward>));
 }

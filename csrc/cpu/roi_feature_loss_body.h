@@ -4,10 +4,10 @@
 // leave per box and block the sums {loss, d loss / dx1, dy1, dx2, dy2} in args.partial.
 template <typename T>
 void roi_feature_loss_tasks(const RoiLossArgs<T>& args, int64_t begin, int64_t end) {
-  const int bins = args.pooling.bins(), planes = args.need_boxes ? kPlanes : 1;
-  const int64_t blocks = channel_blocks<T>(args.side.channels);
+  const int bins = args.pooling.bins(), parts = args.need_boxes ? kPooledParts : 1;
+  const int64_t blocks = channel_blocks<T>(args.predicted.map.channels);
   PoolScratch<T> scratch, storage;
-  Vec<T>* target = storage.vectors(size_t(bins) * (planes + 1));
+  Vec<T>* target = storage.vectors(size_t(bins) * (parts + 1));
   Vec<T>* pooled = target + bins;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t truth = task / blocks, block = task % blocks;
@@ -17,21 +17,21 @@ void roi_feature_loss_tasks(const RoiLossArgs<T>& args, int64_t begin, int64_t e
     for (int64_t i = first; i < last; ++i) {
       const int64_t k = args.groups->order[i];
       if (args.need_boxes) {
-        pool_box<T, true>(args.side, args.pooling, k, block, scratch, pooled);
+        pool_box<T, true>(args.predicted, args.pooling, k, block, scratch, pooled);
       } else {
-        pool_box<T, false>(args.side, args.pooling, k, block, scratch, pooled);
+        pool_box<T, false>(args.predicted, args.pooling, k, block, scratch, pooled);
       }
-      Vec<T> sums[kPlanes] = {};
+      Vec<T> sums[kPooledParts] = {};
       for (int j = 0; j < bins; ++j) {
         const Vec<T> difference = pooled[j] - target[j];
-        sums[0] += distance(difference, args.loss, args.beta);
+        sums[kValue] += distance(difference, args.loss, args.beta);
         if (args.need_boxes) {  // d L / d edge = d'(difference) * d pooled / d edge
           const Vec<T> slope = distance_slope(difference, args.loss, args.beta);
-          for (int e = kX1; e < kPlanes; ++e) sums[e] += slope * pooled[e * bins + j];
+          for (int e = kX1; e < kPooledParts; ++e) sums[e] += slope * pooled[e * bins + j];
         }
       }
-      T* partial = args.partial + (k * blocks + block) * kPlanes;
-      for (int e = 0; e < planes; ++e) partial[e] = sum_lanes<T>(sums[e]);
+      T* partial = args.partial + (k * blocks + block) * kPooledParts;
+      for (int e = 0; e < parts; ++e) partial[e] = sum_lanes<T>(sums[e]);
     }
   }
 }
@@ -41,8 +41,9 @@ void roi_feature_loss_tasks(const RoiLossArgs<T>& args, int64_t begin, int64_t e
 template <typename T>
 void roi_feature_loss_backward_tasks(const RoiLossArgs<T>& args, int64_t begin, int64_t end) {
   const int bins = args.pooling.bins();
-  const int64_t blocks = channel_blocks<T>(args.side.channels), area = int64_t(args.side.height) * args.side.width;
-  const T share = T(1) / (T(args.side.channels) * T(bins));
+  const int64_t blocks = channel_blocks<T>(args.predicted.map.channels),
+                area = int64_t(args.predicted.map.height) * args.predicted.map.width;
+  const T share = T(1) / (T(args.predicted.map.channels) * T(bins));
   PoolScratch<T> scratch, storage;
   Vec<T>* map = storage.vectors(size_t(area) + 2 * bins);
   Vec<T>*target = map + area, *pooled = target + bins;
@@ -54,11 +55,11 @@ void roi_feature_loss_backward_tasks(const RoiLossArgs<T>& args, int64_t begin, 
       const int64_t k = args.groups->order[i];
       if (args.matched[k] != truth)
         pool_box<T, false>(args.target, args.pooling, truth = args.matched[k], block, scratch, target);
-      pool_box<T, false>(args.side, args.pooling, k, block, scratch, pooled);
+      pool_box<T, false>(args.predicted, args.pooling, k, block, scratch, pooled);
       const T g = args.grad_rows[k] * share;
       for (int j = 0; j < bins; ++j) pooled[j] = distance_slope(Vec<T>(pooled[j] - target[j]), args.loss, args.beta) * g;
-      spread_box(args.side, args.pooling, k, pooled, scratch, map);
+      spread_box(args.predicted, args.pooling, k, pooled, scratch, map);
     }
-    write_map(args.side, block, map, args.grad_features + image * args.side.channels * area);
+    write_map(args.predicted, block, map, args.grad_features + image * args.predicted.map.channels * area);
   }
 }

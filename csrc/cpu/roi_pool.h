@@ -2,8 +2,8 @@
 //
 //     pooled[c, p, q] = sum_r sum_s Wy[p, r] Wx[q, s] I[c, r, s]
 //
-// AxisTaps holds the sparse rows of Wx (or Wy) together with their derivatives by the two edges of the box, so that one pass
-// over the pixels gives the pooled value and its derivative for all four edges. The S x S samples never exist.
+// AxisTable holds the sparse rows of Wx (or Wy) and their derivatives by the two edges of the box, so that one pass over the
+// pixels gives the pooled value and its derivative for all four edges. The S x S samples never exist.
 #pragma once
 
 #include <algorithm>
@@ -11,14 +11,14 @@
 #include <limits>
 #include <vector>
 
-#include "checks.h"
 #include "math/feature_distance.h"
 #include "math/sampling.h"
+#include "roi.h"
 
 namespace cls2det {
 
 template <typename T>
-struct AxisTaps {
+struct AxisTable {
   struct Entry {
     int pixel, bin;
     T weight, lo, hi;  // W, dW / d lo, dW / d hi
@@ -53,7 +53,7 @@ struct AxisTaps {
     if (weight == T(0) && slope == T(0)) return;
     first = std::min(first, pixel);
     last = std::max(last, pixel);
-    const int stop = std::max(start.back(), int(entries.size()) - 3);  // samples are monotonous: a repeat is a near one
+    const int stop = std::max(start.back(), int(entries.size()) - 3);  // samples move one way: only the last pixels can repeat
     for (int e = int(entries.size()) - 1; e >= stop; --e) {
       if (entries[e].pixel == pixel) {
         entries[e].weight += weight;
@@ -66,55 +66,35 @@ struct AxisTaps {
   }
 };
 
-// Boxes on a map.
+// A map and boxes on its images.
 template <typename T>
-struct RoiSide {
-  const T* data;  // (images, channels, height, width) at the strides n, c, y, x
-  int64_t images, channels, stride_n, stride_c, stride_y, stride_x;
-  int height, width;
-  const T* boxes;              // (count, 4)
-  const int64_t* image_index;  // (count,)
-  int64_t count;
-  T scale;
+struct RoiView {
+  MapView<T> map;
+  BoxList<T> boxes;
 
-  bool has_image(int64_t box) const { return image_index[box] >= 0 && image_index[box] < images; }
-};
+  bool has_image(int64_t box) const { return boxes.image_index[box] >= 0 && boxes.image_index[box] < map.images; }
 
-struct RoiPooling {
-  int out_h, out_w, samples_h, samples_w;
-  bool border, clip;
-
-  int bins() const { return out_h * out_w; }
-};
-
-// Tensors in accumulate dtype that a RoiSide points into.
-struct RoiTensors {
-  Tensor map, boxes, image_index;
-
-  RoiTensors(const Tensor& features, const Tensor& b, const Tensor& index)
-      : map(to_dtype(features, accumulate_dtype(features.scalar_type()))), boxes(packed(b)), image_index(packed(index)) {}
-
-  template <typename T>
-  RoiSide<T> side(double scale) const {
-    return {
-        static_cast<const T*>(map.data_ptr()),
-        map.size(0),
-        map.size(1),
-        map.stride(0),
-        map.stride(1),
-        map.stride(2),
-        map.stride(3),
-        int(map.size(2)),
-        int(map.size(3)),
-        static_cast<const T*>(boxes.data_ptr()),
-        static_cast<const int64_t*>(image_index.data_ptr()),
-        boxes.size(0),
-        T(scale)};
+  MapBox<T> on_map(int64_t box, const Pooling& pooling) const {
+    return map_box(boxes.xyxy + 4 * box, boxes.scale, map.height, map.width, pooling.clip);
   }
 };
 
-// Rows 0..n-1 sorted by key (rows with key < 0 left out), rows of one key in their order: rows of key j are
-// order[start[j]] .. order[start[j + 1] - 1].
+// The tensors that a RoiView points into, the map in accumulate dtype.
+struct RoiTensors {
+  Tensor map;
+  BoxTensors boxes;
+
+  RoiTensors(const Tensor& features, const Tensor& xyxy, const Tensor& image_index)
+      : map(to_dtype(features, accumulate_dtype(features.scalar_type()))), boxes(xyxy, image_index) {}
+
+  template <typename T>
+  RoiView<T> view(double scale) const {
+    return {map_view<T>(map), boxes.list<T>(scale)};
+  }
+};
+
+// Rows 0..n-1 grouped by key; rows with key < 0 are left out. The rows of key j, in their order, are order[start[j]] to
+// order[start[j + 1] - 1].
 struct Groups {
   std::vector<int64_t> order, start;
 
@@ -134,11 +114,11 @@ struct Groups {
 
 // d loss / d box (x1, y1, x2, y2) from the sums by edge on the map: chain rule of the scale, none for clipped edges.
 template <typename T>
-void write_box_gradient(const RoiSide<T>& side, const RoiPooling& pooling, int64_t box, const T* by_edge, T* grad) {
-  const MapBox<T> b = map_box(side.boxes + 4 * box, side.scale, side.height, side.width, pooling.clip);
+void write_box_gradient(const RoiView<T>& roi, const Pooling& pooling, int64_t box, const T* by_edge, T* grad) {
+  const MapBox<T> b = roi.on_map(box, pooling);
   const bool moves[4] = {b.moves_x1, b.moves_y1, b.moves_x2, b.moves_y2};
   for (int e = 0; e < 4; ++e) {
-    grad[e] = !b.finite ? std::numeric_limits<T>::quiet_NaN() : moves[e] ? by_edge[e] * side.scale : T(0);
+    grad[e] = !b.finite ? std::numeric_limits<T>::quiet_NaN() : moves[e] ? by_edge[e] * roi.boxes.scale : T(0);
   }
 }
 

@@ -11,9 +11,6 @@ int64_t channel_blocks(int64_t channels) {
   return (channels + kLanes<T> - 1) / kLanes<T>;
 }
 
-// Planes of the output of pool_box: the pooled value and its derivatives by the four edges, in the order of a box.
-enum Plane { kValue, kX1, kY1, kX2, kY2, kPlanes };
-
 #if defined(__GNUC__) && !defined(__clang__)
 template <int kStep, int... kLane>
 CLS2DET_HD void exchange(Vec<float>& a, Vec<float>& b, std::integer_sequence<int, kLane...>) {
@@ -64,7 +61,7 @@ void gather_channels(const T* p, int64_t stride_c, int64_t stride_x, int n, int 
 // Scratch of one thread; `axis_x` and `axis_y` hold the taps of the box that was pooled last.
 template <typename T>
 struct PoolScratch {
-  AxisTaps<T> axis_x, axis_y;
+  AxisTable<T> axis_x, axis_y;
   std::vector<T> buffer;  // raw storage for the vectors below, grown on demand
 
   Vec<T>* vectors(size_t count) {
@@ -76,24 +73,23 @@ struct PoolScratch {
 };
 
 template <typename T, bool kGrad>
-void pool_channels(
-    const T* base, const RoiSide<T>& side, const RoiPooling& pooling, int n, PoolScratch<T>& scratch, Vec<T>* out) {
-  using Entry = typename AxisTaps<T>::Entry;
-  const AxisTaps<T>&xs = scratch.axis_x, &ys = scratch.axis_y;
+void pool_channels(const T* base, const RoiView<T>& roi, const Pooling& pooling, int n, PoolScratch<T>& scratch, Vec<T>* out) {
+  using Entry = typename AxisTable<T>::Entry;
+  const AxisTable<T>&xs = scratch.axis_x, &ys = scratch.axis_y;
   const int bins = pooling.bins(), width = xs.last - xs.first + 1;
-  const bool direct = side.stride_c == 1 && n == kLanes<T>;
+  const bool direct = roi.map.stride_c == 1 && n == kLanes<T>;
   Vec<T>* sums = scratch.vectors(size_t(3) * pooling.out_w + width);
   Vec<T>* pixels = sums + 3 * pooling.out_w;
   for (size_t e = 0; e < ys.entries.size();) {
     const int row = ys.entries[e].pixel;
-    const T* p = base + row * side.stride_y + xs.first * side.stride_x;
-    if (!direct) gather_channels(p, side.stride_c, side.stride_x, n, width, pixels);
+    const T* p = base + row * roi.map.stride_y + xs.first * roi.map.stride_x;
+    if (!direct) gather_channels(p, roi.map.stride_c, roi.map.stride_x, n, width, pixels);
     for (int q = 0; q < pooling.out_w; ++q) {  // contract the row with Wx, dWx / dx1, dWx / dx2
       Vec<T> value{}, lo{}, hi{};
       for (int i = xs.start[q]; i < xs.start[q + 1]; ++i) {
         const Entry& x = xs.entries[i];
         const int offset = x.pixel - xs.first;
-        const Vec<T> v = direct ? load(p + offset * side.stride_x) : pixels[offset];
+        const Vec<T> v = direct ? load(p + offset * roi.map.stride_x) : pixels[offset];
         value += x.weight * v;
         if (kGrad) lo += x.lo * v, hi += x.hi * v;
       }
@@ -119,9 +115,9 @@ void pool_channels(
 // One channel with lanes over the pixels of a row: columns first (Wy), then the rows' dot products with Wx.
 template <typename T, bool kGrad>
 void pool_plane(
-    const T* base, const RoiSide<T>& side, const RoiPooling& pooling, int channel, PoolScratch<T>& scratch, Vec<T>* out) {
+    const T* base, const RoiView<T>& roi, const Pooling& pooling, int channel, PoolScratch<T>& scratch, Vec<T>* out) {
   constexpr int lanes = kLanes<T>;
-  const AxisTaps<T>&xs = scratch.axis_x, &ys = scratch.axis_y;
+  const AxisTable<T>&xs = scratch.axis_x, &ys = scratch.axis_y;
   const int bins = pooling.bins(), width = xs.last - xs.first + 1, chunks = (width + lanes - 1) / lanes;
   const int stride = (chunks + 1) * lanes;  // room for dot products that start anywhere
   // per output row p: column sums with Wy, dWy / dy1, dWy / dy2; then a copied row; then one bin of Wx as a dense band
@@ -131,9 +127,9 @@ void pool_plane(
   std::memset(column, 0, sizeof(T) * 3 * pooling.out_h * stride);
   for (size_t e = 0; e < ys.entries.size();) {
     const int row = ys.entries[e].pixel;
-    const T* p = base + row * side.stride_y + xs.first * side.stride_x;
-    if (side.stride_x != 1) {
-      for (int x = 0; x < width; ++x) copy[x] = p[x * side.stride_x];
+    const T* p = base + row * roi.map.stride_y + xs.first * roi.map.stride_x;
+    if (roi.map.stride_x != 1) {
+      for (int x = 0; x < width; ++x) copy[x] = p[x * roi.map.stride_x];
       p = copy;
     }
     for (; e < ys.entries.size() && ys.entries[e].pixel == row; ++e) {
@@ -192,44 +188,44 @@ void pool_plane(
   }
 }
 
-// out (kGrad ? 5 : 1 planes, bins): pooled features of `box` for channel block `block`; lanes past the last channel are 0,
-// and so is everything for a box whose image is out of range. A box that is not finite gives NaN.
+// out (parts, bins): the pooled features of `box` for channel block `block`; with kGrad all kPooledParts, else the values
+// alone. Lanes past the last channel are 0, and so is everything for a box whose image is out of range. A box that is not
+// finite gives NaN.
 template <typename T, bool kGrad>
-void pool_box(
-    const RoiSide<T>& side, const RoiPooling& pooling, int64_t box, int64_t block, PoolScratch<T>& scratch, Vec<T>* out) {
+void pool_box(const RoiView<T>& roi, const Pooling& pooling, int64_t box, int64_t block, PoolScratch<T>& scratch, Vec<T>* out) {
   const int64_t c0 = block * kLanes<T>;
-  const int n = int(side.channels - c0 < kLanes<T> ? side.channels - c0 : kLanes<T>);
-  const int planes = kGrad ? kPlanes : 1;
-  std::memset(reinterpret_cast<T*>(out), 0, sizeof(Vec<T>) * planes * pooling.bins());
-  if (!side.has_image(box)) return;
-  const MapBox<T> b = map_box(side.boxes + 4 * box, side.scale, side.height, side.width, pooling.clip);
+  const int n = int(roi.map.channels - c0 < kLanes<T> ? roi.map.channels - c0 : kLanes<T>);
+  const int parts = kGrad ? kPooledParts : 1;
+  std::memset(reinterpret_cast<T*>(out), 0, sizeof(Vec<T>) * parts * pooling.bins());
+  if (!roi.has_image(box)) return;
+  const MapBox<T> b = roi.on_map(box, pooling);
   if (!b.finite) {
-    for (int i = 0; i < planes * pooling.bins(); ++i) out[i] += std::numeric_limits<T>::quiet_NaN();
+    for (int i = 0; i < parts * pooling.bins(); ++i) out[i] += std::numeric_limits<T>::quiet_NaN();
     return;
   }
-  scratch.axis_x.build(b.x1, b.x2, pooling.samples_w, pooling.out_w, side.width, pooling.border);
-  scratch.axis_y.build(b.y1, b.y2, pooling.samples_h, pooling.out_h, side.height, pooling.border);
+  scratch.axis_x.build(b.x1, b.x2, pooling.samples_w, pooling.out_w, roi.map.width, pooling.border);
+  scratch.axis_y.build(b.y1, b.y2, pooling.samples_h, pooling.out_h, roi.map.height, pooling.border);
   if (scratch.axis_x.last < 0 || scratch.axis_y.last < 0) return;  // wholly outside
   scratch.axis_y.sort_by_pixel();
-  const T* base = side.data + side.image_index[box] * side.stride_n + c0 * side.stride_c;
-  if (few_channels<T>(side.channels)) {
-    for (int c = 0; c < n; ++c) pool_plane<T, kGrad>(base + c * side.stride_c, side, pooling, c, scratch, out);
+  const T* base = roi.map.data + roi.boxes.image_index[box] * roi.map.stride_n + c0 * roi.map.stride_c;
+  if (few_channels<T>(roi.map.channels)) {
+    for (int c = 0; c < n; ++c) pool_plane<T, kGrad>(base + c * roi.map.stride_c, roi, pooling, c, scratch, out);
   } else {
-    pool_channels<T, kGrad>(base, side, pooling, n, scratch, out);
+    pool_channels<T, kGrad>(base, roi, pooling, n, scratch, out);
   }
 }
 
 // The transpose of pool_box: map[r, s] += Wy[p, r] Wx[q, s] grad[p, q], lanes over channels. map: (height, width).
 template <typename T>
 void spread_box(
-    const RoiSide<T>& side, const RoiPooling& pooling, int64_t box, const Vec<T>* grad, PoolScratch<T>& scratch, Vec<T>* map) {
-  const MapBox<T> b = map_box(side.boxes + 4 * box, side.scale, side.height, side.width, pooling.clip);
+    const RoiView<T>& roi, const Pooling& pooling, int64_t box, const Vec<T>* grad, PoolScratch<T>& scratch, Vec<T>* map) {
+  const MapBox<T> b = roi.on_map(box, pooling);
   if (!b.finite) return;
-  scratch.axis_x.build(b.x1, b.x2, pooling.samples_w, pooling.out_w, side.width, pooling.border);
-  scratch.axis_y.build(b.y1, b.y2, pooling.samples_h, pooling.out_h, side.height, pooling.border);
+  scratch.axis_x.build(b.x1, b.x2, pooling.samples_w, pooling.out_w, roi.map.width, pooling.border);
+  scratch.axis_y.build(b.y1, b.y2, pooling.samples_h, pooling.out_h, roi.map.height, pooling.border);
   if (scratch.axis_x.last < 0 || scratch.axis_y.last < 0) return;
   scratch.axis_y.sort_by_pixel();
-  const AxisTaps<T>&xs = scratch.axis_x, &ys = scratch.axis_y;
+  const AxisTable<T>&xs = scratch.axis_x, &ys = scratch.axis_y;
   Vec<T>* sums = scratch.vectors(pooling.out_w);
   for (size_t e = 0; e < ys.entries.size();) {
     const int row = ys.entries[e].pixel;
@@ -238,16 +234,16 @@ void spread_box(
       const Vec<T>* g = grad + ys.entries[e].bin * pooling.out_w;
       for (int q = 0; q < pooling.out_w; ++q) sums[q] += ys.entries[e].weight * g[q];
     }
-    Vec<T>* m = map + int64_t(row) * side.width;
+    Vec<T>* m = map + int64_t(row) * roi.map.width;
     for (const auto& x : xs.entries) m[x.pixel] += x.weight * sums[x.bin];
   }
 }
 
 // map (height, width) of block c0 into a contiguous (channels, height, width) tensor.
 template <typename T>
-void write_map(const RoiSide<T>& side, int64_t block, const Vec<T>* map, T* out) {
-  const int64_t c0 = block * kLanes<T>, area = int64_t(side.height) * side.width;
-  const int n = int(side.channels - c0 < kLanes<T> ? side.channels - c0 : kLanes<T>);
+void write_map(const RoiView<T>& roi, int64_t block, const Vec<T>* map, T* out) {
+  const int64_t c0 = block * kLanes<T>, area = int64_t(roi.map.height) * roi.map.width;
+  const int n = int(roi.map.channels - c0 < kLanes<T> ? roi.map.channels - c0 : kLanes<T>);
   for (int c = 0; c < n; ++c) {
     T* plane = out + (c0 + c) * area;
     for (int64_t i = 0; i < area; ++i) plane[i] = map[i][c];

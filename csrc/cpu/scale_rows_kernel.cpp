@@ -1,5 +1,5 @@
 // scale_rows on the CPU: the backward of every loss whose forward left the gradient of its rows behind.
-#include "checks.h"
+#include "scale_rows.h"
 
 namespace cls2det {
 namespace {
@@ -8,14 +8,14 @@ template <typename T>
 Tensor run(const Tensor& grad_rows, const Tensor& row_grads) {
   const int64_t count = row_grads.size(0), width = count ? row_grads.numel() / count : 0;
   Tensor out = make(row_grads, shape_of(row_grads), row_grads.scalar_type());
-  const T* upstream = static_cast<const T*>(grad_rows.data_ptr());
+  const T* upstream = data<const T>(grad_rows);
   const int64_t stride = count ? grad_rows.stride(0) : 0;
-  const T* in = static_cast<const T*>(row_grads.data_ptr());
-  T* result = static_cast<T*>(out.data_ptr());
+  const T* in = data<const T>(row_grads);
+  T* result = data<T>(out);
   torch::stable::parallel_for(0, count, 1 + 16384 / (width + 1), [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k) {
       const T g = upstream[k * stride];
-      // a row that nothing asks for stays 0, even if its gradient is NaN
+      // where g is 0 so is the result, even if the row's gradient is NaN
       for (int64_t i = k * width; i < (k + 1) * width; ++i) result[i] = g == T(0) ? T(0) : g * in[i];
     }
   });
@@ -31,5 +31,10 @@ Tensor scale_rows(Tensor grad_rows, Tensor row_grads, Tensor input) {
 
 }  // namespace
 }  // namespace cls2det
+
+STABLE_TORCH_LIBRARY_FRAGMENT(cls2det, m) {
+  // grad_rows[k] * row_grads[k, ...] in the dtype of input, which is an argument so that a second derivative can be refused
+  m.def("scale_rows(Tensor grad_rows, Tensor row_grads, Tensor input) -> Tensor");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(cls2det, CPU, m) { m.impl("scale_rows", TORCH_BOX(&cls2det::scale_rows)); }

@@ -69,16 +69,17 @@ CLS2DET_HD void store_up_to(T* p, Vec<T> v, int64_t n) {
   }
 }
 
-// visit(i, n) for the vectors of `count` neighbouring values: n is `lanes`, which the compiler sees, and less only in the last.
+// Calls visit(i, n) for the vectors of `count` neighbouring values: n is the number of lanes, a constant for the compiler, and
+// less only in the last vector.
 template <typename T, typename Visit>
-CLS2DET_HD void each_vector(int64_t count, const Visit& visit) {
+CLS2DET_HD void for_vectors(int64_t count, const Visit& visit) {
   int64_t i = 0;
   for (; i + kLanes<T> <= count; i += kLanes<T>) visit(i, int64_t(kLanes<T>));
   if (i < count) visit(i, count - i);
 }
 
-// store_up_to; `past_caches`: all lanes to a whole line of memory, which is not read before it is written. Ends with
-// finish_writes().
+// Like store_up_to. With `past_caches` all lanes are written past the caches, so that the memory is not read first; n is then
+// at least a vector. finish_writes() must follow the last one.
 template <typename T>
 CLS2DET_HD void write_up_to(T* p, Vec<T> v, int64_t n, bool past_caches) {
 #if CLS2DET_TARGET == 512

@@ -1,7 +1,8 @@
 // attention_means: the means of the rows and columns of dense images, of F or |F|, in one pass.
 //
 // A block holds kRows rows of kBlock columns. Each thread sums its column, each warp its part of every row.
-#include "cuda/kernels.h"
+#include "cuda/attention_means_kernel.h"
+
 #include "cuda/launch.cuh"
 #include "cuda/map_walk.cuh"
 #include "cuda/reduce.cuh"
@@ -62,7 +63,7 @@ template <typename S, int kRun>
 __global__ void __launch_bounds__(kBlock)
     attention_gradients_kernel(AttentionMeans<S> a, Accumulate<S> outer_share, Accumulate<S> inner_share) {
   using T = Accumulate<S>;
-  each_run<kRun>(a.shape, [&](int64_t i, MapPlace at) {
+  for_runs<kRun>(a.shape, [&](int64_t i, MapPlace at) {
     Run<S, kRun> features{}, grad;
     if (a.absolute) features = load_run<kRun>(a.features + at.image * a.stride + at.value);
 #pragma unroll

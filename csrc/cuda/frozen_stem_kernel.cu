@@ -1,11 +1,13 @@
 // frozen_stem with any kernel: convolution, ReLU and max-pool in one pass, and the gradient of the images in another. A
 // ResNet's kernel has faster ones, in resnet_stem_kernel.cu.
 //
-// A block of the backward owns a tile of pixels of one image. For a few channels at a time it lays out in shared memory what
-// the pools send to the places of the convolution that see the tile; each thread then gathers for its pixel. The gradient
-// of full resolution is never written, and no two blocks share a pixel.
-#include "cuda/kernels.h"
+// A block of the backward owns a tile of pixels of one image. For a few channels at a time it puts into shared memory the
+// gradient of the convolution's output, at the places whose kernels read the tile; each thread then sums for its pixel. The
+// gradient of full resolution is never written to global memory, and no two blocks share a pixel.
+#include "cuda/frozen_stem_kernel.h"
+
 #include "cuda/launch.cuh"
+#include "cuda/resnet_stem_kernel.h"
 
 namespace cls2det {
 namespace {
@@ -13,10 +15,10 @@ namespace {
 constexpr int kTile = 16;                        // pixels along each side of a tile; kTile * kTile threads
 constexpr int kChannels = 8;                     // of the convolution, in shared memory at a time
 constexpr int kInputs = 4;                       // channels of the images, in registers at a time
-constexpr int kReach = kTile + kMostKernel - 1;  // places of a convolution of stride 1 that see a tile, along each side
+constexpr int kReach = kTile + kMostKernel - 1;  // places of a convolution of stride 1 that read a tile, along each side
 static_assert(kTile * kTile == kBlock);
 
-// A thread computes the nine places that its pool sees.
+// A thread computes the nine places that its pool covers.
 template <typename S>
 __global__ void __launch_bounds__(kBlock)
     stem_kernel(StemShape s, const S* images, const Accumulate<S>* weight, const Accumulate<S>* bias, S* out, uint8_t* index) {
@@ -54,8 +56,7 @@ __global__ void __launch_bounds__(kBlock)
 
 __device__ __forceinline__ int least(int a, int b) { return a < b ? a : b; }
 
-// The first place of a convolution that sees pixel `pixel`, which is not before the first pixel; the last one is pixel /
-// stride.
+// The first place of a convolution that reads pixel `pixel` >= 0; the last one is pixel / stride.
 __device__ __forceinline__ int first_place(int pixel, int kernel, int stride) {
   return pixel < kernel ? 0 : (pixel - kernel) / stride + 1;
 }

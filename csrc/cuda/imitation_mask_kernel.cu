@@ -1,6 +1,7 @@
 // imitation_mask: a block per box and level finds the largest IoU, a thread per box the thresholds, a thread per image and
 // anchor looks for a box of its image that exceeds them.
-#include "cuda/kernels.h"
+#include "cuda/imitation_mask_kernel.h"
+
 #include "cuda/launch.cuh"
 #include "cuda/reduce.cuh"
 

@@ -1,11 +1,11 @@
 // A kernel's walk over all values of dense images, in runs of neighbouring values, one thread each.
 //
-// A run of 16 bytes is one load, and one division finds its place; a map whose images are no whole number of them is walked
-// value by value.
+// A run of 16 bytes is one load, and one division finds its place. Where images do not consist of whole runs, a run is one
+// value.
 #pragma once
 
-#include "cuda/kernels.h"
 #include "cuda/launch.cuh"
+#include "views.h"
 
 namespace cls2det {
 
@@ -43,9 +43,9 @@ __device__ __forceinline__ void advance(const DenseShape& shape, MapPlace& at) {
   if (++at.inner == shape.inner) at.inner = 0, ++at.outer;
 }
 
-// visit(index in all images, place) for the first value of each run
+// Calls visit(index in all images, place) for the first value of each run.
 template <int kRun, typename Visit>
-__device__ __forceinline__ void each_run(const DenseShape& shape, const Visit& visit) {
+__device__ __forceinline__ void for_runs(const DenseShape& shape, const Visit& visit) {
   const int64_t runs = shape.outer * shape.inner / kRun, total = shape.images * runs;
   for (int64_t i = int64_t(blockIdx.x) * kBlock + threadIdx.x; i < total; i += int64_t(gridDim.x) * kBlock) {
     const int64_t image = divide(i, runs);

@@ -1,7 +1,8 @@
 // masked_feature_loss:  row[b] = sum over the image of mask (student - teacher)^2,  mask = outer mask * inner mask
 //
 // Values whose mask is 0 do not count, not even NaN, and a run of them is not read.
-#include "cuda/kernels.h"
+#include "cuda/masked_feature_loss_kernel.h"
+
 #include "cuda/launch.cuh"
 #include "cuda/map_walk.cuh"
 #include "cuda/reduce.cuh"
@@ -19,9 +20,9 @@ __device__ __forceinline__ Accumulate<S> mask_at(const MaskedLoss<S>& a, const M
   return a.inner_mask ? outer * a.inner_mask[at.image * a.shape.inner + at.inner] : outer;
 }
 
-// visit(n, mask, student - teacher) for the values of the run that begins at `at`, whose masks are times `factor`
+// Calls visit(n, factor * mask, student - teacher) for the values of the run that begins at `at`.
 template <int kRun, typename S, typename Visit>
-__device__ __forceinline__ void each_difference(const MaskedLoss<S>& a, MapPlace at, Accumulate<S> factor, const Visit& visit) {
+__device__ __forceinline__ void for_differences(const MaskedLoss<S>& a, MapPlace at, Accumulate<S> factor, const Visit& visit) {
   using T = Accumulate<S>;
   const S* from_student = a.student + at.image * a.student_stride + at.value;
   const S* from_teacher = a.teacher + at.image * a.teacher_stride + at.value;
@@ -50,7 +51,7 @@ __global__ void __launch_bounds__(kBlock) masked_sums_kernel(MaskedLoss<S> a, in
     const int64_t end = first + kTile < area ? first + kTile : area;
     T sum = T(0);
     for (int64_t value = first + threadIdx.x * kRun; value < end; value += kBlock * kRun) {
-      each_difference<kRun>(a, place_of(a.shape, image, value), T(1), [&](int, T mask, T difference) {
+      for_differences<kRun>(a, place_of(a.shape, image, value), T(1), [&](int, T mask, T difference) {
         if (mask != T(0)) sum += masked_square(mask, difference);
       });
     }
@@ -73,9 +74,9 @@ __global__ void __launch_bounds__(kBlock) sum_tiles_kernel(const T* partial, int
 template <typename S, int kRun>
 __global__ void __launch_bounds__(kBlock) masked_gradients_kernel(MaskedLoss<S> a) {
   using T = Accumulate<S>;
-  each_run<kRun>(a.shape, [&](int64_t i, const MapPlace& at) {
+  for_runs<kRun>(a.shape, [&](int64_t i, const MapPlace& at) {
     Run<S, kRun> grad_student, grad_teacher;
-    each_difference<kRun>(a, at, a.grad_rows[at.image], [&](int n, T mask, T difference) {
+    for_differences<kRun>(a, at, a.grad_rows[at.image], [&](int n, T mask, T difference) {
       const T slope = mask != T(0) ? masked_square_slope(mask, difference) : T(0);
       grad_student.values[n] = static_cast<S>(slope);
       grad_teacher.values[n] = static_cast<S>(-slope);

@@ -1,14 +1,15 @@
-// matched_feature_loss, backward: the transpose of adaptive average pooling. (Forward: feature_loss with one shared table.)
+// matched_feature_loss. Forward: see feature_loss.cuh. Backward: the transpose of adaptive average pooling,
 //
 //     grad[k, c, y, x] = grad_rows[k] sum over the bins (p, q) that cover (y, x):  pooled_grad[k, c, p, q] / |bin|
-#include "cuda/kernels.h"
-#include "cuda/launch.cuh"
+#include "cuda/matched_feature_loss_kernel.h"
+
+#include "cuda/feature_loss.cuh"
 #include "math/sampling.h"
 
 namespace cls2det {
 namespace {
 
-constexpr int kPlanes = 16;  // for which a thread, which has one pixel, finds the bins once
+constexpr int kThreadPlanes = 16;  // of one thread, which finds the bins of its pixel once for all of them
 
 // 1 / |bin p| along one axis of `size` pixels
 template <typename T>
@@ -16,16 +17,16 @@ __device__ __forceinline__ T bin_share(int p, int size, int bins) {
   return T(1) / T(bin_end(p, size, bins) - bin_begin(p, size, bins));
 }
 
-// Bin p covers pixel y exactly when "bin" y of the opposite pooling covers p, so bin_begin and bin_end serve both ways. A pixel
-// lies in one bin or two along an axis, unless there are more bins than pixels.
+// Bin p covers pixel y exactly when, in a pooling of the bins into the pixels, y covers p: bin_begin and bin_end with sizes
+// exchanged give the bins of a pixel. Along an axis these are one or two, unless there are more bins than pixels.
 template <typename S, typename T>
 __global__ void __launch_bounds__(kBlock) unpool_kernel(
     const T* grad_rows, const T* pooled_grad, int64_t planes, int64_t channels, int height, int width, int out_h, int out_w,
     S* grad) {
-  const int64_t area = int64_t(height) * width, total = (planes + kPlanes - 1) / kPlanes * area;
+  const int64_t area = int64_t(height) * width, total = (planes + kThreadPlanes - 1) / kThreadPlanes * area;
   for (int64_t i = int64_t(blockIdx.x) * kBlock + threadIdx.x; i < total; i += int64_t(gridDim.x) * kBlock) {
-    const int64_t chunk = divide(i, area), pixel = i - chunk * area, first = chunk * kPlanes;
-    const int64_t past = first + kPlanes < planes ? first + kPlanes : planes;
+    const int64_t chunk = divide(i, area), pixel = i - chunk * area, first = chunk * kThreadPlanes;
+    const int64_t past = first + kThreadPlanes < planes ? first + kThreadPlanes : planes;
     const int y = int(divide(pixel, width)), x = int(pixel - int64_t(y) * width);
     const int p0 = bin_begin(y, out_h, height), p1 = bin_end(y, out_h, height);
     const int q0 = bin_begin(x, out_w, width), q1 = bin_end(x, out_w, width);
@@ -67,18 +68,24 @@ __global__ void __launch_bounds__(kBlock) unpool_kernel(
 }  // namespace
 
 template <typename S>
+void matched_feature_loss_rows(const FeatureLoss<S>& args, cudaStream_t stream) {
+  launch_feature_loss<false>(args, stream);
+}
+
+template <typename S>
 void unpool_windows(
     const Accumulate<S>* grad_rows, const Accumulate<S>* pooled_grad, int64_t rows, int64_t channels, int height, int width,
     int out_h, int out_w, S* grad, cudaStream_t stream) {
   const int64_t planes = rows * channels;
   if (planes == 0) return;
   CLS2DET_LAUNCH(
-      (unpool_kernel<S, Accumulate<S>>), grid_of(ceil_div(ceil_div(planes, kPlanes) * height * width, kBlock)), stream,
+      (unpool_kernel<S, Accumulate<S>>), grid_of(ceil_div(ceil_div(planes, kThreadPlanes) * height * width, kBlock)), stream,
       grad_rows, pooled_grad, planes, channels, height, width, out_h, out_w, grad);
 }
 
-#define INSTANTIATE(S)          \
-  template void unpool_windows( \
+#define INSTANTIATE(S)                                                          \
+  template void matched_feature_loss_rows(const FeatureLoss<S>&, cudaStream_t); \
+  template void unpool_windows(                                                 \
       const Accumulate<S>*, const Accumulate<S>*, int64_t, int64_t, int, int, int, int, S*, cudaStream_t);
 CLS2DET_FOR_STORAGE(INSTANTIATE)
 

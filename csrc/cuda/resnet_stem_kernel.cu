@@ -1,16 +1,18 @@
 // frozen_stem with a ResNet's kernel: 7 x 7, stride 2, padding 3. Other stems: frozen_stem_kernel.cu.
 //
-// Both kernels are bound by multiply-adds: a thread keeps a tile of sums in registers, so that what it reads from shared memory
-// is used many times, and the sizes of the kernel are constants, so that every register has its name.
+// Both kernels are limited by multiply-adds. So a thread keeps a tile of sums in registers and uses what it reads from shared
+// memory many times; all sizes are constants, without which the tile could not be in registers.
 //
 // Forward: a block owns a strip of up to 15 columns of pools and 32 channels of one image, and walks down 8 rows of the
 // convolution at a time. A thread has 4 neighbouring places of 8 channels. Pools are taken along the row in registers, then
-// down the rows in shared memory, where the last row of each step stays for the next: no place is convolved twice but those
-// between two strips, and the convolution's output is never written.
+// down the rows in shared memory, where the last row of each step stays for the next. Only places between two strips are
+// convolved twice, and the convolution's output is never written.
 //
-// Backward: a block owns a tile of pixels. For a few channels at a time it lays out in shared memory what the pools send to the
-// places of the convolution that see the tile; a thread gathers for its 4 x 4 pixels. No two blocks share a pixel.
-#include "cuda/kernels.h"
+// Backward: a block owns a tile of pixels. For a few channels at a time it puts into shared memory the gradient of the
+// convolution's output, at the places whose kernels read the tile; a thread then sums for its 4 x 4 pixels. No two blocks
+// share a pixel.
+#include "cuda/resnet_stem_kernel.h"
+
 #include "cuda/launch.cuh"
 #include "cuda/map_walk.cuh"
 
@@ -32,7 +34,7 @@ constexpr int kRows = 8;                                // of the convolution in
 constexpr int kPools = kRows / 2;                       // rows of pools in one step
 constexpr int kChannels = 8, kGroups = 4;               // of a thread; threads for other channels
 constexpr int kBlockChannels = kChannels * kGroups;
-constexpr int kHeldInputs = 3;  // channels of the images whose filters stay
+constexpr int kFilterInputs = 3;  // channels of the images whose filters stay in shared memory
 constexpr int kInputRows = (kRows - 1) * kStride + kKernel;
 constexpr int kHalf = kLanes * kPlaces + 4;       // even or odd columns of an input row
 constexpr int kWeightPitch = kBlockChannels + 4;  // spreads the writes of a filter over the banks
@@ -48,7 +50,7 @@ __device__ __forceinline__ void take(float& best, int& chosen, float value, int 
 template <typename S>
 __global__ void __launch_bounds__(kBlock, 2) convolve_kernel(
     StemShape s, int strips, int strip_pools, const S* images, const float* weight, const float* bias, S* out, uint8_t* index) {
-  CLS2DET_SHARED(Quad, weight_runs, kHeldInputs * kTaps * kWeightPitch / 4);
+  CLS2DET_SHARED(Quad, weight_runs, kFilterInputs * kTaps * kWeightPitch / 4);
   CLS2DET_SHARED(Quad, best_runs, (kRows + 1) * kRowPitch / 4);
   CLS2DET_SHARED(uint8_t, chosen, (kRows + 1) * kRowPitch);
   float* best = best_runs->values;  // of three columns; row 0 is the last one of the step before
@@ -71,8 +73,8 @@ __global__ void __launch_bounds__(kBlock, 2) convolve_kernel(
         for (int p = 0; p < kPlaces; ++p) sums[c][p] = start;
       }
       for (int i = 0; i < s.inputs; ++i) {
-        float* filter = weight_runs->values + i % kHeldInputs * kTaps * kWeightPitch;
-        __syncthreads();  // nobody reads what the last input left here
+        float* filter = weight_runs->values + i % kFilterInputs * kTaps * kWeightPitch;
+        __syncthreads();  // before the last input's values are overwritten
         const S* plane = images + (image * s.inputs + i) * s.height * s.width;
         for (int at = threadIdx.x; at < kInputRows * 2 * kHalf; at += kBlock) {
           const int r = at / (2 * kHalf), column = at % (2 * kHalf);
@@ -81,11 +83,11 @@ __global__ void __launch_bounds__(kBlock, 2) convolve_kernel(
           const float pixel = inside ? static_cast<float>(plane[int64_t(y) * s.width + x]) : 0.0f;
           input[r * 2 * kHalf + column % 2 * kHalf + column / 2] = pixel;
         }
-        const bool held = step > 0 && s.inputs <= kHeldInputs;
-        for (int at = threadIdx.x; !held && at < kTaps * kBlockChannels; at += kBlock) {
+        const bool keeps_filter = step > 0 && s.inputs <= kFilterInputs;
+        for (int at = threadIdx.x; !keeps_filter && at < kTaps * kBlockChannels; at += kBlock) {
           const int c = at / kTaps, tap = at % kTaps;
-          const bool there = c0 + c < s.channels;
-          filter[tap * kWeightPitch + c] = there ? weight[(int64_t(c0 + c) * s.inputs + i) * kTaps + tap] : 0.0f;
+          const bool inside = c0 + c < s.channels;
+          filter[tap * kWeightPitch + c] = inside ? weight[(int64_t(c0 + c) * s.inputs + i) * kTaps + tap] : 0.0f;
         }
         __syncthreads();
 #pragma unroll 1
@@ -93,10 +95,10 @@ __global__ void __launch_bounds__(kBlock, 2) convolve_kernel(
           const float* from = input + (row * kStride + ky) * 2 * kHalf + lane * kPlaces;
           const Quad even[2] = {load_run<4>(from), load_run<4>(from + 4)};
           const Quad odd[2] = {load_run<4>(from + kHalf), load_run<4>(from + kHalf + 4)};
-          const float* of_row = filter + ky * kKernel * kWeightPitch + group * kChannels;
+          const float* row_filter = filter + ky * kKernel * kWeightPitch + group * kChannels;
 #pragma unroll
           for (int kx = 0; kx < kKernel; ++kx) {
-            const Quad w[2] = {load_run<4>(of_row + kx * kWeightPitch), load_run<4>(of_row + kx * kWeightPitch + 4)};
+            const Quad w[2] = {load_run<4>(row_filter + kx * kWeightPitch), load_run<4>(row_filter + kx * kWeightPitch + 4)};
 #pragma unroll
             for (int p = 0; p < kPlaces; ++p) {
               const int column = p + kx / 2;
@@ -107,13 +109,13 @@ __global__ void __launch_bounds__(kBlock, 2) convolve_kernel(
           }
         }
       }
-      __syncthreads();  // nobody reads the input
+      __syncthreads();  // before the input is overwritten
       const int place = first_place + lane * kPlaces;
-      const bool row_there = first_row + row < s.conv_h;
+      const bool row_inside = first_row + row < s.conv_h;
 #pragma unroll
       for (int c = 0; c < kChannels; ++c) {
         const float next =
-            __shfl_down_sync(kAllLanes, sums[c][0], 1);  // lane 7 gets another row's, for the slot that is cut off
+            __shfl_down_sync(kAllLanes, sums[c][0], 1);  // lane 7 gets another row's, and only the slot that is cut off uses it
         const int at = (row + 1) * kRowPitch + (group * kChannels + c) * kSlots + 2 * lane;
 #pragma unroll
         for (int pool = 0; pool < 2; ++pool) {
@@ -123,7 +125,7 @@ __global__ void __launch_bounds__(kBlock, 2) convolve_kernel(
           for (int k = 0; k < kWindow; ++k) {
             const int x = place + 2 * pool + k;
             const float value = 2 * pool + k < kPlaces ? sums[c][(2 * pool + k) % kPlaces] : next;
-            if (row_there && x >= 0 && x < s.conv_w) take(most, which, value, k);
+            if (row_inside && x >= 0 && x < s.conv_w) take(most, which, value, k);
           }
           best[at + pool] = most;
           chosen[at + pool] = uint8_t(which);
@@ -160,7 +162,7 @@ __global__ void __launch_bounds__(kBlock, 2) convolve_kernel(
 namespace backward {
 
 constexpr int kPixels = 4;                       // of a thread, along each axis
-constexpr int kSeen = 5;                         // places of the convolution that see them, along each axis
+constexpr int kPatch = 5;                        // places of the convolution that read them, along each axis
 constexpr int kInputs = 3;                       // channels of the images, in registers at a time
 constexpr int kChannels = 8;                     // of the convolution, in shared memory at a time
 constexpr int kBatch = 3;                        // squares of four pools that a thread reads at a time
@@ -219,15 +221,15 @@ __global__ void __launch_bounds__(kBlock, 2)
       float sums[kInputs][kPixels][kPixels] = {};
       for (int c0 = 0; c0 < s.channels; c0 += kChannels) {
         const int channels = s.channels - c0 < kChannels ? s.channels - c0 : kChannels;
-        __syncthreads();  // nobody reads what the last channels left here
+        __syncthreads();  // before the last channels' values are overwritten
         for (int i = threadIdx.x; i < channels * area / 2; i += kBlock) sent_runs[i] = Pair{};  // a line is even
         for (int i = threadIdx.x; i < channels * kTaps * 4; i += kBlock) {
           const int c = i / (kTaps * 4), tap = i / 4 % kTaps, input = i0 + i % 4;
-          const bool there = i % 4 < kInputs && input < s.inputs;
-          filter->values[i] = there ? weight[(int64_t(c0 + c) * s.inputs + input) * kTaps + tap] : 0.0f;
+          const bool inside = i % 4 < kInputs && input < s.inputs;
+          filter->values[i] = inside ? weight[(int64_t(c0 + c) * s.inputs + input) * kTaps + tap] : 0.0f;
         }
-        // Pools two apart share no place: each quarter of them is added without a second writer. A thread has one pool of each
-        // quarter, side by side, and reads them all before it waits.
+        // Pools two apart share no place, so the pools are added in four quarters, and within a quarter no place has two
+        // writers. A thread has one pool of each quarter, side by side, and loads all of them first.
         const int squares = channels * pairs_y * pairs_x;
         for (int first = 0; first < squares; first += kBatch * kBlock) {
           float values[kBatch][4];
@@ -239,9 +241,9 @@ __global__ void __launch_bounds__(kBlock, 2)
             const int64_t pool = (image * s.channels + c0 + c) * plane + int64_t(oy) * s.out_w + ox;
 #pragma unroll
             for (int q = 0; q < 4; ++q) {
-              const bool there = i < squares && oy + q / 2 < s.out_h && ox + q % 2 < s.out_w;
-              const int k = there ? index[pool + q / 2 * s.out_w + q % 2] : kDead;
-              values[b][q] = there ? static_cast<float>(grad[pool + q / 2 * s.out_w + q % 2]) : 0.0f;
+              const bool inside = i < squares && oy + q / 2 < s.out_h && ox + q % 2 < s.out_w;
+              const int k = inside ? index[pool + q / 2 * s.out_w + q % 2] : kDead;
+              values[b][q] = inside ? static_cast<float>(grad[pool + q / 2 * s.out_w + q % 2]) : 0.0f;
               const int y = 2 * (oy + q / 2) - 1 + k / kWindow - first_y, x = 2 * (ox + q % 2) - 1 + k % kWindow - first_x;
               to[b][q] = k != kDead && y >= 0 && y < rows && x >= 0 && x < columns ? c * area + y * line + x : -1;
             }
@@ -259,25 +261,26 @@ __global__ void __launch_bounds__(kBlock, 2)
         if (ty >= tiles.threads_y) continue;
 #pragma unroll 1
         for (int c = 0; c < channels; ++c) {
-          float seen[kSeen][kSeen + 1];
+          float patch[kPatch][kPatch + 1];
 #pragma unroll
-          for (int y = 0; y < kSeen; ++y) {
+          for (int y = 0; y < kPatch; ++y) {
 #pragma unroll
-            for (int x = 0; x < kSeen + 1; x += 2) {
+            for (int x = 0; x < kPatch + 1; x += 2) {
               const Pair two = load_run<2>(sent + c * area + (2 * ty + y) * line + 2 * tx + x);
-              seen[y][x] = two.values[0], seen[y][x + 1] = two.values[1];
+              patch[y][x] = two.values[0], patch[y][x + 1] = two.values[1];
             }
           }
 #pragma unroll
           for (int tap = 0; tap < kTaps; ++tap) {
             const Quad w = filter[c * kTaps + tap];
             const int ky = tap / kKernel, kx = tap % kKernel;
-            // Pixel p is seen through ky from place (p + padding - ky) / 2, if that is whole; `seen` begins at place -1.
+            // Row ky of the kernel reads pixel p at place (p + padding - ky) / 2, if that is a whole number; `patch` begins at
+            // place -1.
 #pragma unroll
             for (int y = (ky + kPadding) % 2; y < kPixels; y += 2) {
 #pragma unroll
               for (int x = (kx + kPadding) % 2; x < kPixels; x += 2) {
-                const float g = seen[(y + kPadding - ky + 2) / 2][(x + kPadding - kx + 2) / 2];
+                const float g = patch[(y + kPadding - ky + 2) / 2][(x + kPadding - kx + 2) / 2];
 #pragma unroll
                 for (int i = 0; i < kInputs; ++i) sums[i][y][x] += g * w.values[i];
               }

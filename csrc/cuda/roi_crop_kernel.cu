@@ -1,8 +1,9 @@
-// roi_crop: bilinear crops of indexed boxes. A block makes some rows of one crop: a thread keeps its column, whose two taps in
-// x it computes once, and walks down the rows, whose taps in y wait in shared memory; for all channels.
+// roi_crop: bilinear crops of indexed boxes. A block makes some rows of one crop, for all channels. A thread keeps its column,
+// whose two taps in x it computes once, and walks down the rows, whose taps in y are in shared memory.
 //
 //     out[n, c, i, j] = sum of wy wx I[c, y, x] over the two pixels of sample i in y and of sample j in x
-#include "cuda/kernels.h"
+#include "cuda/roi_crop_kernel.h"
+
 #include "cuda/launch.cuh"
 #include "cuda/reduce.cuh"
 #include "math/sampling.h"
@@ -18,11 +19,12 @@ int rows_per_tile(const Pooling& size) {
   return int(ceil_div(size.out_h, ceil_div(size.out_h, most)));
 }
 
-// A tap with all that does not depend on the other axis: where its pixels lie, and whether they are read at all; not even an
-// infinite pixel counts outside the map.
+// A tap, with all that depends on its own axis alone: where its pixels lie, and whether they are read at all. A pixel of
+// weight 0 is not read, since it may be infinite.
 template <typename T>
 struct alignas(16) Line {
-  using Flag = std::conditional_t<std::is_same_v<T, double>, int64_t, int32_t>;  // wide: a line is copied whole, it has no gap
+  using Flag = std::conditional_t<std::is_same_v<T, double>, int64_t, int32_t>;  // of T's size: the struct has no padding and
+                                                                                 // can be copied whole
   int64_t offset, next;                                                          // of pixel 0, and from there to pixel 1
   T weight0, weight1, slope0, slope1, a;
   Flag read0, read1, both;
@@ -42,20 +44,20 @@ struct alignas(16) Line {
 };
 
 template <typename T>
-struct Corners {
+struct Pixels {
   T value[2][2];
 };
 
 // The 2 x 2 pixels of one sample, channel after channel.
 template <typename S, typename T>
-struct CornerReader {
+struct PixelReader {
   const S* pixels;
   const Line<T>&y, &x;
 
-  __device__ __forceinline__ CornerReader(const S* column, const Line<T>& y, const Line<T>& x)
+  __device__ __forceinline__ PixelReader(const S* column, const Line<T>& y, const Line<T>& x)
       : pixels(column + y.offset), y(y), x(x) {}
 
-  __device__ __forceinline__ Corners<T> at(int64_t channel_offset, bool side_by_side) const {
+  __device__ __forceinline__ Pixels<T> at(int64_t channel_offset, bool side_by_side) const {
     const S *upper = pixels + channel_offset, *lower = upper + y.next;
     if (side_by_side) {
       return {{{static_cast<T>(upper[0]), static_cast<T>(upper[1])}, {static_cast<T>(lower[0]), static_cast<T>(lower[1])}}};
@@ -65,10 +67,11 @@ struct CornerReader {
          {y.read1 && x.read0 ? static_cast<T>(lower[0]) : T(0), y.read1 && x.read1 ? static_cast<T>(lower[x.next]) : T(0)}}};
   }
 
-  // visit(channel, corners); kChannels > 0: that many, their loads all on their way before the first is waited for
+  // Calls visit(channel, pixels). kChannels > 0: for that many channels, whose loads all start before the first result is
+  // used.
   template <int kChannels, typename Visit>
-  __device__ __forceinline__ void each_channel(const MapView<S>& map, const Visit& visit) const {
-    if (y.both && x.both && x.next == 1) {  // no question, and one address per row
+  __device__ __forceinline__ void for_channels(const MapView<S>& map, const Visit& visit) const {
+    if (y.both && x.both && x.next == 1) {  // no conditions, and one address per row
       channels<kChannels>(map, true, visit);
     } else {
       channels<kChannels>(map, false, visit);
@@ -79,11 +82,11 @@ struct CornerReader {
   template <int kChannels, typename Visit>
   __device__ __forceinline__ void channels(const MapView<S>& map, bool side_by_side, const Visit& visit) const {
     if constexpr (kChannels > 0) {
-      Corners<T> corners[kChannels];
+      Pixels<T> samples[kChannels];
 #pragma unroll
-      for (int c = 0; c < kChannels; ++c) corners[c] = at(c * map.stride_c, side_by_side);
+      for (int c = 0; c < kChannels; ++c) samples[c] = at(c * map.stride_c, side_by_side);
 #pragma unroll
-      for (int c = 0; c < kChannels; ++c) visit(c, corners[c]);
+      for (int c = 0; c < kChannels; ++c) visit(c, samples[c]);
     } else {
       for (int64_t c = 0; c < map.channels; ++c) visit(c, at(c * map.stride_c, side_by_side));
     }
@@ -105,11 +108,11 @@ struct CropTile {
         first_row(int(block - n * tiles) * tile_rows),
         rows(size.out_h - first_row < tile_rows ? size.out_h - first_row : tile_rows),
         ignored(image < 0 || image >= map.images),
-        box(map_box(boxes.boxes + 4 * n, boxes.scale, map.height, map.width, size.clip)) {}
+        box(map_box(boxes.xyxy + 4 * n, boxes.scale, map.height, map.width, size.clip)) {}
 
   __device__ __forceinline__ bool sampled() const { return !ignored && box.finite; }
 
-  // Those of its rows, to be read after a barrier.
+  // Computes the lines of the tile's rows; a barrier must follow before they are read.
   __device__ __forceinline__ void row_lines(const MapView<S>& map, const Pooling& size, Line<T>* lines) const {
     if (!sampled()) return;
     for (int i = threadIdx.x; i < rows; i += kBlock) {
@@ -124,7 +127,7 @@ struct CropTile {
   // visit(column, begin, end): this thread's columns, and which rows of the tile it does there. Neighbouring threads have
   // neighbouring columns of one row; threads that are left over begin one row further down, and all step by `step` rows.
   template <typename Visit>
-  __device__ __forceinline__ void each_column(const Pooling& size, const Visit& visit) const {
+  __device__ __forceinline__ void for_columns(const Pooling& size, const Visit& visit) const {
     const int across = size.out_w < kBlock ? size.out_w : kBlock, step = kBlock / across;
     const int begin = int(threadIdx.x) / across;
     if (begin >= step) return;
@@ -142,7 +145,7 @@ __global__ void __launch_bounds__(kBlock)
     S* crop = out + tile.n * map.channels * area + int64_t(tile.first_row) * size.out_w;
     tile.row_lines(map, size, lines);
     __syncthreads();
-    tile.each_column(size, [&](int j, int begin, int step) {
+    tile.for_columns(size, [&](int j, int begin, int step) {
       if (!tile.sampled()) {
         const S fill = static_cast<S>(tile.ignored ? T(0) : T(NAN));
         for (int i = begin; i < tile.rows; i += step) {
@@ -155,9 +158,9 @@ __global__ void __launch_bounds__(kBlock)
       S* o = crop + int64_t(begin) * size.out_w + j;
       for (int i = begin; i < tile.rows; i += step, o += int64_t(step) * size.out_w) {
         const Line<T> y = lines[i];
-        CornerReader<S, T>(column, y, x).template each_channel<kChannels>(map, [&](int64_t c, const Corners<T>& corners) {
-          const T top = x.weight0 * corners.value[0][0] + x.weight1 * corners.value[0][1];
-          const T bottom = x.weight0 * corners.value[1][0] + x.weight1 * corners.value[1][1];
+        PixelReader<S, T>(column, y, x).template for_channels<kChannels>(map, [&](int64_t c, const Pixels<T>& sample) {
+          const T top = x.weight0 * sample.value[0][0] + x.weight1 * sample.value[0][1];
+          const T bottom = x.weight0 * sample.value[1][0] + x.weight1 * sample.value[1][1];
           o[c * area] = static_cast<S>(y.weight0 * top + y.weight1 * bottom);
         });
       }
@@ -180,7 +183,7 @@ __global__ void __launch_bounds__(kBlock, 4)
     tile.row_lines(map, size, lines);
     __syncthreads();
     T sums[4] = {};
-    tile.each_column(size, [&](int j, int begin, int step) {
+    tile.for_columns(size, [&](int j, int begin, int step) {
       if (!tile.sampled()) return;
       const Line<T> x = tile.column_line(map, size, j);
       const S* column = map.data + tile.image * map.stride_n + x.offset;
@@ -188,11 +191,11 @@ __global__ void __launch_bounds__(kBlock, 4)
       const T* g = crop + int64_t(begin) * size.out_w + j;
       for (int i = begin; i < tile.rows; i += step, g += int64_t(step) * size.out_w) {
         const Line<T> y = lines[i];
-        Corners<T> all{};
-        CornerReader<S, T>(column, y, x).template each_channel<kChannels>(map, [&](int64_t c, const Corners<T>& corners) {
+        Pixels<T> all{};
+        PixelReader<S, T>(column, y, x).template for_channels<kChannels>(map, [&](int64_t c, const Pixels<T>& sample) {
           const T upstream = g[c * area];
           for (int r = 0; r < 2; ++r) {
-            for (int s = 0; s < 2; ++s) all.value[r][s] += upstream * corners.value[r][s];
+            for (int s = 0; s < 2; ++s) all.value[r][s] += upstream * sample.value[r][s];
           }
         });
         const T dx_top = x.slope0 * all.value[0][0] + x.slope1 * all.value[0][1];
@@ -209,9 +212,9 @@ __global__ void __launch_bounds__(kBlock, 4)
     });
     block_sum<4>(sums, shared);  // its barriers: the lines may be written again
     if (threadIdx.x == 0) {
-      const bool lost = !tile.ignored && !tile.box.finite && map.channels > 0;
-      partial[block * 5] = lost ? T(NAN) : T(0);
-      for (int e = 0; e < 4; ++e) partial[block * 5 + 1 + e] = lost ? T(NAN) : sums[e];
+      const bool not_finite = !tile.ignored && !tile.box.finite && map.channels > 0;
+      partial[block * kPooledParts + kValue] = not_finite ? T(NAN) : T(0);
+      for (int e = 0; e < 4; ++e) partial[block * kPooledParts + kX1 + e] = not_finite ? T(NAN) : sums[e];
     }
   }
 }

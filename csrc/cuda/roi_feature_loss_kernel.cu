@@ -1,78 +1,16 @@
-// The comparison of pooled boxes with pooled targets: roi_feature_loss, and matched_feature_loss, whose "boxes" are whole
-// crops of features.
-//
-//     row[k] = 1 / (C bins) sum_{c, bin} d(pool(map, box_k)[c, bin] - target[matched[k], c, bin])
-//     d row / d edge = 1 / (C bins) sum d'(difference) d pooled / d edge
-//
-// One pass leaves the loss and the gradient of all four edges; nothing pooled is stored on the predicted side.
-#include "cuda/roi_pool.cuh"
-#include "math/feature_distance.h"
+// roi_feature_loss: see feature_loss.cuh. The gradient of the map is roi_map_gradient's.
+#include "cuda/roi_feature_loss_kernel.h"
+
+#include "cuda/feature_loss.cuh"
 
 namespace cls2det {
-namespace {
-
-// The target that row k counts for, or -1: match, image and the match's image must all be in range.
-template <typename S>
-__device__ int64_t counted_match(const FeatureLoss<S>& a, int64_t k, int state) {
-  const int64_t match = a.matched[k];
-  if (state == kIgnored || match < 0 || match >= a.targets) return -1;
-  return a.target_counts && a.target_counts[match * a.target_counts_stride] == kIgnored ? -1 : match;
-}
-
-template <typename S, bool kEdges>
-__global__ void __launch_bounds__(kBlock) feature_loss_kernel(FeatureLoss<S> a, Tiling tiling) {
-  using T = Accumulate<S>;
-  CLS2DET_SHARED(T, shared, 5 * kWarps);
-  const int64_t values = a.map.channels * int64_t(a.axes.out_h) * a.axes.out_w;
-  for (int64_t block = blockIdx.x; block < a.axes.count * tiling.tiles; block += gridDim.x) {
-    const int64_t k = divide(block, tiling.tiles), tile = block - k * tiling.tiles;
-    const BoxAxes<T> box = box_axes(a.axes, k);
-    const int64_t match = counted_match(a, k, box.state);
-    T sums[5] = {};
-    if (match >= 0) {
-      const T* target = a.target + match * values;
-      const T upstream = (a.grad_rows ? a.grad_rows[k * a.grad_stride] : T(1)) * a.share;
-      pool_tile<kEdges>(
-          a.map, a.image_index ? a.image_index[k] : k, a.axes, box, tiling, tile, [&](int64_t i, const Pooled<T>& pooled) {
-            const T difference = pooled.value - target[i];
-            const T slope = distance_slope(difference, a.loss, a.beta);
-            sums[0] += distance(difference, a.loss, a.beta);
-            if (kEdges) {
-              sums[1] += slope * pooled.x1;
-              sums[2] += slope * pooled.y1;
-              sums[3] += slope * pooled.x2;
-              sums[4] += slope * pooled.y2;
-            }
-            if (a.pooled_grad) a.pooled_grad[k * values + i] = upstream * slope;
-          });
-    } else if (a.pooled_grad) {
-      for (int64_t i = tile * kBlock + threadIdx.x; i < values; i += tiling.tiles * kBlock)
-        a.pooled_grad[k * values + i] = T(0);
-    }
-    if (a.partial) {
-      block_sum<5>(sums, shared);
-      if (threadIdx.x == 0) {
-        for (int e = 0; e < 5; ++e) a.partial[block * 5 + e] = sums[e];
-      }
-    }
-  }
-}
-
-}  // namespace
 
 template <typename S>
-void feature_loss(const FeatureLoss<S>& args, cudaStream_t stream) {
-  const Tiling tiling = pool_tiling(args.map, args.axes);
-  const unsigned grid = grid_of(args.axes.count * tiling.tiles);
-  if (grid == 0) return;
-  if (args.edges) {
-    CLS2DET_LAUNCH((feature_loss_kernel<S, true>), grid, stream, args, tiling);
-  } else {
-    CLS2DET_LAUNCH((feature_loss_kernel<S, false>), grid, stream, args, tiling);
-  }
+void roi_feature_loss_rows(const FeatureLoss<S>& args, cudaStream_t stream) {
+  (args.edges ? launch_feature_loss<true, S> : launch_feature_loss<false, S>)(args, stream);
 }
 
-#define INSTANTIATE(S) template void feature_loss(const FeatureLoss<S>&, cudaStream_t);
+#define INSTANTIATE(S) template void roi_feature_loss_rows(const FeatureLoss<S>&, cudaStream_t);
 CLS2DET_FOR_STORAGE(INSTANTIATE)
 
 }  // namespace cls2det

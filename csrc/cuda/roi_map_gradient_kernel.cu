@@ -4,7 +4,8 @@
 //
 // It is gathered: a block owns a tile of pixels of one image and some channels, finds the boxes that reach the tile, and
 // each thread sums for one pixel in registers. No atomics, one order, every element written once.
-#include "cuda/kernels.h"
+#include "cuda/roi_map_gradient_kernel.h"
+
 #include "cuda/launch.cuh"
 #include "math/sampling.h"
 
@@ -12,7 +13,7 @@ namespace cls2det {
 namespace {
 
 constexpr int kTile = 16;     // pixels along each side: one per thread
-constexpr int kBins = 32;     // bins along each axis whose weights are held at once
+constexpr int kBins = 32;     // bins along each axis whose weights fit in shared memory
 constexpr int kChannels = 8;  // channels per block
 static_assert(kTile * kTile == kBlock && 2 * kBins <= kBlock && 2 * kTile <= kBlock);
 
@@ -39,8 +40,8 @@ __device__ void spread_row(const AxisEntry<T>* row, int count, int begin, int bi
 
 template <typename S, typename T>
 __global__ void __launch_bounds__(kBlock) map_gradient_kernel(
-    const T* grad, int64_t channels, BoxList<T> boxes, Pooling pooling, Axes<T> axes, int64_t images, int height, int width,
-    int64_t image_stride, S* grad_map) {
+    const T* grad, int64_t channels, BoxList<T> boxes, Pooling pooling, AxisTables<T> tables, int64_t images, int height,
+    int width, int64_t image_stride, S* grad_map) {
   CLS2DET_SHARED(T, wy, kTile * kBins);  // (pixel, bin)
   CLS2DET_SHARED(T, wx, kTile * kBins);
   CLS2DET_SHARED(int, first, 2 * kTile);  // the bins that reach a pixel, y then x: [first, last)
@@ -50,21 +51,22 @@ __global__ void __launch_bounds__(kBlock) map_gradient_kernel(
   const int t = threadIdx.x, ty = t / kTile, tx = t % kTile;
   const int64_t tiles_x = (width + kTile - 1) / kTile, tiles_y = (height + kTile - 1) / kTile;
   const int64_t groups = (channels + kChannels - 1) / kChannels;
-  const int64_t bins = int64_t(axes.out_h) * axes.out_w, rows = int64_t(axes.out_h) + axes.out_w;
-  const int64_t y_entries = int64_t(axes.out_h) * axes.slots_y, all_entries = y_entries + int64_t(axes.out_w) * axes.slots_x;
+  const int64_t bins = int64_t(tables.out_h) * tables.out_w, rows = int64_t(tables.out_h) + tables.out_w;
+  const int64_t y_entries = int64_t(tables.out_h) * tables.slots_y,
+                all_entries = y_entries + int64_t(tables.out_w) * tables.slots_x;
 
   for (int64_t block = blockIdx.x; block < images * groups * tiles_y * tiles_x; block += gridDim.x) {
     const int64_t above = divide(block, tiles_x), tile_x = block - above * tiles_x;
     const int64_t above_y = divide(above, tiles_y), tile_y = above - above_y * tiles_y;
     const int64_t image = divide(above_y, groups), c0 = (above_y - image * groups) * kChannels;
     const int y0 = int(tile_y) * kTile, x0 = int(tile_x) * kTile;
-    const int own = int(channels - c0 < kChannels ? channels - c0 : kChannels);
+    const int count = int(channels - c0 < kChannels ? channels - c0 : kChannels);
     T sum[kChannels] = {};
 
     for (int64_t round = 0; round < boxes.count; round += kBlock) {
       bool reaches = false;
       if (round + t < boxes.count && boxes.image_index[round + t] == image) {
-        const MapBox<T> b = map_box(boxes.boxes + 4 * (round + t), boxes.scale, height, width, pooling.clip);
+        const MapBox<T> b = map_box(boxes.xyxy + 4 * (round + t), boxes.scale, height, width, pooling.clip);
         reaches =
             b.finite && may_reach(b.x1, b.x2, width, pooling.border, x0) && may_reach(b.y1, b.y2, height, pooling.border, y0);
       }
@@ -74,19 +76,19 @@ __global__ void __launch_bounds__(kBlock) map_gradient_kernel(
       for (int w = 0; w < kWarps; ++w) {
         for (unsigned left = reach[w]; left != 0; left &= left - 1) {
           const int64_t n = round + w * kWarp + __ffs(int(left)) - 1;
-          const AxisEntry<T>* entries = axes.entries + n * all_entries;
-          const int* counts = axes.counts + n * (1 + rows) + 1;
+          const AxisEntry<T>* entries = tables.entries + n * all_entries;
+          const int* counts = tables.counts + n * (1 + rows) + 1;
           const T* g = grad + (n * channels + c0) * bins;
-          for (int p0 = 0; p0 < axes.out_h; p0 += kBins) {
-            for (int q0 = 0; q0 < axes.out_w; q0 += kBins) {
-              const int ps = axes.out_h - p0 < kBins ? axes.out_h - p0 : kBins;
-              const int qs = axes.out_w - q0 < kBins ? axes.out_w - q0 : kBins;
+          for (int p0 = 0; p0 < tables.out_h; p0 += kBins) {
+            for (int q0 = 0; q0 < tables.out_w; q0 += kBins) {
+              const int ps = tables.out_h - p0 < kBins ? tables.out_h - p0 : kBins;
+              const int qs = tables.out_w - q0 < kBins ? tables.out_w - q0 : kBins;
               if (t < ps) {
                 const int64_t p = p0 + t;
-                spread_row(entries + p * axes.slots_y, counts[p], y0, t, wy);
+                spread_row(entries + p * tables.slots_y, counts[p], y0, t, wy);
               } else if (t >= kBins && t - kBins < qs) {
                 const int64_t q = q0 + t - kBins;
-                spread_row(entries + y_entries + q * axes.slots_x, counts[axes.out_h + q], x0, t - kBins, wx);
+                spread_row(entries + y_entries + q * tables.slots_x, counts[tables.out_h + q], x0, t - kBins, wx);
               }
               __syncthreads();
               if (t < 2 * kTile) {
@@ -102,10 +104,10 @@ __global__ void __launch_bounds__(kBlock) map_gradient_kernel(
               for (int p = first[ty]; p < last[ty]; ++p) {
                 for (int q = first[kTile + tx]; q < last[kTile + tx]; ++q) {
                   const T weight = wy[ty * kBins + p] * wx[tx * kBins + q];
-                  const T* gc = g + int64_t(p0 + p) * axes.out_w + (q0 + q);
+                  const T* gc = g + int64_t(p0 + p) * tables.out_w + (q0 + q);
 #pragma unroll
                   for (int c = 0; c < kChannels; ++c) {
-                    if (c < own) sum[c] += weight * gc[c * bins];
+                    if (c < count) sum[c] += weight * gc[c * bins];
                   }
                 }
               }
@@ -122,7 +124,7 @@ __global__ void __launch_bounds__(kBlock) map_gradient_kernel(
       S* out = grad_map + image * image_stride + (c0 * height + y) * width + x;
 #pragma unroll
       for (int c = 0; c < kChannels; ++c) {
-        if (c < own) out[int64_t(c) * height * width] = static_cast<S>(sum[c]);
+        if (c < count) out[int64_t(c) * height * width] = static_cast<S>(sum[c]);
       }
     }
   }
@@ -132,19 +134,19 @@ __global__ void __launch_bounds__(kBlock) map_gradient_kernel(
 
 template <typename S, typename T>
 void roi_map_gradient(
-    const T* grad, int64_t channels, const BoxList<T>& boxes, const Pooling& pooling, const Axes<T>& axes, int64_t images,
-    int height, int width, int64_t image_stride, S* grad_map, cudaStream_t stream) {
+    const T* grad, int64_t channels, const BoxList<T>& boxes, const Pooling& pooling, const AxisTables<T>& tables,
+    int64_t images, int height, int width, int64_t image_stride, S* grad_map, cudaStream_t stream) {
   const int64_t blocks = images * ceil_div(channels, kChannels) * ceil_div(height, kTile) * ceil_div(width, kTile);
   if (blocks == 0) return;
   CLS2DET_LAUNCH(
-      (map_gradient_kernel<S, T>), grid_of(blocks), stream, grad, channels, boxes, pooling, axes, images, height, width,
+      (map_gradient_kernel<S, T>), grid_of(blocks), stream, grad, channels, boxes, pooling, tables, images, height, width,
       image_stride, grad_map);
 }
 
-#define INSTANTIATE(S)                                                                                                        \
-  template void roi_map_gradient(                                                                                             \
-      const Accumulate<S>*, int64_t, const BoxList<Accumulate<S>>&, const Pooling&, const Axes<Accumulate<S>>&, int64_t, int, \
-      int, int64_t, S*, cudaStream_t);
+#define INSTANTIATE(S)                                                                                                         \
+  template void roi_map_gradient(                                                                                              \
+      const Accumulate<S>*, int64_t, const BoxList<Accumulate<S>>&, const Pooling&, const AxisTables<Accumulate<S>>&, int64_t, \
+      int, int, int64_t, S*, cudaStream_t);
 CLS2DET_FOR_STORAGE(INSTANTIATE)
 
 }  // namespace cls2det

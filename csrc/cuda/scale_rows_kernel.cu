@@ -1,27 +1,28 @@
 // scale_rows: out[k, i] = grad_rows[k] * row_grads[k, i], the backward of every loss whose forward left its gradient behind.
-#include "cuda/kernels.h"
+#include "cuda/scale_rows_kernel.h"
+
 #include "cuda/launch.cuh"
 #include "cuda/map_walk.cuh"
 
 namespace cls2det {
 namespace {
 
-constexpr int kAhead = 2;  // runs that a thread has loaded before it needs the first
+constexpr int kAhead = 2;  // runs that a thread loads before it uses the first
 
 template <typename S, typename T>
-__device__ __forceinline__ S scaled(T g, S value) {  // a row that nothing asks for stays 0, even if its gradient is NaN
+__device__ __forceinline__ S scaled(T g, S value) {  // where g is 0 so is the result, even if the row's gradient is NaN
   return static_cast<S>(g == T(0) ? T(0) : g * static_cast<T>(value));
 }
 
-// A run touches at most two rows, so that one division places it: kRun <= width, or 1.
+// kRun is 1 or at most `width`: a run then touches at most two rows, so that one division finds them.
 template <int kRun, typename S, typename T>
 __global__ void __launch_bounds__(kBlock)
     scale_rows_kernel(const T* grad_rows, int64_t grad_stride, const S* row_grads, int64_t count, int64_t width, S* out) {
   const int64_t runs = count * width / kRun, step = int64_t(gridDim.x) * kBlock * kAhead;
   for (int64_t first = int64_t(blockIdx.x) * kBlock * kAhead + threadIdx.x; first < runs; first += step) {
     Run<S, kRun> run[kAhead];
-    T here[kAhead], next[kAhead];  // what the run's row and the one after it are multiplied by
-    int left[kAhead];              // values of the run in its first row
+    T factor[kAhead], next_factor[kAhead];  // what the run's row and the one after it are multiplied by
+    int left[kAhead];                       // values of the run in its first row
 #pragma unroll
     for (int u = 0; u < kAhead; ++u) {
       const int64_t i = first + u * kBlock;
@@ -29,15 +30,15 @@ __global__ void __launch_bounds__(kBlock)
       run[u] = load_run<kRun>(row_grads + i * kRun);
       const int64_t row = divide(i * kRun, width), rest = (row + 1) * width - i * kRun;
       left[u] = rest < kRun ? int(rest) : kRun;
-      here[u] = grad_rows[row * grad_stride];
-      next[u] = left[u] < kRun ? grad_rows[(row + 1) * grad_stride] : T(0);
+      factor[u] = grad_rows[row * grad_stride];
+      next_factor[u] = left[u] < kRun ? grad_rows[(row + 1) * grad_stride] : T(0);
     }
 #pragma unroll
     for (int u = 0; u < kAhead; ++u) {
       const int64_t i = first + u * kBlock;
       if (i >= runs) continue;
 #pragma unroll
-      for (int j = 0; j < kRun; ++j) run[u].values[j] = scaled(j < left[u] ? here[u] : next[u], run[u].values[j]);
+      for (int j = 0; j < kRun; ++j) run[u].values[j] = scaled(j < left[u] ? factor[u] : next_factor[u], run[u].values[j]);
       store_run(out + i * kRun, run[u]);
     }
   }

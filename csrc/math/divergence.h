@@ -1,17 +1,19 @@
 // The temperature divergences element by element, for scalars on host and device and for SIMD vectors.
 //
-// a = z / T; s: student, t: teacher. A SIMD back end brings its own exponential
-// and logarithm for its vectors and calls sigmoid_of.
+// a is a logit divided by the temperature, z / T. In names and formulas s is the student and t the teacher. Scalars call
+// sigmoid(a). For SIMD vectors the caller computes exponential and logarithm itself and calls sigmoid_of.
 #pragma once
 
 #include <cmath>
+#include <cstdint>
 
 #include "math/host_device.h"
 
 namespace cls2det {
 
-enum Background { kNone = 0, kFirst = 1, kLast = 2 };
-enum SigmoidMode { kBce = 0, kL1Norm = 1 };
+// The values are those of the schemas' `int background` and `int mode`.
+enum class Background : int { none = 0, first = 1, last = 2 };
+enum class SigmoidMode : int { bce = 0, l1norm = 1 };
 
 // exp(x) for x <= 0, and log(1 + x) for 0 <= x <= 1.
 CLS2DET_HD float exp_nonpositive(float x) { return expf(x); }
@@ -63,9 +65,9 @@ CLS2DET_HD V two_way_kl(const Sigmoid<V>& s, const Sigmoid<V>& t) {
 }
 
 // The student's column of teacher class 0, and its background column (-1: none).
-CLS2DET_HD int first_class_column(int background) { return background == kFirst ? 1 : 0; }
-CLS2DET_HD int background_column(int background, int classes) {
-  return background == kNone ? -1 : background == kFirst ? 0 : classes;
+CLS2DET_HD int first_class_column(Background background) { return background == Background::first ? 1 : 0; }
+CLS2DET_HD int64_t background_column(Background background, const int64_t& classes) {  // nvcc loads a value in every case
+  return background == Background::none ? -1 : background == Background::first ? 0 : classes;
 }
 
 }  // namespace cls2det

@@ -31,18 +31,20 @@ CLS2DET_HD V iou(const Corners<V>& a, const Corners<V>& b) {
   return ratio > V() ? ratio : V();
 }
 
-enum Assignment { kLevel = 0, kAll = 1, kBest = 2 };
+// The values are those of the schema's `int assignment`.
+enum class Assignment : int { level = 0, all = 1, best = 2 };
 constexpr int kMostLevels = 16;
 
-// best[levels], the largest IoU of one box with the anchors of each level, becomes what an anchor's IoU must exceed there.
+// Takes best[levels], the largest IoU of one box with the anchors of each level, and leaves there the thresholds: what an
+// anchor's IoU must exceed to be part of the mask.
 template <typename T>
-CLS2DET_HD void imitation_thresholds(T* best, int levels, T factor, int assignment) {
+CLS2DET_HD void imitation_thresholds(T* best, int levels, T factor, Assignment assignment) {
   int top = 0;
   for (int l = 1; l < levels; ++l) top = best[l] > best[top] ? l : top;
   const T most = levels > 0 ? best[top] : T(0);
   for (int l = 0; l < levels; ++l) {
-    const T largest = assignment == kLevel ? best[l] : most;
-    const bool marks = largest > T(0) && (assignment != kBest || l == top);
+    const T largest = assignment == Assignment::level ? best[l] : most;
+    const bool marks = largest > T(0) && (assignment != Assignment::best || l == top);
     best[l] = marks ? factor * largest : T(INFINITY);
   }
 }

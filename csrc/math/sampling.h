@@ -29,7 +29,7 @@ CLS2DET_HD Tap<T> sample_tap(T lo, T hi, int i, int n, int size, bool border) {
   tap.a = (T(i) + T(0.5)) / T(n);
   T u = lo * (T(1) - tap.a) + hi * tap.a - T(0.5);  // this form cannot overflow
   bool moves = true;
-  if (border) {  // torch: a sample on or beyond the outermost pixel centre is held there
+  if (border) {  // as in torch, a sample on or beyond the outermost pixel centre moves to that centre
     moves = u > T(0) && u < T(size - 1);
     u = u > T(0) ? (u < T(size - 1) ? u : T(size - 1)) : T(0);
   } else {  // all positions beyond these read nothing: keeps the conversion to int defined
@@ -69,8 +69,7 @@ CLS2DET_HD bool is_finite(T x) {
 template <typename T>
 CLS2DET_HD MapBox<T> map_box(const T* box, T scale, int height, int width, bool clip) {
   MapBox<T> m{box[0] * scale, box[1] * scale, box[2] * scale, box[3] * scale, true, true, true, true, true};
-  if (clip) {  // gradient passes at equality: a box that touches the border may move; comparisons are false for NaN, which
-               // stays
+  if (clip) {  // gradient passes at equality: a box that touches the border may move; NaN compares false and stays
     if (m.x1 < T(0)) m.x1 = T(0), m.moves_x1 = false;
     if (m.y1 < T(0)) m.y1 = T(0), m.moves_y1 = false;
     if (m.x2 > T(width)) m.x2 = T(width), m.moves_x2 = false;

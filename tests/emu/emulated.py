@@ -32,14 +32,14 @@ SANITIZE = [
 
 @dataclass(frozen=True)
 class Build:
-    compilers: tuple[str, ...]  # the first that is there
+    compilers: tuple[str, ...]  # the first that is installed
     flags: list[str]
     kernel_flags: list[str]
     link_flags: list[str]
     sources: list[Path]
 
     def compiler(self) -> str | None:
-        return next((found for name in self.compilers if (found := shutil.which(name))), None)
+        return next(filter(None, map(shutil.which, self.compilers)), None)
 
 
 GNU = (os.environ.get("CXX", "g++"), "g++", "clang++")
@@ -74,13 +74,13 @@ def missing() -> str:
 
 
 def compile_sources(
-    build: Build, kernels: list[Path], others: list[Path], flags: list[str], link: list[str], name: str
+    build: Build, kernels: list[Path], host_sources: list[Path], flags: list[str], link: list[str], name: str
 ) -> Path:
-    """Compile and link once for given sources, torch and compiler; the path of the result."""
+    """Compile and link once for each state of the sources, torch and the compiler; returns the path of the result."""
     compiler = build.compiler()
     common = [*build.flags, "-std=c++17", "-fPIC", *flags, "-I", str(EMU / "include"), "-I", str(ROOT / "csrc")]
     headers = [*ROOT.glob("csrc/**/*.h"), *ROOT.glob("csrc/**/*.cuh"), *EMU.glob("**/*.h")]
-    text = "".join(path.read_text() for path in [*kernels, *others, *sorted(headers)])
+    text = "".join(path.read_text() for path in [*kernels, *host_sources, *sorted(headers)])
     digest = hashlib.sha256(f"{torch.__version__} {compiler} {build} {flags} {text}".encode()).hexdigest()[:16]
     folder = ROOT / "build" / f"{Path(name).stem}-{digest}"
     result = folder / name
@@ -95,7 +95,9 @@ def compile_sources(
         return str(target)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(compile_one, [*kernels, *others]))  # kernels first: their copies of inline functions are kept
+        objects = list(
+            pool.map(compile_one, [*kernels, *host_sources])
+        )  # kernels first: their copies of inline functions are kept
     part = folder / f"{name}.{os.getpid()}"
     subprocess.run([compiler, "-o", str(part), *objects, *build.link_flags, *link], check=True)
     part.replace(result)
@@ -109,15 +111,15 @@ def library() -> Path:
     flags += [f"-DCLS2DET_NAMESPACE={NAMESPACE}", "-DCLS2DET_KEY=CPU", "-DCLS2DET_SCRATCH_VALUES=4096"]
     build = BUILDS[chosen()]
     kernels = sorted((ROOT / "csrc/cuda").glob("*.cu"))
-    others = [*sorted((ROOT / "csrc/cuda").glob("*.cpp")), *build.sources]
+    host_sources = [*sorted((ROOT / "csrc/cuda").glob("*.cpp")), *build.sources]
     link = ["-shared", f"-L{libraries}", "-ltorch_cpu"]
-    return compile_sources(build, kernels, others, flags, link, "emulated.so")
+    return compile_sources(build, kernels, host_sources, flags, link, "emulated.so")
 
 
 @functools.cache
 def load() -> None:
     """Register the kernels under their own namespace."""
-    declarations = torch.library.Library(NAMESPACE, "DEF")  # the schemas of csrc/library.cpp, under the other name
+    declarations = torch.library.Library(NAMESPACE, "DEF")  # the schemas of csrc/cpu, under the other name
     for name in operator_names():
         declarations.define(str(getattr(torch.ops.cls2det, name).default._schema).removeprefix("cls2det::"))
     _keep_alive.append(declarations)

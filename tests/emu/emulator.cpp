@@ -3,12 +3,12 @@
 // Scheduling is greedy: a warp runs until every lane of it waits, which shows a missing __syncthreads that taking turns
 // would hide. Shared memory starts as NaN. A launch fails, naming kernel, threads and source lines, when
 //   - a lane calls a collective with a mask that leaves it out, or reads a lane that the mask leaves out,
-//   - lanes wait for others that have ended, wait elsewhere, or brought another mask (so nobody can go on),
+//   - lanes wait for others that have ended, wait elsewhere, or came with another mask (so none can continue),
 //   - the threads of a block stand at different __syncthreads, or some have ended before one,
 //   - shared memory exceeds what every GPU has.
 // CLS2DET_EMULATOR_ORDER  forward (default), reverse, or random:SEED: the order of blocks, warps and lanes
 // CLS2DET_EMULATOR_BLOCKS a number: the most blocks of a grid, so that kernels must stride over their work; or ends: run the
-//                         first and the last two blocks of each grid only, for sizes beyond patience
+//                         first and the last two blocks of each grid only, for sizes that would take too long
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -38,14 +38,14 @@ struct Thread {
   Waits waits = Waits::ended;
   emulator::Site site{};
   unsigned mask = 0;
-  uint64_t brought = 0;
+  uint64_t value = 0;
 };
 
 struct SharedArray {
   const void* site;
   size_t bytes;
   std::unique_ptr<char, decltype(&std::free)> memory;
-  char* data;  // aligned as its type needs, and no better: so may a GPU place it
+  char* data;  // aligned as its type needs and no better, as it may be on a GPU
 };
 
 std::vector<std::unique_ptr<Thread>> threads;
@@ -53,8 +53,8 @@ unsigned current, count;  // the thread that runs; threads of the block
 const std::function<void()>* body;
 std::string kernel, failure;  // failure: found inside a fiber, thrown by the scheduler
 std::vector<SharedArray> shared;
-uint64_t received[1024 / kWarpLanes][kWarpLanes];
-std::set<std::string> launched;
+uint64_t lane_values[1024 / kWarpLanes][kWarpLanes];
+std::set<std::string> kernel_names;
 
 // ---- errors ----
 
@@ -83,11 +83,11 @@ std::string describe(unsigned index) {
 
 unsigned number(const char* variable, const char* text) {
   char* end = nullptr;
-  const unsigned long found = std::strtoul(text, &end, 10);
-  if (end == text || *end || found == 0 || found > INT32_MAX) {
+  const unsigned long value = std::strtoul(text, &end, 10);
+  if (end == text || *end || value == 0 || value > INT32_MAX) {
     throw std::runtime_error(std::string(variable) + ": a positive number was expected, found " + text);
   }
-  return unsigned(found);
+  return unsigned(value);
 }
 
 struct Order {
@@ -162,7 +162,7 @@ void run_warp(unsigned warp, Order& order) {
       const unsigned mask = thread.mask;
       for (unsigned i = 0; i < kWarpLanes; ++i) {
         if (!(mask >> i & 1)) continue;
-        received[warp][i] = threads[begin + i]->brought;
+        lane_values[warp][i] = threads[begin + i]->value;
         threads[begin + i]->waits = Waits::runs;
       }
       moved = true;
@@ -207,7 +207,7 @@ void launch(const char* name, unsigned blocks, unsigned block_threads, const std
   kernel = name;  // such as (pool_kernel<S, T>)
   kernel.erase(0, kernel.find_first_not_of('('));
   kernel.resize(std::min({kernel.find('<'), kernel.find(')'), kernel.size()}));
-  launched.insert(kernel);
+  kernel_names.insert(kernel);
   if (blocks == 0 || blocks > INT32_MAX || block_threads == 0 || block_threads > 1024 || block_threads % kWarpLanes != 0) {
     throw std::runtime_error(
         "emulated " + kernel + ": launched with " + std::to_string(blocks) + " blocks of " + std::to_string(block_threads) +
@@ -250,16 +250,16 @@ void* shared_memory(const void* site, size_t bytes, size_t alignment) {
 
 void block_barrier(Site site) { wait(Waits::at_block, site); }
 
-const uint64_t* exchange(unsigned mask, uint64_t brought, Site site) {
+const uint64_t* exchange(unsigned mask, uint64_t value, Site site) {
   threads[current]->mask = mask;
-  threads[current]->brought = brought;
+  threads[current]->value = value;
   if (!(mask >> lane() & 1)) {
     threads[current]->waits = Waits::at_warp;
     threads[current]->site = site;
     fail(describe(current) + ", which leaves it out");
   }
   wait(Waits::at_warp, site);
-  return received[current / kWarpLanes];
+  return lane_values[current / kWarpLanes];
 }
 
 void check_source(unsigned mask, unsigned source, Site site) {
@@ -286,6 +286,6 @@ void fail(const std::string& message) {
 extern "C" __attribute__((visibility("default"))) const char* cls2det_emulated_kernels() {
   static std::string names;
   names.clear();
-  for (const std::string& name : launched) names += name + "\n";
+  for (const std::string& name : kernel_names) names += name + "\n";
   return names.c_str();
 }

@@ -1,5 +1,5 @@
-// A stack of its own that runs until it leaves, and goes on where it left when it is entered again. One at a time: whoever
-// enters is who gets control back.
+// A function that runs on a stack of its own. enter() runs it until it calls leave(), and the next enter() continues there.
+// One fiber runs at a time; leave() returns to the caller of enter().
 #pragma once
 
 #include <cstddef>

@@ -240,15 +240,15 @@ __global__ void shared_count_read_before_written(const float* in, float* out) {
 template <bool kBug>
 __global__ void reuse_when_blocks_stride(const float* in, float* out) {
   CLS2DET_SHARED(float, shared, kBlock);
-  float found = 0;
+  float sum = 0;
   for (unsigned block = blockIdx.x; block < 4; block += gridDim.x) {  // a grid may be smaller than the work
     shared[threadIdx.x] = in[threadIdx.x];
     __syncthreads();
-    found += shared[kBlock - 1 - threadIdx.x];
+    sum += shared[kBlock - 1 - threadIdx.x];
     if (!kBug) __syncthreads();
   }
   const float rounds = gridDim.x == 1 ? 4 : 1;
-  if (blockIdx.x == 0) out[threadIdx.x] = found / rounds;
+  if (blockIdx.x == 0) out[threadIdx.x] = sum / rounds;
 }
 
 template <bool kBug>

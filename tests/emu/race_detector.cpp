@@ -42,7 +42,7 @@ uintptr_t last_number = ~uintptr_t(0);
 Page* last_page;
 uint32_t launch, block, interval;
 uint16_t thread;
-uint32_t clocks[kThreads][kLanes];  // of each thread, the lanes of its warp as it knows them
+uint32_t clocks[kThreads][kLanes];  // of each thread: the clocks of its warp's lanes that it knows of
 const char *stack_begin, *stack_end;
 bool listening, in_atomic;
 std::vector<std::pair<const char*, const char*>> shared;  // begin and end of each array of this block
@@ -111,7 +111,7 @@ void remember(Access* two, const Access& now) {
 void access(const void* address, size_t bytes, bool write, bool atomic, const void* code) {
   const char* p = static_cast<const char*>(address);
   if (!listening || in_atomic || (p >= stack_begin && p < stack_end)) return;
-  listening = false;  // what happens in here is not the kernel's
+  listening = false;  // the accesses below are not the kernel's
   const Access now{launch, block, interval, clocks[thread][thread % kLanes], thread, write, atomic, code};
   for (uintptr_t at = uintptr_t(p), end = at + bytes; at < end; ++at) {
     Cell& cell = page_of(at)->cells[at % kPage];

@@ -10,7 +10,7 @@ namespace races {
 #if defined(CLS2DET_EMULATE_RACES)
 void start_launch();
 void start_block(unsigned block);
-void start_thread(unsigned thread, const char* stack, size_t bytes);  // who runs from here on, and its private memory
+void start_thread(unsigned thread, const char* stack, size_t bytes);  // it runs from now on, `stack` is its private memory
 void stop_thread();                                                   // the emulator itself runs
 void block_barrier();
 void warp_barrier(unsigned warp, unsigned mask);

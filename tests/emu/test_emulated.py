@@ -32,8 +32,8 @@ def test_no_order_of_threads_and_no_size_of_the_grid_changes_a_bit(
     expected = bits(name)
     for value in {"CLS2DET_EMULATOR_ORDER": ORDERS, "CLS2DET_EMULATOR_BLOCKS": ("1", "2", "3")}[variable]:
         monkeypatch.setenv(variable, value)
-        for found, one in zip(bits(name), expected, strict=True):
-            assert torch.equal(found, one), f"{variable}={value}"
+        for actual, target in zip(bits(name), expected, strict=True):
+            assert torch.equal(actual, target), f"{variable}={value}"
 
 
 def test_unknown_order_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +58,7 @@ def test_kernel_driver_launches_every_kernel() -> None:
     assert result.returncode == 0, result.stderr
     launched = {name.rpartition("::")[2] for name in result.stdout.split("LAUNCHED")[1].split()}
     defined = set()
-    for source in CUDA.glob("*.cu"):
+    for source in [*CUDA.glob("*.cu"), *CUDA.glob("*.cuh")]:
         defined |= set(re.findall(r"__global__ void\s+(?:__launch_bounds__\([\w, ]+\)\s+)?(\w+)\(", source.read_text()))
     assert len(defined) > 8
     assert defined == launched

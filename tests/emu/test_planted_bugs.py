@@ -60,8 +60,8 @@ REPORTS = {  # bug: {build: what it must say}
 
 @functools.cache
 def program(build: str) -> str:
-    kernel, others = emulated.EMU / "planted_bugs.cu", emulated.BUILDS[build].sources
-    return str(emulated.compile_sources(emulated.BUILDS[build], [kernel], others, [], [], "planted_bugs"))
+    kernel, sources = emulated.EMU / "planted_bugs.cu", emulated.BUILDS[build].sources
+    return str(emulated.compile_sources(emulated.BUILDS[build], [kernel], sources, [], [], "planted_bugs"))
 
 
 def run(build: str, *arguments: str, order: str = "forward") -> subprocess.CompletedProcess:
@@ -83,16 +83,16 @@ def test_every_planted_bug_has_a_build_that_is_responsible_for_it() -> None:
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize(("bug", "build"), [(bug, build) for bug, reports in REPORTS.items() for build in reports])
 def test_bug_is_reported(bug: str, build: str, order: str) -> None:
-    found = run(build, bug, "bug", order=order)
-    assert found.returncode != 0, f"{build} did not notice {bug}"
-    assert re.search(KINDS[build], found.stdout), found.stdout
+    result = run(build, bug, "bug", order=order)
+    assert result.returncode != 0, f"{build} did not notice {bug}"
+    assert re.search(KINDS[build], result.stdout), result.stdout
     if order == "forward":  # in other orders other threads are named
-        assert re.search(REPORTS[bug][build], found.stdout, re.DOTALL), found.stdout
+        assert re.search(REPORTS[bug][build], result.stdout, re.DOTALL), result.stdout
 
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("build", emulated.BUILDS)
 @pytest.mark.parametrize("bug", REPORTS)
 def test_mended_kernel_is_clean(bug: str, build: str, order: str) -> None:
-    found = run(build, bug, "clean", order=order)
-    assert (found.returncode, found.stdout) == (0, "clean\n")
+    result = run(build, bug, "clean", order=order)
+    assert (result.returncode, result.stdout) == (0, "clean\n")

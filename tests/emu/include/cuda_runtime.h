@@ -44,8 +44,8 @@ void* shared_memory(const void* site, size_t bytes, size_t alignment);
 
 void block_barrier(Site site);
 
-// Waits for the lanes of `mask`; returns what each of them brought. Valid until the next collective.
-const uint64_t* exchange(unsigned mask, uint64_t brought, Site site);
+// Waits for the lanes of `mask`; returns the value of each of them. Valid until the next collective.
+const uint64_t* exchange(unsigned mask, uint64_t value, Site site);
 
 void check_source(unsigned mask, unsigned source, Site site);
 
@@ -60,8 +60,8 @@ T shuffle(unsigned mask, T value, unsigned source, Site site) {
   check_source(mask, source, site);
   uint64_t bits = 0;
   std::memcpy(&bits, &value, sizeof(T));
-  const uint64_t received = exchange(mask, bits, site)[source];
-  std::memcpy(&value, &received, sizeof(T));
+  const uint64_t result = exchange(mask, bits, site)[source];
+  std::memcpy(&value, &result, sizeof(T));
   return value;
 }
 
