@@ -11,7 +11,7 @@ import torch
 
 import gpu_check
 from gpu_check import Result, Step
-from helpers import run_python
+from helpers import default_sigint, run_python
 
 FACTS = {"device": "NVIDIA Something 9000", "driver": "1.2", "torch": "2.11", "date": "2030-01-02", "commit": "abc"}
 
@@ -63,7 +63,8 @@ try:
 except KeyboardInterrupt:
     print("wrote what there was")
 """
-    found = result_of(python(code, limit=6))
+    with default_sigint():
+        found = result_of(python(code, limit=6))
     assert (found.status, found.summary) == ("failed", "not finished within 6 s")
     assert found.log.split("\n")[:2] == ["began", "wrote what there was"]
 
