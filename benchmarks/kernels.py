@@ -10,60 +10,59 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-import shapes
-from harness import Contender, results
-from memory import load_workload
+from harness import Contender, load, operator_benchmarks, results
 
-FOLDER = Path(__file__).parent
 CALLS = 5
 
 
 def kernels(run: Callable[[], object]) -> list[tuple[str, int, float]]:
-    """(name, launches in one call, microseconds of one launch), in the order of the first launches."""
+    """(name, launches in one call, microseconds of one launch) of each kernel, in the order of their first launches."""
     for _ in range(3):
         run()
     torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         for _ in range(CALLS):
             run()
         torch.cuda.synchronize()
-    found = [event for event in seen.events() if event.device_type == torch.autograd.DeviceType.CUDA]
-    launches, time = Counter(), Counter()
-    for event in sorted(found, key=lambda event: event.time_range.start):
+    events = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    launches: Counter[str] = Counter()
+    time: Counter[str] = Counter()
+    for event in sorted(events, key=lambda event: event.time_range.start):
         launches[event.name] += 1
         time[event.name] += event.time_range.elapsed_us()
     return [(name, round(count / CALLS), time[name] / count) for name, count in launches.items()]
 
 
 def show(title: str, run: Callable[[], object]) -> None:
-    found = kernels(run)
-    total = sum(count * each for _name, count, each in found)
-    print(f"{title}: {sum(count for _name, count, _each in found)} launches, {total:.1f} us")
-    for name, count, each in found:
-        print(f"  {count:4} x {each:9.1f} us  {name.removeprefix('void ')[:110]}")
+    rows = kernels(run)
+    total = sum(count * microseconds for _name, count, microseconds in rows)
+    print(f"{title}: {sum(count for _name, count, _microseconds in rows)} launches, {total:.1f} us")
+    for name, count, microseconds in rows:
+        print(f"  {count:4} x {microseconds:9.1f} us  {name.removeprefix('void ')[:110]}")
 
 
 def main(operators: list[str], backend: str) -> None:
-    for path in sorted(FOLDER.glob("test_bench_*.py")):
-        operator = path.stem.removeprefix("test_bench_")
-        if operator == "step" or (operators and operator not in operators):
-            continue
-        for shape in getattr(shapes, operator.upper(), {}):
-            workload = load_workload(str(path), shape, "cuda")
+    paths = operator_benchmarks()
+    for operator in operators or paths:
+        benchmark = load(paths[operator])
+        for shape in benchmark.SHAPES:
+            workload = benchmark.workload(shape, "cuda")
             contender = Contender(workload, workload.function, backend, bool(workload.leaves))
-            show(f"{operator} {shape}", lambda contender=contender: results(contender))
+            show(f"{operator} {shape}", partial(results, contender))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("operators", nargs="*", metavar="OPERATOR")
+    parser.add_argument("operators", nargs="*", metavar="OPERATOR", help="default: all")
     parser.add_argument("--backend", choices=["native", "reference"], default="native")
     options = parser.parse_args()
+    if unknown := set(options.operators) - operator_benchmarks().keys():
+        parser.error(f"no benchmark of {', '.join(sorted(unknown))}; there are {', '.join(operator_benchmarks())}")
     if not torch.cuda.is_available():
         sys.exit("no GPU that this torch can use")
     main(options.operators, options.backend)
