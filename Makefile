@@ -11,7 +11,7 @@ BIN    := $(VENV)/bin
 $(VENV)/.ready: pyproject.toml setup.py $(shell find csrc -type f)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch torchvision 'setuptools>=77' wheel ninja 'pybind11>=2.13' numpy
-	$(BIN)/python -m pip install --verbose --disable-pip-version-check --no-build-isolation -e '.[train,detr,onnx,test,dev]' \
+	$(BIN)/python -m pip install --verbose --disable-pip-version-check --no-build-isolation -e '.[train,study,detr,onnx,test,dev]' \
 		> $(VENV)/build.log 2>&1 || { tail -n 40 $(VENV)/build.log; exit 1; }
 	$(BIN)/python -m cls2det_ops
 	touch $@
@@ -65,8 +65,13 @@ docs: $(VENV)/.ready
 gpu-check:
 	$(PYTHON) tests/gpu_check.py $(ARGS)
 
+# Style, format, types and dead code; .pre-commit-config.yaml runs the quick ones before each commit.
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $$(find csrc tests/emu -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+	$(BIN)/mypy
+	$(BIN)/vulture
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -1,9 +1,9 @@
 """The gate on speed: python benchmarks/compare.py RESULT.json [--instructions COUNTS.json]
 
-Holds a run against the committed ones of the same kind of machine, each figure against the newest that has it, in ratios only:
-how many times as fast as the reference of its own run each operator is, the reference's memory over its own, and eager's tax
-over a training step's. Counts of instructions are held against results/instructions.json. Exits with 1 where one is worse than
---tolerance allows, with 3 where there is nothing to compare.
+Compares a run with the committed runs of the same kind of machine, every figure with the newest run that has it. All figures are
+ratios within one run: the reference's time over the operator's, the reference's memory over the operator's, and eager's tax over
+that of a training step. Counts of instructions are compared with results/instructions.json. Exits with 1 where a figure is
+worse than --tolerance allows, and with 3 where there is nothing to compare.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ COUNT_TOLERANCE = 0.02  # other compilers, not noise
 
 def ratios(record: Mapping) -> dict[str, float]:
     """By name; higher is better."""
-    found = {}
+    by_name = {}
     for row in record["rows"]:
         name = f"{row['op']} {row['shape']} {row['pass']}"
-        found[f"{name}: speed"] = row["ms"]["reference"] / row["ms"]["native"]
+        by_name[f"{name}: speed"] = row["ms"]["reference"] / row["ms"]["native"]
         if row["memory"]:
-            found[f"{name}: memory"] = row["memory"]["reference"] / max(row["memory"]["native"], MEMORY_RESOLUTION)
+            by_name[f"{name}: memory"] = row["memory"]["reference"] / max(row["memory"]["native"], MEMORY_RESOLUTION)
     for row in record.get("training_steps", ()):
         steps = {(step["terms"], step["implementation"]): step for step in row["contenders"]}
         for (terms, implementation), step in steps.items():
             eager = steps.get((terms, "eager"))
             if eager and implementation.startswith("ours"):
-                found[f"{row['student']} {terms} {implementation}: tax"] = tax_by_parts(eager) / tax_by_parts(step)
-    return found
+                by_name[f"{row['student']} {terms} {implementation}: tax"] = tax_by_parts(eager) / tax_by_parts(step)
+    return by_name
 
 
 def kind(record: Mapping) -> tuple:
-    """A GPU's name alone: its runs tell neither of the host's instructions nor threads."""
+    """What runs must have in common. For a GPU that is its name: such runs record neither instructions nor threads of the host."""
     return tuple(record["about"][key] for key in KIND if key in record["about"])
 
 
@@ -50,7 +50,7 @@ def committed_like(record: Mapping) -> dict[str, float]:
 
 
 def worse(now: Mapping[str, float], before: Mapping[str, float], tolerance: float) -> list[str]:
-    """What fell by more than ``tolerance`` of what it was, and what is gone."""
+    """A line for every figure that fell by more than ``tolerance`` of its earlier value, or is gone."""
     lines = [f"{name}: gone" for name in before if name not in now]
     for name in before.keys() & now.keys():
         if not now[name] >= before[name] * (1 - tolerance):  # so does NaN

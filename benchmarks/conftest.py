@@ -78,7 +78,8 @@ def about(config: pytest.Config) -> dict[str, str | int]:
         commit = subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True, check=False).stdout.strip()
     except OSError:
         commit = ""
-    if device == "cuda":  # whose numbers do not hang on the host's instructions and threads
+    kind: dict[str, str | int]
+    if device == "cuda":  # its numbers do not depend on the host's instructions and threads
         kind = {"device": torch.cuda.get_device_name(), "host": processor()}
     else:
         capability = getattr(sys.modules.get("cls2det_ops._C"), "cpu_capability", lambda: "none")()
@@ -114,45 +115,47 @@ def bench(benchmark, bench_device: str, request: pytest.FixtureRequest) -> Calla
     device = bench_device
 
     def run(workload: Callable, shape: str, backward: bool) -> None:
-        built = workload(shape, device)
+        work = workload(shape, device)
         if request.config.getoption("--bench-no-compile"):
-            built = dataclasses.replace(built, compile=False)
+            work = dataclasses.replace(work, compile=False)
         torch._dynamo.reset()
-        found = warmed_and_checked(contenders(built, backward))
+        rivals = warmed_and_checked(contenders(work, backward))
         times: dict[str, dict[str, list[float]]] = {}  # by clock and contender
-        least = limits.least_work(built, results(found["native"]), backward)
-        native = found.pop("native")
+        least = limits.least_work(work, results(rivals["native"]), backward)
+        native = rivals.pop("native")
 
         def time_once(name: str, contender: Contender) -> None:
             for clock, value in timed_by_all_clocks(contender).items():
                 times.setdefault(clock, {"native": []}).setdefault(name, []).append(value)
 
         def baselines_first() -> None:
-            for name, contender in found.items():
+            for name, contender in rivals.items():
                 time_once(name, contender)
 
-        rounds = rounds_for({"native": native, **found}, device)
+        rounds = rounds_for({"native": native, **rivals}, device)
         benchmark.pedantic(lambda: time_once("native", native), setup=baselines_first, rounds=rounds)
         cold = None
         if not benchmark.disabled:
-            cold = limits.cold_medians({"native": native, "reference": found["reference"]}, device)
+            cold = limits.cold_medians({"native": native, "reference": rivals["reference"]}, device)
             if not MACHINE:
                 MACHINE.update(limits.machine_limits(device))
         file = request.node.path
-        measured = (backward or not built.leaves) and not shape.startswith("small")
+        measured = (backward or not work.leaves) and not shape.startswith("small")
         measured = measured and not request.config.getoption("--bench-no-memory")
         row = {
             "op": file.stem.removeprefix("test_bench_"),
             "shape": shape,
             "pass": "fwd+bwd" if backward else "fwd",
-            **{clock: medians(of_clock) for clock, of_clock in times.items()},
+            **{clock: medians(by_contender) for clock, by_contender in times.items()},
             "cold_ms": cold,
             "rounds": rounds,
             "least": least,
-            "memory": memory_of(file, shape, device, built) if measured else None,
+            "memory": memory_of(file, shape, device, work) if measured else None,
         }
         if device == "cuda":  # how often the queue's clock saw the GPU alone
-            row["queued"] = {name: statistics.fmean(each.queued) for name, each in {"native": native, **found}.items()}
+            row["queued"] = {
+                name: statistics.fmean(contender.queued) for name, contender in {"native": native, **rivals}.items()
+            }
         benchmark.extra_info.update(row)
         ROWS.append(row)
 
@@ -169,30 +172,30 @@ def bench_step(benchmark, bench_device: str, request: pytest.FixtureRequest) -> 
 
     def run(workload: Callable, student: str) -> None:
         if benchmark.disabled:
-            built = workload(student, device, small=True)
-            found = built.contenders(["both"])
-            built.warmed_and_checked(found)
-            benchmark.pedantic(found["ours, both"].timed)
+            work = workload(student, device, small=True)
+            steps = work.contenders(["both"])
+            work.warmed_and_checked(steps)
+            benchmark.pedantic(steps["ours, both"].timed)
             return
         if student not in chosen and "all" not in chosen:
             pytest.skip(f"time it with --bench-steps {student}, or all")
-        built = workload(student, device)
-        found = built.contenders(terms)
-        positives = built.warmed_and_checked(found)
-        found["plain"].run()
+        work = workload(student, device)
+        steps = work.contenders(terms)
+        positives = work.warmed_and_checked(steps)
+        steps["plain"].run()
         if device == "cuda":
-            for step in found.values():
+            for step in steps.values():
                 step.timed()  # cuDNN chooses an algorithm for each new shape, also those of the backward
-        laps: dict[str, list] = {name: [] for name in found}
+        laps: dict[str, list] = {name: [] for name in steps}
 
-        def others_first() -> None:
-            for name, step in found.items():
+        def rivals_first() -> None:
+            for name, step in steps.items():
                 if name != "ours, both":
                     laps[name].append(step.timed())
 
         rounds = STEP_ROUNDS[device]
-        benchmark.pedantic(lambda: laps["ours, both"].append(found["ours, both"].timed()), setup=others_first, rounds=rounds)
-        images, targets = built.batch
+        benchmark.pedantic(lambda: laps["ours, both"].append(steps["ours, both"].timed()), setup=rivals_first, rounds=rounds)
+        images, targets = work.batch
         row = {
             "student": student,
             "images": len(images),
@@ -203,15 +206,15 @@ def bench_step(benchmark, bench_device: str, request: pytest.FixtureRequest) -> 
         }
         if device == "cuda":
             row["clock"] = "from an idle GPU"
-        contended = [{"implementation": step.implementation, "terms": step.terms} for step in found.values()]
+        records: list[dict] = [{"implementation": step.implementation, "terms": step.terms} for step in steps.values()]
         measured = not request.config.getoption("--bench-no-memory")
-        used = (memory_of(request.node.path, student, device, built, *terms) if measured else None) or {}
-        for (name, of_name), each in zip(laps.items(), contended, strict=True):
-            for clock, parts in zip(("ms", "cpu_ms"), zip(*of_name, strict=True), strict=True):
-                each[clock] = [sum(lap.values()) for lap in parts if lap]
-                each[f"parts_{clock}"] = medians({part: [lap[part] for lap in parts] for part in parts[0]})
-            each["memory"] = used.get(name)
-        row["contenders"] = contended
+        peaks = (memory_of(request.node.path, student, device, work, *terms) if measured else None) or {}
+        for (name, rounds_of_step), record in zip(laps.items(), records, strict=True):
+            for clock, parts in zip(("ms", "cpu_ms"), zip(*rounds_of_step, strict=True), strict=True):
+                record[clock] = [sum(lap.values()) for lap in parts if lap]
+                record[f"parts_{clock}"] = medians({part: [lap[part] for lap in parts] for part in parts[0]})
+            record["memory"] = peaks.get(name)
+        row["contenders"] = records
         benchmark.extra_info.update(row)
         STEP_ROWS.append(row)
 
@@ -219,17 +222,17 @@ def bench_step(benchmark, bench_device: str, request: pytest.FixtureRequest) -> 
 
 
 def terms_of(config: pytest.Config) -> list[str]:
-    """In order; the checks are of both at once, so that is never left out."""
+    """In the order of ``TERMS``. "both" is never left out, since the checks compare both at once."""
     chosen = config.getoption("--bench-terms").split(",")
     if unknown := set(chosen) - {*TERMS, "all"}:
         raise pytest.UsageError(f"--bench-terms: no terms {', '.join(sorted(unknown))}; there are {', '.join(TERMS)}")
     return [terms for terms in TERMS if terms in chosen or "all" in chosen or terms == "both"]
 
 
-def memory_of(file: Path, shape: str, device: str, built, *terms: str) -> dict[str, int] | None:
+def memory_of(file: Path, shape: str, device: str, work, *terms: str) -> dict[str, int] | None:
     """Peak bytes above the inputs of each contender, on the CPU measured in a fresh process."""
     if device == "cuda":
-        return memory.growth(built, device)
+        return memory.growth(work, device)
     if device == "cpu" and not Path("/proc/self/clear_refs").exists():
         return None
     env = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}  # large blocks go back when freed

@@ -3,21 +3,24 @@
 A workload is one call of a public function at one shape. Its contenders get the same tensors: the compiled kernels
 ("native"), the plain PyTorch definition ("reference"), the same under torch.compile ("reference, compiled"), and whatever
 else a test file adds. Rounds are interleaved, one call of each contender per round, so that a noisy machine slows all alike.
-On a GPU there are two clocks: of the queue, what a call costs a GPU that the host is ahead of, as in training, and of a call
-alone, from an idle GPU, where launches and the autograd engine count too.
-Beside the times stands what no implementation can do without, `Least`, for limits.py.
+On a GPU there are two clocks. The queue's clock gives the GPU's own time of a call while the host is ahead, as in training. The
+other times a call alone, from an idle GPU, where launches and the autograd engine count too.
+`Least` is the work that no implementation can leave out; limits.py compares the times with it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.util
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,18 +30,19 @@ from cls2det_ops import reference, use_backend
 SECONDS = {"cpu": 2.5, "cuda": 0.8}  # of measuring per test, rounds permitting
 ROUNDS = {"cpu": (5, 60), "cuda": (5, 20)}
 SLEEP_CYCLES = 20_000_000  # of a calibrating sleep, about 10 ms
-AHEAD_FACTOR, AHEAD_MARGIN, AHEAD_MOST = 2.0, 0.2, 50.0  # of the sleep before a call: times the host's, plus ms, at most ms
+# The GPU's sleep before a call lasts the host's time for that call times the factor, plus the margin in ms, at most the last.
+AHEAD_FACTOR, AHEAD_MARGIN, AHEAD_MOST = 2.0, 0.2, 50.0
 COMPILED = "compiled"
 # torch.compile's, the strongest first. On a CPU they differ for matrix products, of which no operator has any.
 COMPILE_MODES = {"cpu": (None,), "cuda": ("max-autotune", "max-autotune-no-cudagraphs", None)}
 STEP_ROUNDS = {"cpu": 3, "cuda": 5}  # of training steps, which take seconds on a CPU
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
-TOLERANCE = 1e-3  # of the summed magnitude: single samples on a pixel centre may differ in their derivative by rounding
+TOLERANCE = 1e-3  # of the summed magnitude: by rounding, the derivative of a sample on a pixel centre may take the other side
 
 
 @dataclass(frozen=True)
 class Least:
-    """Where the least work of a workload is not to read every input, and once more for the backward."""
+    """The least work of a workload. By default: read every input once, and once more for the backward."""
 
     parts: Callable[[], dict[str, int]] = dict  # bytes of the inputs of which only a part is read
     reread: tuple[str, ...] | None = None  # what the backward must read again; None: every input
@@ -53,6 +57,22 @@ class Workload:
     baselines: dict[str, Callable[..., Tensor]] = field(default_factory=dict)  # besides the reference
     compile: bool = False
     least: Least = Least()
+    maps: tuple[str, ...] = ()  # the inputs that a call on a single row needs whole
+
+
+def operator_benchmarks() -> dict[str, Path]:
+    """The file of every operator's benchmark, by the operator's name."""
+    paths = sorted(Path(__file__).parent.glob("test_bench_*.py"))
+    return {path.stem.removeprefix("test_bench_"): path for path in paths if path.stem != "test_bench_step"}
+
+
+def load(path: Path) -> Any:
+    """A benchmark's module: ``workload(shape, device)``, and ``SHAPES`` by name unless it is the one of training steps."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec and spec.loader, path
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def generator(device: str) -> torch.Generator:
@@ -72,14 +92,14 @@ def scene(shape: dict, device: str) -> dict[str, Tensor]:
     jitter = (torch.rand(k, 4, generator=random) - 0.5) * 0.3 * side.repeat(1, 2)[match]
     boxes = (targets[match] + jitter).clamp(min=2.3).minimum((size - 2.3).repeat(2))
     of_target = torch.arange(g) % shape["images"]
-    found = {
+    tensors = {
         "boxes": boxes,
         "target_boxes": targets,
         "matched_idxs": match,
         "target_image_index": of_target,
         "image_index": of_target[match],
     }
-    return {key: value.to(device) for key, value in found.items()}
+    return {key: value.to(device) for key, value in tensors.items()}
 
 
 def feature_map(shape: dict, channels: int, stride: int, device: str) -> Tensor:
@@ -88,7 +108,7 @@ def feature_map(shape: dict, channels: int, stride: int, device: str) -> Tensor:
 
 
 def bytes_under(features: Tensor, boxes: Tensor, image_index: Tensor, samples: int, scale: float = 1.0) -> int:
-    """Of a map's positions that a sample of some box touches, each once: those that have a gradient."""
+    """Of the positions of a map that a sample of any box touches, which are those with a gradient; a position counts once."""
     plane = torch.zeros_like(features[:, :1], requires_grad=True)
     crops = reference.roi_crop(plane, boxes, image_index, (samples, samples), scale)
     (touched,) = torch.autograd.grad(crops.sum(), plane)
@@ -96,7 +116,7 @@ def bytes_under(features: Tensor, boxes: Tensor, image_index: Tensor, samples: i
 
 
 def compared_bytes(features: Tensor, boxes: dict[str, Tensor], samples: int, scale: float) -> int:
-    """The same under predictions and the ground truths that they are matched to."""
+    """``bytes_under`` both the predictions and the ground truths that they match."""
     both = torch.cat([boxes["boxes"], boxes["target_boxes"][boxes["matched_idxs"]]])
     return bytes_under(features, both, boxes["image_index"].repeat(2), samples, scale)
 
@@ -149,9 +169,9 @@ class Contender:
         """Milliseconds of a call after ``before``, which does not count; on a GPU by the clock of the queue."""
         with use_backend(self.backend):
             if self.device == "cuda":
-                found, queued = queue_milliseconds(self.run, self.ahead(), before)
+                duration, queued = queue_milliseconds(self.run, self.ahead(), before)
                 self.queued.append(queued)
-                return found
+                return duration
             before()
             return milliseconds(self.run, self.device)
 
@@ -174,7 +194,7 @@ class Contender:
 
 @cache
 def cycles_per_ms() -> float:
-    """Of ``torch.cuda._sleep``, at the fastest clock seen: the first sleeps wake an idle GPU up."""
+    """Of ``torch.cuda._sleep``, the highest of four rates: the first sleeps wake an idle GPU up."""
     return max(SLEEP_CYCLES / milliseconds(lambda: torch.cuda._sleep(SLEEP_CYCLES), "cuda") for _ in range(4))
 
 
@@ -216,33 +236,34 @@ def milliseconds(run: Callable[[], object], device: str) -> float:
 
 
 def contenders(workload: Workload, backward: bool) -> dict[str, Contender]:
-    """By name; what is compiled is there once for each mode."""
-    found = {
+    """By name; a compiled function once for each mode."""
+    by_name = {
         "native": Contender(workload, workload.function, "native", backward),
         "reference": Contender(workload, workload.function, "reference", backward),
     }
     for name, function in workload.baselines.items():
-        found[name] = Contender(workload, function, "reference", backward)
+        by_name[name] = Contender(workload, function, "reference", backward)
     if workload.compile:
-        plain = {name: each for name, each in workload.baselines.items() if not name.startswith(("torchvision", "triton"))}
+        eager = {name: call for name, call in workload.baselines.items() if not name.startswith(("torchvision", "triton"))}
         for mode in COMPILE_MODES[next(iter(workload.inputs.values())).device.type]:
-            for name, function in {"reference": workload.function, **plain}.items():
+            for name, function in {"reference": workload.function, **eager}.items():
                 compiled = torch.compile(function, mode=mode)
-                found[f"{name}, {COMPILED}{f' ({mode})' * bool(mode)}"] = Contender(workload, compiled, "reference", backward)
-    return found
+                label = f"{name}, {COMPILED}" + (f" ({mode})" if mode else "")
+                by_name[label] = Contender(workload, compiled, "reference", backward)
+    return by_name
 
 
-def warmed_and_checked(found: dict[str, Contender]) -> dict[str, Contender]:
-    """Compile, warm up, and hold every result against the reference.
+def warmed_and_checked(candidates: dict[str, Contender]) -> dict[str, Contender]:
+    """Compile and warm up all candidates, and compare every result with the reference.
 
-    What is compiled is kept in the strongest mode that works, and left out, with a warning, where none does.
+    Of compiled candidates the strongest mode that works stays. Where none works, a warning says so.
     """
     with exact_convolutions():
-        expected = results(found["reference"])
-    kept: dict[str, Contender] = {}
-    for name, contender in found.items():
+        expected = results(candidates["reference"])
+    working: dict[str, Contender] = {}
+    for name, contender in candidates.items():
         stronger = name.partition(COMPILED)[0] + COMPILED
-        if COMPILED in name and any(other.startswith(stronger) for other in kept):
+        if COMPILED in name and any(rival.startswith(stronger) for rival in working):
             continue
         try:
             results(contender)
@@ -253,12 +274,12 @@ def warmed_and_checked(found: dict[str, Contender]) -> dict[str, Contender]:
                 raise
             warnings.warn(f"{name} is left out: {type(error).__name__}: {str(error).splitlines()[0]}", stacklevel=2)
             continue
-        hold_against(name, values, expected)
-        kept[name] = contender
-    return kept
+        check_close(name, values, expected)
+        working[name] = contender
+    return working
 
 
-def hold_against(name: str, values: list[Tensor], expected: list[Tensor], tolerance: float = TOLERANCE) -> None:
+def check_close(name: str, values: list[Tensor], expected: list[Tensor], tolerance: float = TOLERANCE) -> None:
     for value, exact in zip(values, expected, strict=True):
         difference = ((value - exact).abs().sum() / exact.abs().sum()).item()
         assert difference <= tolerance, f"{name} differs from the reference by {difference:.3g}"  # so does NaN
@@ -285,9 +306,9 @@ def timed_by_all_clocks(contender: Contender) -> dict[str, float]:
     return times | {"alone_ms": contender.timed_alone()} if contender.device == "cuda" else times
 
 
-def rounds_for(found: dict[str, Contender], device: str) -> int:
+def rounds_for(rivals: dict[str, Contender], device: str) -> int:
     begin = time.perf_counter()
-    for contender in found.values():
+    for contender in rivals.values():
         timed_by_all_clocks(contender)
     one_round = time.perf_counter() - begin
     least, most = ROUNDS[device]

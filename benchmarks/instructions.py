@@ -21,38 +21,30 @@ KERNEL = re.compile(r"^\s*([\d,]+) .*?cls2det::(?:avx2|plain)::(\w+)<float>")
 
 
 def run_all() -> None:
-    """What valgrind looks at."""
+    """The process that valgrind runs."""
     import torch
 
-    from harness import Contender, results
-    from memory import load_workload
+    from harness import Contender, load, operator_benchmarks, results
 
     torch.set_num_threads(1)
-    for path in sorted(FOLDER.glob("test_bench_*.py")):
-        if path.stem != "test_bench_step":
-            workload = load_workload(str(path), first_shape(path), "cpu")
-            results(Contender(workload, workload.function, "native", bool(workload.leaves)))
-
-
-def first_shape(path: Path) -> str:
-    import shapes
-
-    table = re.search(r"from shapes import (\w+)", path.read_text()).group(1)
-    return next(iter(getattr(shapes, table)))
+    for path in operator_benchmarks().values():
+        benchmark = load(path)
+        workload = benchmark.workload(next(iter(benchmark.SHAPES)), "cpu")
+        results(Contender(workload, workload.function, "native", bool(workload.leaves)))
 
 
 def counts() -> dict[str, int]:
     if missing := [program for program in ("valgrind", "callgrind_annotate") if not shutil.which(program)]:
         raise SystemExit(f"instructions are not counted: no {' and no '.join(missing)}")
     with tempfile.TemporaryDirectory() as folder:
-        found = f"{folder}/callgrind.out"
-        command = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={found}", sys.executable, __file__, "--run"]
+        report = f"{folder}/callgrind.out"
+        command = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={report}", sys.executable, __file__, "--run"]
         env = os.environ | {
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join([str(FOLDER), os.environ.get("PYTHONPATH", "")]),
         }
         subprocess.run(command, check=True, env=env, stderr=subprocess.DEVNULL)
-        annotate = ["callgrind_annotate", "--inclusive=yes", "--threshold=100", found]
+        annotate = ["callgrind_annotate", "--inclusive=yes", "--threshold=100", report]
         lines = subprocess.run(annotate, check=True, capture_output=True, text=True).stdout.splitlines()
     return dict(sorted((match.group(2), int(match.group(1).replace(",", ""))) for match in map(KERNEL.match, lines) if match))
 

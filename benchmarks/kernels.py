@@ -10,21 +10,18 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-import shapes
-from harness import Contender, results
-from memory import load_workload
+from harness import Contender, load, operator_benchmarks, results
 
-FOLDER = Path(__file__).parent
 CALLS = 5
 
 
 def kernels(run: Callable[[], object]) -> list[tuple[str, int, float]]:
-    """(name, launches in one call, microseconds of one launch), in the order of the first launches."""
+    """(name, launches in one call, microseconds of one launch) of each kernel, in the order of their first launches."""
     for _ in range(3):
         run()
     torch.cuda.synchronize()
@@ -33,7 +30,8 @@ def kernels(run: Callable[[], object]) -> list[tuple[str, int, float]]:
             run()
         torch.cuda.synchronize()
     events = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
-    launches, time = Counter(), Counter()
+    launches: Counter[str] = Counter()
+    time: Counter[str] = Counter()
     for event in sorted(events, key=lambda event: event.time_range.start):
         launches[event.name] += 1
         time[event.name] += event.time_range.elapsed_us()
@@ -49,21 +47,22 @@ def show(title: str, run: Callable[[], object]) -> None:
 
 
 def main(operators: list[str], backend: str) -> None:
-    for path in sorted(FOLDER.glob("test_bench_*.py")):
-        operator = path.stem.removeprefix("test_bench_")
-        if operator == "step" or (operators and operator not in operators):
-            continue
-        for shape in getattr(shapes, operator.upper(), {}):
-            workload = load_workload(str(path), shape, "cuda")
+    paths = operator_benchmarks()
+    for operator in operators or paths:
+        benchmark = load(paths[operator])
+        for shape in benchmark.SHAPES:
+            workload = benchmark.workload(shape, "cuda")
             contender = Contender(workload, workload.function, backend, bool(workload.leaves))
-            show(f"{operator} {shape}", lambda contender=contender: results(contender))
+            show(f"{operator} {shape}", partial(results, contender))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("operators", nargs="*", metavar="OPERATOR")
+    parser.add_argument("operators", nargs="*", metavar="OPERATOR", help="default: all")
     parser.add_argument("--backend", choices=["native", "reference"], default="native")
     options = parser.parse_args()
+    if unknown := set(options.operators) - operator_benchmarks().keys():
+        parser.error(f"no benchmark of {', '.join(sorted(unknown))}; there are {', '.join(operator_benchmarks())}")
     if not torch.cuda.is_available():
         sys.exit("no GPU that this torch can use")
     main(options.operators, options.backend)

@@ -16,13 +16,13 @@ CACHE_BYTES = 64 * 2**20  # where the machine does not tell
 COPIED_BYTES = 256 * 2**20
 SIDE = {"cpu": 2048, "cuda": 8192}  # of the multiplied matrices
 TRIALS = {"copy": 10, "multiply": 5}
-AHEAD = 1.0  # ms of sleep in which a GPU's copy or product is enqueued
+AHEAD = 1.0  # ms of a GPU's sleep, in which the host enqueues a copy or a product
 COLD_SECONDS = 0.4  # per test, beside harness.SECONDS
 COLD_ROUNDS = (3, 15)
 
 
 def cache_bytes(device: str, cpus: Path = Path("/sys/devices/system/cpu")) -> int:
-    """Of the last level, in all its instances: a CPU may have one for every few cores."""
+    """Of all caches of the last level together: a CPU may have one for every few cores."""
     if device == "cuda":
         return torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size or CACHE_BYTES
     levels: dict[int, dict[str, int]] = {}
@@ -36,7 +36,7 @@ def cache_bytes(device: str, cpus: Path = Path("/sys/devices/system/cpu")) -> in
 
 
 def machine_limits(device: str) -> dict[str, float]:
-    """Best of several: of a copy between tensors that no cache holds, bytes read and written, and of a matrix product."""
+    """Rates of the fastest of several trials: of a copy between tensors that no cache holds, and of a matrix product."""
     source, target = (torch.ones(max(2 * cache_bytes(device), COPIED_BYTES) // 4, device=device) for _ in range(2))
     left, right, product = (torch.ones(SIDE[device], SIDE[device], device=device) for _ in range(3))
 
@@ -56,7 +56,7 @@ def least_work(workload: Workload, results: Sequence[Tensor], backward: bool) ->
     """``{"flops": n}`` where arithmetic is the limit, otherwise ``{"bytes": n}`` that autograd's two halves must move.
 
     Forward: each input read, the output written. Backward: the output's gradient and the inputs that it depends on read, the
-    gradients of the leaves written. What an implementation keeps from one half for the other is its own affair.
+    gradients of the leaves written. What an implementation stores between the two halves does not count.
     """
     if workload.least.flops is not None:
         return {"flops": workload.least.flops(backward)}
@@ -69,14 +69,14 @@ def least_work(workload: Workload, results: Sequence[Tensor], backward: bool) ->
     return {"bytes": moved}
 
 
-def cold_medians(found: Mapping[str, Contender], device: str) -> dict[str, float]:
+def cold_medians(contenders: Mapping[str, Contender], device: str) -> dict[str, float]:
     """Milliseconds of calls that find nothing in a cache: before each, more than the last level holds is written."""
     evicting = torch.empty(2 * cache_bytes(device), dtype=torch.uint8, device=device)
-    times: dict[str, list[float]] = {name: [] for name in found}
+    times: dict[str, list[float]] = {name: [] for name in contenders}
     begin = time.perf_counter()
     for turn in range(COLD_ROUNDS[1]):
         if turn >= COLD_ROUNDS[0] and time.perf_counter() - begin > COLD_SECONDS:
             break
-        for name, contender in found.items():
+        for name, contender in contenders.items():
             times[name].append(contender.timed(before=partial(evicting.fill_, turn)))
     return medians(times)

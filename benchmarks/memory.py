@@ -9,7 +9,6 @@ TERMS choose contenders of training steps. Prints {contender: bytes} as JSON; no
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import sys
@@ -22,17 +21,9 @@ import torch
 sys.path.append(str(Path(__file__).parent))
 
 from cls2det_ops import use_backend
-from harness import Contender, Workload
+from harness import Contender, Workload, load
 
 PAGE_BYTES = 1024
-
-
-def load_workload(path: str, shape: str, device: str):
-    """A ``Workload``, or for training steps what has ``runs``."""
-    spec = importlib.util.spec_from_file_location("bench", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.workload(shape, device)
 
 
 def resident(field: str) -> int:
@@ -46,15 +37,14 @@ def step(workload: Workload, backend: str, function) -> None:
 
 
 def one_row(workload: Workload) -> Workload:
-    """A step that needs next to no memory itself, but every page of the libraries that the full one needs."""
-    maps = ("features", "images", "map0", "map1", "anchors") if "boxes" in workload.inputs else ()
-    inputs = {key: value if key in maps else value[:1] for key, value in workload.inputs.items()}
+    """A workload that needs hardly any memory itself, but touches every page of the libraries that the full one needs."""
+    inputs = {key: value if key in workload.maps else value[:1] for key, value in workload.inputs.items()}
     inputs = {key: value if value.is_floating_point() else torch.zeros_like(value) for key, value in inputs.items()}
     return Workload(workload.function, inputs, workload.leaves, workload.baselines)
 
 
 def growth_on_cpu(run: Callable[[], None], warm: Callable[[], None]) -> int:
-    """In a forked child; every growth is counted, also of memory that is freed before the end."""
+    """Bytes, in a forked child, at the peak: memory that is freed before the end counts too. -1 where the child failed."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -66,13 +56,13 @@ def growth_on_cpu(run: Callable[[], None], warm: Callable[[], None]) -> int:
         os._exit(0)
     os.waitpid(child, 0)
     os.close(write)
-    found = os.read(read, 64)
+    message = os.read(read, 64)
     os.close(read)
-    return int(found or -1)
+    return int(message or -1)
 
 
 def growth_on_cuda(run: Callable[[], None], _warm: Callable[[], None]) -> int:
-    """Without what is kept from call to call: of a training step the graphs that its teacher has captured."""
+    """Bytes at the peak of the second call: what stays from call to call, such as a teacher's captured graphs, does not count."""
     run()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
@@ -83,16 +73,16 @@ def growth_on_cuda(run: Callable[[], None], _warm: Callable[[], None]) -> int:
 
 
 def runs(workload) -> dict[str, tuple[Callable[[], None], Callable[[], None]]]:
-    """Of each contender what is measured, and what goes before it.
+    """For each contender the call that is measured, and the call before it that warms the libraries up.
 
-    Nothing goes before a training step: the libraries' pages, some tens of MB, are in the plain one too.
+    A training step has no such call: the pages of the libraries, tens of MB, are in the plain step too.
     """
     if not isinstance(workload, Workload):
         return {name: (run, lambda: None) for name, run in workload.runs().items()}
-    ways = {"native": ("native", workload.function), "reference": ("reference", workload.function)}
-    ways |= {name: ("reference", function) for name, function in workload.baselines.items()}
+    calls = {"native": ("native", workload.function), "reference": ("reference", workload.function)}
+    calls |= {name: ("reference", function) for name, function in workload.baselines.items()}
     small = one_row(workload)
-    return {name: (partial(step, workload, *way), partial(step, small, *way)) for name, way in ways.items()}
+    return {name: (partial(step, workload, *call), partial(step, small, *call)) for name, call in calls.items()}
 
 
 def growth(workload, device: str) -> dict[str, int]:
@@ -103,7 +93,7 @@ def growth(workload, device: str) -> dict[str, int]:
 if __name__ == "__main__":
     torch.set_num_threads(1)  # a process with worker threads must not fork
     path, shape, device, *terms = sys.argv[1:]
-    loaded = load_workload(path, shape, device)
+    workload = load(Path(path)).workload(shape, device)
     if terms:
-        loaded.contenders(terms)  # which ``runs`` then takes
-    print(json.dumps(growth(loaded, device)))
+        workload.contenders(terms)  # ``runs`` takes those that were built last
+    print(json.dumps(growth(workload, device)))

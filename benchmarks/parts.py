@@ -1,15 +1,16 @@
 """Where the time of a training step goes, measured inside the very step that is timed.
 
 At any moment one part is running, and ``enter`` or ``leave`` closes it, so the parts add up to the step. The forward of a call
-is between its beginning and end. Its backward is between two tensor hooks: the gradient of its result is ready, the gradient of
-its arguments is. autograd runs what was made last first, so everything that distillation adds is differentiated before the
-student, and the hook on the logits and boxes that it was given says where the student's backward begins.
+is between its beginning and end. Its backward is between two tensor hooks, one on its result and one on its arguments, which run
+when these gradients are ready. autograd runs in reverse order, so everything that distillation adds is differentiated before
+the student, and a hook on the student's logits and boxes marks where the student's backward begins.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ class Watch:
     def __init__(self, device: str) -> None:
         self.cuda, self.running = device == "cuda", False
         self.one_thread = not self.cuda and torch.get_num_threads() == 1
-        self._marks: list[tuple[str, tuple | torch.cuda.Event]] = []
+        self._marks: list[tuple[str, Any]] = []  # a part, and when it began: an event, or both clocks of the CPU
         self._outer: list[str] = []
         self._part = STUDENT
 
@@ -39,11 +40,11 @@ class Watch:
             return
         self._part = part
         if self.cuda:
-            mark = torch.cuda.Event(enable_timing=True)
-            mark.record()
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._marks.append((part, event))
         else:
-            mark = (time.perf_counter(), time.process_time())
-        self._marks.append((part, mark))
+            self._marks.append((part, (time.perf_counter(), time.process_time())))
 
     def stop(self) -> tuple[dict[str, float], dict[str, float]]:
         """Milliseconds of each part by the clock, and of the processor, which leaves out what others on the machine took.

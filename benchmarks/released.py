@@ -19,6 +19,8 @@ from collections.abc import Iterator, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models import ResNet
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from cls2det.distill.classifier import DistillSettings
 from cls2det.models.taps import Positives
@@ -29,20 +31,20 @@ EPS = 1e-10  # inside the logarithms of KD-cls
 
 
 class AllStages(nn.Module):
-    """A torchvision ResNet that runs to its end, whichever of its layers is wanted."""
+    """A torchvision ResNet that runs to its end, whichever of its layers is compared."""
 
-    def __init__(self, network: nn.Module, layers: Sequence[str]) -> None:
+    def __init__(self, network: ResNet, layers: Sequence[str]) -> None:
         super().__init__()
         self.network, self.layers = network, layers
 
     def forward(self, crops: Tensor) -> dict[str, Tensor]:
-        network, seen = self.network, {}
+        network, features = self.network, {}
         x = network.maxpool(network.relu(network.bn1(network.conv1(crops))))
-        seen["maxpool"] = x
+        features["maxpool"] = x
         for name in ("layer1", "layer2", "layer3", "layer4"):
-            x = seen[name] = getattr(network, name)(x)
+            x = features[name] = getattr(network, name)(x)
         logits = network.fc(network.avgpool(x).flatten(1))
-        return {name: seen[name] for name in self.layers} | {"logits": logits}
+        return {name: features[name] for name in self.layers} | {"logits": logits}
 
 
 class Released:
@@ -58,7 +60,7 @@ class Released:
         teacher: CropClassifier,
         settings: DistillSettings,
         _classes: Sequence[str],
-        transform: nn.Module,
+        transform: GeneralizedRCNNTransform,
         padding_mode: str = "border",
         clamp: bool = False,
     ) -> None:
@@ -115,17 +117,17 @@ class Released:
         order = torch.argsort(positives.target_image_index, stable=True)  # of the loop over images
         teacher = torch.empty_like(logits, device=positives.logits.device)
         teacher[order] = logits.to(teacher.device)
-        teacher, warmth = teacher[positives.matched_idxs], self.settings.temperature
+        teacher, temperature = teacher[positives.matched_idxs], self.settings.temperature
         if positives.head == "softmax":
-            student = positives.logits.softmax(1) if warmth == 1 else (positives.logits / warmth).softmax(1)
-            truth = F.pad((teacher / warmth).softmax(1), (1, 0) if positives.background == "first" else (0, 1))
+            student = positives.logits.softmax(1) if temperature == 1 else (positives.logits / temperature).softmax(1)
+            truth = F.pad((teacher / temperature).softmax(1), (1, 0) if positives.background == "first" else (0, 1))
             divergence = ((truth + EPS) * ((truth + EPS).log() - (student + EPS).log())).sum(1)
         else:
             student = positives.logits[:, 1:] if positives.background == "first" else positives.logits
-            student, truth = ((each / warmth).sigmoid() for each in (student, teacher))
-            student, truth = (torch.stack([each, 1 - each]).clamp(min=EPS) for each in (student, truth))
+            student, truth = ((logits / temperature).sigmoid() for logits in (student, teacher))
+            student, truth = (torch.stack([score, 1 - score]).clamp(min=EPS) for score in (student, truth))
             divergence = (truth * (truth.log() - student.log())).sum(0).mean(1)
-        return warmth**2 * divergence.sum() / max(1, len(positives))
+        return temperature**2 * divergence.sum() / max(1, len(positives))
 
     def localisation(self, positives: Positives) -> tuple[Tensor, Tensor]:
         """KD-loc and loc, from crops of every prediction and, beside each, of the ground truth that it matches."""
@@ -137,20 +139,20 @@ class Released:
         with torch.no_grad():
             matched = positives.target_boxes[positives.matched_idxs[by_image]]
             target = torch.cat(list(self.crops(positives.images, matched, index)))
-        settings, features = self.settings, 0.0
-        for chunk, other in zip(predicted.split(CHUNK), target.split(CHUNK), strict=True):
+        settings, features = self.settings, torch.zeros((), device=predicted.device)
+        for chunk, target_chunk in zip(predicted.split(CHUNK), target.split(CHUNK), strict=True):
             if not settings.kd_loc_weight:
                 break
-            seen = self.on_predictions(chunk)
+            maps = self.on_predictions(chunk)
             with torch.no_grad():
-                wanted = self.on_targets(other)
+                target_maps = self.on_targets(target_chunk)
             for layer, pool in zip(settings.feature_layers, settings.feature_pools, strict=True):
-                features = features + distance(seen[layer], wanted[layer], pool) / len(settings.feature_layers)
+                features = features + distance(maps[layer], target_maps[layer], pool) / len(settings.feature_layers)
         pixels = self.pixel_scale * distance(predicted, target, settings.pixel_pool)
         return features / len(positives), pixels / len(positives)
 
 
-def distance(maps: Tensor, others: Tensor, pool: int) -> Tensor:
+def distance(maps: Tensor, target_maps: Tensor, pool: int) -> Tensor:
     """Mean absolute difference of the pooled maps, summed over crops."""
-    maps, others = (F.adaptive_avg_pool2d(each, pool) for each in (maps, others))
-    return (maps - others).abs().mean((1, 2, 3)).sum()
+    pooled, target = (F.adaptive_avg_pool2d(crops, pool) for crops in (maps, target_maps))
+    return (pooled - target).abs().mean((1, 2, 3)).sum()

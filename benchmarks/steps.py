@@ -2,15 +2,15 @@
 
 A step is forward and backward of the training loss; there is no optimizer, which would take the same time in all. Weights are
 random, no layer is frozen, and one detector serves all contenders. Positives are those of the detector's own matcher, on random
-images with seeded ground truths of log-uniform sizes; two things stand in for what training would have brought: SSD's box codes
+images with seeded ground truths of log-uniform sizes; two changes stand in for a training: SSD's box codes
 are made small, and Faster R-CNN gets proposals near the ground truths, which an untrained RPN does not find.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,14 +22,14 @@ from cls2det.models.students import build_student
 from cls2det.models.taps import PositiveTap
 from cls2det.teachers.crop_classifier import CropClassifier
 from cls2det_ops import use_backend
-from harness import TOLERANCE, exact_convolutions, generator, hold_against, scene
+from harness import TOLERANCE, check_close, exact_convolutions, generator, scene
 from parts import CROPS, LOSSES, ON_PREDICTIONS, ON_TARGETS, STUDENT, Watch
 from released import Released
 from shapes import TERMS
 
 CLASSES = [str(number) for number in range(80)]
 # The paper's, at its temperature and its sizes; its weights are for pixels with std 1. All positives count in every contender.
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "kd_cls_weight": 0.4, "temperature": 2.0, "kd_loc_weight": 0.15, "loc_weight": 0.15, "input_std": 1.0, "pixel_pool": 4,
     "feature_layers": ("maxpool",), "feature_pools": (8,), "max_positives": 0,
 }  # fmt: skip
@@ -55,7 +55,7 @@ class Implementation:
     """
 
     backend: str = "native"
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     build: Callable = ClassifierDistiller
     tolerance: float | None = TOLERANCE
 
@@ -74,35 +74,36 @@ class Step:
 
     def __init__(self, workload: StepWorkload, implementation: str = PLAIN, terms: str = "") -> None:
         self.workload, self.implementation, self.terms = workload, implementation, terms
-        self.distiller, self.backend = None, "reference"
+        self.distiller: Any = None
+        self.backend = "reference"
         if implementation != PLAIN:
-            chosen = IMPLEMENTATIONS[implementation]
-            self.backend = chosen.backend
-            settings = DistillSettings(**SETTINGS | chosen.settings | TERMS[terms])
-            self.distiller = chosen.build(workload.teacher, settings, CLASSES, workload.detector.transform)
+            recipe = IMPLEMENTATIONS[implementation]
+            self.backend = recipe.backend
+            settings = DistillSettings(**SETTINGS | recipe.settings | TERMS[terms])
+            self.distiller = recipe.build(workload.teacher, settings, CLASSES, workload.detector.transform)
             self.distiller.to(torch.device(workload.device))
             watch(workload.watch, self.distiller)
 
     def forward(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The detector's own terms, and those of distillation."""
+        """The terms of the detector, and those of distillation."""
         work = self.workload
         torch.manual_seed(0)  # every contender draws the same samples
         if self.distiller is None:
             return work.detector(*work.batch), {}
         with work.tap:
-            own = work.detector(*work.batch)
+            detector_terms = work.detector(*work.batch)
         positives = work.tap.positives
-        given = {name: work.watch.at_gradient(getattr(positives, name), STUDENT) for name in ("logits", "boxes")}
+        logits, boxes = (work.watch.at_gradient(output, STUDENT) for output in (positives.logits, positives.boxes))
         work.watch.enter(LOSSES)
-        terms = self.distiller(dataclasses.replace(positives, **given))
+        terms = self.distiller(dataclasses.replace(positives, logits=logits, boxes=boxes))
         work.watch.leave()
-        return own, terms
+        return detector_terms, terms
 
     def run(self) -> None:
         self.workload.clear()
         with use_backend(self.backend):
-            own, terms = self.forward()
-            loss = sum((own | terms).values())
+            detector_terms, terms = self.forward()
+            loss = cast(Tensor, sum((detector_terms | terms).values()))
             if terms:
                 self.workload.watch.switch(LOSSES)  # until the gradient reaches what the student gave
             loss.backward()
@@ -145,13 +146,13 @@ class StepWorkload:
             self.detector.roi_heads.register_forward_pre_hook(add_proposals)
         self.teacher = CropClassifier(CLASSES, "resnet50", 64, crop_size=crop).to(device)
         with torch.no_grad():
-            for parameter in self.teacher.network.fc.parameters():
+            for parameter in cast(nn.Linear, self.teacher.network.fc).parameters():
                 parameter.mul_(SMALL_LOGITS)
         self.teacher.transform = self.detector.transform
-        self.teacher.crop = self.watch.function(self.teacher.crop, CROPS)
+        self.teacher.crop = self.watch.function(self.teacher.crop, CROPS)  # type: ignore[method-assign]
         self.tap = PositiveTap(self.detector)
         self.batch = batch(images, size, device)
-        self.built: dict[str, Step] = {}
+        self.steps: dict[str, Step] = {}
 
     def contenders(self, choice: Iterable[str] = TERMS) -> dict[str, Step]:
         named = {
@@ -160,25 +161,25 @@ class StepWorkload:
             for implementation in IMPLEMENTATIONS
             if (implementation, terms) != (MAP_MODE, "KD-cls")  # KD-cls reads no map
         }
-        self.built = {PLAIN: Step(self)} | {name(*key): step for key, step in named.items()}
-        return self.built
+        self.steps = {PLAIN: Step(self)} | {name(*key): step for key, step in named.items()}
+        return self.steps
 
     def runs(self) -> dict[str, Callable[[], None]]:
         """For memory.py: of the contenders that were built last, or of all."""
-        return {name: step.run for name, step in (self.built or self.contenders()).items()}
+        return {name: step.run for name, step in (self.steps or self.contenders()).items()}
 
     def clear(self) -> None:
         for module in (self.detector, self.teacher):
             module.zero_grad(set_to_none=True)
 
-    def warmed_and_checked(self, found: dict[str, Step]) -> int:
-        """Number of positives. All contenders' terms, and their gradients at the head's outputs, are the eager version's."""
+    def warmed_and_checked(self, contenders: dict[str, Step]) -> int:
+        """Compare every contender's terms, and their gradients at the head's outputs, with eager's. Returns the positives' number."""
         with self.tap:
             torch.manual_seed(0)
             self.detector(*self.batch)
         positives = self.tap.positives
         assert len(positives), "no positives: nothing would be compared"
-        steps = {implementation: found[name(implementation, "both")] for implementation in (EAGER, *IMPLEMENTATIONS)}
+        steps = {implementation: contenders[name(implementation, "both")] for implementation in (EAGER, *IMPLEMENTATIONS)}
         expected: list[Tensor] = []
         for implementation, step in steps.items():
             with use_backend(step.backend), exact_convolutions():
@@ -189,9 +190,9 @@ class StepWorkload:
             if not expected:
                 expected = values
             elif tolerance := IMPLEMENTATIONS[implementation].tolerance:
-                compared = [*sorted(terms), *(f"gradient of output {i}" for i in range(len(gradients)))]
-                for what, value, exact in zip(compared, values, expected, strict=True):
-                    hold_against(f"{implementation}, {what},", [value], [exact], tolerance)
+                labels = [*sorted(terms), *(f"gradient of output {i}" for i in range(len(gradients)))]
+                for label, value, exact in zip(labels, values, expected, strict=True):
+                    check_close(f"{implementation}, {label},", [value], [exact], tolerance)
         return len(positives)
 
 
@@ -200,7 +201,7 @@ def name(implementation: str, terms: str) -> str:
 
 
 def watch(clock: Watch, distiller: Any) -> None:
-    """Count a distiller's teacher passes, and its own crops where they are not the teacher's. All else is losses."""
+    """Count a distiller's passes of the teacher, and its crops where the teacher does not make them. All else is losses."""
     for attribute, part in (("on_targets", ON_TARGETS), ("on_predictions", ON_PREDICTIONS)):
         if isinstance(module := getattr(distiller, attribute, None), nn.Module):
             clock.module(module, part)
@@ -215,14 +216,14 @@ def batch(images: int, size: tuple[int, int], device: str) -> tuple[list[Tensor]
     rounding, and in white noise these two have nothing in common.
     """
     random = generator("cpu")
-    found = scene({"image": size, "images": images, "g": round(7.5 * images), "k": 1}, "cpu")
-    index = found["target_image_index"]
+    boxes = scene({"image": size, "images": images, "g": round(7.5 * images), "k": 1}, "cpu")
+    index = boxes["target_image_index"]
     labels = torch.randint(1, len(CLASSES) + 1, index.shape, generator=random)
     coarse = torch.rand(images, 3, *(side // 16 for side in size), generator=random)
     smooth = nn.functional.interpolate(coarse, size, mode="bicubic").clamp(0, 1)
     pixels = list(smooth.to(device))
     targets = [
-        {"boxes": found["target_boxes"][index == image].to(device), "labels": labels[index == image].to(device)}
+        {"boxes": boxes["target_boxes"][index == image].to(device), "labels": labels[index == image].to(device)}
         for image in range(images)
     ]
     return pixels, targets

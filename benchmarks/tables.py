@@ -59,7 +59,7 @@ def best_baseline(row: Mapping, clock: str = "ms") -> tuple[str, float]:
 
 
 def of_the_limit(row: Mapping, machine: Mapping[str, float]) -> str:
-    """Of native, warm; runs from before there were limits have none."""
+    """The share of the machine's limit that the native call reaches with warm caches; "-" for runs that did not measure it."""
     for work, limit, name in (("bytes", "copy_gb_per_s", "copy"), ("flops", "float32_gflop_per_s", "float32")):
         if work in row.get("least", ()) and limit in machine:
             percent = 100 * row["least"][work] / (row["ms"]["native"] * 1e6 * machine[limit])
@@ -77,16 +77,16 @@ def op_table(rows: Sequence[Mapping], machine: Mapping[str, float]) -> Table:
     for row in rows:
         name, best = best_baseline(row)
         native, plain = row["ms"]["native"], row["ms"]["reference"]
-        used = row["memory"]
-        mega = f"{used['native'] / 1e6:.2f} / {used['reference'] / 1e6:.1f}" if used else ""
-        share = f"1/{used['reference'] / max(used['native'], MEMORY_RESOLUTION):.0f}" if used else ""
+        memory = row["memory"]
+        mega = f"{memory['native'] / 1e6:.2f} / {memory['reference'] / 1e6:.1f}" if memory else ""
+        share = f"1/{memory['reference'] / max(memory['native'], MEMORY_RESOLUTION):.0f}" if memory else ""
         cold = row.get("cold_ms")
         colds = [f"{cold['native']:.3f}", times_as_fast(cold["reference"], cold["native"])] if cold else ["", ""]
         alones = []
         if both and (alone := row.get("alone_ms")):
-            other, quickest = best_baseline(row, "alone_ms")
+            rival, quickest = best_baseline(row, "alone_ms")
             alones = [f"{alone['native']:.3f}", times_as_fast(alone["reference"], alone["native"]),
-                      other, times_as_fast(quickest, alone["native"])]  # fmt: skip
+                      rival, times_as_fast(quickest, alone["native"])]  # fmt: skip
         elif both:
             alones = [""] * len(ALONE_HEAD)
         lines.append([row["op"], row["shape"], row["pass"], f"{native:.3f}", f"{plain:.3f}", times_as_fast(plain, native),
@@ -96,8 +96,10 @@ def op_table(rows: Sequence[Mapping], machine: Mapping[str, float]) -> Table:
 
 
 def tax(step: Mapping, plain: Mapping) -> float:
-    """Of the steps as a whole, each compared with the plain one of its round: the median."""
-    return statistics.median(mine / other - 1 for mine, other in zip(step["ms"], plain["ms"], strict=True))
+    """The median over rounds of what a whole step takes longer than the plain step of its round, as a share of the latter."""
+    return statistics.median(
+        distilled / undistilled - 1 for distilled, undistilled in zip(step["ms"], plain["ms"], strict=True)
+    )
 
 
 def parts_of(step: Mapping) -> Mapping[str, float]:
@@ -122,17 +124,17 @@ def step_table(rows: Sequence[Mapping]) -> Table:
                 costs = ["", "", "", "", f"{step['memory'] / 1e6:.0f} in all" if step["memory"] else ""]
             else:
                 costs = [f"{100 * tax(step, plain):.1f} %", f"{100 * tax_by_parts(step):.1f} %"]
-                costs += [_tax_ratio(step, steps.get((terms, other))) for other in ("as released", "eager")]
+                costs += [_tax_ratio(step, steps.get((terms, rival))) for rival in ("as released", "eager")]
                 costs.append(f"{(step['memory'] - plain['memory']) / 1e6:.0f}" if step["memory"] and plain["memory"] else "")
             lines.append(about + costs)
     return lines
 
 
-def _tax_ratio(step: Mapping, other: Mapping | None) -> str:
-    """How many times this step's tax the other's is."""
-    if other is None or step is other or step["implementation"] == "as released":
+def _tax_ratio(step: Mapping, rival: Mapping | None) -> str:
+    """The rival's tax over this step's; empty where there is nothing to compare."""
+    if rival is None or step is rival or step["implementation"] == "as released":
         return ""
-    ratio = tax_by_parts(other) / tax_by_parts(step)
+    ratio = tax_by_parts(rival) / tax_by_parts(step)
     return f"{ratio:.2f}x" + ("" if ratio > 1 else " LOSES")
 
 

@@ -1,19 +1,27 @@
 """imitation_mask against the reference and against a loop over images with torchvision's box_iou."""
 
+from typing import Any
+
 import pytest
 import torch
 from torchvision.ops import box_iou
 
 from cls2det_ops import imitation_mask
 from harness import Workload, scene
-from shapes import IMITATION_MASK
+from shapes import Shape
 
 STRIDES = (8, 16, 32, 64, 128)
 RATIOS = torch.tensor([0.5, 1.0, 2.0]).sqrt()
 
+SHAPES: dict[str, Shape] = {  # RetinaNet's anchors: 9 per position of strides 8 to 128
+    "800x1024 N152757 G40": {"image": (800, 1024), "images": 2, "g": 40, "compile": True},
+    "800x1344 N200871 G200": {"image": (800, 1344), "images": 8, "g": 200},
+    "small 64x64 N774 G4": {"image": (64, 64), "images": 1, "g": 4},
+}
+
 
 def workload(name: str, device: str) -> Workload:
-    shape = IMITATION_MASK[name]
+    shape = SHAPES[name]
     truths = scene(shape | {"k": 1}, device)
     levels = [anchors(shape["image"], stride) for stride in STRIDES]
     inputs = {
@@ -21,10 +29,11 @@ def workload(name: str, device: str) -> Workload:
         "boxes": truths["target_boxes"],
         "image_index": truths["target_image_index"],
     }
-    options = {"images": shape["images"], "level_sizes": [len(level) for level in levels]}
+    options: dict[str, Any] = {"images": shape["images"], "level_sizes": [len(level) for level in levels]}
     return Workload(
         lambda **tensors: imitation_mask(**tensors, **options).float(),
-        inputs, (), {"torchvision box_iou": lambda **tensors: plain(**options, **tensors)}, shape.get("compile", False),
+        inputs, (), {"torchvision box_iou": lambda **tensors: plain(**options, **tensors)},
+        compile=shape.get("compile", False), maps=("anchors",),
     )  # fmt: skip
 
 
@@ -47,6 +56,6 @@ def plain(anchors, boxes, image_index, images, level_sizes):
     return torch.stack(masks).float()
 
 
-@pytest.mark.parametrize("shape", IMITATION_MASK)
+@pytest.mark.parametrize("shape", SHAPES)
 def test_imitation_mask(bench, shape):
     bench(workload, shape, False)

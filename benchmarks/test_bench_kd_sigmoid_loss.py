@@ -6,18 +6,25 @@ import torch.nn.functional as F
 
 from cls2det_ops import kd_sigmoid_loss
 from harness import Workload, logits
-from shapes import KD_SIGMOID_LOSS
+from shapes import Shape
 
 TEMPERATURE = 2.0
 
+SHAPES: dict[str, Shape] = {
+    "bce K4096 C80": {"k": 4096, "g": 60, "c": 80, "mode": "bce", "compile": True},
+    "bce K16384 C80": {"k": 16384, "g": 60, "c": 80, "mode": "bce"},
+    "l1norm K4096 C80": {"k": 4096, "g": 60, "c": 80, "mode": "l1norm", "compile": True},
+    "small bce K16 C20": {"k": 16, "g": 4, "c": 20, "mode": "bce"},
+}
+
 
 def workload(name: str, device: str) -> Workload:
-    shape = KD_SIGMOID_LOSS[name]
+    shape = SHAPES[name]
     mode = shape["mode"]
     baseline = {"F.binary_cross_entropy": plain_bce} if mode == "bce" else {"F.normalize + F.kl_div": plain_l1norm}
     return Workload(
         lambda **tensors: kd_sigmoid_loss(**tensors, temperature=TEMPERATURE, mode=mode),
-        logits(shape, shape["c"], device), ("student_logits",), baseline, shape.get("compile", False),
+        logits(shape, shape["c"], device), ("student_logits",), baseline, compile=shape.get("compile", False),
     )  # fmt: skip
 
 
@@ -34,7 +41,7 @@ def plain_l1norm(student_logits, teacher_logits, matched_idxs):
     return TEMPERATURE**2 * F.kl_div(student.log(), teacher, reduction="batchmean")
 
 
-@pytest.mark.parametrize("shape", KD_SIGMOID_LOSS)
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
 def test_kd_sigmoid_loss(bench, shape, backward):
     bench(workload, shape, backward)

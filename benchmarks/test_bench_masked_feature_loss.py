@@ -6,13 +6,13 @@ import torch.nn.functional as F
 
 from cls2det_ops import masked_feature_loss
 from harness import Workload, generator
-from shapes import MASKED_FEATURE_LOSS
+from shapes import WHOLE_MAPS as SHAPES
 
 NORMALIZER = 1000.0
 
 
 def workload(name: str, device: str) -> Workload:
-    shape = MASKED_FEATURE_LOSS[name]
+    shape = SHAPES[name]
     random = generator(device)
     images, channels, size = shape["images"], shape["channels"], shape["size"]
     order = torch.channels_last if shape.get("channels_last") else torch.contiguous_format
@@ -28,7 +28,7 @@ def workload(name: str, device: str) -> Workload:
     }
     return Workload(
         lambda **tensors: masked_feature_loss(**tensors, normalizer=NORMALIZER),
-        inputs, ("student",), {"F.mse_loss": plain}, shape.get("compile", False),
+        inputs, ("student",), {"F.mse_loss": plain}, compile=shape.get("compile", False),
     )  # fmt: skip
 
 
@@ -37,7 +37,7 @@ def plain(student, teacher, mask, channel_mask):
     return (squares * mask[:, None] * channel_mask[:, :, None, None]).sum() / NORMALIZER
 
 
-@pytest.mark.parametrize("shape", MASKED_FEATURE_LOSS)
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
 def test_masked_feature_loss(bench, shape, backward):
     bench(workload, shape, backward)

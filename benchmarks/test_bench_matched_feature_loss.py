@@ -5,11 +5,17 @@ import torch
 
 from cls2det_ops import matched_feature_loss
 from harness import Least, Workload, generator
-from shapes import MATCHED_FEATURE_LOSS
+from shapes import Shape
+
+SHAPES: dict[str, Shape] = {
+    "ssd300 K480 64x28x28 P8": {"k": 480, "g": 60, "channels": 64, "size": 28, "bins": 8, "compile": True},
+    "frcnn K256 256x14x14 P7": {"k": 256, "g": 15, "channels": 256, "size": 14, "bins": 7},
+    "small K16 64x7x7 P1": {"k": 16, "g": 4, "channels": 64, "size": 7, "bins": 1},
+}
 
 
 def workload(name: str, device: str) -> Workload:
-    shape = MATCHED_FEATURE_LOSS[name]
+    shape = SHAPES[name]
     random = generator(device)
     k, g, channels, size, bins = (shape[key] for key in ("k", "g", "channels", "size", "bins"))
     inputs = {
@@ -19,8 +25,8 @@ def workload(name: str, device: str) -> Workload:
     }
     return Workload(
         lambda **tensors: matched_feature_loss(**tensors, output_size=bins),
-        inputs, ("features",), {"adaptive_avg_pool2d": lambda **tensors: plain(bins, **tensors)}, shape.get("compile", False),
-        Least(reread=()),
+        inputs, ("features",), {"adaptive_avg_pool2d": lambda **tensors: plain(bins, **tensors)},
+        compile=shape.get("compile", False), least=Least(reread=()),
     )  # fmt: skip
 
 
@@ -29,7 +35,7 @@ def plain(bins, features, target_features, matched_idxs):
     return torch.nn.functional.l1_loss(pool(features, bins), pool(target_features, bins)[matched_idxs])
 
 
-@pytest.mark.parametrize("shape", MATCHED_FEATURE_LOSS)
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
 def test_matched_feature_loss(bench, shape, backward):
     bench(workload, shape, backward)

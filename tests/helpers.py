@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -215,6 +217,16 @@ def safe_boxes(
         if len(boxes) == count:
             return boxes / scale
     raise AssertionError(f"no {count} boxes with margin {margin} at {samples} samples")
+
+
+@contextmanager
+def default_sigint() -> Iterator[None]:
+    """Ctrl-C interrupts this process and those that it starts, also where the caller ignores it (``nohup``, ``make test &``)."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def run_python(code: str, *arguments: str, folder: Path | None = None, **environment: str) -> subprocess.CompletedProcess:

@@ -1,48 +1,55 @@
-"""What the benchmarks compute around the times: a baseline that is what it says, tables, plots."""
+"""What the benchmarks compute around the times: baselines that compute the same, checks of results, ratios, and their comparison."""
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+
+import compare as comparison
+from instructions import KERNEL
+
+import harness
+import limits
 from cls2det.distill.classifier import DistillSettings
 from cls2det.teachers.crop_classifier import CropClassifier
 from cls2det_ops import roi_crop
+from harness import Contender, Least, Workload, contenders, load, operator_benchmarks, results, warmed_and_checked
+from limits import least_work
+from memory import one_row
+from parts import CROPS, LOSSES, PARTS, STUDENT, Watch
+from released import Released
+from tables import document, op_table, step_table
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-sys.path.append(str(BENCHMARKS))
+BENCHMARKS = Path(harness.__file__).parent
 
 
 @pytest.mark.parametrize(("padding_mode", "clamp"), [("border", False), ("zeros", True)])
 def test_the_recreated_release_crops_as_roi_crop(padding_mode, clamp):
-    from released import Released
-
     torch.manual_seed(0)
     teacher = CropClassifier(["a", "b"], crop_size=16)
-    released = Released(teacher, DistillSettings(), teacher.classes, teacher.transform, padding_mode, clamp)
+    settings = DistillSettings()
+    released = Released(teacher, settings, teacher.classes, teacher.transform, padding_mode=padding_mode, clamp=clamp)
     images, index = torch.rand(2, 3, 40, 60), torch.tensor([0, 0, 1, 1])
     boxes = torch.tensor([[3.3, 4.1, 30.2, 35.7], [-8.4, -3.2, 25.1, 61.3], [40.3, 2.1, 75.2, 20.4], [10.2, 5.3, 12.9, 9.9]])
-    results = []
+    outcomes = []
     for crop in (
         lambda boxes: torch.cat(list(released.crops(images, boxes, index))),
         lambda boxes: roi_crop(images, boxes, index, 16, padding_mode=padding_mode, clip=clamp),
     ):
         leaf = boxes.clone().requires_grad_()
         crops = crop(leaf)
-        results.append([crops.detach(), *torch.autograd.grad(crops.square().sum(), leaf)])
-    for found, expected in zip(*results, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        outcomes.append([crops.detach(), *torch.autograd.grad(crops.square().sum(), leaf)])
+    for actual, expected in zip(*outcomes, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_parts_add_up_and_backwards_go_to_their_own():
-    from parts import CROPS, LOSSES, PARTS, STUDENT, Watch
-
     watch = Watch("cpu")
     watch.one_thread = True
     spin = torch.rand(400, 400)
@@ -54,9 +61,9 @@ def test_parts_add_up_and_backwards_go_to_their_own():
     leaf = torch.rand(400, 400, requires_grad=True)
     assert torch.equal(watched(leaf), crop(leaf)), "a watch that is not running changes nothing"
     watch.start()
-    given = watch.at_gradient(leaf * 2, STUDENT)
+    leaf_alias = watch.at_gradient(leaf * 2, STUDENT)
     watch.enter(LOSSES)
-    loss = watched(given).square().sum()
+    loss = watched(leaf_alias).square().sum()
     watch.leave()
     watch.switch(LOSSES)
     loss.backward()
@@ -74,89 +81,58 @@ def step_row(implementation, terms, seconds, teacher, memory):
             "parts_cpu_ms": parts if terms == "both" else {}, "memory": memory}  # fmt: skip
 
 
-def test_tax_is_of_the_same_round_and_everything_is_written(tmp_path):
-    from plot import main
-
-    from tables import step_table
-
-    contenders = [
-        step_row("plain", "", [100.0, 200.0, 100.0], 0, 1_000_000_000),
-        step_row("as released", "both", [300.0, 500.0, 300.0], 195, 3_000_000_000),
-        step_row("eager", "both", [150.0, 300.0, 151.0], 45, 1_500_000_000),
-        step_row("ours", "both", [110.0, 220.0, 110.0], 5, 1_040_000_000),
-    ]
-    row = {
-        "student": "ssd",
-        "images": 2,
-        "size": [30, 40],
-        "ground_truths": 3,
-        "positives": 7,
-        "rounds": 3,
-        "contenders": contenders,
-    }
-    head, _plain, *lines = step_table([row])
-    ours = dict(zip(head, lines[-1], strict=True))
-    assert (ours["tax"], ours["tax by parts"]) == ("10.0 %", "10.0 %")
-    assert (ours["released / this"], ours["eager / this"]) == ("20.00x", "5.00x")
-    assert ours["extra memory MB"] == "40"
-    ops = [
-        {"op": "roi_crop", "shape": "s", "pass": "fwd", "ms": {"native": 1.0, "reference": 3.0, "other": 0.5}, "memory": None}
-    ]
-    (tmp_path / "cpu.json").write_text(json.dumps({"about": {"device": "a"}, "rows": ops, "training_steps": [row]}))
-    main([str(tmp_path / "cpu.json"), "--out", str(tmp_path / "out")])
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"cpu.md", "cpu-operators.png", "cpu-steps.png"}
-    text = (tmp_path / "out/cpu.md").read_text()
-    assert "0.5x LOSES" in text
-    assert "20.00x" in text
-
-
-OP_ROW = {"op": "an_op", "shape": "s", "pass": "fwd", "ms": {"native": 2.0, "reference": 3.0}, "memory": None}
+STEP_ROW = {
+    "student": "ssd", "images": 2, "size": [30, 40], "ground_truths": 3, "positives": 7, "rounds": 3,
+    "contenders": [
+        step_row("plain", "", [100.0, 200.0, 100.0], teacher=0, memory=1_000_000_000),
+        step_row("as released", "both", [300.0, 500.0, 300.0], teacher=195, memory=3_000_000_000),
+        step_row("eager", "both", [150.0, 300.0, 151.0], teacher=45, memory=1_500_000_000),
+        step_row("ours", "both", [110.0, 220.0, 110.0], teacher=5, memory=1_040_000_000),
+    ],
+}  # fmt: skip
+OP_ROW = {"op": "an_op", "shape": "s", "pass": "fwd", "ms": {"native": 2.0, "reference": 3.0, "rival": 5.0}, "memory": None}
 MACHINE = {"copy_gb_per_s": 10.0, "float32_gflop_per_s": 50.0, "last_cache_mib": 32.0}
 
 
-def test_share_of_the_limit_and_cold_times_are_in_the_tables_of_runs_that_have_them():
-    from tables import document, op_table
-
-    rows = [
-        OP_ROW | {"least": {"bytes": 5_000_000}, "cold_ms": {"native": 4.0, "reference": 3.0}},
-        OP_ROW | {"least": {"flops": 70_000_000}, "cold_ms": {"native": 4.0, "reference": 30.0}},
-        OP_ROW | {"least": {"bytes": 100}, "cold_ms": None},
-        OP_ROW,  # of a run from before there were limits
-    ]
-    record = json.loads(json.dumps({"about": {"device": "a"}, "machine": MACHINE, "rows": rows}))
-    head, *lines = op_table(record["rows"], record["machine"])
-    new = [dict(zip(head, line, strict=True)) for line in lines]
-    assert [line["of the limit"] for line in new] == ["25 % copy", "70 % float32", "< 1 % copy", "-"]
-    assert [(line["cold ms"], line["cold ratio"]) for line in new[:3]] == [
-        ("4.000", "0.8x LOSES"),
-        ("4.000", "7.5x"),
-        ("", ""),
-    ]
-    text = document(record)
-    assert text.startswith("device a, copy bandwidth 10.0 GB/s, matrix product 50 GFLOP/s in float32, last cache 32 MiB\n")
-    assert "25 % copy" in text and "can exceed 100 %" in text
-    del record["machine"]
-    assert "% copy" not in document(record)
+def test_ratios_of_training_steps_by_hand():
+    head, _plain, *lines = step_table([STEP_ROW])
+    ours = dict(zip(head, lines[-1], strict=True))
+    assert (ours["tax"], ours["tax by parts"]) == ("10.0 %", "10.0 %"), "each step against the plain one of its round"
+    assert (ours["released / this"], ours["eager / this"]) == ("20.00x", "5.00x")
+    assert ours["extra memory MB"] == "40"
 
 
-def test_two_clocks_are_in_the_tables_of_a_gpu_only():
-    from tables import document, op_table
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({}, {"ratio": "1.5x", "ratio to best": "1.5x", "of the limit": "-"}),
+        ({"ms": {"native": 2.0, "reference": 3.0, "rival": 1.0}}, {"ratio to best": "0.5x LOSES"}),
+        ({"least": {"bytes": 5_000_000}}, {"of the limit": "25 % copy"}),
+        ({"least": {"flops": 70_000_000}}, {"of the limit": "70 % float32"}),
+        ({"cold_ms": {"native": 4.0, "reference": 3.0}}, {"cold ms": "4.000", "cold ratio": "0.8x LOSES"}),
+        (  # of a GPU, by the other clock
+            {"alone_ms": {"native": 8.0, "reference": 12.0, "rival": 4.0}},
+            {"ratio": "1.5x", "alone ms": "8.000", "alone ratio": "1.5x", "alone, best": "rival"},
+        ),
+    ],
+)
+def test_ratios_of_operators_by_hand(row, expected):
+    head, line = op_table([OP_ROW | row], MACHINE)
+    cells = dict(reversed(list(zip(head, line, strict=True))))  # the first of those under one title
+    cells["ratio to best"] = line[head.index("which") + 1]
+    assert cells.items() >= expected.items()
 
-    slow = {"native": 8.0, "reference": 12.0, "other": 4.0}
-    row = OP_ROW | {"ms": {"native": 2.0, "reference": 3.0, "other": 5.0}, "least": {"bytes": 5_000_000}}
-    head, first, second = op_table([row | {"alone_ms": slow}, row], MACHINE)
-    assert head[4:6] == ["reference ms", "ratio"] and first[5] == "1.5x", "by the queue"
-    assert head[-6:] == ["alone ms", "alone ratio", "alone, best", "ratio", "memory MB", "ratio"]
-    assert first[-6:-2] == ["8.000", "1.5x", "other", "0.5x LOSES"] and second[-6:-2] == [""] * 4
-    assert first[head.index("of the limit")] == "25 % copy", "of the queue's time"
-    gpu, cpu = (document({"about": {"device": "a"}, "rows": rows}) for rows in ([row | {"alone_ms": slow}], [row]))
-    assert "Two clocks" in gpu and "Two clocks" not in cpu and "alone" not in cpu
+
+def test_plot_writes_tables_and_pictures(tmp_path):
+    from plot import main
+
+    (tmp_path / "cpu.json").write_text(json.dumps({"about": {}, "rows": [OP_ROW], "training_steps": [STEP_ROW]}))
+    main([str(tmp_path / "cpu.json"), "--out", str(tmp_path / "out")])
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"cpu.md", "cpu-operators.png", "cpu-steps.png"}
 
 
 @pytest.mark.parametrize("name", [path.stem for path in sorted((BENCHMARKS / "results").glob("*-*.json"))])
 def test_tables_of_committed_runs_are_made_from_their_numbers(name):
-    from tables import document
-
     record = json.loads((BENCHMARKS / f"results/{name}.json").read_text())
     if "rows" in record:
         assert document(record) == (BENCHMARKS / f"results/{name}.md").read_text()
@@ -164,90 +140,45 @@ def test_tables_of_committed_runs_are_made_from_their_numbers(name):
 
 def test_a_gpu_is_timed_by_its_queue(monkeypatch):
     """With events and a sleep that count host operations in place of milliseconds."""
-    import harness
-    from harness import Contender, Workload, rounds_for, timed_by_all_clocks
-
-    done = []
+    log = []
 
     class Event:
-        def __init__(self, enable_timing):
+        def __init__(self, **_options):
             self.at = None
 
         def record(self):
-            done.append("event")
-            self.at = len(done)
+            log.append("event")
+            self.at = len(log)
 
         def query(self):
-            return "sleep" not in done
+            return "sleep" not in log
 
         def synchronize(self):
             pass
 
-        def elapsed_time(self, other):
-            return other.at - self.at
+        def elapsed_time(self, end):
+            return end.at - self.at
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: done.clear())
-    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: done.append("sleep"))
-    workload = Workload(lambda values: done.append("call") or values.sum(), {"values": torch.ones(3)}, ())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.clear())
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: log.append("sleep"))
+    workload = Workload(lambda values: log.append("call") or values.sum(), {"values": torch.ones(3)}, ())
     contender = Contender(workload, workload.function, "native", False)
     contender.device = "cuda"
     harness.cycles_per_ms.cache_clear()
-    contender.timed(before=lambda: done.append("before"))
-    assert done == ["sleep", "before", "event", "call", "event"]
+    contender.timed(before=lambda: log.append("before"))
+    assert log == ["sleep", "before", "event", "call", "event"]
     assert contender.queued == [True]
     assert harness.AHEAD_MARGIN < contender.ahead() <= harness.AHEAD_MOST
     contender.timed_alone()
-    assert done == ["event", "call", "event"]
-    assert timed_by_all_clocks(contender) == {"ms": 2, "alone_ms": 2}
-    assert 5 <= rounds_for({"native": contender}, "cuda") <= 30
+    assert log == ["event", "call", "event"]
+    assert harness.timed_by_all_clocks(contender) == {"ms": 2, "alone_ms": 2}
+    assert 5 <= harness.rounds_for({"native": contender}, "cuda") <= 30
     harness.cycles_per_ms.cache_clear()
 
 
-def test_training_steps_of_a_gpu_have_more_images():
-    from test_bench_step import step_shape
-
-    from shapes import STEPS
-
-    images = {student: [step_shape(student, device)["images"] for device in ("cpu", "cuda")] for student in STEPS}
-    assert images == {
-        "ssd300_vgg16": [4, 32], "ssd512_vgg16": [2, 16], "fasterrcnn_qr50_fpn": [1, 8], "fasterrcnn_resnet50_fpn": [1, 4],
-        "retinanet_resnet50_fpn": [1, 4],
-    }  # fmt: skip
-    small = {"images": 1, "size": (300, 300), "crop": 32}
-    assert step_shape("ssd300_vgg16", "cuda", small=True) == step_shape("ssd300_vgg16", "cpu", small=True) == small
-
-
-@pytest.mark.parametrize(
-    ("given", "terms"),
-    [("all", ["KD-cls", "KD-loc", "both"]), ("both,KD-loc", ["KD-loc", "both"]), ("KD-cls", ["KD-cls", "both"]), ("KD", None)],
-)
-def test_terms_of_the_timed_steps(given, terms):
-    spec = importlib.util.spec_from_file_location("bench_conftest", BENCHMARKS / "conftest.py")
-    conftest = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(conftest)
-    config = SimpleNamespace(getoption={"--bench-terms": given}.get)
-    if terms is None:
-        with pytest.raises(pytest.UsageError, match="no terms KD; there are KD-cls, KD-loc, both"):
-            conftest.terms_of(config)
-    else:
-        assert conftest.terms_of(config) == terms
-
-
-def test_memory_is_measured_of_the_contenders_that_were_timed():
-    from steps import StepWorkload
-
-    built = object.__new__(StepWorkload)
-    built.built = {"plain": SimpleNamespace(run=1), "ours, both": SimpleNamespace(run=2)}
-    assert built.runs() == {"plain": 1, "ours, both": 2}
-
-
 def test_least_bytes_and_flops_by_hand():
-    from test_bench_frozen_stem import flops
-
-    from harness import Least, Workload, bytes_under
-    from limits import least_work
-
+    flops = load(operator_benchmarks()["frozen_stem"]).flops
     inputs = {"student": torch.zeros(2, 4), "teacher": torch.zeros(2, 3), "match": torch.zeros(2, dtype=torch.int64)}
     read = 4 * 8 + 4 * 6 + 8 * 2
     output, gradient = torch.zeros(5), torch.zeros(2, 4)
@@ -261,34 +192,27 @@ def test_least_bytes_and_flops_by_hand():
     assert bytes_of(Least(lambda: {"teacher": 8}), output, gradient) == 2 * (read - 24 + 8 + 20) + 32
 
     boxes = torch.tensor([[2.5, 2.5, 4.5, 4.5], [3.5, 3.5, 5.5, 5.5], [3.5, 3.5, 5.5, 5.5]])  # 3 x 3 positions each, 4 shared
-    assert bytes_under(torch.zeros(2, 5, 8, 8), boxes, torch.tensor([0, 0, 1]), 2) == (14 + 9) * 5 * 4
+    assert harness.bytes_under(torch.zeros(2, 5, 8, 8), boxes, torch.tensor([0, 0, 1]), 2) == (14 + 9) * 5 * 4
 
     stem = {"images": torch.rand(1, 3, 8, 8), "weight": torch.zeros(1, 3, 7, 7)}
-    each = 2 * 3 * 7 * 7  # of the 4 x 4 places
-    assert flops(False, **stem, bias=torch.ones(1)) == 16 * each
-    assert flops(True, **stem, bias=torch.ones(1)) == (16 + 4) * each
-    assert flops(True, **stem, bias=-torch.ones(1)) == 16 * each, "ReLU lets no gradient through"
+    place = 2 * 3 * 7 * 7  # flops of each of the 4 x 4 places
+    assert flops(False, **stem, bias=torch.ones(1)) == 16 * place
+    assert flops(True, **stem, bias=torch.ones(1)) == (16 + 4) * place
+    assert flops(True, **stem, bias=-torch.ones(1)) == 16 * place, "ReLU lets no gradient through"
 
 
-@pytest.mark.parametrize("op", sorted(path.stem.removeprefix("test_bench_") for path in BENCHMARKS.glob("test_bench_*_*.py")))
+@pytest.mark.parametrize("op", operator_benchmarks())
 def test_every_operator_has_a_small_shape_and_least_work(op):
-    import shapes
-    from harness import Contender, results
-    from limits import least_work
-    from memory import load_workload
-
-    name = next(name for name in getattr(shapes, op.upper()) if name.startswith("small"))
-    workload = load_workload(str(BENCHMARKS / f"test_bench_{op}.py"), name, "cpu")
-    assert "triton" not in workload.baselines
+    benchmark = load(operator_benchmarks()[op])
+    workload = benchmark.workload(next(name for name in benchmark.SHAPES if name.startswith("small")), "cpu")
     backward = bool(workload.leaves)
+    small = one_row(workload)
+    results(Contender(small, small.function, "reference", backward))  # the call that warms up before memory is measured
     (work,) = least_work(workload, results(Contender(workload, workload.function, "reference", backward)), backward).values()
     assert work > sum(workload.inputs[name].nbytes for name in workload.leaves)
 
 
-def test_cold_calls_and_the_machine_limits(tmp_path, monkeypatch):
-    import limits
-    from harness import Contender, Workload
-
+def test_the_last_cache_is_all_its_instances(tmp_path):
     for cpu, shared in enumerate(("0-1", "0-1", "2")):
         for index, level, size in ((0, "1", "32K"), (3, "3", "2048K")):
             folder = tmp_path / f"cpu{cpu}/cache/index{index}"
@@ -297,17 +221,6 @@ def test_cold_calls_and_the_machine_limits(tmp_path, monkeypatch):
                 (folder / key).write_text(value + "\n")
     assert limits.cache_bytes("cpu", tmp_path) == 2 * 2048 * 1024
     assert limits.cache_bytes("cpu", tmp_path / "unknown") == limits.CACHE_BYTES
-
-    monkeypatch.setattr(limits, "cache_bytes", lambda device: 2**20)
-    monkeypatch.setattr(limits, "COPIED_BYTES", 2**20)
-    monkeypatch.setattr(limits, "SIDE", {"cpu": 64})
-    assert all(value > 0 for value in limits.machine_limits("cpu").values())
-    calls = []
-    workload = Workload(lambda values: calls.append(1) or values.sum(), {"values": torch.ones(3)}, ())
-    monkeypatch.setattr(limits, "COLD_SECONDS", 0)
-    medians = limits.cold_medians({"native": Contender(workload, workload.function, "reference", False)}, "cpu")
-    assert medians["native"] > 0
-    assert len(calls) == limits.COLD_ROUNDS[0]
 
 
 def test_triton_kernel_is_the_same_loss():
@@ -321,9 +234,9 @@ def test_triton_kernel_is_the_same_loss():
         student, teacher, match = torch.randn(7, 21).requires_grad_(), torch.randn(3, 20), torch.randint(3, (7,))
         with use_backend("reference"):
             expected = kd_softmax_loss(student, teacher, match, 2.0, "first")
-        found = kd_loss(student, teacher, match, 2.0)
-        torch.testing.assert_close(found, expected)
-        torch.testing.assert_close(*(torch.autograd.grad(3 * loss, student) for loss in (found, expected)))
+        loss = kd_loss(student, teacher, match, 2.0)
+        torch.testing.assert_close(loss, expected)
+        torch.testing.assert_close(*(torch.autograd.grad(3 * value, student) for value in (loss, expected)))
     """
     path = os.pathsep.join([str(BENCHMARKS), *sys.path])
     env = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": path}
@@ -331,70 +244,85 @@ def test_triton_kernel_is_the_same_loss():
     assert result.returncode == 0, result.stderr
 
 
-def record(native: float, memory: int = 500_000, device: str = "a processor") -> dict:
-    row = {"op": "an_op", "shape": "a shape", "pass": "fwd+bwd", "ms": {"native": native, "reference": 10.0}}
+def record(native: float, memory: int = 500_000, device: str = "a processor", op: str = "an_op") -> dict:
+    row = {"op": op, "shape": "a shape", "pass": "fwd+bwd", "ms": {"native": native, "reference": 10.0}}
     about = {"device": device, "instructions": "AVX2", "threads": 1}
     return {"about": about, "rows": [row | {"memory": {"native": memory, "reference": 5_000_000}}]}
 
 
-def test_compare_finds_what_became_worse(tmp_path, monkeypatch, capsys):
-    import compare
+@pytest.fixture
+def compare(tmp_path, monkeypatch, capsys):
+    """compare(run): exit code and output of compare.py beside the runs in ``compare.folder``."""
 
-    def outcome(now: dict) -> tuple[int, str]:
-        (tmp_path / "now.json").write_text(json.dumps(now))
-        monkeypatch.setattr(sys, "argv", ["compare.py", str(tmp_path / "now.json")])
+    def outcome(run: dict, *arguments: str) -> tuple[int, str]:
+        (tmp_path / "now.json").write_text(json.dumps(run))
+        monkeypatch.setattr(sys, "argv", ["compare.py", str(tmp_path / "now.json"), *arguments])
         with pytest.raises(SystemExit) as exit:
-            compare.main()
+            comparison.main()
         return exit.value.code, capsys.readouterr().out
 
-    results = tmp_path / "results"
-    results.mkdir()
-    monkeypatch.setattr(compare, "RESULTS", results)
-    assert outcome(record(2.0))[0] == 3, "nothing to compare is not a success"
-    (results / "2026-01-01-old.json").write_text(json.dumps(record(1.0)))
-    (results / "2026-01-02-new.json").write_text(json.dumps(record(2.0)))
-    (results / "2026-01-03-other.json").write_text(json.dumps(record(0.1, device="another")))
-    assert outcome(record(2.2)) == (0, outcome(record(2.2))[1])
-    newer = record(2.2) | {"machine": MACHINE}
-    newer["rows"][0] |= {"least": {"bytes": 1}, "cold_ms": {"native": 1.0, "reference": 2.0}}
-    assert outcome(newer)[0] == 0, "committed runs from before there were limits"
-    code, said = outcome(record(4.0))
-    assert code == 1 and "WORSE an_op a shape fwd+bwd: speed: 2.5, was 5" in said
-    code, said = outcome(record(2.0, memory=2_000_000))
-    assert code == 1 and "WORSE an_op a shape fwd+bwd: memory: 2.5, was 10" in said
-    assert outcome(record(float("nan")))[0] == 1
+    outcome.folder = tmp_path / "results"
+    outcome.folder.mkdir()
+    monkeypatch.setattr(comparison, "RESULTS", outcome.folder)
+    monkeypatch.setattr(comparison, "COUNTS", outcome.folder / "instructions.json")
+    return outcome
+
+
+def commit(compare, name: str, content: dict) -> None:
+    (compare.folder / f"{name}.json").write_text(json.dumps(content))
+
+
+def test_compare_finds_what_became_worse(compare):
+    assert compare(record(2.0))[0] == 3, "nothing to compare is not a success"
+    commit(compare, "2026-01-01-old", record(1.0))
+    commit(compare, "2026-01-02-new", record(2.0))
+    commit(compare, "2026-01-03-elsewhere", record(0.1, device="another"))
+    assert compare(record(2.2))[0] == 0
+    assert compare(record(float("nan")))[0] == 1
+    code, output = compare(record(4.0))
+    assert code == 1 and "WORSE an_op a shape fwd+bwd: speed: 2.5, was 5" in output
+    code, output = compare(record(2.0, memory=2_000_000))
+    assert code == 1 and "WORSE an_op a shape fwd+bwd: memory: 2.5, was 10" in output
+
+
+def test_compare_takes_the_newest_run_that_has_a_figure(compare):
+    commit(compare, "2026-01-01-old", record(4.0, op="another"))
+    commit(compare, "2026-01-02-new", record(2.0))
+    code, output = compare(record(9.0, op="another"))
+    assert code == 1 and "WORSE another a shape fwd+bwd: speed: 1.11, was 2.5" in output
+
+
+def test_compare_keeps_to_runs_on_the_same_kind_of_machine(compare):
+    commit(compare, "2026-01-01-a-cpu", record(2.0))
     gpu = record(1.0) | {"about": {"device": "a GPU", "host": "a processor"}}
-    gpu["rows"][0]["alone_ms"] = {"native": 5.0, "reference": 20.0}
-    assert outcome(gpu)[0] == 3, "no committed run on a GPU"
-    (results / "2026-01-04-a-gpu.json").write_text(json.dumps(gpu))
-    (results / "2026-01-04-a-gpu-check.json").write_text(json.dumps({"about": {"device": "a GPU"}, "steps": []}))
-    assert outcome(gpu)[0] == 0
-    slower = record(2.0) | {"about": gpu["about"] | {"host": "another"}}
-    code, said = outcome(slower)
-    assert code == 1 and "WORSE an_op a shape fwd+bwd: speed: 5, was 10" in said
-    assert outcome(record(2.2))[0] == 0, "the processor is held against its own runs"
-    older = record(4.0)
-    older["rows"][0]["op"] = "another"  # which the newest run has not measured
-    (results / "2026-01-01-others.json").write_text(json.dumps(older))
-    code, said = outcome(older | {"rows": [older["rows"][0] | {"ms": {"native": 9.0, "reference": 10.0}}]})
-    assert code == 1 and "WORSE another a shape fwd+bwd: speed: 1.11, was 2.5" in said
+    assert compare(gpu)[0] == 3
+    commit(compare, "2026-01-02-a-gpu", gpu)
+    commit(compare, "2026-01-02-a-gpu-check", {"about": {"device": "a GPU"}, "steps": []})
+    assert compare(gpu)[0] == 0
+    code, output = compare(record(2.0) | {"about": {"device": "a GPU", "host": "another"}})
+    assert code == 1 and "WORSE an_op a shape fwd+bwd: speed: 5, was 10" in output
+    assert compare(record(2.2))[0] == 0, "the processor's runs are compared with each other"
+
+
+def test_compare_finds_kernels_that_execute_more(compare, tmp_path):
+    commit(compare, "2026-01-01-old", record(2.0))
+    commit(compare, "instructions", {"a_kernel": 1000, "gone": 10})
+    (tmp_path / "counts.json").write_text(json.dumps({"a_kernel": 1019, "gone": 10}))
+    assert compare(record(2.0), "--instructions", str(tmp_path / "counts.json"))[0] == 0
+    (tmp_path / "counts.json").write_text(json.dumps({"a_kernel": 1030}))
+    code, output = compare(record(2.0), "--instructions", str(tmp_path / "counts.json"))
+    assert code == 1 and "WORSE instructions, a_kernel" in output and "WORSE instructions, gone: gone" in output
 
 
 def test_instruction_counts_are_read_from_callgrind():
-    from instructions import KERNEL, first_shape
-
     line = (
         "  12,698,136 ( 0.21%)  ???:void cls2det::avx2::stem_images_backward<float>(cls2det::StemBackward<float> const&, long)"
     )
     assert KERNEL.match(line).groups() == ("12,698,136", "stem_images_backward")
     assert not KERNEL.match(line.replace("cls2det::avx2::", "at::"))
-    assert first_shape(BENCHMARKS / "test_bench_roi_crop.py") == "ssd300 3x300x300 K480 S112"
 
 
 def test_the_strongest_mode_of_compile_that_works_is_kept(monkeypatch):
-    import harness
-    from harness import Workload, contenders, warmed_and_checked
-
     def compiled(function, mode):
         def run(**inputs):
             if mode == "first":
@@ -410,3 +338,10 @@ def test_the_strongest_mode_of_compile_that_works_is_kept(monkeypatch):
     with pytest.warns(UserWarning, match=r"compiled \(first\) is left out"):
         kept = warmed_and_checked(contenders(workload, backward=False))
     assert list(kept) == ["native", "reference", "twin", "reference, compiled (second)", "twin, compiled (second)"]
+
+
+@pytest.mark.parametrize("wrong", [lambda values: values.sum() * 1.01, lambda values: values.sum() * float("nan")])
+def test_a_contender_with_a_wrong_result_is_not_timed(wrong):
+    workload = Workload(lambda values: values.sum(), {"values": torch.ones(3)}, (), {"rival": wrong})
+    with pytest.raises(AssertionError, match="rival differs from the reference"):
+        warmed_and_checked(contenders(workload, backward=False))

@@ -11,7 +11,7 @@ import torch
 
 import gpu_check
 from gpu_check import Result, Step
-from helpers import run_python
+from helpers import default_sigint, run_python
 
 FACTS = {"device": "NVIDIA Something 9000", "driver": "1.2", "torch": "2.11", "date": "2030-01-02", "commit": "abc"}
 
@@ -31,20 +31,15 @@ def test_a_step_that_passes_and_one_that_fails():
     assert "first" in failed.log
 
 
-def test_environment_and_folder_of_a_step():
-    found = result_of(
-        python("import os; print(os.environ['MARK'], os.environ['PYTHONPATH'], os.getcwd())", env={"MARK": "here"})
+def test_a_step_sees_the_build_and_no_setting_of_the_user(monkeypatch):
+    monkeypatch.setenv("CLS2DET_BACKEND", "reference")
+    code = (
+        "import os; print([name for name in os.environ if name.startswith('CLS2DET_')], os.environ['PYTHONPATH'], os.getcwd())"
     )
-    mark, path, folder = found.log.split()
-    assert mark == "here"
+    settings, path, folder = result_of(python(code, env={"CLS2DET_MARK": "of the step"})).log.split()
+    assert settings == "['CLS2DET_MARK']"
     assert path.split(":")[0] == str(gpu_check.INSTALLED)
     assert not (Path(folder) / "cls2det_ops").exists(), "the sources would be imported instead of the build"
-
-
-def test_settings_of_the_user_do_not_choose_the_back_end(monkeypatch):
-    monkeypatch.setenv("CLS2DET_BACKEND", "reference")
-    found = result_of(python("import os; print([name for name in os.environ if name.startswith('CLS2DET_')])"))
-    assert found.log.strip() == "[]"
 
 
 def test_what_was_built_is_what_is_tested():
@@ -63,14 +58,15 @@ try:
 except KeyboardInterrupt:
     print("wrote what there was")
 """
-    found = result_of(python(code, limit=6))
-    assert (found.status, found.summary) == ("failed", "not finished within 6 s")
-    assert found.log.split("\n")[:2] == ["began", "wrote what there was"]
+    with default_sigint():
+        result = result_of(python(code, limit=6))
+    assert (result.status, result.summary) == ("failed", "not finished within 6 s")
+    assert result.log.split("\n")[:2] == ["began", "wrote what there was"]
 
 
 def test_what_the_machine_lacks_is_not_run():
-    found = result_of(python("", needs=("torch", "no_such_module"), programs=("sh", "no-such-program")))
-    assert (found.status, found.summary) == ("not run", "this machine lacks no_such_module, no-such-program")
+    result = result_of(python("", needs=("torch", "no_such_module"), programs=("sh", "no-such-program")))
+    assert (result.status, result.summary) == ("not run", "this machine lacks no_such_module, no-such-program")
     assert result_of(python("", needs=("torch",), programs=("sh",))).status == "passed"
     assert result_of(python(""), seconds_left=3).status == "not run"
 
@@ -96,9 +92,9 @@ def test_tests_that_are_all_skipped_prove_nothing(last, expected):
 
 
 def test_no_tests_at_all_is_not_run():
-    collected_nothing = "print('3 deselected in 0.10s'); raise SystemExit(5)"
-    assert result_of(python(collected_nothing, judge=gpu_check.pytest_counts)).status == "not run"
-    assert result_of(python(collected_nothing)).status == "failed"
+    nothing_collected = "print('3 deselected in 0.10s'); raise SystemExit(5)"
+    assert result_of(python(nothing_collected, judge=gpu_check.pytest_counts)).status == "not run"
+    assert result_of(python(nothing_collected)).status == "failed"
 
 
 @pytest.mark.parametrize(
@@ -124,53 +120,42 @@ def test_summaries_of_compute_sanitizer(output, status):
         (("passed", "not run"), 3, "**Some steps were not run.**"),
     ],
 )
-def test_what_is_written(tmp_path, states, code, verdict):
+def test_the_record_says_of_each_step_what_became_of_it(tmp_path, states, code, verdict):
     results = [Result(f"step {i}", state, 1.5, f"about {i}") for i, state in enumerate(states)]
     assert gpu_check.exit_code(results) == code
     (tmp_path / "cuda.md").write_text("| op |\n")
     (tmp_path / "cuda.json").write_text('{"rows": []}')
-    folder = tmp_path / "results"
-    path = gpu_check.write(folder, FACTS, results, tmp_path)
-    assert path.name == "2030-01-02-nvidia-something-9000-check.md"
-    text = path.read_text()
+    path = gpu_check.write(tmp_path / "results", FACTS, results, tmp_path)
+    text, record = path.read_text(), json.loads(path.with_suffix(".json").read_text())
     assert verdict in text
-    assert "(2030-01-02-nvidia-something-9000.md)" in text
-    assert (folder / "2030-01-02-nvidia-something-9000.md").read_text() == "| op |\n"
-    assert json.loads((folder / "2030-01-02-nvidia-something-9000.json").read_text()) == {"rows": []}
     for i, state in enumerate(states):
         assert f"| step {i} | {state if state == 'passed' else f'**{state}**'} |" in text
-    record = json.loads(path.with_suffix(".json").read_text())
     assert [step["status"] for step in record["steps"]] == list(states)
     assert record["about"] == FACTS
+    benchmarks = path.with_name(path.name.replace("-check", ""))
+    assert benchmarks.read_text() == "| op |\n" and f"({benchmarks.name})" in text
 
 
 def test_without_benchmarks_there_are_the_proofs_alone(tmp_path):
     path = gpu_check.write(tmp_path / "results", FACTS, [Result("build", "failed", 1, "")], tmp_path)
     assert "No benchmark finished." in path.read_text()
-    assert {file.suffix for file in path.parent.iterdir()} == {".md", ".json"} and len(list(path.parent.iterdir())) == 2
+    assert {file.name for file in path.parent.iterdir()} == {path.name, path.with_suffix(".json").name}
 
 
 def test_a_step_is_skipped_on_request():
-    found = gpu_check.run(python("raise SystemExit(1)"), {}, 100, ["step"])
-    assert (found.status, found.summary) == ("not run", "skipped on request")
-    assert gpu_check.run(python(""), {}, 100, ["another step"]).status == "passed"
+    result = gpu_check.run(python("raise SystemExit(1)"), {}, 100, ["step"])
+    assert (result.status, result.summary) == ("not run", "skipped on request")
 
 
-def test_steps_name_files_that_exist_and_end_in_time(tmp_path):
-    steps = gpu_check.steps(tmp_path, "9.0")
-    for step in steps:
-        for word in step.command:
-            assert "tests/" not in word or Path(word).exists(), word
-    assert {tool for step in steps for tool in step.command if tool.endswith("check")} >= {
-        "memcheck", "racecheck", "initcheck", "synccheck",
-    }  # fmt: skip
-    assert gpu_check.SECONDS < 9 * 60
-    proofs = max(step.limit for step in steps if step.beside)
-    alone = sum(step.limit for step in steps[:-1] if not step.beside)
-    assert alone + proofs + 60 <= gpu_check.SECONDS, "no time would be left for the benchmarks"
-    assert not steps[-1].beside, "what is timed would be timed beside other work"
-    operators = next(step for step in steps if step.name == "operator tests").command
+def test_steps_name_files_that_exist_and_leave_time_for_the_benchmarks(tmp_path):
+    *proofs, benchmarks = gpu_check.steps(tmp_path, "9.0")
+    for step in proofs:
+        assert all(Path(word).exists() for word in step.command if "tests/" in word), step.name
+    operators = next(step for step in proofs if step.name == "operator tests").command
     assert sum(Path(word).name.startswith("test_") for word in operators) > 15
+    side_by_side = max(step.limit for step in proofs if step.beside)
+    assert side_by_side + sum(step.limit for step in proofs if not step.beside) + 60 <= gpu_check.SECONDS
+    assert not benchmarks.beside, "what is timed would be timed beside other work"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

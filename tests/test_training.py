@@ -30,6 +30,7 @@ from cls2det.models.students.detr import Detr
 from cls2det.teachers.crop_classifier import CropClassifier
 from cls2det.training.detector import DetectorTraining
 from cls2det.training.settings import Optim, Run
+from helpers import default_sigint
 from training_cases import DIGITS, distill, silent, train_teacher, weights_in
 
 RUN = Run(device="cpu", cache=True, checkpoint_every=10)
@@ -201,7 +202,8 @@ def test_ctrl_c_says_how_to_go_on(scenes, tmp_path):
         "cpu",
     ]
     command += ["--optim.steps", "5000", "--run.checkpoint-every", "5", "--backbone-weights", "none"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    with default_sigint():
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     deadline = time.monotonic() + 120
     while not (tmp_path / "last.ckpt").is_file() and time.monotonic() < deadline:
         time.sleep(0.1)
