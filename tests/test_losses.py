@@ -52,22 +52,21 @@ LOSSES = {
         lambda **kind: rows(7, 4, **kind),
         lambda s, t: losses.gid_response_loss(s, t, 2 * s, 3 * t, torch.arange(7) % 2 == 0, head="softmax"),
     ),
-    "kd weighted": (lambda **kind: rows(7, 5, **kind), losses.kd_weighted_loss),
-    "kd bounded": (lambda **kind: rows(9, 4, **kind), lambda s, t: losses.kd_bounded_loss(s, t, torch.zeros_like(s))),
+    "chen class": (lambda **kind: rows(7, 5, **kind), losses.chen_class_loss),
+    "chen bounded": (lambda **kind: rows(9, 4, **kind), lambda s, t: losses.chen_bounded_loss(s, t, torch.zeros_like(s))),
     "fgd": (maps, lambda s, t: sum(losses.fgd_feature_loss(s, t, *MASKS))),
     "pkd": (maps, losses.pkd_loss),
     "pkd, per image": (maps, lambda s, t: losses.pkd_loss(s, t, per_image=True)),
     "cwd": (maps, lambda s, t: losses.cwd_loss(s, t, 2.0)),
-    "ld": (lambda **kind: rows(6, 4, 8, **kind), lambda s, t: losses.ld_loss(s, t, 4.0)),
     "bckd": (lambda **kind: rows(7, 5, **kind), losses.bckd_loss),
     "bckd box": (
         lambda **kind: [boxes.to(**(kind or DOUBLE)) for boxes in (some_boxes(6), some_boxes(6, 1))],
         losses.bckd_box_loss,
     ),
 }
-LOSSES["tbd"] = (
+LOSSES["harmony"] = (
     maps,
-    lambda s, t: losses.tbd_feature_loss([s, 2 * s], [t, 2 * t], [SPATIAL, SPATIAL**2], [SPATIAL > 0.5] * 2, 0.3),
+    lambda s, t: losses.harmony_feature_loss([s, 2 * s], [t, 2 * t], [SPATIAL, SPATIAL**2], [SPATIAL > 0.5] * 2, 0.3),
 )
 CUT = ("bckd",)  # weighted by a detached factor: the gradient is by design not that of the value
 
@@ -101,7 +100,7 @@ def test_equal_tensors_have_a_finite_gradient_and_nothing_to_learn(name):
     value = loss(student, teacher)
     value.backward()
     assert student.grad.isfinite().all()
-    if name not in ("kd weighted", "kd bounded") and not name.startswith("gid response"):
+    if name not in ("chen class", "chen bounded") and not name.startswith("gid response"):
         assert value.abs() < 1e-9 and student.grad.abs().max() < 1e-6
 
 
@@ -120,6 +119,24 @@ def test_under_autocast(name):
     wanted = loss(student, teacher)
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(loss(student, teacher), wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("kd_weighted_loss", "chen_class_loss"),
+        ("kd_bounded_loss", "chen_bounded_loss"),
+        ("tbd_feature_loss", "harmony_feature_loss"),
+    ],
+)
+def test_old_names_work_and_name_the_new_one(old, new):
+    with pytest.warns(DeprecationWarning, match=f"{old} is now {new}"):
+        assert getattr(losses, old) is getattr(losses, new)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="has no attribute 'ld_loss'"):
+        losses.ld_loss  # noqa: B018
 
 
 def test_trained_teacher_block_has_a_gradient():
@@ -179,7 +196,7 @@ def test_fgfi_by_loops():
     assert two.item() == pytest.approx(total / (2 * mask.sum().item()))  # one count for all levels
 
 
-def test_tbd_by_loops():
+def test_harmony_feature_loss_by_loops():
     """Two levels; the second image has no place for the regression."""
     levels = [maps(), maps(height=2, width=3, seed=5)]
     cls = [torch.rand(3, *pair[0].shape[2:], **DOUBLE) for pair in levels]
@@ -194,9 +211,9 @@ def test_tbd_by_loops():
                         square = ((student[image, :, y, x] - teacher[image, :, y, x]) ** 2).mean().item()
                         total += share * mask[image, y, x].item() * square / (whole or 1)
     students, teachers = zip(*levels, strict=True)
-    assert losses.tbd_feature_loss(students, teachers, cls, fit, 0.3).item() == pytest.approx(total / 3)
+    assert losses.harmony_feature_loss(students, teachers, cls, fit, 0.3).item() == pytest.approx(total / 3)
     halves = [
-        losses.tbd_feature_loss(*([level[part] for level in each] for each in (students, teachers, cls, fit)), 0.3)
+        losses.harmony_feature_loss(*([level[part] for level in each] for each in (students, teachers, cls, fit)), 0.3)
         for part in (slice(1), slice(1, 3))
     ]
     assert ((halves[0] + 2 * halves[1]) / 3).item() == pytest.approx(total / 3)
@@ -210,19 +227,19 @@ def test_harmony_is_score_times_overlap():
     assert iou.any() and not found.requires_grad and not iou.requires_grad
 
 
-def test_tbd_masks_have_no_unit_and_may_be_nothing():
+def test_harmony_feature_loss_masks_have_no_unit_and_may_be_nothing():
     student, teacher = maps(dtype=torch.float32)
     for unit in (1e-44, 1e-39, 1.0, 1e36):
         mask = torch.zeros(3, *student.shape[2:])
         mask[:2, 1, 2] = unit  # the third image has none
         wanted = (student - teacher)[:2, :, 1, 2].square().sum() / (3 * student.shape[1])
         leaf = student.clone().requires_grad_()
-        found = losses.tbd_feature_loss([leaf], [teacher], [mask], [mask])
+        found = losses.harmony_feature_loss([leaf], [teacher], [mask], [mask])
         torch.testing.assert_close(found, wanted)
         found.backward()
         assert leaf.grad.isfinite().all() and leaf.grad[0].any() and not leaf.grad[2].any()
     leaf = student.clone().requires_grad_()
-    found = losses.tbd_feature_loss([leaf], [teacher], [0 * mask], [0 * mask])
+    found = losses.harmony_feature_loss([leaf], [teacher], [0 * mask], [0 * mask])
     found.backward()
     assert found == 0 and not leaf.grad.any()
 
@@ -275,25 +292,25 @@ def test_gid_feature_and_response_by_loops():
 
 
 @pytest.mark.parametrize("background", ["first", "last"])
-def test_kd_weighted_by_the_library(background):
+def test_chen_class_by_the_library(background):
     student, teacher = rows(7, 5)
     weight = torch.ones(5, **DOUBLE)
     weight[0 if background == "first" else -1] = 1.5
     wanted = -((teacher / 2).softmax(1) * weight * (student / 2).log_softmax(1)).sum(1).mean()
-    torch.testing.assert_close(losses.kd_weighted_loss(student, teacher, background=background, temperature=2.0), wanted)
-    plain = losses.kd_weighted_loss(student, teacher, background_weight=1.0)
+    torch.testing.assert_close(losses.chen_class_loss(student, teacher, background=background, temperature=2.0), wanted)
+    plain = losses.chen_class_loss(student, teacher, background_weight=1.0)
     torch.testing.assert_close(plain, F.cross_entropy(student, teacher.softmax(1)))
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.7])
-def test_kd_bounded_decides_for_each_box(margin):
+def test_chen_bounded_decides_for_each_box(margin):
     (student, teacher), (target, _) = rows(20, 4), rows(20, 4, seed=1)
     values = []
     for s, t, y in zip(student.tolist(), teacher.tolist(), target.tolist(), strict=True):
         own, bound = (sum((a - b) ** 2 for a, b in zip(each, y, strict=True)) for each in (s, t))
         values.append(own if own + margin > bound else 0.0)
     assert 0 < sum(value == 0 for value in values) < 20
-    assert losses.kd_bounded_loss(student, teacher, target, margin=margin).item() == pytest.approx(sum(values) / 20)
+    assert losses.chen_bounded_loss(student, teacher, target, margin=margin).item() == pytest.approx(sum(values) / 20)
 
 
 def test_fgd_masks_by_loops():
@@ -343,18 +360,11 @@ def test_pkd_is_one_minus_the_correlation():
     assert constant.grad.isfinite().all()
 
 
-def test_cwd_and_ld_by_kl_div():
+def test_cwd_by_kl_div():
     student, teacher = maps()
     flat = [F.log_softmax(each.flatten(2) / 2, 2) for each in (student, teacher)]
     wanted = 4 * F.kl_div(*flat, reduction="sum", log_target=True) / 12
     torch.testing.assert_close(losses.cwd_loss(student, teacher, 2.0), wanted)
-    student, teacher = rows(6, 4, 8)
-    weight = torch.arange(6.0)
-    each = 9 * F.kl_div(F.log_softmax(student / 3, 2), F.log_softmax(teacher / 3, 2), reduction="none", log_target=True).sum(
-        (1, 2)
-    )
-    torch.testing.assert_close(losses.ld_loss(student, teacher, 3.0), each.mean())
-    torch.testing.assert_close(losses.ld_loss(student, teacher, 3.0, weight=weight, normalizer=7), (each * weight).sum() / 7)
 
 
 @pytest.mark.parametrize("beta", [0.0, 1.0, 2.0])
@@ -414,7 +424,6 @@ def test_nothing_gives_a_zero_with_a_graph():
     empty = {
         name: torch.zeros(0, *shape, requires_grad=True) for name, shape in (("map", (4, 5, 6)), ("row", (5,)), ("box", (4,)))
     }
-    bins = torch.zeros(0, 4, 8, requires_grad=True)
     each = {name: tensor.detach() for name, tensor in empty.items()}
     values = [
         losses.root_feature_loss(empty["map"], each["map"]),
@@ -422,14 +431,13 @@ def test_nothing_gives_a_zero_with_a_graph():
         losses.gid_feature_loss(empty["map"], each["map"]),
         losses.gid_relation_loss(empty["row"], each["row"]),
         losses.gid_response_loss(empty["row"], each["row"], empty["box"], each["box"], torch.zeros(0).bool()),
-        losses.kd_weighted_loss(empty["row"], each["row"]),
-        losses.kd_bounded_loss(empty["box"], each["box"], each["box"]),
+        losses.chen_class_loss(empty["row"], each["row"]),
+        losses.chen_bounded_loss(empty["box"], each["box"], each["box"]),
         losses.pkd_loss(empty["map"], each["map"]),
         losses.cwd_loss(empty["map"], each["map"]),
-        losses.ld_loss(bins, bins.detach()),
         losses.bckd_loss(empty["row"], each["row"]),
         losses.bckd_box_loss(empty["box"], each["box"]),
-        losses.tbd_feature_loss([empty["map"]], [each["map"]], [torch.zeros(0, 5, 6)], [torch.zeros(0, 5, 6)]),
+        losses.harmony_feature_loss([empty["map"]], [each["map"]], [torch.zeros(0, 5, 6)], [torch.zeros(0, 5, 6)]),
         *losses.fgd_feature_loss(empty["map"], each["map"], torch.zeros(0, 5, 6), torch.zeros(0, 5, 6)),
     ]
     for value in values:
@@ -444,21 +452,21 @@ def test_nothing_gives_a_zero_with_a_graph():
     [
         (lambda: losses.root_feature_loss(torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4, 4)), "root|masked.*teacher"),
         (lambda: losses.fgfi_loss([torch.zeros(1, 1, 2, 2)], [], []), "fgfi_loss.*levels.*1, 0 and 0"),
-        (lambda: losses.tbd_feature_loss([torch.zeros(1, 1, 2, 2)], [], [], []), "tbd_feature_loss.*levels.*1, 0, 0 and 0"),
+        (lambda: losses.harmony_feature_loss([torch.zeros(1, 1, 2, 2)], [], [], []), "harmony_feature_loss.*levels.*1, 0, 0 and 0"),
         (
-            lambda: losses.tbd_feature_loss(*[[torch.zeros(1, 1, 2, 2)]] * 2, *[[torch.zeros(1, 2, 2)]] * 2, 1.5),
+            lambda: losses.harmony_feature_loss(*[[torch.zeros(1, 1, 2, 2)]] * 2, *[[torch.zeros(1, 2, 2)]] * 2, 1.5),
             "balance.*1.5",
         ),
-        (lambda: losses.tbd_feature_loss(*[[torch.zeros(1, 1, 2, 2)]] * 2, *[[torch.zeros(1, 2, 3)]] * 2), r"cls_masks\[0\]"),
+        (lambda: losses.harmony_feature_loss(*[[torch.zeros(1, 1, 2, 2)]] * 2, *[[torch.zeros(1, 2, 3)]] * 2), r"cls_masks\[0\]"),
         (lambda: losses.harmony_score(torch.zeros(3), torch.zeros(2, 4), torch.zeros(3, 4)), "harmony_score: boxes"),
         (lambda: losses.fkd_masks(torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 5)), "fkd_masks: teacher"),
         (lambda: losses.fkd_masks(*[torch.zeros(2, 3, 4, 4)] * 2, 0.0), "fkd_masks: temperature"),
         (lambda: losses.gid_feature_loss(*[torch.zeros(2, 3, 4, 4)] * 2, "cosine"), "gid_feature_loss: form"),
         (lambda: losses.gid_relation_loss(torch.zeros(4, 3), torch.zeros(5, 3)), "gid_relation_loss: teacher.*4.*5"),
         (lambda: losses.gid_response_loss(*[torch.zeros(3, 4)] * 4, torch.zeros(2)), "gid_response_loss: mask"),
-        (lambda: losses.kd_weighted_loss(torch.zeros(3, 4), torch.zeros(3, 5)), "kd_weighted_loss: teacher_logits"),
-        (lambda: losses.kd_weighted_loss(*[torch.zeros(3, 4)] * 2, background="none"), "background"),
-        (lambda: losses.kd_bounded_loss(*[torch.zeros(3, 4)] * 2, torch.zeros(2, 4)), "kd_bounded_loss: target_boxes"),
+        (lambda: losses.chen_class_loss(torch.zeros(3, 4), torch.zeros(3, 5)), "chen_class_loss: teacher_logits"),
+        (lambda: losses.chen_class_loss(*[torch.zeros(3, 4)] * 2, background="none"), "background"),
+        (lambda: losses.chen_bounded_loss(*[torch.zeros(3, 4)] * 2, torch.zeros(2, 4)), "chen_bounded_loss: target_boxes"),
         (
             lambda: losses.fgd_masks(torch.zeros(3, 4), torch.zeros(2, dtype=torch.long), 2, (3, 3), 8),
             "fgd_masks: image_index",
@@ -466,7 +474,6 @@ def test_nothing_gives_a_zero_with_a_graph():
         (lambda: losses.fgd_masks(torch.zeros(3, 4), torch.zeros(3, dtype=torch.long), 2, (3, 3), 0), "fgd_masks: stride"),
         (lambda: losses.pkd_loss(torch.zeros(1, 2, 3, 3), torch.zeros(1, 3, 3, 3)), "pkd_loss: teacher"),
         (lambda: losses.cwd_loss(torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 3, 4)), "cwd_loss: teacher"),
-        (lambda: losses.ld_loss(torch.zeros(3, 3, 8), torch.zeros(3, 3, 8)), "ld_loss: student"),
         (lambda: losses.bckd_loss(*[torch.zeros(3, 4)] * 2, -1.0), "bckd_loss: beta"),
         (lambda: losses.bckd_loss(*[torch.zeros(3, 4)] * 2, weight=torch.zeros(4)), "bckd_loss: weight"),
     ],

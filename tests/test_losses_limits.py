@@ -34,10 +34,9 @@ OPERATED = {
     "root, per image": lambda student, teacher, mask: losses.root_feature_loss(student, teacher, mask, per_image=True),
     "fkd masks": lambda student, teacher, mask: sum(each.square().sum() for each in losses.fkd_masks(student, teacher)),
     "fgfi": lambda student, teacher, mask: losses.fgfi_loss([student] * 2, [teacher] * 2, [mask > 0.4, mask > 0.8]),
-    "tbd": lambda student, teacher, mask: losses.tbd_feature_loss([student] * 2, [teacher] * 2, [mask] * 2, [mask > 0.6] * 2),
+    "harmony": lambda student, teacher, mask: losses.harmony_feature_loss([student] * 2, [teacher] * 2, [mask] * 2, [mask > 0.6] * 2),
     "fgd": lambda student, teacher, mask: sum(losses.fgd_feature_loss(student, teacher, mask, 1 - mask)),
     "cwd": lambda student, teacher, mask: losses.cwd_loss(student, teacher, 2.0),
-    "ld": lambda student, teacher, mask: losses.ld_loss(student.flatten(2), teacher.flatten(2), 4.0, mask[:, 0, 0]),
 }
 
 
@@ -60,8 +59,8 @@ ROWS = {
     "gid relation": ((6, 9), lambda s, t, m: losses.gid_relation_loss(s, t)),
     "gid sigmoid": ((5, 4), lambda s, t, m: losses.gid_response_loss(s, t, s, t, m[0, 0, :5])),
     "gid softmax": ((5, 4), lambda s, t, m: losses.gid_response_loss(s, t, s, t, m[0, 0, :5], head="softmax")),
-    "kd weighted": ((7, 5), lambda s, t, m: losses.kd_weighted_loss(s, t)),
-    "kd bounded": ((7, 4), lambda s, t, m: losses.kd_bounded_loss(s, t, -s)),
+    "chen class": ((7, 5), lambda s, t, m: losses.chen_class_loss(s, t)),
+    "chen bounded": ((7, 4), lambda s, t, m: losses.chen_bounded_loss(s, t, -s)),
     "pkd": ((3, 4, 5, 6), lambda s, t, m: losses.pkd_loss(s, t)),
     "pkd, per image": ((3, 4, 5, 6), lambda s, t, m: losses.pkd_loss(s, t, per_image=True)),
     "bckd": ((7, 5), lambda s, t, m: losses.bckd_loss(s, t)),
@@ -147,38 +146,37 @@ def test_masks_of_16_bits_are_counted_exactly():
 
 
 @pytest.mark.parametrize("background", ["first", "last"])
-def test_kd_weighted_rows_and_classes_of_no_probability(background):
+def test_chen_class_rows_and_classes_of_no_probability(background):
     student, teacher = normal(6, 4), normal(6, 4, seed=1)
-    rows = [losses.kd_weighted_loss(student[r : r + 1], teacher[r : r + 1], background=background) for r in range(6)]
-    each = losses.kd_weighted_loss(student, teacher, background=background, reduction="none")
+    rows = [losses.chen_class_loss(student[r : r + 1], teacher[r : r + 1], background=background) for r in range(6)]
+    each = losses.chen_class_loss(student, teacher, background=background, reduction="none")
     torch.testing.assert_close(each, torch.stack(rows))
-    torch.testing.assert_close(losses.kd_weighted_loss(student, teacher, background=background, reduction="sum"), sum(rows))
+    torch.testing.assert_close(losses.chen_class_loss(student, teacher, background=background, reduction="sum"), sum(rows))
     column = 0 if background == "first" else 3
     without = -(teacher.softmax(1) * student.log_softmax(1)).index_fill(1, torch.tensor([column]), 0).sum(1).mean()
-    found = losses.kd_weighted_loss(student, teacher, background=background, background_weight=0)
+    found = losses.chen_class_loss(student, teacher, background=background, background_weight=0)
     torch.testing.assert_close(found, without)
     student[:, 1], teacher[:, 1] = -INF, -INF  # a class that neither knows
     student.requires_grad_()
     known = [0, 2, 3]
-    found = losses.kd_weighted_loss(student, teacher, background=background)
-    torch.testing.assert_close(found, losses.kd_weighted_loss(student[:, known], teacher[:, known], background=background))
+    found = losses.chen_class_loss(student, teacher, background=background)
+    torch.testing.assert_close(found, losses.chen_class_loss(student[:, known], teacher[:, known], background=background))
     found.backward()
     assert student.grad.isfinite().all()
 
 
-def test_kd_bounded_is_strict_and_hides_no_nan():
+def test_chen_bounded_is_strict_and_hides_no_nan():
     target = torch.zeros(3, 4)
     student = torch.tensor([[1.0] * 4, [2.0] * 4, [NAN] * 4])
     teacher = torch.ones(3, 4)
-    assert losses.kd_bounded_loss(student[:2], teacher[:2], target[:2]) == 8  # as good as the teacher: left alone
-    assert losses.kd_bounded_loss(student[:2], teacher[:2], target[:2], margin=0.1) == 10
-    assert losses.kd_bounded_loss(student, teacher, target).isnan()
+    assert losses.chen_bounded_loss(student[:2], teacher[:2], target[:2]) == 8  # as good as the teacher: left alone
+    assert losses.chen_bounded_loss(student[:2], teacher[:2], target[:2], margin=0.1) == 10
+    assert losses.chen_bounded_loss(student, teacher, target).isnan()
 
 
 WEIGHTED = {
     "bckd": ((4, 5), lambda s, t, w: losses.bckd_loss(s, t, 1.0, w, 3.0)),
     "bckd box": ((4, 4), lambda s, t, w: losses.bckd_box_loss(s.cumsum(1), t.cumsum(1), w, 3.0)),
-    "ld": ((4, 4, 6), lambda s, t, w: losses.ld_loss(s, t, 2.0, w, 3.0)),
 }
 
 
@@ -322,18 +320,12 @@ MAP, ROW, BOX = torch.zeros(2, 3, 4, 4), torch.zeros(2, 3), torch.zeros(2, 4)
         (lambda: losses.gid_response_loss(ROW, ROW, BOX, BOX, [1, 0]), TypeError, "gid_response_loss: mask"),
         (lambda: losses.gid_response_loss(ROW, None, BOX, BOX, ROW[:, 0]), TypeError, "gid_response_loss: teacher_logits"),
         (lambda: losses.gid_response_loss(ROW, ROW, BOX, BOX, ROW[:, 0], cls_weight="a"), TypeError, "cls_weight"),
-        (lambda: losses.kd_weighted_loss(ROW, ROW, reduction="max"), ValueError, "kd_weighted_loss: reduction"),
-        (lambda: losses.kd_weighted_loss(ROW, ROW, background_weight=-1), ValueError, "background_weight.*at least 0"),
-        (lambda: losses.kd_weighted_loss(ROW[:, :0], ROW[:, :0]), ValueError, "kd_weighted_loss: student_logits.*column"),
-        (lambda: losses.kd_bounded_loss(BOX, BOX, BOX, margin=None), TypeError, "kd_bounded_loss: margin must be a number"),
+        (lambda: losses.chen_class_loss(ROW, ROW, reduction="max"), ValueError, "chen_class_loss: reduction"),
+        (lambda: losses.chen_class_loss(ROW, ROW, background_weight=-1), ValueError, "background_weight.*at least 0"),
+        (lambda: losses.chen_class_loss(ROW[:, :0], ROW[:, :0]), ValueError, "chen_class_loss: student_logits.*column"),
+        (lambda: losses.chen_bounded_loss(BOX, BOX, BOX, margin=None), TypeError, "chen_bounded_loss: margin must be a number"),
         (lambda: losses.bckd_loss(ROW, ROW, normalizer=torch.ones(3)), ValueError, "bckd_loss: normalizer.*3 elements"),
         (lambda: losses.bckd_box_loss(BOX, BOX, ROW[:, 0].int()), TypeError, "bckd_box_loss: weight"),
-        (lambda: losses.ld_loss(torch.zeros(2, 4, 0), torch.zeros(2, 4, 0)), ValueError, "ld_loss: student.*bin"),
-        (
-            lambda: losses.ld_loss(torch.zeros(2, 4, 3), torch.zeros(2, 4, 3), 1.0, torch.ones(8)),
-            ValueError,
-            "ld_loss: weight",
-        ),
         (lambda: losses.fgd_masks(BOX, torch.zeros(2).long(), -1, (3, 3), 8), ValueError, "fgd_masks: images"),
         (lambda: losses.fgd_masks(BOX, torch.zeros(2).long(), 2, (3, 3), (8, 8, 8)), ValueError, "fgd_masks: stride"),
         (lambda: losses.fgd_feature_loss(MAP, MAP, MAP[:1, 0], MAP[:, 0]), ValueError, "fgd_feature_loss: foreground"),
