@@ -41,10 +41,9 @@ def shard(case: Case, rank: int) -> dict[str, Tensor]:
     tensors = dict(case.tensors)
     if "target_image_index" in tensors:
         rows = tensors["target_image_index"][tensors["matched_idxs"]] == rank
-    elif "teacher" in tensors or list(tensors) == ["features"]:  # whole maps, an image each
-        return {name: value[rank::WORLD] for name, value in tensors.items()}
-    elif "weight" in tensors:  # of a stem, shared
-        return tensors | {"images": tensors["images"][rank::WORLD]}
+    elif case.whole_maps:  # an image each; what is not of a map, such as a stem's weight, is shared
+        count = len(next(iter(tensors.values())))
+        return {name: value[rank::WORLD] if len(value) == count else value for name, value in tensors.items()}
     else:
         rows = tensors.get(
             "image_index", torch.arange(len(tensors["matched_idxs"])) % WORLD if "matched_idxs" in tensors else 0

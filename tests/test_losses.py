@@ -452,12 +452,18 @@ def test_nothing_gives_a_zero_with_a_graph():
     [
         (lambda: losses.root_feature_loss(torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4, 4)), "root|masked.*teacher"),
         (lambda: losses.fgfi_loss([torch.zeros(1, 1, 2, 2)], [], []), "fgfi_loss.*levels.*1, 0 and 0"),
-        (lambda: losses.harmony_feature_loss([torch.zeros(1, 1, 2, 2)], [], [], []), "harmony_feature_loss.*levels.*1, 0, 0 and 0"),
+        (
+            lambda: losses.harmony_feature_loss([torch.zeros(1, 1, 2, 2)], [], [], []),
+            "harmony_feature_loss.*levels.*1, 0, 0 and 0",
+        ),
         (
             lambda: losses.harmony_feature_loss(*[[torch.zeros(1, 1, 2, 2)]] * 2, *[[torch.zeros(1, 2, 2)]] * 2, 1.5),
             "balance.*1.5",
         ),
-        (lambda: losses.harmony_feature_loss(*[[torch.zeros(1, 1, 2, 2)]] * 2, *[[torch.zeros(1, 2, 3)]] * 2), r"cls_masks\[0\]"),
+        (
+            lambda: losses.harmony_feature_loss(*[[torch.zeros(1, 1, 2, 2)]] * 2, *[[torch.zeros(1, 2, 3)]] * 2),
+            r"cls_masks\[0\]",
+        ),
         (lambda: losses.harmony_score(torch.zeros(3), torch.zeros(2, 4), torch.zeros(3, 4)), "harmony_score: boxes"),
         (lambda: losses.fkd_masks(torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 5)), "fkd_masks: teacher"),
         (lambda: losses.fkd_masks(*[torch.zeros(2, 3, 4, 4)] * 2, 0.0), "fkd_masks: temperature"),

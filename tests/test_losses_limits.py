@@ -34,7 +34,9 @@ OPERATED = {
     "root, per image": lambda student, teacher, mask: losses.root_feature_loss(student, teacher, mask, per_image=True),
     "fkd masks": lambda student, teacher, mask: sum(each.square().sum() for each in losses.fkd_masks(student, teacher)),
     "fgfi": lambda student, teacher, mask: losses.fgfi_loss([student] * 2, [teacher] * 2, [mask > 0.4, mask > 0.8]),
-    "harmony": lambda student, teacher, mask: losses.harmony_feature_loss([student] * 2, [teacher] * 2, [mask] * 2, [mask > 0.6] * 2),
+    "harmony": lambda student, teacher, mask: losses.harmony_feature_loss(
+        [student] * 2, [teacher] * 2, [mask] * 2, [mask > 0.6] * 2
+    ),
     "fgd": lambda student, teacher, mask: sum(losses.fgd_feature_loss(student, teacher, mask, 1 - mask)),
     "cwd": lambda student, teacher, mask: losses.cwd_loss(student, teacher, 2.0),
 }
@@ -323,7 +325,11 @@ MAP, ROW, BOX = torch.zeros(2, 3, 4, 4), torch.zeros(2, 3), torch.zeros(2, 4)
         (lambda: losses.chen_class_loss(ROW, ROW, reduction="max"), ValueError, "chen_class_loss: reduction"),
         (lambda: losses.chen_class_loss(ROW, ROW, background_weight=-1), ValueError, "background_weight.*at least 0"),
         (lambda: losses.chen_class_loss(ROW[:, :0], ROW[:, :0]), ValueError, "chen_class_loss: student_logits.*column"),
-        (lambda: losses.chen_bounded_loss(BOX, BOX, BOX, margin=None), TypeError, "chen_bounded_loss: margin must be a number"),
+        (
+            lambda: losses.chen_bounded_loss(BOX, BOX, BOX, margin=None),
+            TypeError,
+            "chen_bounded_loss: margin must be a number",
+        ),
         (lambda: losses.bckd_loss(ROW, ROW, normalizer=torch.ones(3)), ValueError, "bckd_loss: normalizer.*3 elements"),
         (lambda: losses.bckd_box_loss(BOX, BOX, ROW[:, 0].int()), TypeError, "bckd_box_loss: weight"),
         (lambda: losses.fgd_masks(BOX, torch.zeros(2).long(), -1, (3, 3), 8), ValueError, "fgd_masks: images"),
