@@ -33,18 +33,18 @@ def _load_cpu() -> tuple[dict[str, str], str]:
         library = importlib.import_module("cls2det_ops._C")
     except ImportError as error:
         return {}, f"the compiled library could not be loaded ({error}); install the package again, for this Python and torch"
-    torch.ops.cls2det._loaded_from = str(Path(spec.origin).resolve())  # outlives this module, should it be imported again
+    torch.ops.cls2det._loaded_from = str(Path(spec.origin).resolve())  # stays when this module is imported again
     return library.build_info(), ""
 
 
 def _not_built() -> str:
     folder = Path(__file__).parent
-    others = [
+    files = [
         path.name for path in (*folder.glob("_C.*"), *folder.glob("_C_cuda.*")) if path.suffix in (".so", ".pyd", ".dylib")
     ]
-    if others:
+    if files:
         suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
-        return f"{', '.join(sorted(others))} in {folder} was built for another Python or platform: this one loads _C{suffix}"
+        return f"{', '.join(sorted(files))} in {folder} was built for another Python or platform: this one loads _C{suffix}"
     if (folder.parent / "setup.py").is_file():
         return (
             f"it was imported from the source folder {folder.parent}, which holds no compiled library: "
@@ -54,7 +54,7 @@ def _not_built() -> str:
 
 
 def _other_copy(library: Path) -> str:
-    """Whether this process has the operators from another file: declaring them a second time would end it."""
+    """What to say where this process has the operators from another file, else "". A second declaration would end the process."""
     if not hasattr(torch.ops.cls2det, "roi_crop"):
         return ""
     loaded = getattr(torch.ops.cls2det, "_loaded_from", "an unknown place")
@@ -62,7 +62,7 @@ def _other_copy(library: Path) -> str:
 
 
 def _load_cuda() -> str:
-    """Load ``_C_cuda``: "" or why not. It has no Python module: loading it registers its kernels."""
+    """Load ``_C_cuda``, which registers its kernels and is no Python module: "" or why not."""
     if not build_info:
         return "the CPU library, which declares the operators, is missing"
     if torch.version.cuda is None:

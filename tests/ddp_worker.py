@@ -127,7 +127,7 @@ def gradients(student: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def steps(rank: int) -> list[dict[str, Tensor]]:
     student = DistributedDataParallel(Student())
-    found = []
+    results = []
     for step in STEPS:
         image = step[rank]
         student.zero_grad()
@@ -135,21 +135,21 @@ def steps(rank: int) -> list[dict[str, Tensor]]:
         dist.all_reduce(total)
         normalizer = total.clamp(min=1) / WORLD  # DDP averages, so each process divides by its share of the sum
         loss_of(student, image, normalizer).backward()
-        found.append(gradients(student))
-    return found
+        results.append(gradients(student))
+    return results
 
 
 def main(rank: int, rendezvous: str, output: str) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=WORLD, timeout=timedelta(seconds=90)
     )
-    found: dict[str, object] = {"steps": steps(rank)}
+    results: dict[str, object] = {"steps": steps(rank)}
     for name in DIFFERENTIABLE_OPS:
         loss, grads = op_results(name, rank)
         dist.all_reduce(loss)
-        found[name] = (loss / WORLD, grads)
+        results[name] = (loss / WORLD, grads)
     if rank == 0:
-        torch.save(found, output)
+        torch.save(results, output)
     dist.barrier()
     dist.destroy_process_group()
     os._exit(0)  # at a usual exit gloo now and then ends the process with an error after all is done

@@ -61,8 +61,8 @@ def test_two_calls_at_once_from_two_python_threads(native_backend, name):
     with native_backend.context():
         expected = bits(native_backend, case, torch.float32)
         with ThreadPoolExecutor(2) as pool:
-            for found in pool.map(lambda _: bits(native_backend, case, torch.float32), range(4)):
-                assert equal_bits(expected, found)
+            for result in pool.map(lambda _: bits(native_backend, case, torch.float32), range(4)):
+                assert equal_bits(expected, result)
 
 
 @pytest.mark.parametrize("name", ["kd_softmax_loss", "kd_sigmoid_loss", "matched_feature_loss", "roi_feature_loss"])

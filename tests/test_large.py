@@ -137,8 +137,8 @@ def last_values(backend, call, rows: int) -> list[Tensor]:
 
 
 def check(backend, call, expected: list[Tensor]) -> None:
-    for found, last in zip(last_values(backend, call, MORE // CALLS[call]), expected, strict=True):
-        assert_close(found.float(), last.float())
+    for result, last in zip(last_values(backend, call, MORE // CALLS[call]), expected, strict=True):
+        assert_close(result.float(), last.float())
 
 
 def free_memory(device: str) -> int:

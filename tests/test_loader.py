@@ -57,13 +57,13 @@ def without_libraries(tmp_path: Path) -> Path:
 
 
 def test_works_without_a_compiled_library_and_warns_once(without_libraries):
-    found = step(without_libraries)
-    assert found["file"].startswith(str(without_libraries))
-    assert not found["native"]
-    assert len(found["warnings"]) == 1
-    assert "plain PyTorch" in found["warnings"][0]
-    assert found["loss"] == reference_step()["loss"]
-    assert found["grad"] == reference_step()["grad"]
+    result = step(without_libraries)
+    assert result["file"].startswith(str(without_libraries))
+    assert not result["native"]
+    assert len(result["warnings"]) == 1
+    assert "plain PyTorch" in result["warnings"][0]
+    assert result["loss"] == reference_step()["loss"]
+    assert result["grad"] == reference_step()["grad"]
 
 
 def test_native_without_a_compiled_library_is_an_error(without_libraries):
@@ -78,11 +78,11 @@ def test_native_without_a_compiled_library_is_an_error(without_libraries):
 def test_environment_chooses_the_backend(backend):
     if backend == "native" and _library.cpu_missing:
         pytest.skip(_library.cpu_missing)
-    found = step(CLS2DET_BACKEND=backend)
-    assert found["native"] == (backend != "reference" and not _library.cpu_missing)
-    assert abs(found["loss"] - reference_step()["loss"]) < 1e-5 * abs(found["loss"])
+    result = step(CLS2DET_BACKEND=backend)
+    assert result["native"] == (backend != "reference" and not _library.cpu_missing)
+    assert abs(result["loss"] - reference_step()["loss"]) < 1e-5 * abs(result["loss"])
     if not _library.cpu_missing:
-        assert found["warnings"] == []
+        assert result["warnings"] == []
 
 
 def test_unknown_backend_in_the_environment():
@@ -120,13 +120,13 @@ def library_of(folder: Path, name: str = "_C") -> Path:
 
 def refused(folder: Path) -> str:
     """Why the CPU library was not used; the package must work all the same, and warn once."""
-    found = step(folder)
-    assert found["file"].startswith(str(folder))
-    assert not found["native"]
-    assert found["loss"] == reference_step()["loss"]
-    assert len(found["warnings"]) == 1
-    assert "plain PyTorch" in found["warnings"][0]
-    return found["warnings"][0]
+    result = step(folder)
+    assert result["file"].startswith(str(folder))
+    assert not result["native"]
+    assert result["loss"] == reference_step()["loss"]
+    assert len(result["warnings"]) == 1
+    assert "plain PyTorch" in result["warnings"][0]
+    return result["warnings"][0]
 
 
 @needs_library
@@ -157,9 +157,9 @@ def test_another_processor(installed):
 @pytest.mark.parametrize("name", ["_C.cpython-35m-x86_64-linux-gnu.so", "_C.cp38-win_amd64.pyd", "_C.cpython-312-darwin.so"])
 def test_another_python_or_system(installed, name):
     library_of(installed).rename(installed / "cls2det_ops" / name)
-    found = refused(installed)
-    assert name in found
-    assert f"was built for another Python or platform: this one loads _C{SUFFIX}" in found
+    result = refused(installed)
+    assert name in result
+    assert f"was built for another Python or platform: this one loads _C{SUFFIX}" in result
 
 
 TWICE = """

@@ -159,10 +159,10 @@ def test_infinite_pixel_shows_only_where_it_is_read(backend, channels):
     assert_close(output[same], clean[same])
 
 
-@pytest.mark.parametrize("wanted", [("features",), ("boxes",)])
-def test_one_gradient_at_a_time(backend, wanted):
+@pytest.mark.parametrize("gradients", [("features",), ("boxes",)])
+def test_one_gradient_at_a_time(backend, gradients):
     options = {"output_size": 3, "sampling_size": 8}
-    compare(backend, roi_avg_pool, scene(5, 9, 11, 8), options, torch.float64, wanted)
+    compare(backend, roi_avg_pool, scene(5, 9, 11, 8), options, torch.float64, gradients)
 
 
 @pytest.mark.parametrize(("samples", "bins", "padding_mode"), [(4, 2, "zeros"), (5, 3, "border"), (2, 3, "zeros")])

@@ -1,12 +1,12 @@
-"""Detector-to-detector distillation losses, method by method: functions of tensors, without adapters or masks' bookkeeping.
+"""Detector-to-detector distillation losses, one file for each method. They are functions of tensors; adapters are the caller's.
 
-They stand on the package's operators where arithmetic dominates, and on PyTorch's own where a library kernel is the limit;
-each docstring says which, and whether the loss depends on how a batch is split over processes.
+They use the package's operators where arithmetic takes the time, and PyTorch's where a library kernel does. Each docstring says
+which, and whether the loss depends on how a batch is split over processes.
 
-What holds for all: tensors are float32, float64, float16 or bfloat16, with or without autocast; sums and the result are in
-float32 (float64 for float64). The teacher gets no gradient unless said. Nothing to compare is a 0 that keeps the graph, and no
-gradient is NaN where a root or a distance is 0. An argument of wrong dtype, shape, device or value range is a TypeError or
-ValueError that names it, what was expected and what was found.
+This holds for all of them. Tensors are float32, float64, float16 or bfloat16, with or without autocast. Sums and the result are
+in float32 (float64 for float64). The teacher gets no gradient unless the docstring says so. Without anything to compare the loss
+is a 0 that is attached to the graph. No gradient is NaN where a root or a distance is 0. An argument of wrong dtype, shape,
+device or value range raises a TypeError or ValueError, which names the argument, what was expected and what was found.
 """
 
 import warnings

@@ -74,25 +74,27 @@ def harmony_feature_loss(
         raise check.fail(name, "student, teacher, cls_masks and box_masks", "of one number of levels", levels)
     if check.not_negative(name, "balance", balance) > 1:
         raise check.fail(name, "balance", "in [0, 1]", balance)
-    for level, (ours, theirs) in enumerate(zip(student, teacher, strict=True)):
-        check.feature_map(name, f"student[{level}]", ours)
-        check.floating(name, f"teacher[{level}]", theirs, tuple(ours.shape))
+    for level, (student_map, teacher_map) in enumerate(zip(student, teacher, strict=True)):
+        check.feature_map(name, f"student[{level}]", student_map)
+        check.floating(name, f"teacher[{level}]", teacher_map, tuple(student_map.shape))
     shares = [
         _shares(name, of, masks, student, share)
         for of, masks, share in (("cls_masks", cls_masks, balance), ("box_masks", box_masks, 1 - balance))
     ]
     return sum(
-        masked_feature_loss(ours, theirs.detach(), cls + box, normalizer=max(ours.shape[0] * ours.shape[1], 1))
-        for ours, theirs, cls, box in zip(student, teacher, *shares, strict=True)
+        masked_feature_loss(
+            student_map, teacher_map.detach(), cls + box, normalizer=max(student_map.shape[0] * student_map.shape[1], 1)
+        )
+        for student_map, teacher_map, cls, box in zip(student, teacher, *shares, strict=True)
     )
 
 
 def _shares(function: str, of: str, masks: Sequence[Tensor], student: Sequence[Tensor], share: float) -> list[Tensor]:
     """The masks, scaled so that each image's sum over all levels is ``share``."""
     masks = [
-        weights(function, f"{of}[{level}]", mask, (ours.shape[0], *ours.shape[2:]))
-        for level, (mask, ours) in enumerate(zip(masks, student, strict=True))
+        weights(function, f"{of}[{level}]", mask, (student_map.shape[0], *student_map.shape[2:]))
+        for level, (mask, student_map) in enumerate(zip(masks, student, strict=True))
     ]
     total = sum(mask.flatten(1).sum(1) for mask in masks)
     total = torch.where(total > 0, total, 1)[:, None, None]
-    return [mask / total * share for mask in masks]  # in this order: share / total of a tiny total is infinite
+    return [mask / total * share for mask in masks]  # the division first: share / total is infinite for a tiny total

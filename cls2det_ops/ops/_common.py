@@ -191,8 +191,8 @@ def register_box_sampling(name: str, map: str, options: Sequence[str]) -> None:
         images, boxes, image_index = ctx.saved_tensors
         need_map, need_boxes = getattr(needs, map), needs.boxes
         sources = {map: images, "boxes": boxes, "image_index": image_index}
-        wanted = {f"need_{map}": need_map, "need_boxes": need_boxes}
-        grad_map, grad_boxes = run(f"{name}_backward", grad=grad, **sources, **ctx.options, **wanted)
+        needed = {f"need_{map}": need_map, "need_boxes": need_boxes}
+        grad_map, grad_boxes = run(f"{name}_backward", grad=grad, **sources, **ctx.options, **needed)
         return {map: grad_map if need_map else None, "boxes": grad_boxes if need_boxes else None}
 
     register_autograd(name, save, backward)

@@ -21,9 +21,9 @@ def frozen_stem(images: Tensor, weight: Tensor, bias: Tensor, *, stride: int = 2
     .. math:: \mathrm{maxpool}_{3, 2, 1}(\max(0, W * I + b))
 
     What KD-loc of "Distilling Image Classifiers in Object Detectors" (NeurIPS 2021, equation 10; its layer l0) runs on the
-    crop of every predicted box. Each pool hands its gradient to the one place of the convolution that it chose, and what ReLU
-    stopped is skipped, so most of a convolution's input gradient is not computed, and no map of the convolution's
-    resolution is kept or written. One byte per output value is kept for the backward, and W.
+    crop of every predicted box. Each pool sends its gradient to the one place of the convolution that it chose, and what ReLU
+    stopped is skipped. So most of the convolution's input gradient is not computed, and no map of the convolution's
+    resolution is stored. The backward keeps one byte for each output value, and W.
 
     Args:
         images: (N, C_in, H, W), float32, float64, float16 or bfloat16, any strides.

@@ -42,8 +42,8 @@ def roi_crop(
 
     Gradients flow to ``boxes``, and to ``images`` when they require one. None flows to an edge that was clipped.
 
-    A box whose ``image_index`` is outside [0, B) gives zeros and passes no gradient. A box that is not finite gives NaN;
-    (its gradient is undefined); an inverted box gives a mirrored crop. :func:`debug_values` reports all three.
+    A box whose ``image_index`` is outside [0, B) gives zeros and passes no gradient. A box that is not finite gives NaN,
+    and its gradient is undefined. An inverted box gives a mirrored crop. :func:`debug_values` reports all three.
 
     Raises:
         TypeError, ValueError: an argument of wrong dtype, shape, device or value range, named with what was found.
