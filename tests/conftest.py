@@ -14,9 +14,8 @@ sys.path.append(str(Path(__file__).parent))  # for backends and helpers, whateve
 import cls2det_ops
 from backends import BACKENDS, Backend
 
-torch.set_num_threads(
-    1
-)  # small tensors gain nothing from more, and a busy machine loses much; test_determinism.py sets its own
+# Small tensors gain nothing from more threads, and a busy machine loses much. test_determinism.py sets its own number.
+torch.set_num_threads(1)
 torch.backends.cudnn.allow_tf32 = False  # convolutions in float32, whose rounding the tests allow for
 
 FIXTURES = ("backend", "kernel_backend", "emulated_backend", "native_backend")

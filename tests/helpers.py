@@ -135,7 +135,7 @@ def compare(
     index: torch.dtype = torch.int64,
     nan: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Run on the back end in ``dtype``, and hold output and gradients against the reference in float64."""
+    """Run on the back end in ``dtype``, and compare output and gradients with the reference in float64."""
     tensors = cast(tensors, dtype, index)
     output, _ = evaluate(backend, function, tensors, options, layouts=layouts)
     upstream = torch.randn(output.shape, generator=torch.Generator().manual_seed(5)).to(output.dtype)
@@ -152,7 +152,7 @@ def compare(
 
 
 def _in_nan(tensor: Tensor) -> Tensor:
-    """A view into a larger tensor of NaN (of -7 for indices): whatever is read outside of it shows in the result."""
+    """A view into a larger tensor of NaN (of -7 for indices): a read outside of the view shows in the result."""
     fill = float("nan") if tensor.is_floating_point() else -7
     storage = tensor.new_full([n + 3 for n in tensor.shape], fill)
     view = storage[tuple(slice(1, n + 1) for n in tensor.shape)]

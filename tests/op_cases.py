@@ -1,7 +1,7 @@
-"""A call of every public operator, in any size and with any options, for the tests of properties that all of them share.
+"""A call of every public operator, in any size and with any options, for the tests that all operators share.
 
-A new operator is one function here, and its name: the tests of registration, empty inputs, fuzz, memory, strides, determinism,
-compilation, float16, DDP and CUDA then cover it.
+A new operator needs one function here, which has its name. The tests of registration, empty inputs, fuzz, memory, strides,
+determinism, compilation, float16, DDP and CUDA then cover it.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def attention_means(scene: Scene) -> Case:
 
 
 def frozen_stem(scene: Scene) -> Case:
-    """On whole numbers, few enough in each sum for every dtype to hold it: all back ends decide ties alike."""
+    """Sums of a few whole numbers, which every dtype holds exactly: so all back ends decide ties alike."""
     inputs, kernel = scene.pick(3, 1, 2, 4, 5, 6), scene.pair(scene.kernel, 8)
     size = [max(side, length) for side, length in zip((scene.height, scene.width), kernel, strict=True)]
     weight = scene.whole(scene.c, inputs, *kernel) / 64
@@ -171,7 +171,7 @@ def frozen_stem(scene: Scene) -> Case:
 
 def imitation_mask(scene: Scene) -> Case:
     def numbers(anchors: Tensor, **arguments: Any) -> Tensor:
-        """As numbers, which compare like other results."""
+        """The mask as numbers, which compare like other results."""
         return cls2det_ops.imitation_mask(anchors, **arguments).to(check.accumulate_dtype(anchors.dtype))
 
     levels = scene.pick((430, 250, 20), (1,), (1, 1), (1, 1, 1, 1))

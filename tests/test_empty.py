@@ -1,4 +1,4 @@
-"""Nothing to do is not an error: no boxes, no ground truths, no images. The zero stays attached to the graph."""
+"""No boxes, no ground truths or no images is no error: the result is 0 and stays attached to the graph."""
 
 from __future__ import annotations
 

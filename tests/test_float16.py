@@ -19,7 +19,7 @@ KINDS = {
 
 
 def is_half(case: Case, name: str) -> bool:
-    """Whether an argument is stored in 16 bits and compared with another: maps and logits of either side."""
+    """Whether an argument is a map or logits, which are stored in 16 bits."""
     return name not in BOX_ARGUMENTS and (name in case.gradients or name.startswith(("target_features", "teacher")))
 
 
@@ -32,7 +32,7 @@ def extreme(name: str, kind: str) -> Case:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", PUBLIC_OPS)
 def test_extremes(kernel_backend, name, kind):
-    """Differences of 131,008, and sums of thousands of those, are computed in float32 and only then rounded."""
+    """Differences of 131,008 and sums of thousands of them are computed in float32, and rounded only then."""
     case = extreme(name, kind)
     options = case.options | ({"reduction": "none"} if case.rows else {})
     gradients = tuple(key for key in case.gradients if not is_half(case, key))  # theirs are rounded to 0 or infinity

@@ -1,6 +1,6 @@
-"""Thousands of seeded random calls of every operator: sizes, strides, dtypes, options and values of every kind.
+"""Seeded random calls of every operator: sizes, strides, dtypes, options and values of every kind.
 
-Each call runs between fences (guarded.py) and is held against the reference in float64. CLS2DET_FUZZ_EXAMPLES changes the
+Each call runs between fences (guarded.py) and is compared with the reference in float64. CLS2DET_FUZZ_EXAMPLES changes the
 number of calls per operator and back end.
 """
 
@@ -60,7 +60,7 @@ def changed_boxes(draw, kind: str, boxes: Tensor, scale: float) -> Tensor:
 
 
 def index_of(draw, count: int, size: int) -> Tensor:
-    """Mostly inside [0, size); some entries are not."""
+    """Indices that are mostly inside [0, size)."""
     values = [draw(st.integers(-1, size)) if draw(st.integers(0, 5)) == 0 else draw(st.integers(0, max(size - 1, 0)))
               for _ in range(count)]  # fmt: skip
     return torch.tensor(values, dtype=torch.int64)
@@ -68,7 +68,7 @@ def index_of(draw, count: int, size: int) -> Tensor:
 
 @st.composite
 def calls(draw, name: str) -> tuple[Case, dict, dict]:
-    """(case, layouts, what is special about its values)"""
+    """A case, layouts by argument, and dtypes and kind of boxes by name."""
     usual = make_case(name)
     special = {"dtype": draw(st.sampled_from(DTYPES)), "index": draw(st.sampled_from((torch.int32, torch.int64)))}
 

@@ -1,4 +1,4 @@
-"""How the compiled libraries are found, chosen and, when something is wrong with them, left alone with a clear message."""
+"""The compiled libraries: how they are found and chosen, and what is said where one cannot be used."""
 
 from __future__ import annotations
 

@@ -266,7 +266,7 @@ def test_gid_relation_by_the_library(count):
 
 
 def test_gid_relation_of_float32_is_as_good_as_of_float64():
-    """A product of long rows far from the origin would cancel."""
+    """The difference of large products, of long rows far from the origin, would lose its digits."""
     student, teacher = (10 + tensor for tensor in rows(10, 25600, dtype=torch.float32))
     expected = losses.gid_relation_loss(student.double(), teacher.double())
     torch.testing.assert_close(losses.gid_relation_loss(student, teacher).double(), expected, rtol=1e-4, atol=0)

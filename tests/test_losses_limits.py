@@ -1,4 +1,4 @@
-"""The detector-to-detector losses on every back end, and at their limits: no unit, no weight, strays, far numbers, bad input."""
+"""The detector-to-detector losses on every back end, and at their limits: units, weights of 0, huge numbers, bad input."""
 
 from __future__ import annotations
 

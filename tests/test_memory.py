@@ -62,7 +62,7 @@ print("survived")
 
 @pytest.mark.parametrize("name", PUBLIC_OPS)
 def test_hostile_values_in_a_process_of_their_own(backend, name):
-    """Also a test of time: a box of 1e18 pixels must not be walked pixel by pixel."""
+    """It would also run out of time if a kernel walked a box of 1e18 pixels pixel by pixel."""
     run = run_python if backend.device == "cuda" else run_forked  # a fork cannot use a GPU that its parent has used
     result = run(HOSTILE, TESTS, name, backend.name)
     assert result.returncode == 0, f"exit {result.returncode}\n{result.stdout}{result.stderr}"
@@ -122,7 +122,7 @@ print("survived")
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mprotect as on Linux")
 @pytest.mark.parametrize("name", PUBLIC_OPS)
 def test_no_read_beyond_either_end_of_an_input(kernel_backend, name):
-    """Every input ends at a page that kills the process when it is touched, then starts behind one."""
+    """First every input ends at a page that ends the process when it is read, then every input starts behind one."""
     if kernel_backend.device != "cpu":
         pytest.skip("the memory of a GPU has no such pages: compute-sanitizer looks there")
     result = run_forked(GUARDED, TESTS, name, kernel_backend.name)

@@ -37,7 +37,7 @@ class Recorder(TorchDispatchMode):
 
 
 def variants(name: str) -> Iterator[tuple[Case, tuple[str, ...]]]:
-    """The calls of a case that differ in what is given and what is differentiated."""
+    """A case and the gradients to ask for: all, the first alone, the last alone, none; and once without the optional tensors."""
     case = make_case(name)
     for gradients in dict.fromkeys((case.gradients, case.gradients[:1], case.gradients[-1:], ())):
         yield case, gradients
@@ -48,7 +48,7 @@ def variants(name: str) -> Iterator[tuple[Case, tuple[str, ...]]]:
 
 @functools.cache
 def calls_of(name: str, dtype: torch.dtype, backend: Backend) -> list[tuple[str, tuple]]:
-    """Operators and arguments, without repetition, of what a public function calls in both directions."""
+    """The operators that a public function calls in both directions, with their arguments, without repetition."""
     calls = {}
     for case, gradients in variants(name):
         with Recorder() as recorder:
@@ -60,7 +60,7 @@ def calls_of(name: str, dtype: torch.dtype, backend: Backend) -> list[tuple[str,
 
 
 def leaves(operator: str, arguments: tuple) -> tuple:
-    """Arguments that are alike; those of a backward operator, which refuses to be differentiated, need no gradient."""
+    """Copies of the arguments. Those of a backward operator need no gradient, since it refuses to be differentiated."""
     differentiated = operator in DIFFERENTIABLE_OPS
     return tuple(
         value.detach().clone().requires_grad_(differentiated and value.requires_grad) if torch.is_tensor(value) else value
@@ -78,7 +78,7 @@ def test_opcheck(native_backend, name, dtype):
 
 
 def test_the_cases_call_every_registered_operator(native_backend):
-    """So that opcheck sees all, and none is without a public function."""
+    """So opcheck sees every operator, and every operator has a public function."""
     called = {operator for name in PUBLIC_OPS for operator, _ in calls_of(name, torch.float32, native_backend)}
     names = (name.split("::") for name in torch._C._dispatch_get_all_op_names())
     assert called == {operator.split(".")[0] for namespace, operator in names if namespace == "cls2det"}

@@ -144,7 +144,7 @@ def test_rows_of_unknown_images_are_zero_and_nan_boxes_are_nan(backend):
 
 @pytest.mark.parametrize("channels", [3, 20])
 def test_infinite_pixel_shows_only_where_it_is_read(backend, channels):
-    """Two samples per bin on a wide box leave most pixels unread: what those hold must not matter."""
+    """Two samples per bin on a wide box leave most pixels unread, and their values must not matter."""
     tensors = scene(channels, 24, 40, 4)
     options = {"output_size": 2, "sampling_size": 4, "clip": False}
     clean, _ = evaluate(backend, roi_avg_pool, tensors, options)
