@@ -1,12 +1,15 @@
 """``python -m cls2det_ops``: what is installed, which back ends work, and why one is missing."""
 
 import platform
+import textwrap
 from pathlib import Path
 
 import torch
 
 from . import __version__
 from ._library import build_info, cpu_missing, cuda_missing
+
+WHOLE_WORDS = {"break_long_words": False, "break_on_hyphens": False}  # a path can be copied
 
 
 def report() -> list[tuple[str, str]]:
@@ -50,4 +53,4 @@ def _cuda() -> str:
 
 if __name__ == "__main__":
     for name, value in report():
-        print(f"{name:<20} {value}")
+        print(textwrap.fill(value, 100, initial_indent=f"{name:<20} ", subsequent_indent=" " * 21, **WHOLE_WORDS))

@@ -52,7 +52,7 @@ def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def constant(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """``tensor`` in ``dtype``, without a gradient. Neither costs a call where it is so already."""
+    """``tensor`` in ``dtype`` and without a gradient. A tensor that is so already is returned as it is."""
     return in_dtype(tensor.detach() if tensor.requires_grad else tensor, dtype)
 
 
@@ -74,14 +74,14 @@ def index(function: str, argument: str, tensor: Tensor, length: int, of: str) ->
     if tensor.dtype not in INDEX_DTYPES:
         raise TypeError(f"{function}: {argument} must be int64 or int32, found {tensor.dtype}")
     if tensor.dim() != 1 or tensor.shape[0] != length:
-        raise fail(function, argument, f"a vector with one entry for each row of {of} ({length})", _found(tensor))
+        raise fail(function, argument, f"a vector with one entry for each row of {of} ({length})", _shape_text(tensor))
     return in_dtype(tensor, torch.int64)
 
 
 def feature_map(function: str, argument: str, tensor: Tensor) -> None:
     floating(function, argument, tensor, ("B", "C", "H", "W"))
     if tensor.shape[2] == 0 or tensor.shape[3] == 0:
-        raise fail(function, argument, "a map of at least one pixel", _found(tensor))
+        raise fail(function, argument, "a map of at least one pixel", _shape_text(tensor))
 
 
 def size_pair(function: str, argument: str, size: int | tuple[int, int]) -> tuple[int, int]:
@@ -183,8 +183,8 @@ def _shape(function: str, argument: str, tensor: Tensor, shape: tuple[int | str,
             if not isinstance(want, str) and got != want:
                 fits = False
     if not fits:
-        raise fail(function, argument, "of shape (" + ", ".join(map(str, shape)) + ")", _found(tensor))
+        raise fail(function, argument, "of shape (" + ", ".join(map(str, shape)) + ")", _shape_text(tensor))
 
 
-def _found(tensor: Tensor) -> str:
+def _shape_text(tensor: Tensor) -> str:
     return "shape (" + ", ".join(str(n) for n in tensor.shape) + ")"

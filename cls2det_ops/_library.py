@@ -12,8 +12,6 @@ import importlib
 import importlib.machinery
 import importlib.util
 import os
-import struct
-import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,24 +27,24 @@ def _load_cpu() -> tuple[dict[str, str], str]:
     spec = importlib.util.find_spec("cls2det_ops._C")
     if spec is None or spec.origin is None:
         return {}, _not_built()
-    if problem := _other_copy(Path(spec.origin)) or _damage(Path(spec.origin)):
+    if problem := _other_copy(Path(spec.origin)):
         return {}, problem
     try:
         library = importlib.import_module("cls2det_ops._C")
     except ImportError as error:
-        return {}, f"the compiled library could not be loaded: {error}"
-    torch.ops.cls2det._loaded_from = str(Path(spec.origin).resolve())  # outlives this module, should it be imported again
+        return {}, f"the compiled library could not be loaded ({error}); install the package again, for this Python and torch"
+    torch.ops.cls2det._loaded_from = str(Path(spec.origin).resolve())  # stays when this module is imported again
     return library.build_info(), ""
 
 
 def _not_built() -> str:
     folder = Path(__file__).parent
-    others = [
+    files = [
         path.name for path in (*folder.glob("_C.*"), *folder.glob("_C_cuda.*")) if path.suffix in (".so", ".pyd", ".dylib")
     ]
-    if others:
+    if files:
         suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
-        return f"{', '.join(sorted(others))} in {folder} was built for another Python or platform: this one loads _C{suffix}"
+        return f"{', '.join(sorted(files))} in {folder} was built for another Python or platform: this one loads _C{suffix}"
     if (folder.parent / "setup.py").is_file():
         return (
             f"it was imported from the source folder {folder.parent}, which holds no compiled library: "
@@ -56,53 +54,15 @@ def _not_built() -> str:
 
 
 def _other_copy(library: Path) -> str:
-    """Whether this process has the operators from another file: declaring them a second time would end it."""
+    """What to say where this process has the operators from another file, else "". A second declaration would end the process."""
     if not hasattr(torch.ops.cls2det, "roi_crop"):
         return ""
     loaded = getattr(torch.ops.cls2det, "_loaded_from", "an unknown place")
     return "" if loaded == str(library.resolve()) else f"another copy of cls2det_ops is loaded in this process, from {loaded}"
 
 
-def _damage(library: Path) -> str:
-    """What is wrong with an ELF file that the system would load and then end the process, or report in riddles; or ""."""
-    if sys.platform != "linux":
-        return ""
-    try:
-        size = library.stat().st_size
-        with library.open("rb") as file:
-            head = file.read(4096)
-    except OSError:
-        return ""  # loading it says what is wrong
-    if head[:4] != b"\x7fELF":
-        return f"{library} is no shared library: install the package again"
-    ours = _own_elf_header()
-    if len(head) >= 64 and ours and (head[4:6], head[18:20]) != (ours[4:6], ours[18:20]):
-        return f"{library} was built for another platform: install the package again on this one"
-    end = 64
-    if len(head) >= 64 and head[4:6] == b"\2\1":  # 64 bits, little-endian: where its sections and segments end
-        segments, sections = struct.unpack_from("<2Q", head, 32)
-        segment_size, segment_count, section_size, section_count = struct.unpack_from("<4H", head, 54)
-        end = max(sections + section_size * section_count, segments + segment_size * segment_count)
-        for at in range(segments, segments + segment_size * segment_count, max(segment_size, 1)):
-            if at + 40 <= len(head):
-                offset, in_file = struct.unpack_from("<Q", head, at + 8)[0], struct.unpack_from("<Q", head, at + 32)[0]
-                end = max(end, offset + in_file)
-    if size < end:
-        return f"{library} is damaged ({size} bytes of at least {end}): install the package again"
-    return ""
-
-
-def _own_elf_header() -> bytes:
-    """The start of the program that runs, empty where it cannot be read."""
-    try:
-        with Path("/proc/self/exe").open("rb") as file:
-            return file.read(64)
-    except OSError:
-        return b""
-
-
 def _load_cuda() -> str:
-    """Load ``_C_cuda``: "" or why not. It has no Python module: loading it registers its kernels."""
+    """Load ``_C_cuda``, which registers its kernels and is no Python module: "" or why not."""
     if not build_info:
         return "the CPU library, which declares the operators, is missing"
     if torch.version.cuda is None:
@@ -114,12 +74,11 @@ def _load_cuda() -> str:
     built = build_info.get("cuda_version", "")
     if built.split(".")[0] != torch.version.cuda.split(".")[0]:
         return f"its kernels were built for CUDA {built or 'of unknown version'}, this torch uses CUDA {torch.version.cuda}"
-    if problem := _damage(library):
-        return problem
     try:
         torch.ops.load_library(str(library))
     except (OSError, RuntimeError) as error:
-        return f"the CUDA library could not be loaded: {error}"
+        cause = error.__cause__ or error  # torch's own message leaves the system's out
+        return f"the CUDA library could not be loaded ({cause}); install the package again, for this torch and its CUDA"
     return ""
 
 

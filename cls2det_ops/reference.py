@@ -124,7 +124,7 @@ def imitation_mask(
     low = torch.maximum(boxes[:, None, :2], anchors[None, :, :2])
     high = torch.minimum(boxes[:, None, 2:], anchors[None, :, 2:])
     shared = (high - low).clamp(min=0).prod(2)
-    areas = [(found[:, 2:] - found[:, :2]).prod(1) for found in (boxes, anchors)]
+    areas = [(rectangles[:, 2:] - rectangles[:, :2]).prod(1) for rectangles in (boxes, anchors)]
     iou = shared / (areas[0][:, None] + areas[1] - shared)
     iou = torch.where(iou > 0, iou, 0)  # not NaN either
     largest = torch.stack([F.pad(part, (1, 0)).amax(1) for part in iou.split(level_sizes, 1)], 1)  # (G, levels)
@@ -185,8 +185,8 @@ def _crop(
         # where, not clamp: from torch 2.15 on clamp has no gradient at equality, and a box that touches the border must move
         x1, y1 = torch.where(x1 < 0, 0, x1), torch.where(y1 < 0, 0, y1)
         x2, y2 = torch.where(x2 > width, width, x2), torch.where(y2 > height, height, y2)
-    # grid_sample reads out of bounds for positions that are not finite or do not fit an int: such boxes are cropped as if
-    # empty and filled with NaN below, and edges beyond 100,000 image sizes, where nothing is read, are held there
+    # grid_sample reads out of bounds for positions that are not finite or do not fit an int: boxes that are not finite are
+    # cropped as if empty and filled with NaN below, and edges are clamped to 100,000 image sizes, where nothing is read
     finite = torch.stack([x1, y1, x2, y2], 1).isfinite().all(1)
     x1, x2 = (torch.where(finite, x, 0).clamp(-1e5 * width, 1e5 * width) for x in (x1, x2))
     y1, y2 = (torch.where(finite, y, 0).clamp(-1e5 * height, 1e5 * height) for y in (y1, y2))
@@ -202,12 +202,12 @@ def _crop(
         grid = F.affine_grid(theta, [len(boxes), 1, *size], align_corners=False)
     rows, parts = [], []
     for i in range(len(images)):
-        here = (image_index == i).nonzero().squeeze(1)
-        if len(here) > 0:  # the boxes of one image, stacked along the height of one sampling grid
-            stacked = grid[here].view(1, len(here) * size[0], size[1], 2)
+        members = (image_index == i).nonzero().squeeze(1)
+        if len(members) > 0:  # the boxes of one image, stacked along the height of one sampling grid
+            stacked = grid[members].view(1, len(members) * size[0], size[1], 2)
             part = F.grid_sample(images[i : i + 1].to(acc), stacked, "bilinear", padding_mode, align_corners=False)
-            rows.append(here)
-            parts.append(part.view(channels, len(here), *size).transpose(0, 1))
+            rows.append(members)
+            parts.append(part.view(channels, len(members), *size).transpose(0, 1))
     if not rows:
         return crops
     crops = crops.index_copy(0, torch.cat(rows), torch.cat(parts))

@@ -14,9 +14,8 @@ sys.path.append(str(Path(__file__).parent))  # for backends and helpers, whateve
 import cls2det_ops
 from backends import BACKENDS, Backend
 
-torch.set_num_threads(
-    1
-)  # small tensors gain nothing from more, and a busy machine loses much; test_determinism.py sets its own
+# Small tensors gain nothing from more threads, and a busy machine loses much. test_determinism.py sets its own number.
+torch.set_num_threads(1)
 torch.backends.cudnn.allow_tf32 = False  # convolutions in float32, whose rounding the tests allow for
 
 FIXTURES = ("backend", "kernel_backend", "emulated_backend", "native_backend")
@@ -28,15 +27,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    wanted = config.getoption("--backends")
-    if not wanted:
+    names = config.getoption("--backends")
+    if not names:
         return
-    if unknown := set(wanted.split(",")) - BACKENDS.keys():
+    if unknown := set(names.split(",")) - BACKENDS.keys():
         raise pytest.UsageError(f"--backends takes {', '.join(BACKENDS)}, found {', '.join(unknown)}")
 
     def is_wanted(item: pytest.Item) -> bool:
         params = item.callspec.params if hasattr(item, "callspec") else {}
-        return any(params.get(name) in wanted.split(",") for name in FIXTURES)
+        return any(params.get(name) in names.split(",") for name in FIXTURES)
 
     config.hook.pytest_deselected(items=[item for item in items if not is_wanted(item)])
     items[:] = filter(is_wanted, items)
@@ -53,11 +52,11 @@ def pytest_report_header() -> list[str]:
 def _backend_fixture(*names: str):
     @pytest.fixture(params=names)
     def fixture(request: pytest.FixtureRequest) -> Backend:
-        found = BACKENDS[request.param]
-        request.node.user_properties.append(("backend", found.name))
-        if found.missing:
-            pytest.skip(f"{found.name}: {found.missing}")
-        return found
+        chosen = BACKENDS[request.param]
+        request.node.user_properties.append(("backend", chosen.name))
+        if chosen.missing:
+            pytest.skip(f"{chosen.name}: {chosen.missing}")
+        return chosen
 
     return fixture
 

@@ -36,32 +36,23 @@ class Gains(torch.nn.Module):
         return tensors | {name: tensors[name] * gain for name, gain in shaped.items()}
 
 
-def shard(case: Case, rank: int) -> dict[str, Tensor]:
+def shard(name: str, rank: int) -> dict[str, Tensor]:
     """The part of a batch of two images that one process sees: its image, and the rows on it."""
-    tensors = dict(case.tensors)
+    k = 9
+    tensors, larger = make_case(name, k=k).tensors, make_case(name, k=k + 1).tensors
+    of_rows = [key for key, value in tensors.items() if len(value) != len(larger[key])]
+    indices = [key for key in ("image_index", "target_image_index") if key in tensors]
     if "target_image_index" in tensors:
-        rows = tensors["target_image_index"][tensors["matched_idxs"]] == rank
-    elif "teacher" in tensors or list(tensors) == ["features"]:  # whole maps, an image each
-        return {name: value[rank::WORLD] for name, value in tensors.items()}
-    elif "weight" in tensors:  # of a stem, shared
-        return tensors | {"images": tensors["images"][rank::WORLD]}
+        image = tensors["target_image_index"][tensors["matched_idxs"]]
     else:
-        rows = tensors.get(
-            "image_index", torch.arange(len(tensors["matched_idxs"])) % WORLD if "matched_idxs" in tensors else 0
-        )
-        rows = rows == rank
-    for name in ("boxes", "image_index", "matched_idxs", "student_logits"):
-        if name in tensors:
-            tensors[name] = tensors[name][rows]
-    if "target_boxes" not in tensors and "matched_idxs" in tensors and "features" in tensors:  # crops of features
-        tensors["features"] = tensors["features"][rows]
-    elif "images" in tensors or "features" in tensors:
-        name = "images" if "images" in tensors else "features"
-        tensors[name] = tensors[name][rank : rank + 1]
-    for name in ("image_index", "target_image_index"):
-        if name in tensors:
-            tensors[name] = torch.where(tensors[name] == rank, 0, -1)
-    return tensors
+        image = tensors.get("image_index", torch.arange(k) % WORLD)  # rows of no image, or whole maps: in turn
+    part = {key: value[image == rank] if key in of_rows else value for key, value in tensors.items()}
+    for key, value in part.items():
+        if key in indices:
+            part[key] = torch.where(value == rank, 0, -1)
+        elif indices and value.dim() == 4 and key not in of_rows:  # the maps of the images
+            part[key] = value[rank : rank + 1]
+    return part
 
 
 def op_loss(case: Case, tensors: dict[str, Tensor], student: torch.nn.Module, normalizer: float) -> Tensor:
@@ -85,7 +76,7 @@ def op_results(name: str, rank: int | None) -> tuple[Tensor, dict[str, Tensor]]:
         loss = op_loss(case, case.tensors, student, count)
     else:
         student = DistributedDataParallel(student)
-        loss = op_loss(case, shard(case, rank), student, count / WORLD)
+        loss = op_loss(case, shard(name, rank), student, count / WORLD)
     loss.backward()
     return loss.detach(), gradients(student)
 
@@ -128,7 +119,7 @@ def gradients(student: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def steps(rank: int) -> list[dict[str, Tensor]]:
     student = DistributedDataParallel(Student())
-    found = []
+    results = []
     for step in STEPS:
         image = step[rank]
         student.zero_grad()
@@ -136,21 +127,21 @@ def steps(rank: int) -> list[dict[str, Tensor]]:
         dist.all_reduce(total)
         normalizer = total.clamp(min=1) / WORLD  # DDP averages, so each process divides by its share of the sum
         loss_of(student, image, normalizer).backward()
-        found.append(gradients(student))
-    return found
+        results.append(gradients(student))
+    return results
 
 
 def main(rank: int, rendezvous: str, output: str) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=WORLD, timeout=timedelta(seconds=90)
     )
-    found: dict[str, object] = {"steps": steps(rank)}
+    results: dict[str, object] = {"steps": steps(rank)}
     for name in DIFFERENTIABLE_OPS:
         loss, grads = op_results(name, rank)
         dist.all_reduce(loss)
-        found[name] = (loss / WORLD, grads)
+        results[name] = (loss / WORLD, grads)
     if rank == 0:
-        torch.save(found, output)
+        torch.save(results, output)
     dist.barrier()
     dist.destroy_process_group()
     os._exit(0)  # at a usual exit gloo now and then ends the process with an error after all is done

@@ -30,7 +30,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 INSTALLED = ROOT / "build/gpu"
-SECONDS = 9 * 60 - 20  # of all steps together, unless told otherwise
+SECONDS = 9 * 60 - 20  # of all steps together, unless --seconds says otherwise
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
 TESTS = ROOT / "tests"
 
@@ -73,11 +73,11 @@ def built_kernels(output: str) -> tuple[str, str]:
 
 
 def sanitizer_errors(output: str) -> tuple[str, str]:
-    found = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (.*)", output)
-    if not found:
+    summaries = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (.*)", output)
+    if not summaries:
         return "failed", "compute-sanitizer printed no summary"
-    clean = all(re.match(r"0 (errors|hazards)", line) for line in found)
-    return "passed" if clean else "failed", "; ".join(found)
+    clean = all(re.match(r"0 (errors|hazards)", line) for line in summaries)
+    return "passed" if clean else "failed", "; ".join(summaries)
 
 
 def steps(scratch: Path, capability: str, bench: tuple[str, ...] = (), commit: str = "") -> list[Step]:
@@ -181,7 +181,7 @@ def about(commit: str) -> dict[str, str]:
     if not torch.cuda.is_available():
         return {}
 
-    def said_by(*command: str) -> str:
+    def output_of(*command: str) -> str:
         try:
             return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
         except (OSError, subprocess.CalledProcessError):
@@ -190,12 +190,12 @@ def about(commit: str) -> dict[str, str]:
     return {
         "device": torch.cuda.get_device_name(),
         "compute capability": "{}.{}".format(*torch.cuda.get_device_capability()),
-        "driver": said_by("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").splitlines()[0],
+        "driver": output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").splitlines()[0],
         "torch": torch.__version__,
         "CUDA of torch": str(torch.version.cuda),
         "Python": platform.python_version(),
         "date": date.today().isoformat(),
-        "commit": commit or said_by("git", "describe", "--always", "--dirty"),
+        "commit": commit or output_of("git", "describe", "--always", "--dirty"),
     }
 
 
@@ -225,11 +225,11 @@ def write(out: Path, facts: dict[str, str], results: list[Result], scratch: Path
     out.mkdir(parents=True, exist_ok=True)
     device = re.sub(r"[^a-z0-9]+", "-", facts["device"].lower()).strip("-")
     name = f"{facts['date']}-{device}"
-    found = [kind for kind in ("json", "md") if (scratch / f"cuda.{kind}").is_file()]
-    for kind in found:
+    kinds = [kind for kind in ("json", "md") if (scratch / f"cuda.{kind}").is_file()]
+    for kind in kinds:
         shutil.copyfile(scratch / f"cuda.{kind}", out / f"{name}.{kind}")
     path = out / f"{name}-check.md"
-    path.write_text(markdown(facts, results, f"The benchmarks are in [{name}.md]({name}.md)." if "md" in found else ""))
+    path.write_text(markdown(facts, results, f"The benchmarks are in [{name}.md]({name}.md)." if "md" in kinds else ""))
     logs = ["" if result.status == "passed" else result.log.replace(str(ROOT), ".") for result in results]
     record = {"about": facts, "steps": [asdict(result) | {"log": log} for result, log in zip(results, logs, strict=True)]}
     path.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")

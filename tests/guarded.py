@@ -19,10 +19,10 @@ def library() -> ctypes.CDLL:
     include, libraries = (Path(torch.__file__).parent / name for name in ("include", "lib"))
     flags, link = ["-isystem", str(include)], ["-shared", f"-L{libraries}", "-lc10"]
     source = Path(__file__).with_name("guarded_allocator.cpp")
-    found = ctypes.CDLL(str(emulated.compile_sources(emulated.BUILDS["plain"], [], [source], flags, link, "guarded.so")))
-    for function in (found.guard_allocated, found.guard_alive, found.guard_damaged):
+    loaded = ctypes.CDLL(str(emulated.compile_sources(emulated.BUILDS["plain"], [], [source], flags, link, "guarded.so")))
+    for function in (loaded.guard_allocated, loaded.guard_alive, loaded.guard_damaged):
         function.restype = ctypes.c_long
-    return found
+    return loaded
 
 
 @contextlib.contextmanager

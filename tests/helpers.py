@@ -137,7 +137,7 @@ def compare(
     index: torch.dtype = torch.int64,
     nan: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Run on the back end in ``dtype``, and hold output and gradients against the reference in float64."""
+    """Run on the back end in ``dtype``, and compare output and gradients with the reference in float64."""
     tensors = cast(tensors, dtype, index)
     output, _ = evaluate(backend, function, tensors, options, layouts=layouts)
     upstream = torch.randn(output.shape, generator=torch.Generator().manual_seed(5)).to(output.dtype)
@@ -154,7 +154,7 @@ def compare(
 
 
 def _in_nan(tensor: Tensor) -> Tensor:
-    """A view into a larger tensor of NaN (of -7 for indices): whatever is read outside of it shows in the result."""
+    """A view into a larger tensor of NaN (of -7 for indices): a read outside of the view shows in the result."""
     fill = float("nan") if tensor.is_floating_point() else -7
     storage = tensor.new_full([n + 3 for n in tensor.shape], fill)
     view = storage[tuple(slice(1, n + 1) for n in tensor.shape)]
@@ -229,13 +229,15 @@ def default_sigint() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
 
 
+def clean_environment(folder: Path | None = None) -> dict[str, str]:
+    """Variables for a process that imports cls2det_ops from ``folder``, by default the one under test, without its settings."""
+    keep = ("CLS2DET_EMULATOR",)
+    env = {name: value for name, value in os.environ.items() if not name.startswith("CLS2DET_") or name in keep}
+    return env | {"PYTHONPATH": str(folder or Path(cls2det_ops.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+
+
 def run_python(code: str, *arguments: str, folder: Path | None = None, **environment: str) -> subprocess.CompletedProcess:
-    """Run Python in a fresh process that imports cls2det_ops from ``folder``, by default the one under test."""
-    folder = folder or Path(cls2det_ops.__file__).parents[1]
-    kept = ("CLS2DET_EMULATOR",)
-    env = {name: value for name, value in os.environ.items() if not name.startswith("CLS2DET_") or name in kept}
-    env |= {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run(
-        [sys.executable, *(["-c", code] if code else []), *arguments],
-        env=env, cwd=folder, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
+    """Run Python in a fresh process with :func:`clean_environment`; forked.py has a quicker way."""
+    env = clean_environment(folder) | environment
+    command = [sys.executable, *(["-c", code] if code else []), *arguments]
+    return subprocess.run(command, env=env, cwd=env["PYTHONPATH"], capture_output=True, text=True, timeout=240)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import cls2det_ops
 from helpers import ANYWHERE, DTYPES, ORACLE, assert_close, channels_last, compare, evaluate
-from op_cases import attention_means
+from op_cases import both_means
 
 
 def scene(batch: int = 3, channels: int = 5, height: int = 7, width: int = 6) -> dict[str, Tensor]:
@@ -22,7 +22,7 @@ def test_equals_abs_and_mean(backend, absolute):
         values = features.abs() if absolute else features
         return torch.cat([values.mean(1).flatten(1), values.mean((2, 3))], 1)
 
-    output, grads = evaluate(backend, attention_means, scene(), {"absolute": absolute}, ("features",))
+    output, grads = evaluate(backend, both_means, scene(), {"absolute": absolute}, ("features",))
     expected, expected_grads = evaluate(ORACLE, literal, scene(), None, ("features",))
     assert_close(output, expected)
     assert_close(grads["features"], expected_grads["features"])
@@ -38,7 +38,7 @@ def test_equals_abs_and_mean(backend, absolute):
 )
 def test_matches_reference(backend, dtype, last, shape, absolute):
     layouts = {"features": channels_last} if last else None
-    output, grads = compare(backend, attention_means, scene(*shape), {"absolute": absolute}, dtype, ("features",), layouts)
+    output, grads = compare(backend, both_means, scene(*shape), {"absolute": absolute}, dtype, ("features",), layouts)
     assert output.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     order = torch.channels_last if last else torch.contiguous_format
     assert backend.name == "reference" or grads["features"].is_contiguous(memory_format=order)
@@ -47,20 +47,20 @@ def test_matches_reference(backend, dtype, last, shape, absolute):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", ANYWHERE.values(), ids=ANYWHERE)
 def test_images_that_begin_anywhere(backend, dtype, layout):
-    compare(backend, attention_means, scene(3, 8, 7, 10), None, dtype, ("features",), {"features": layout})
+    compare(backend, both_means, scene(3, 8, 7, 10), None, dtype, ("features",), {"features": layout})
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["nchw", "channels_last"])
 def test_several_tiles_of_either_order(backend, last):
     layouts = {"features": channels_last} if last else None
-    compare(backend, attention_means, scene(2, 70, 30, 40), None, torch.float32, ("features",), layouts)
-    compare(backend, attention_means, scene(1, 1100, 9, 9), None, torch.float32, ("features",), layouts)
+    compare(backend, both_means, scene(2, 70, 30, 40), None, torch.float32, ("features",), layouts)
+    compare(backend, both_means, scene(1, 1100, 9, 9), None, torch.float32, ("features",), layouts)
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["nchw", "channels_last"])
 def test_gradient_larger_than_the_caches(native_backend, last):
     layouts = dict.fromkeys(["features"], channels_last) if last else None
-    compare(native_backend, attention_means, scene(2, 144, 128, 128), None, torch.float32, ("features",), layouts)
+    compare(native_backend, both_means, scene(2, 144, 128, 128), None, torch.float32, ("features",), layouts)
 
 
 @pytest.mark.parametrize("used", [0, 1], ids=["spatial", "channel"])
@@ -74,7 +74,7 @@ def test_one_result_alone(backend, used):
 def test_zero_has_no_gradient(backend):
     tensors = scene()
     tensors["features"][1, 2] = 0
-    _, grads = evaluate(backend, attention_means, tensors, None, ("features",))
+    _, grads = evaluate(backend, both_means, tensors, None, ("features",))
     assert (grads["features"][1, 2] == 0).all()
     assert (grads["features"][1, 1] != 0).all()
 
@@ -82,21 +82,21 @@ def test_zero_has_no_gradient(backend):
 def test_nan_stays_in_its_row_and_column(backend):
     tensors = scene()
     tensors["features"][1, 2, 3, 4] = float("nan")
-    output, _ = evaluate(backend, attention_means, tensors)
+    output, _ = evaluate(backend, both_means, tensors)
     assert output.isnan().nonzero().tolist() == [[1, 3 * 6 + 4], [1, 7 * 6 + 2]]
 
 
 def test_large_values_of_float16(backend):
     """Sums that float16 could not hold."""
     tensors = {"features": torch.full((1, 40, 16, 16), -60000.0, dtype=torch.float64)}
-    output, _ = compare(backend, attention_means, tensors, None, torch.float16)
+    output, _ = compare(backend, both_means, tensors, None, torch.float16)
     assert output.isfinite().all()
 
 
 @pytest.mark.parametrize(("batch", "channels"), [(0, 5), (3, 0)])
 def test_empty(backend, batch, channels):
     tensors = {"features": torch.zeros(batch, channels, 7, 6)}
-    output, grads = evaluate(backend, attention_means, tensors, None, ("features",))
+    output, grads = evaluate(backend, both_means, tensors, None, ("features",))
     assert output.shape == (batch, 7 * 6 + channels)
     assert (output == 0).all()
     assert grads["features"].shape == tensors["features"].shape

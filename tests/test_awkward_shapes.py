@@ -38,7 +38,7 @@ def below(size: int, count: int, seed: int = 0) -> torch.Tensor:
 
 
 def awkward_boxes(count: int, height: int, width: int, samples: int | tuple[int, int], seed: int = 0) -> torch.Tensor:
-    """Of zero area, without height, inverted, wholly outside on each side; then ordinary ones."""
+    """Boxes of zero area, without height, inverted, and outside on each side; then ordinary ones."""
     boxes = safe_boxes(count, height, width, samples, seed=seed, margin=1e-5)
     x, y = 0.43 * width + 0.0137, 0.39 * height + 0.0173
     special = [[x, y, x, y], [x - 0.31, y, x + 0.29, y], [-9.3, y, -4.2, y + 1.1], [width + 3.7, y, width + 9.2, y + 2.3],
@@ -129,7 +129,7 @@ def test_roi_crop(backend, shape, size):
 
 @pytest.mark.parametrize("channels", [1, 9, 40])
 def test_map_gradients_of_more_boxes_than_a_block_has_threads(backend, channels):
-    """Also in more than one part of the channels: the emulation's scratch memory is small."""
+    """The emulation has little scratch memory, so that the channels also go in several parts."""
     of_target = torch.tensor([0, 1, 1, 0, 5])  # the last has no image: its rows are ignored
     match = below(5, 800)
     match = match[of_target[match].argsort()]  # image 1 has no box among the first 256, which are searched together

@@ -75,10 +75,10 @@ def test_normalizer_as_tensor_does_not_recompile(native_backend, name):
     function = torch.compile(lambda n, **t: case.function(**t, **case.options, normalizer=n), fullgraph=True, backend=counter)
     tensors = {key: value.to(native_backend.device) for key, value in case.tensors.items()}
     with native_backend.context():
-        found = [function(torch.tensor(float(n), device=native_backend.device), **tensors) * n for n in (2, 3, 5, 7)]
+        losses = [function(torch.tensor(float(n), device=native_backend.device), **tensors) * n for n in (2, 3, 5, 7)]
     assert counter.frame_count == 1
-    for value in found[1:]:
-        assert_close(value, found[0])
+    for value in losses[1:]:
+        assert_close(value, losses[0])
 
 
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="inductor needs a C++ compiler on CPU")

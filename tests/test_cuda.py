@@ -29,10 +29,10 @@ def step(case: Case, tensors: dict[str, Tensor], **options) -> list[Tensor]:
         return [output.detach(), *grads]
 
 
-def assert_same_bits(found: list[Tensor], expected: list[Tensor]) -> None:
-    for one, other in zip(found, expected, strict=True):
-        assert other.isfinite().all()
-        assert torch.equal(one, other)
+def assert_same_bits(results: list[Tensor], expected: list[Tensor]) -> None:
+    for result, reference in zip(results, expected, strict=True):
+        assert reference.isfinite().all()
+        assert torch.equal(result, reference)
 
 
 @pytest.mark.parametrize("name", PUBLIC_OPS)
@@ -50,9 +50,9 @@ def test_side_stream(name):
             value.copy_(source[key].detach())
         for key in case.gradients:
             late[key].requires_grad_()
-        found = step(case, late)
+        results = step(case, late)
     stream.synchronize()
-    assert_same_bits(found, expected)
+    assert_same_bits(results, expected)
 
 
 @pytest.mark.parametrize("name", PUBLIC_OPS)
@@ -88,10 +88,10 @@ def test_no_host_synchronisation(name):
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        found = step(case, tensors, **options)
+        results = step(case, tensors, **options)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert_same_bits(found, expected)
+    assert_same_bits(results, expected)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU or none")
@@ -99,7 +99,7 @@ def test_no_host_synchronisation(name):
 def test_second_device_while_the_first_is_current(name):
     case = make_case(name, **SIZES)
     expected = step(case, on_gpu(case))
-    found = step(case, on_gpu(case, "cuda:1"))
-    assert all(value.device.index == 1 for value in found)
-    for one, other in zip(found, expected, strict=True):
-        assert_close(one, other)
+    results = step(case, on_gpu(case, "cuda:1"))
+    assert all(value.device.index == 1 for value in results)
+    for result, reference in zip(results, expected, strict=True):
+        assert_close(result, reference)

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_availa
 
 
 @pytest.fixture(scope="module", params=["reference", "native"])
-def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
     """What the two processes found; while the test runs, this one uses the same back end."""
     if request.param == "native" and cls2det_ops._library.cpu_missing:
         pytest.skip(cls2det_ops._library.cpu_missing)
@@ -47,8 +47,8 @@ def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.parametrize("name", DIFFERENTIABLE_OPS)
-def test_every_operator(found, name):
-    loss, grads = found[name]
+def test_every_operator(results, name):
+    loss, grads = results[name]
     expected, expected_grads = ddp_worker.op_results(name, None)
     assert expected > 0
     assert_close(loss, expected, tolerance=1e-5)
@@ -58,12 +58,12 @@ def test_every_operator(found, name):
 
 
 @pytest.mark.parametrize("index", range(len(ddp_worker.STEPS)))
-def test_steps_of_a_detector(found, index):
+def test_steps_of_a_detector(results, index):
     """Also when one of the two, or both, have no positive in a step: no process waits for a gradient that never comes."""
     step = ddp_worker.STEPS[index]
     student = ddp_worker.Student()
     total = torch.tensor(float(sum(ddp_worker.POSITIVES[image] for image in step)))
     sum(ddp_worker.loss_of(student, image, total.clamp(min=1)) for image in step).backward()
     for name, expected in ddp_worker.gradients(student).items():
-        assert_close(found["steps"][index][name], expected, tolerance=1e-5)
+        assert_close(results["steps"][index][name], expected, tolerance=1e-5)
         assert expected.any() == (total > 0)

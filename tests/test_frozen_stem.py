@@ -23,7 +23,7 @@ SHAPES = {  # N, inputs, height, width, channels, kernel, stride, padding
 
 
 def stem(n: int, inputs: int, height: int, width: int, channels: int, kernel: tuple[int, int], stride: int, padding: int):
-    """Tensors and options. Whole numbers, few enough in each sum for every dtype to hold it: all decide ties alike."""
+    """Tensors and options. Sums of a few whole numbers, which every dtype holds exactly: so all back ends decide ties alike."""
     random = torch.Generator().manual_seed(channels)
     weight = torch.randint(-1, 2, (channels, inputs, *kernel), generator=random).double()
     weight *= torch.rand(weight.shape, generator=random) < 40 / weight[0].numel()

@@ -1,6 +1,6 @@
-"""Thousands of seeded random calls of every operator: sizes, strides, dtypes, options and values of every kind.
+"""Seeded random calls of every operator: sizes, strides, dtypes, options and values of every kind.
 
-Each call runs between fences (guarded.py) and is held against the reference in float64. CLS2DET_FUZZ_EXAMPLES changes the
+Each call runs between fences (guarded.py) and is compared with the reference in float64. CLS2DET_FUZZ_EXAMPLES changes the
 number of calls per operator and back end.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,13 +19,13 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from guarded import guarded_allocations
-from helpers import DTYPES, LAYOUTS, ORACLE, assert_close, cast, evaluate, safe_boxes
-from op_cases import PUBLIC_OPS, ROW_LOSSES, Case, make_case
+from helpers import BOX_ARGUMENTS, DTYPES, LAYOUTS, ORACLE, assert_close, cast, evaluate
+from op_cases import INF, NAN, PUBLIC_OPS, Case, make_case
 
-EXAMPLES = int(os.environ.get("CLS2DET_FUZZ_EXAMPLES", "400"))
-INF, NAN = float("inf"), float("nan")
+EXAMPLES = int(os.environ.get("CLS2DET_FUZZ_EXAMPLES", "100"))
 BOX_KINDS = ("safe", "whole", "not finite", "far", "flat")
-LOGIT_VALUES = (INF, -INF, NAN, 1e4, -1e4, 88.0, -104.0, 0.0)
+CLASSES = (1, 2, 3, 20, 32, 33, 80, 81, 129)
+CHANNELS = (0, 1, 2, 3, 4, 5, 8, 16, 17, 20, 31, 33)
 SIZES = (1, 2, 3, 5, 8, 13)
 
 fuzz = settings(
@@ -45,24 +46,21 @@ def sprinkled(draw, tensor: Tensor, values: tuple[float, ...], most: int = 3) ->
     return flat.view(tensor.shape)
 
 
-def box_list(
-    draw, kind: str, count: int, height: int, width: int, samples: tuple[int, int], scale: float, seed: int
-) -> Tensor:
-    boxes = safe_boxes(count, height, width, samples, scale=scale, seed=seed)
+def changed_boxes(draw, kind: str, boxes: Tensor, scale: float) -> Tensor:
     if kind == "whole":  # on pixel borders and centres, where bilinear sampling has its kinks
         return (boxes * scale * 2).round() / 2 / scale
     if kind == "not finite":
         return sprinkled(draw, boxes, (INF, -INF, NAN))
     if kind == "far":
         return sprinkled(draw, boxes, (1e4, -1e4, 3e3, -1e-30))
-    if kind == "flat" and count:
+    if kind == "flat" and len(boxes):
         boxes[::2, 2] = boxes[::2, 0]
         boxes[::3, 3] = boxes[::3, 1]
     return boxes
 
 
 def index_of(draw, count: int, size: int) -> Tensor:
-    """Mostly inside [0, size); some entries are not."""
+    """Indices that are mostly inside [0, size)."""
     values = [draw(st.integers(-1, size)) if draw(st.integers(0, 5)) == 0 else draw(st.integers(0, max(size - 1, 0)))
               for _ in range(count)]  # fmt: skip
     return torch.tensor(values, dtype=torch.int64)
@@ -70,101 +68,43 @@ def index_of(draw, count: int, size: int) -> Tensor:
 
 @st.composite
 def calls(draw, name: str) -> tuple[Case, dict, dict]:
-    """(case, layouts, what is special about its values)"""
-    seed = draw(st.integers(0, 10**6))
-    random = torch.Generator().manual_seed(seed)
-    k, g, b = draw(st.integers(0, 14)), draw(st.integers(0, 5)), draw(st.integers(0, 3))
-    c = draw(st.sampled_from((0, 1, 2, 3, 4, 5, 8, 16, 17, 20, 31, 33)))
-    height, width = draw(st.sampled_from(SIZES)), draw(st.sampled_from(SIZES))
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=random, dtype=torch.float64)
-
+    """A case, layouts by argument, and dtypes and kind of boxes by name."""
+    usual = make_case(name)
     special = {"dtype": draw(st.sampled_from(DTYPES)), "index": draw(st.sampled_from((torch.int32, torch.int64)))}
-    options: dict = {}
-    if name in ("kd_softmax_loss", "kd_sigmoid_loss"):
-        c = draw(st.sampled_from((1, 2, 3, 20, 32, 33, 80, 81, 129)))
-        options = {"temperature": draw(st.sampled_from((0.5, 1.0, 2.0, 10.0)))}
-        options["background"] = draw(st.sampled_from(("none", "first", "last")))
-        if name == "kd_sigmoid_loss":
-            options["mode"] = draw(st.sampled_from(("bce", "l1norm")))
-        spread = draw(st.sampled_from((0.0, 1.0, 30.0)))
-        tensors = {
-            "student_logits": sprinkled(draw, normal(k, c + (options["background"] != "none")) * spread, LOGIT_VALUES),
-            "teacher_logits": sprinkled(draw, normal(g, c) * spread, LOGIT_VALUES),
-        }
-    elif name == "matched_feature_loss":
-        tensors = {"features": normal(k, c, height, width), "target_features": normal(g, c, height, width)}
-        options = {"output_size": (draw(st.integers(1, 7)), draw(st.integers(1, 7)))}
-    elif name == "masked_feature_loss":
-        masks = {"mask": (k, height, width), "channel_mask": (k, c)}
-        tensors = {
-            "student": sprinkled(draw, normal(k, c, height, width), (INF, NAN, 1e15)),
-            "teacher": normal(k, c, height, width),
-        }
-        tensors |= {key: normal(*shape).relu() for key, shape in masks.items() if draw(st.booleans())}
-        options = {
-            "normalizer": draw(st.sampled_from((1.0, 7.0))),
-            "reduction": draw(st.sampled_from(("none", "sum", "mean"))),
-        }
-    elif name == "imitation_mask":
-        special["boxes"] = draw(st.sampled_from([kind for kind in BOX_KINDS if kind != "whole"]))  # equal IoUs may round apart
-        sizes = draw(st.lists(st.integers(0, 40), min_size=1, max_size=4))
-        tensors = {
-            "anchors": box_list(draw, special["boxes"], sum(sizes), height, width, (5, 5), 1.0, seed),
-            "boxes": box_list(draw, special["boxes"], k, height, width, (5, 5), 1.0, seed + 1),
-            "image_index": index_of(draw, k, b),
-        }
-        options = {"images": b, "level_sizes": sizes, "factor": draw(st.sampled_from((0.2, 0.5, 0.9)))}
-        options["assignment"] = draw(st.sampled_from(("level", "all", "best")))
-    elif name == "frozen_stem":  # values that every dtype holds, as in op_cases
-        kernel, inputs = (draw(st.integers(1, 8)), draw(st.integers(1, 8))), draw(st.integers(1, 6))
-        options = {"stride": draw(st.integers(1, 3)), "padding": draw(st.integers(0, min(kernel) - 1))}
-        size = [max(side, k) for side, k in zip((height, width), kernel, strict=True)]
-        tensors = {"images": normal(k, inputs, *size).round().clamp(-2, 2), "bias": normal(c).round()}
-        tensors["weight"] = normal(c, inputs, *kernel).round().clamp(-1, 1)
-        few = torch.rand(c, inputs, *kernel, generator=random) < 40 / (inputs * kernel[0] * kernel[1])
-        tensors["weight"] = torch.where(few, tensors["weight"], 0)  # sums below 256: exact in bfloat16
-    elif name == "attention_means":
-        tensors = {"features": sprinkled(draw, normal(k, c, height, width), (INF, -INF, NAN, 0.0))}
-        options = {"absolute": draw(st.booleans())}
-    else:
-        samples = (draw(st.integers(1, 9)), draw(st.integers(1, 9)))
-        bins = samples if name == "roi_crop" else (draw(st.integers(1, 6)), draw(st.integers(1, 6)))
-        scale = 1.0 if name == "roi_crop" else draw(st.sampled_from((1.0, 0.5, 0.3, 1 / 16)))
-        special["boxes"] = draw(st.sampled_from(BOX_KINDS))
-        options = {
-            "output_size": bins,
-            "clip": draw(st.booleans()),
-            "padding_mode": draw(st.sampled_from(("zeros", "border"))),
-        }
-        if name != "roi_crop":
-            options |= {"sampling_size": samples, "spatial_scale": scale}
-        features = normal(b, c, height, width)
-        if special["boxes"] == "safe" and options["padding_mode"] == "zeros":
-            # with "border" torch multiplies pixels that it does not need by 0
-            features = sprinkled(draw, features, (INF, -INF, NAN, 1e15))
-        tensors = {
-            "images" if name == "roi_crop" else "features": features,
-            "boxes": box_list(draw, special["boxes"], k, height, width, samples, scale, seed),
-            "image_index": index_of(draw, k, b),
-        }
-        if name == "roi_feature_loss":
-            kind = "safe" if special["boxes"] == "not finite" else special["boxes"]
-            tensors["target_boxes"] = box_list(draw, kind, g, height, width, samples, scale, seed + 1)
-            tensors["target_image_index"] = index_of(draw, g, b)
-    if name in ROW_LOSSES:
-        tensors["matched_idxs"] = index_of(draw, k, g)
+
+    def pick(*values):
+        if special["dtype"] != torch.float64:  # rounding in fewer bits turns the sign of a difference near 0
+            values = [value for value in values if not (isinstance(value, str) and value == "l1")]
+        return draw(st.sampled_from(values))
+
+    sizes = {"k": draw(st.integers(0, 14)), "g": draw(st.integers(0, 5)), "b": draw(st.integers(0, 3))}
+    sizes["c"] = draw(st.sampled_from(CHANNELS if "c" in usual.zero_without else CLASSES))
+    sizes |= {"height": draw(st.sampled_from(SIZES)), "width": draw(st.sampled_from(SIZES))}
+    case = make_case(name, **sizes, pick=pick, seed=draw(st.integers(0, 10**6)))
+    tensors, options = dict(case.tensors), dict(case.options)
+    if "boxes" in tensors:
+        special["boxes"] = draw(
+            st.sampled_from([kind for kind in BOX_KINDS if not (case.safe_boxes_alone and kind == "whole")])
+        )
+    # with "border" torch multiplies pixels that it does not need by 0
+    pixels = special.get("boxes", "safe") == "safe" and options.get("padding_mode", "zeros") == "zeros"
+    for key, value in case.tensors.items():
+        if key in case.optional and draw(st.booleans()):
+            del tensors[key]
+        elif key in BOX_ARGUMENTS:
+            kind = "safe" if key == "target_boxes" and special["boxes"] == "not finite" else special["boxes"]
+            tensors[key] = changed_boxes(draw, kind, value, options.get("spatial_scale", 1.0))
+        elif not value.is_floating_point():
+            tensors[key] = index_of(draw, len(value), sizes["g" if key == "matched_idxs" else "b"])
+        elif key in case.special_values and pixels:
+            tensors[key] = sprinkled(draw, value, case.special_values[key])
+    if case.rows:
         options["reduction"] = draw(st.sampled_from(("none", "sum", "mean")))
-        if name.endswith("feature_loss"):
-            smooth = special["dtype"] != torch.float64  # rounding in fewer bits turns the sign of a difference near 0
-            losses = ("l2", "smooth_l1") if smooth else ("l1", "l2", "smooth_l1")
-            options |= {"loss": draw(st.sampled_from(losses)), "beta": draw(st.sampled_from((0.1, 1.0)))}
         if draw(st.booleans()):
-            tensors["weight"] = torch.rand(k, generator=random, dtype=torch.float64).round(decimals=1)
+            random = torch.Generator().manual_seed(draw(st.integers(0, 100)))
+            tensors["weight"] = torch.rand(sizes["k"], generator=random, dtype=torch.float64).round(decimals=1)
     layouts = {key: LAYOUTS[layout] for key in tensors if (layout := draw(st.sampled_from(("", *LAYOUTS))))}
-    case = make_case(name)
-    return Case(case.function, tensors, options, case.gradients), layouts, special
+    return replace(case, tensors=tensors, options=options), layouts, special
 
 
 def check(backend, case: Case, layouts: dict, special: dict) -> None:

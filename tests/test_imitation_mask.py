@@ -35,13 +35,13 @@ def by_loops(anchors, boxes, image_index, images, level_sizes, factor, assignmen
     mask = torch.zeros(images, len(anchors), dtype=torch.bool)
     levels = [list(part) for part in torch.arange(len(anchors)).split(level_sizes)]
     for box, image in zip(boxes.tolist(), image_index.tolist(), strict=True):
-        found = [plain_iou(anchor, box) for anchor in anchors.tolist()]
-        best = max(range(len(levels)), key=lambda i: max((found[n] for n in levels[i]), default=0.0))
+        overlaps = [plain_iou(anchor, box) for anchor in anchors.tolist()]
+        best = max(range(len(levels)), key=lambda i: max((overlaps[n] for n in levels[i]), default=0.0))
         groups = {"level": levels, "all": [[n for level in levels for n in level]], "best": [levels[best]]}[assignment]
         for group in groups:
-            most = max((found[n] for n in group), default=0.0)
+            most = max((overlaps[n] for n in group), default=0.0)
             for n in group:
-                mask[image, n] |= most > 0 and found[n] > factor * most
+                mask[image, n] |= most > 0 and overlaps[n] > factor * most
     return mask
 
 
@@ -49,10 +49,10 @@ def by_loops(anchors, boxes, image_index, images, level_sizes, factor, assignmen
 @pytest.mark.parametrize("assignment", ASSIGNMENTS)
 def test_equals_a_loop_over_boxes(backend, assignment, factor):
     options = {"images": 3, "level_sizes": SIZES, "factor": factor, "assignment": assignment}
-    found, _ = evaluate(backend, imitation_mask, scene(), options)
-    assert found.dtype == torch.bool
-    assert found.any()
-    assert torch.equal(found.cpu(), by_loops(**scene(), **options))
+    mask, _ = evaluate(backend, imitation_mask, scene(), options)
+    assert mask.dtype == torch.bool
+    assert mask.any()
+    assert torch.equal(mask.cpu(), by_loops(**scene(), **options))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -70,8 +70,8 @@ def test_equals_box_iou(backend, assignment, dtype):
         most = most.amax(1, keepdim=True).expand_as(most)
     near = iou > 0.5 * torch.repeat_interleave(most, torch.tensor(sizes), 1)
     expected = torch.stack([near[tensors["image_index"] == image].any(0) for image in range(3)])
-    found, _ = evaluate(backend, imitation_mask, tensors, {"images": 3, "level_sizes": sizes, "assignment": assignment})
-    assert torch.equal(found.cpu(), expected)
+    mask, _ = evaluate(backend, imitation_mask, tensors, {"images": 3, "level_sizes": sizes, "assignment": assignment})
+    assert torch.equal(mask.cpu(), expected)
 
 
 def test_assignments_differ_as_they_should(backend):
@@ -80,19 +80,19 @@ def test_assignments_differ_as_they_should(backend):
     tensors = {"anchors": anchors, "boxes": anchors[:1], "image_index": torch.tensor([0])}
     expected = {"level": [1, 1, 0, 0, 1], "all": [1, 1, 0, 0, 1], "best": [1, 1, 0, 0, 0]}
     for assignment, marked in expected.items():
-        found, _ = evaluate(backend, imitation_mask, tensors, {"images": 1, "level_sizes": (2, 3), "assignment": assignment})
-        assert found.int().tolist() == [marked], assignment
+        mask, _ = evaluate(backend, imitation_mask, tensors, {"images": 1, "level_sizes": (2, 3), "assignment": assignment})
+        assert mask.int().tolist() == [marked], assignment
     tensors["anchors"] = anchors[:4]
     for assignment, marked in {"level": [1, 1, 1, 1], "all": [1, 1, 0, 0], "best": [1, 1, 0, 0]}.items():
-        found, _ = evaluate(backend, imitation_mask, tensors, {"images": 1, "level_sizes": (2, 2), "assignment": assignment})
-        assert found.int().tolist() == [marked], assignment
+        mask, _ = evaluate(backend, imitation_mask, tensors, {"images": 1, "level_sizes": (2, 2), "assignment": assignment})
+        assert mask.int().tolist() == [marked], assignment
 
 
 def test_first_level_of_equal_ones_is_the_best(backend):
     anchors = torch.tensor([[0.0, 0, 4, 4], [0, 0, 10, 10], [0, 0, 10, 10]])
     tensors = {"anchors": anchors, "boxes": anchors[1:2], "image_index": torch.tensor([0])}
-    found, _ = evaluate(backend, imitation_mask, tensors, {"images": 1, "level_sizes": (1, 1, 1), "assignment": "best"})
-    assert found.tolist() == [[False, True, False]]
+    mask, _ = evaluate(backend, imitation_mask, tensors, {"images": 1, "level_sizes": (1, 1, 1), "assignment": "best"})
+    assert mask.tolist() == [[False, True, False]]
 
 
 @pytest.mark.parametrize("assignment", ASSIGNMENTS)
@@ -109,29 +109,29 @@ def test_boxes_that_mark_nothing(backend, kind, assignment):
         boxes = {"nan": [x1, float("nan"), x2, y2], "inf": [x1, y1, float("inf"), y2], "outside": [500.0, 500, 600, 600]}
         boxes |= {"inverted": [x2, y1, x1, y2], "point": [x1, y1, x1, y1]}
         tensors["boxes"][0] = torch.tensor(boxes[kind], dtype=torch.float64)
-    found, _ = evaluate(backend, imitation_mask, tensors, options)
-    assert torch.equal(found, expected)
+    mask, _ = evaluate(backend, imitation_mask, tensors, options)
+    assert torch.equal(mask, expected)
 
 
 def test_nan_anchors_are_not_marked(backend):
     tensors = scene()
     tensors["anchors"][::2, 2] = float("nan")
-    found, _ = evaluate(backend, imitation_mask, tensors, {"images": 3, "level_sizes": SIZES})
-    assert not found[:, ::2].any()
-    assert found[:, 1::2].any()
+    mask, _ = evaluate(backend, imitation_mask, tensors, {"images": 3, "level_sizes": SIZES})
+    assert not mask[:, ::2].any()
+    assert mask[:, 1::2].any()
 
 
 @pytest.mark.parametrize(("boxes", "anchors", "images"), [(0, 5, 2), (4, 0, 2), (4, 5, 0), (0, 0, 0)])
 def test_empty(backend, boxes, anchors, images):
     tensors = scene(boxes, (anchors,), max(images, 1))
-    found, _ = evaluate(backend, imitation_mask, tensors, {"images": images, "level_sizes": (anchors,)})
-    assert found.shape == (images, anchors)
-    assert boxes * anchors * images or not found.any()
+    mask, _ = evaluate(backend, imitation_mask, tensors, {"images": images, "level_sizes": (anchors,)})
+    assert mask.shape == (images, anchors)
+    assert boxes * anchors * images or not mask.any()
 
 
 def test_sixteen_levels(backend):
     sizes = tuple(range(3, 19))
     options = {"images": 2, "level_sizes": sizes, "factor": 0.5, "assignment": "level"}
     tensors = scene(9, sizes, 2)
-    found, _ = evaluate(backend, imitation_mask, tensors, options)
-    assert torch.equal(found.cpu(), by_loops(**tensors, **options))
+    mask, _ = evaluate(backend, imitation_mask, tensors, options)
+    assert torch.equal(mask.cpu(), by_loops(**tensors, **options))

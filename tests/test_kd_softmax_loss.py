@@ -46,7 +46,7 @@ def test_equals_torch_kl_div(backend, background, temperature):
 
 @pytest.mark.parametrize("background", ["first", "last", "none"])
 def test_gradient_is_temperature_times_the_difference_of_probabilities(backend, background):
-    """methods: T / N (P_student - P_teacher), and + P_student in the background column."""
+    """T / N (P_student - P_teacher), and T / N P_student in the background column."""
     tensors = scene(background=background)
     options = {"temperature": 3.0, "background": background}
     _, grads = evaluate(backend, kd_softmax_loss, tensors, options, ("student_logits",), torch.tensor(1.0))

@@ -33,69 +33,85 @@ def box_of(count: int, size: float) -> tuple[Tensor, Tensor]:
     return same_rows(box, count).contiguous(), torch.zeros(count, dtype=torch.int64)
 
 
-# Each: the outputs of a call of n rows. CALLS has the elements that one row of the largest output has.
+# The outputs of a call of n rows. CALLS has the elements that one row of the largest output has.
+
+
+def logits(n: int, classes: int) -> dict[str, Tensor]:
+    tensors = {"student_logits": same_rows(normal(512), n), "teacher_logits": normal(1, classes)}
+    return tensors | {"matched_idxs": torch.zeros(n, dtype=torch.int64)}
 
 
 def kd_softmax_loss(n: int) -> tuple[Tensor, ...]:
-    match = torch.zeros(n, dtype=torch.int64)
-    return ops.kd_softmax_loss(same_rows(normal(512), n), normal(1, 511), match, 2.0, 1, True)
+    return ops.kd_softmax_loss(**logits(n, 511), temperature=2.0, background=1, need_grad=True)
 
 
 def kd_sigmoid_loss(n: int) -> tuple[Tensor, ...]:
-    match = torch.zeros(n, dtype=torch.int64)
-    return ops.kd_sigmoid_loss(same_rows(normal(512), n), normal(1, 512), match, 2.0, 0, 0, True)
+    return ops.kd_sigmoid_loss(**logits(n, 512), temperature=2.0, mode=0, background=0, need_grad=True)
 
 
 def scale_rows(n: int) -> tuple[Tensor, ...]:
     grads = torch.empty(n, 512)  # pages that nothing has touched take no memory
     grads[-1] = normal(512)
-    return (ops.scale_rows(torch.full((n,), 3.0), grads, torch.empty(0)),)
+    return (ops.scale_rows(grad_rows=torch.full((n,), 3.0), row_grads=grads, input=torch.empty(0)),)
 
 
 def roi_crop(n: int) -> tuple[Tensor, ...]:
-    return (ops.roi_crop(normal(1, 16, 5, 6), *box_of(n, 5), 64, 64, False, True),)
+    boxes, index = box_of(n, 5)
+    tensors = {"images": normal(1, 16, 5, 6), "boxes": boxes, "image_index": index}
+    return (ops.roi_crop(**tensors, out_h=64, out_w=64, border=False, clip=True),)
+
+
+POOLING = {"spatial_scale": 1.0, "border": False, "clip": True}
 
 
 def roi_avg_pool(n: int) -> tuple[Tensor, ...]:
-    return (ops.roi_avg_pool(normal(1, 64, 5, 6), *box_of(n, 5), 32, 32, 32, 32, 1.0, False, True),)
+    boxes, index = box_of(n, 5)
+    tensors = {"features": normal(1, 64, 5, 6), "boxes": boxes, "image_index": index}
+    return (ops.roi_avg_pool(**tensors, out_h=32, out_w=32, samples_h=32, samples_w=32, **POOLING),)
 
 
 def roi_avg_pool_map_gradient(n: int) -> tuple[Tensor, ...]:
     """Rows are images; the box lies on the last one."""
     maps = same_rows(normal(1, 1, 1).expand(256, 64, 64), n)
     boxes, index = box_of(1, 64)
-    grad, _ = ops.roi_avg_pool_backward(normal(1, 256, 4, 4), maps, boxes, index + n - 1, 4, 4, 1.0, False, True, True, False)
+    tensors = {"grad": normal(1, 256, 4, 4), "features": maps, "boxes": boxes, "image_index": index + n - 1}
+    needs = {"need_features": True, "need_boxes": False}
+    grad, _ = ops.roi_avg_pool_backward(**tensors, samples_h=4, samples_w=4, **POOLING, **needs)
     return (grad,)
 
 
 def matched_feature_loss(n: int) -> tuple[Tensor, ...]:
-    features, match = same_rows(normal(64, 1, 1).expand(64, 32, 32), n), torch.zeros(n, dtype=torch.int64)
-    return ops.matched_feature_loss(features, normal(1, 64, 32, 32), match, 32, 32, 1, 1.0, True)[1:]
+    tensors = {"features": same_rows(normal(64, 1, 1).expand(64, 32, 32), n), "target_features": normal(1, 64, 32, 32)}
+    tensors["matched_idxs"] = torch.zeros(n, dtype=torch.int64)
+    return ops.matched_feature_loss(**tensors, out_h=32, out_w=32, loss=1, beta=1.0, need_grad=True)[1:]
 
 
 def matched_feature_loss_backward(n: int) -> tuple[Tensor, ...]:
-    features = same_rows(normal(64, 1, 1).expand(64, 32, 32), n)
-    return (ops.matched_feature_loss_backward(torch.ones(n), same_rows(normal(64, 2, 2), n).contiguous(), features),)
+    tensors = {"grad_rows": torch.ones(n), "pooled_grad": same_rows(normal(64, 2, 2), n).contiguous()}
+    return (ops.matched_feature_loss_backward(**tensors, features=same_rows(normal(64, 1, 1).expand(64, 32, 32), n)),)
 
 
 def masked_feature_loss_backward(n: int) -> tuple[Tensor, ...]:
-    maps = [same_rows(normal(2, 512, 8, 16)[i], n) for i in (0, 1)]
-    return ops.masked_feature_loss_backward(torch.ones(n), *maps, None, None, True, False)[:1]
+    student, teacher = (same_rows(normal(2, 512, 8, 16)[i], n) for i in (0, 1))
+    tensors = {"grad_rows": torch.ones(n), "student": student, "teacher": teacher, "mask": None, "channel_mask": None}
+    return ops.masked_feature_loss_backward(**tensors, need_student=True, need_teacher=False)[:1]
 
 
 def attention_means_backward(n: int) -> tuple[Tensor, ...]:
-    grads = [same_rows(normal(*shape), n) for shape in ((8, 16), (512,))]
-    return (ops.attention_means_backward(*grads, same_rows(normal(512, 8, 16), n), True),)
+    grads = {"grad_spatial": same_rows(normal(8, 16), n), "grad_channel": same_rows(normal(512), n)}
+    return (ops.attention_means_backward(**grads, features=same_rows(normal(512, 8, 16), n), absolute=True),)
 
 
 def frozen_stem(n: int) -> tuple[Tensor, ...]:
-    return ops.frozen_stem(same_rows(normal(1, 3, 3), n), normal(512, 1, 1, 1), normal(512), 1, 0, True)
+    tensors = {"images": same_rows(normal(1, 3, 3), n), "weight": normal(512, 1, 1, 1), "bias": normal(512)}
+    return ops.frozen_stem(**tensors, stride=1, padding=0, need_grad=True)
 
 
 def imitation_mask(n: int) -> tuple[Tensor, ...]:
     """Rows are images; the box lies on the last one, and every anchor on it."""
     (box, index), (anchors, _) = box_of(1, 5), box_of(2**16, 5)
-    return (ops.imitation_mask(anchors, box, index + n - 1, n, [2**16], 0.5, 0),)
+    tensors = {"anchors": anchors, "boxes": box, "image_index": index + n - 1}
+    return (ops.imitation_mask(**tensors, images=n, level_sizes=[2**16], factor=0.5, assignment=0),)
 
 
 CALLS = {
@@ -121,8 +137,8 @@ def last_values(backend, call, rows: int) -> list[Tensor]:
 
 
 def check(backend, call, expected: list[Tensor]) -> None:
-    for found, last in zip(last_values(backend, call, MORE // CALLS[call]), expected, strict=True):
-        assert_close(found.float(), last.float())
+    for result, last in zip(last_values(backend, call, MORE // CALLS[call]), expected, strict=True):
+        assert_close(result.float(), last.float())
 
 
 def free_memory(device: str) -> int:

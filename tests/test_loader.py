@@ -1,4 +1,4 @@
-"""How the compiled libraries are found, chosen and, when something is wrong with them, left alone with a clear message."""
+"""The compiled libraries: how they are found and chosen, and what is said where one cannot be used."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 import cls2det_ops
 from cls2det_ops import _library
-from helpers import run_python
+from forked import run_forked
 
 PACKAGE = Path(cls2det_ops.__file__).parent
 
@@ -22,7 +22,6 @@ import json, sys, warnings
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     import torch, cls2det_ops
-    from cls2det_ops import _library
     random = torch.Generator().manual_seed(0)
     student = torch.randn(6, 4, generator=random, requires_grad=True)
     boxes = torch.tensor([[1.0, 2.0, 7.5, 8.1], [0.5, 0.4, 3.3, 9.0]]).repeat(3, 1).requires_grad_()
@@ -31,16 +30,22 @@ with warnings.catch_warnings(record=True) as caught:
         student, boxes, torch.randn(2, 3, generator=random), torch.tensor([[1.0, 1.0, 8.0, 8.0], [0.0, 0.0, 4.0, 9.0]]),
         match, torch.tensor([0, 0]), cls2det_ops.RoIMap(torch.randn(1, 3, 10, 10, generator=random), 2, 6))
     result.loss.backward()
-ours = [str(w.message) for w in caught if "cls2det_ops" in str(w.message)]
+    node = cls2det_ops.attention_means(student[None, None])[0].grad_fn.name()  # an operator's node bears its name
+messages = [str(warning.message) for warning in caught if "cls2det_ops" in str(warning.message)]
 print(json.dumps({"loss": result.loss.item(), "grad": boxes.grad.abs().sum().item() + student.grad.abs().sum().item(),
-                  "warnings": ours, "native": _library.native(student), "file": cls2det_ops.__file__}))
+                  "warnings": messages, "native": "attention_means" in node, "file": cls2det_ops.__file__}))
 """
 
 
 def step(folder: Path | None = None, **environment: str) -> dict:
-    result = run_python(STEP, folder=folder, **environment)
+    result = run_forked(STEP, folder=folder, **environment)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])
+
+
+@functools.cache
+def reference_step() -> dict:
+    return step(CLS2DET_BACKEND="reference")
 
 
 @pytest.fixture
@@ -48,29 +53,24 @@ def without_libraries(tmp_path: Path) -> Path:
     """A copy of the package's Python files alone, as CLS2DET_NO_EXT=1 installs it."""
     ignore = shutil.ignore_patterns("*.so", "*.pyd", "__pycache__")
     shutil.copytree(PACKAGE, tmp_path / "cls2det_ops", ignore=ignore)
-    # an editable installation would find the libraries of the source folder for the copy as well
-    (tmp_path / "sitecustomize.py").write_text(
-        "import sys\nsys.meta_path[:] = [finder for finder in sys.meta_path if 'Editable' not in repr(finder)]\n"
-    )
     return tmp_path
 
 
 def test_works_without_a_compiled_library_and_warns_once(without_libraries):
-    found = step(without_libraries)
-    assert found["file"].startswith(str(without_libraries))
-    assert not found["native"]
-    assert len(found["warnings"]) == 1
-    assert "plain PyTorch" in found["warnings"][0]
-    here = step(CLS2DET_BACKEND="reference")
-    assert found["loss"] == here["loss"]
-    assert found["grad"] == here["grad"]
+    result = step(without_libraries)
+    assert result["file"].startswith(str(without_libraries))
+    assert not result["native"]
+    assert len(result["warnings"]) == 1
+    assert "plain PyTorch" in result["warnings"][0]
+    assert result["loss"] == reference_step()["loss"]
+    assert result["grad"] == reference_step()["grad"]
 
 
 def test_native_without_a_compiled_library_is_an_error(without_libraries):
-    result = run_python("import cls2det_ops", folder=without_libraries, CLS2DET_BACKEND="native")
+    result = run_forked("import cls2det_ops", folder=without_libraries, CLS2DET_BACKEND="native")
     assert result.returncode != 0
     assert "CLS2DET_BACKEND is 'native', but the package was built without its compiled library" in result.stderr
-    result = run_python("import cls2det_ops\nwith cls2det_ops.use_backend('native'): pass", folder=without_libraries)
+    result = run_forked("import cls2det_ops\nwith cls2det_ops.use_backend('native'): pass", folder=without_libraries)
     assert "RuntimeError: use_backend: name is 'native', but" in result.stderr
 
 
@@ -78,23 +78,25 @@ def test_native_without_a_compiled_library_is_an_error(without_libraries):
 def test_environment_chooses_the_backend(backend):
     if backend == "native" and _library.cpu_missing:
         pytest.skip(_library.cpu_missing)
-    found = step(CLS2DET_BACKEND=backend)
-    assert found["native"] == (backend != "reference" and not _library.cpu_missing)
-    assert abs(found["loss"] - step(CLS2DET_BACKEND="reference")["loss"]) < 1e-5 * abs(found["loss"])
+    result = step(CLS2DET_BACKEND=backend)
+    assert result["native"] == (backend != "reference" and not _library.cpu_missing)
+    assert abs(result["loss"] - reference_step()["loss"]) < 1e-5 * abs(result["loss"])
     if not _library.cpu_missing:
-        assert found["warnings"] == []
+        assert result["warnings"] == []
 
 
 def test_unknown_backend_in_the_environment():
-    result = run_python("import cls2det_ops", CLS2DET_BACKEND="fastest")
+    result = run_forked("import cls2det_ops", CLS2DET_BACKEND="fastest")
     assert result.returncode != 0
     assert "CLS2DET_BACKEND must be one of 'auto', 'native', 'reference', found 'fastest'" in result.stderr
 
 
 def test_python_m_without_a_compiled_library(without_libraries):
-    result = run_python("", "-m", "cls2det_ops", folder=without_libraries)
+    code = "import runpy; runpy.run_module('cls2det_ops', run_name='__main__')"
+    result = run_forked(code, folder=without_libraries)
     assert result.returncode == 0, result.stderr
-    assert "without its compiled library" in result.stdout
+    assert "without its compiled library" in " ".join(result.stdout.split())
+    assert max(map(len, result.stdout.splitlines())) <= 100
 
 
 # ---- libraries that cannot be used ----
@@ -116,20 +118,15 @@ def library_of(folder: Path, name: str = "_C") -> Path:
     return next((folder / "cls2det_ops").glob(f"{name}.*"))
 
 
-@functools.cache
-def reference_loss() -> float:
-    return step(CLS2DET_BACKEND="reference")["loss"]
-
-
 def refused(folder: Path) -> str:
     """Why the CPU library was not used; the package must work all the same, and warn once."""
-    found = step(folder)
-    assert found["file"].startswith(str(folder))
-    assert not found["native"]
-    assert found["loss"] == reference_loss()
-    assert len(found["warnings"]) == 1
-    assert "plain PyTorch" in found["warnings"][0]
-    return found["warnings"][0]
+    result = step(folder)
+    assert result["file"].startswith(str(folder))
+    assert not result["native"]
+    assert result["loss"] == reference_step()["loss"]
+    assert len(result["warnings"]) == 1
+    assert "plain PyTorch" in result["warnings"][0]
+    return result["warnings"][0]
 
 
 @needs_library
@@ -137,22 +134,14 @@ def test_a_whole_copy_is_used(installed):
     assert step(installed)["native"]
 
 
-@needs_library
-@pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 0.99, "all but one byte"])
-def test_truncated(installed, share):
-    """A download or a disk that ended early: the system would load most of it and then end the process."""
-    library = library_of(installed)
-    whole = library.read_bytes()
-    kept = len(whole) - 1 if isinstance(share, str) else int(len(whole) * share)
-    library.write_bytes(whole[:kept])
-    assert f"is damaged ({kept} bytes of at least" in refused(installed)
-
-
 @pytest.mark.parametrize("content", [b"", b"not a library", b"\x7fELF", b"\xcf\xfa\xed\xfe" + bytes(4000)])
 def test_something_else_by_that_name(without_libraries, content):
+    """The system says what is wrong with the file; the package says what to do, and works."""
     (without_libraries / "cls2det_ops" / f"_C{SUFFIX}").write_bytes(content)
-    found = refused(without_libraries)
-    assert "is no shared library" in found or "is damaged" in found or "could not be loaded" in found
+    warning = refused(without_libraries)
+    assert "the compiled library could not be loaded (" in warning
+    assert f"_C{SUFFIX}: " in warning, "the system's own message is missing"
+    assert "install the package again" in warning
 
 
 @needs_library
@@ -161,16 +150,16 @@ def test_another_processor(installed):
     content = bytearray(library.read_bytes())
     content[18:20] = b"\xf3\x00"  # the machine in the ELF header: RISC-V
     library.write_bytes(content)
-    assert "was built for another platform" in refused(installed)
+    assert "could not be loaded (" in refused(installed)
 
 
 @needs_library
 @pytest.mark.parametrize("name", ["_C.cpython-35m-x86_64-linux-gnu.so", "_C.cp38-win_amd64.pyd", "_C.cpython-312-darwin.so"])
 def test_another_python_or_system(installed, name):
     library_of(installed).rename(installed / "cls2det_ops" / name)
-    found = refused(installed)
-    assert name in found
-    assert f"was built for another Python or platform: this one loads _C{SUFFIX}" in found
+    result = refused(installed)
+    assert name in result
+    assert f"was built for another Python or platform: this one loads _C{SUFFIX}" in result
 
 
 TWICE = """
@@ -196,7 +185,7 @@ print("MESSAGE", _library.cpu_missing, _library.native(logits), logits.grad.isfi
 @needs_library
 def test_two_copies_in_one_process(installed):
     """Both declare the same operators, which would end the process: the second one runs in plain PyTorch and says why."""
-    result = run_python(TWICE, str(installed))
+    result = run_forked(TWICE, str(installed))
     assert result.returncode == 0, result.stderr
     where = Path(cls2det_ops._C.__file__).resolve()
     assert f"MESSAGE another copy of cls2det_ops is loaded in this process, from {where} False True" in result.stdout
@@ -204,7 +193,7 @@ def test_two_copies_in_one_process(installed):
 
 @needs_library
 def test_the_same_copy_imported_again(installed):
-    result = run_python(TWICE, str(installed), folder=installed)
+    result = run_forked(TWICE, str(installed), folder=installed)
     assert result.returncode == 0, result.stderr
     assert "MESSAGE  True True" in result.stdout
 
@@ -215,8 +204,8 @@ def test_the_same_copy_imported_again(installed):
 def cuda_state(folder: Path | None = None, version: str = "torch.version.cuda", **environment: str) -> dict:
     """What the loader says of CUDA in a process whose torch has that version of CUDA, or None; the CPU kernels must work."""
     code = STEP.replace("import torch, cls2det_ops", f"import torch; torch.version.cuda = {version}; import cls2det_ops")
-    code += "print(json.dumps(_library.cuda_missing))"
-    result = run_python(code, folder=folder, **environment)
+    code += "from cls2det_ops import _library; print(json.dumps(_library.cuda_missing))"
+    result = run_forked(code, folder=folder, **environment)
     assert result.returncode == 0, result.stderr
     *_, about, missing = result.stdout.splitlines()
     assert json.loads(about)["native"]
@@ -228,8 +217,8 @@ def cuda_state(folder: Path | None = None, version: str = "torch.version.cuda", 
 def test_toolkit_without_a_gpu():
     """The CUDA library was built and loads where no GPU is; only a CUDA tensor would need one."""
     assert cuda_state(CUDA_VISIBLE_DEVICES="") == ""
-    result = run_python("", "-m", "cls2det_ops", CUDA_VISIBLE_DEVICES="")
-    assert "no GPU is visible" in result.stdout
+    code = "import runpy; runpy.run_module('cls2det_ops', run_name='__main__')"
+    assert "no GPU is visible" in run_forked(code, CUDA_VISIBLE_DEVICES="").stdout
 
 
 @needs_cuda_library
@@ -245,11 +234,14 @@ def test_wrong_cuda_major():
 
 
 @needs_cuda_library
-def test_truncated_cuda_library(installed):
+def test_something_else_by_the_name_of_the_cuda_library(installed):
+    """The CPU kernels work on."""
     library = library_of(installed, "_C_cuda")
-    library.write_bytes(library.read_bytes()[: library.stat().st_size // 2])
-    assert "_C_cuda" in cuda_state(installed)
-    assert "is damaged" in cuda_state(installed)
+    library.write_bytes(b"not a library")
+    missing = cuda_state(installed)
+    assert "the CUDA library could not be loaded (" in missing
+    assert f"{library.name}: " in missing, "the system's own message is missing"
+    assert "install the package again" in missing
 
 
 @needs_cuda_library
@@ -259,12 +251,10 @@ def test_cuda_library_left_out(installed):
 
 
 @needs_library
-@pytest.mark.parametrize("kind", ["cuda", "meta"])
-def test_native_is_an_error_where_there_are_no_kernels(kind, monkeypatch):
+def test_native_is_an_error_where_there_are_no_kernels():
     """And auto falls back to plain PyTorch."""
-    monkeypatch.setattr(_library, "cuda_missing", "none here")
-    tensor = torch.empty(1, device="meta") if kind == "meta" else type("OnGPU", (), {"device": torch.device("cuda")})()
+    features = torch.empty(1, 2, 3, 3, device="meta")
     with cls2det_ops.use_backend("auto"):
-        assert not _library.native(tensor)
-    with cls2det_ops.use_backend("native"), pytest.raises(RuntimeError, match=f"was asked for a {kind} tensor, but"):
-        _library.native(tensor)
+        assert cls2det_ops.attention_means(features)[0].device.type == "meta"
+    with cls2det_ops.use_backend("native"), pytest.raises(RuntimeError, match="was asked for a meta tensor, but"):
+        cls2det_ops.attention_means(features)

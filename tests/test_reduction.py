@@ -54,18 +54,18 @@ def test_weight_and_normalizer(backend, name):
     rows, _ = rows_and_gradients(backend, case, None, reduction="none")
     weighted = rows * weight.to(rows.device)
 
-    def found(**options):
+    def loss_of(**options):
         on_device = {key: value.to(backend.device) if torch.is_tensor(value) else value for key, value in options.items()}
         return rows_and_gradients(backend, case, None, **on_device)[0]
 
-    assert_close(found(weight=weight, reduction="none"), weighted)
-    assert_close(found(weight=weight), weighted.sum() / 9)
-    assert_close(found(weight=weight.float()), weighted.sum() / 9, torch.float32)
+    assert_close(loss_of(weight=weight, reduction="none"), weighted)
+    assert_close(loss_of(weight=weight), weighted.sum() / 9)
+    assert_close(loss_of(weight=weight.float()), weighted.sum() / 9, torch.float32)
     for normalizer in (2.5, torch.tensor(2.5), torch.tensor([2.5], dtype=torch.float64)):
-        assert_close(found(weight=weight, normalizer=normalizer), weighted.sum() / 2.5)
-        assert_close(found(weight=weight, normalizer=normalizer, reduction="sum"), weighted.sum() / 2.5)
-        assert_close(found(weight=weight, normalizer=normalizer, reduction="none"), weighted / 2.5)
-    assert_close(found(normalizer=torch.tensor(3)), rows.sum() / 3)
+        assert_close(loss_of(weight=weight, normalizer=normalizer), weighted.sum() / 2.5)
+        assert_close(loss_of(weight=weight, normalizer=normalizer, reduction="sum"), weighted.sum() / 2.5)
+        assert_close(loss_of(weight=weight, normalizer=normalizer, reduction="none"), weighted / 2.5)
+    assert_close(loss_of(normalizer=torch.tensor(3)), rows.sum() / 3)
 
 
 @pytest.mark.parametrize("name", ROW_LOSSES)

@@ -144,7 +144,7 @@ def test_rows_of_unknown_images_are_zero_and_nan_boxes_are_nan(backend):
 
 @pytest.mark.parametrize("channels", [3, 20])
 def test_infinite_pixel_shows_only_where_it_is_read(backend, channels):
-    """Two samples per bin on a wide box leave most pixels unread: what those hold must not matter."""
+    """Two samples per bin on a wide box leave most pixels unread, and their values must not matter."""
     tensors = scene(channels, 24, 40, 4)
     options = {"output_size": 2, "sampling_size": 4, "clip": False}
     clean, _ = evaluate(backend, roi_avg_pool, tensors, options)
@@ -159,10 +159,10 @@ def test_infinite_pixel_shows_only_where_it_is_read(backend, channels):
     assert_close(output[same], clean[same])
 
 
-@pytest.mark.parametrize("wanted", [("features",), ("boxes",)])
-def test_one_gradient_at_a_time(backend, wanted):
+@pytest.mark.parametrize("gradients", [("features",), ("boxes",)])
+def test_one_gradient_at_a_time(backend, gradients):
     options = {"output_size": 3, "sampling_size": 8}
-    compare(backend, roi_avg_pool, scene(5, 9, 11, 8), options, torch.float64, wanted)
+    compare(backend, roi_avg_pool, scene(5, 9, 11, 8), options, torch.float64, gradients)
 
 
 @pytest.mark.parametrize(("samples", "bins", "padding_mode"), [(4, 2, "zeros"), (5, 3, "border"), (2, 3, "zeros")])

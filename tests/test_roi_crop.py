@@ -108,9 +108,9 @@ def test_matches_reference(backend, dtype, channels, height, width, size, paddin
     assert output.is_contiguous()
 
 
-@pytest.mark.parametrize("wanted", [("images",), ("boxes",)])
-def test_one_gradient_at_a_time(backend, wanted):
-    compare(backend, roi_crop, scene(), {"output_size": 6}, torch.float64, wanted)
+@pytest.mark.parametrize("gradients", [("images",), ("boxes",)])
+def test_one_gradient_at_a_time(backend, gradients):
+    compare(backend, roi_crop, scene(), {"output_size": 6}, torch.float64, gradients)
 
 
 @pytest.mark.parametrize("padding_mode", ["zeros", "border"])

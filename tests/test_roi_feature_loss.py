@@ -98,10 +98,10 @@ def test_matches_reference(backend, dtype, channels, height, width, samples, bin
     assert output.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
 
 
-@pytest.mark.parametrize("wanted", [("features",), ("boxes",)])
-def test_one_gradient_at_a_time(backend, wanted):
+@pytest.mark.parametrize("gradients", [("features",), ("boxes",)])
+def test_one_gradient_at_a_time(backend, gradients):
     options = {"output_size": 3, "sampling_size": 6}
-    compare(backend, roi_feature_loss, scene(), options, torch.float64, wanted)
+    compare(backend, roi_feature_loss, scene(), options, torch.float64, gradients)
 
 
 def test_no_gradient_reaches_the_ground_truth_side(backend):

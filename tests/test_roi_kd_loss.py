@@ -116,7 +116,7 @@ def test_another_map_for_the_ground_truth_side(backend):
     stem = tensors.pop("stem")
     teacher_map = torch.nn.functional.interpolate(stem, scale_factor=2)
     with backend.context():
-        found = roi_kd_loss(
+        result = roi_kd_loss(
             **tensors, maps=RoIMap(stem, 2, 6, 0.25, target_features=teacher_map, target_spatial_scale=0.5), loc_weight=1.0
         ).loc
         expected = roi_feature_loss(
@@ -124,7 +124,7 @@ def test_another_map_for_the_ground_truth_side(backend):
             tensors["target_image_index"], tensors["matched_idxs"], 2, 6, 0.25, target_features=teacher_map,
             target_spatial_scale=0.5,
         )  # fmt: skip
-    assert_close(found, expected)
+    assert_close(result, expected)
 
 
 @pytest.mark.parametrize("head", ["softmax", "sigmoid"])

@@ -25,7 +25,7 @@ def test_every_argument_in_every_layout(backend, name, layout, dtype):
 
 
 def _repeated(tensor: Tensor) -> Tensor:
-    """The first row (or image) seen again and again: stride 0."""
+    """The first row (or image) again and again: stride 0."""
     return tensor[:1].expand(tensor.shape)
 
 

@@ -10,10 +10,10 @@ from ..ops.attention_means import attention_means
 
 
 def pair(function: str, student: Tensor, teacher: Tensor, shape: tuple[int | str, ...], of: str = "") -> tuple[Tensor, Tensor]:
-    """Both, checked to be of one shape and on one device, in the dtype of sums: float32, or float64 where either is. The
-    teacher's has no gradient.
+    """Student and teacher, checked to have one shape and one device, in the dtype of sums; the teacher without gradient.
 
-    ``of`` completes the arguments' names: "logits" for student_logits and teacher_logits.
+    That dtype is float32, or float64 where either is. ``of`` completes the names of the arguments: "logits" for student_logits
+    and teacher_logits.
     """
     names = [f"{who}_{of}" if of else who for who in ("student", "teacher")]
     check.floating(function, names[0], student, shape)
@@ -24,12 +24,12 @@ def pair(function: str, student: Tensor, teacher: Tensor, shape: tuple[int | str
 
 
 def instances(function: str, argument: str, tensor: Tensor) -> None:
-    """(K, ...), of at least two dimensions."""
+    """Check that a tensor is (K, ...), of at least two dimensions."""
     check.floating(function, argument, tensor, ("K", *["D"] * (max(getattr(tensor, "ndim", 2), 2) - 1)))
 
 
 def weights(function: str, argument: str, mask: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """A mask, bool or weights, in a dtype whose sums count exactly; without gradient."""
+    """A mask, of bool or of weights, without gradient and in the dtype of sums: 16 bits would not count exactly."""
     if isinstance(mask, Tensor) and mask.dtype == torch.bool:
         mask = mask.float()
     check.floating(function, argument, mask, shape)
@@ -46,7 +46,7 @@ def without_weightless(function: str, weight: Tensor | None, *tensors: Tensor) -
 
 
 def cross_entropy(logits: Tensor, soft: Tensor) -> Tensor:
-    """Its terms (R, C) for the probabilities ``soft``; 0 log 0 is 0, however far the logits are apart."""
+    """The (R, C) terms of the cross-entropy with the probabilities ``soft``; 0 log 0 is 0, also for infinite logits."""
     return -torch.where(soft > 0, soft * logits.log_softmax(1), 0)
 
 

@@ -22,7 +22,7 @@ def bckd_loss(
 
     .. math:: L = \frac{1}{N} \sum_{n,c} w_n \, |\sigma(t_{nc}) - \sigma(s_{nc})|^\beta \, BCE\big(s_{nc}, \sigma(t_{nc})\big)
 
-    The factor has no gradient. Element-wise arithmetic, in plain PyTorch.
+    No gradient flows through the factor. The arithmetic is element-wise, in plain PyTorch.
 
     Args:
         student_logits, teacher_logits: (N, C), without a background column. beta: power of the factor, at least 0.
@@ -74,22 +74,21 @@ def _giou(one: Tensor, other: Tensor) -> Tensor:
 
 
 def overlaps(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """Of boxes in pairs: IoU, and the share of the box around both that neither covers. They have no unit: neither large nor
-    small boxes matter."""
+    """IoU of pairs of boxes, and the share of the box around both that neither covers. Both are ratios: boxes of any size fit."""
     largest = torch.cat([one, other], 1).detach().abs().amax(1, keepdim=True)
     one, other = (boxes / torch.where(largest > 0, largest, 1) for boxes in (one, other))
 
     def area(sides: Tensor) -> Tensor:
         return sides[:, 0] * sides[:, 1]
 
-    own = area(one[:, 2:] - one[:, :2]) + area(other[:, 2:] - other[:, :2])
+    areas = area(one[:, 2:] - one[:, :2]) + area(other[:, 2:] - other[:, :2])
     low, high = torch.maximum(one[:, :2], other[:, :2]), torch.minimum(one[:, 2:], other[:, 2:])
     inner = area((high - low).clamp(min=0))
     hull = area(torch.maximum(one[:, 2:], other[:, 2:]) - torch.minimum(one[:, :2], other[:, :2]))
-    union = own - inner
+    union = areas - inner
     return _ratio(inner, union), _ratio(hull - union, hull)
 
 
 def _ratio(part: Tensor, whole: Tensor) -> Tensor:
-    """0 of nothing is 0."""
+    """part / whole, and 0 where the whole is 0."""
     return part / torch.where(whole > torch.finfo(whole.dtype).tiny, whole, 1)

@@ -28,6 +28,6 @@ def cwd_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tens
     check.feature_map(name, "student", student)
     check.floating(name, "teacher", teacher, tuple(student.shape))
     rows = student.shape[0] * student.shape[1]
-    each = torch.arange(rows, device=student.device)
+    match = torch.arange(rows, device=student.device)
     flat = (features.flatten(0, 1).flatten(1) for features in (student, teacher))
-    return kd_softmax_loss(*flat, each, temperature, "none")
+    return kd_softmax_loss(*flat, match, temperature, "none")

@@ -55,10 +55,12 @@ def fgd_masks(
     across_box = (column >= first[:, :1]) & (column <= last[:, :1])  # (G, w)
     down_box = (row >= first[:, 1:]) & (row <= last[:, 1:])  # (G, h)
     area = (last - first + 1).clamp(min=1).prod(1)
-    each = torch.where(down_box[:, :, None] & across_box[:, None], 1 / area[:, None, None], 0)
-    image = torch.where((image_index >= 0) & (image_index < images), image_index, images)  # the last one is for strays
+    shares = torch.where(down_box[:, :, None] & across_box[:, None], 1 / area[:, None, None], 0)
+    image = torch.where(
+        (image_index >= 0) & (image_index < images), image_index, images
+    )  # the last one takes boxes of no image
     foreground = scaled.new_zeros(images + 1, height, width)
-    foreground = foreground.scatter_reduce(0, image[:, None, None].expand_as(each), each, "amax")[:images]
+    foreground = foreground.scatter_reduce(0, image[:, None, None].expand_as(shares), shares, "amax")[:images]
     empty = (foreground == 0).to(foreground.dtype)
     return foreground, empty / empty.sum((1, 2), keepdim=True).clamp(min=1)
 
@@ -102,10 +104,16 @@ def fgd_feature_loss(
     background_weight = check.not_negative(name, "background_weight", background_weight)
     attention_weight = check.not_negative(name, "attention_weight", attention_weight)
     teacher, count = teacher.detach(), max(len(student), 1)
-    ours, theirs = (attention_masks(features, temperature) for features in (student, teacher))
+    student_masks, teacher_masks = (attention_masks(features, temperature) for features in (student, teacher))
 
     def focal(mask: Tensor) -> Tensor:
-        return masked_feature_loss(student, teacher, mask * theirs[0], theirs[1], normalizer=count)
+        return masked_feature_loss(student, teacher, mask * teacher_masks[0], teacher_masks[1], normalizer=count)
 
-    attention = sum((one - other).abs().sum() for one, other in zip(ours, theirs, strict=True)) / count
+    attention = (
+        sum(
+            (student_mask - teacher_mask).abs().sum()
+            for student_mask, teacher_mask in zip(student_masks, teacher_masks, strict=True)
+        )
+        / count
+    )
     return FGDLoss(foreground_weight * focal(foreground), background_weight * focal(background), attention_weight * attention)

@@ -36,19 +36,19 @@ def fgfi_loss(
     """
     name = "fgfi_loss"
     if not len(student) == len(teacher) == len(masks) > 0:
-        found = f"{len(student)}, {len(teacher)} and {len(masks)}"
-        raise check.fail(name, "student, teacher and masks", "of one number of levels", found)
+        levels = f"{len(student)}, {len(teacher)} and {len(masks)}"
+        raise check.fail(name, "student, teacher and masks", "of one number of levels", levels)
     check.flag(name, "per_image", per_image)
-    for level, (ours, theirs) in enumerate(zip(student, teacher, strict=True)):
-        check.feature_map(name, f"student[{level}]", ours)
-        check.floating(name, f"teacher[{level}]", theirs, tuple(ours.shape))
+    for level, (student_map, teacher_map) in enumerate(zip(student, teacher, strict=True)):
+        check.feature_map(name, f"student[{level}]", student_map)
+        check.floating(name, f"teacher[{level}]", teacher_map, tuple(student_map.shape))
     masks = [
-        weights(name, f"masks[{level}]", mask, (ours.shape[0], *ours.shape[2:]))
-        for level, (mask, ours) in enumerate(zip(masks, student, strict=True))
+        weights(name, f"masks[{level}]", mask, (student_map.shape[0], *student_map.shape[2:]))
+        for level, (mask, student_map) in enumerate(zip(masks, student, strict=True))
     ]
     squares = sum(
-        masked_feature_loss(ours, theirs.detach(), mask, normalizer=1.0, reduction="none")
-        for ours, theirs, mask in zip(student, teacher, masks, strict=True)
+        masked_feature_loss(student_map, teacher_map.detach(), mask, normalizer=1.0, reduction="none")
+        for student_map, teacher_map, mask in zip(student, teacher, masks, strict=True)
     )
     counts = sum(mask.flatten(1).sum(1) for mask in masks)
     if per_image:

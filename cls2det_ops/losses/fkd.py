@@ -33,9 +33,11 @@ def fkd_masks(student: Tensor, teacher: Tensor, temperature: float = 0.5) -> tup
     check.feature_map(name, "student", student)
     check.floating(name, "teacher", teacher, (student.shape[0], "C", *student.shape[2:]))
     temperature = check.positive(name, "temperature", temperature)
-    ours, theirs = (attention_masks(features.detach(), temperature) for features in (student, teacher))
-    spatial = (ours[0] + theirs[0]) / 2
-    return spatial, (ours[1] + theirs[1]) / 2 if student.shape[1] == teacher.shape[1] else theirs[1]
+    student_spatial, student_channel = attention_masks(student.detach(), temperature)
+    spatial, channel = attention_masks(teacher.detach(), temperature)
+    if student.shape[1] == teacher.shape[1]:
+        channel = (student_channel + channel) / 2
+    return (student_spatial + spatial) / 2, channel
 
 
 def root_feature_loss(
@@ -92,14 +94,14 @@ def fkd_attention_loss(
     name = "fkd_attention_loss"
     check.flag(name, "per_image", per_image)
     total = 0.0
-    for kind, shape, ours, theirs in (
+    for kind, shape, student, teacher in (
         ("spatial", ("B", "H", "W"), _plane(student_spatial), _plane(teacher_spatial)),
         ("channel", ("B", "C"), student_channel, teacher_channel),
     ):
-        check.floating(name, f"student_{kind}", ours, shape)
-        check.floating(name, f"teacher_{kind}", theirs, tuple(ours.shape))
-        dtype = check.accumulate_dtype(torch.promote_types(ours.dtype, theirs.dtype))
-        squares = (ours.to(dtype) - theirs.to(dtype)).square()
+        check.floating(name, f"student_{kind}", student, shape)
+        check.floating(name, f"teacher_{kind}", teacher, tuple(student.shape))
+        dtype = check.accumulate_dtype(torch.promote_types(student.dtype, teacher.dtype))
+        squares = (student.to(dtype) - teacher.to(dtype)).square()
         total = total + _batch_root(squares.flatten(1).sum(1), per_image)
     return total
 

@@ -31,12 +31,12 @@ def pkd_loss(student: Tensor, teacher: Tensor, *, per_image: bool = False) -> Te
     student, teacher = pair(name, student, teacher, ("B", "C", "H", "W"))
     if not student.numel():
         return 0.0 * student.sum()
-    ours, theirs = (_normalised(features, (2, 3) if per_image else (0, 2, 3)) for features in (student, teacher))
-    return (ours - theirs).square().mean() / 2
+    student_maps, teacher_maps = (_normalised(features, (2, 3) if per_image else (0, 2, 3)) for features in (student, teacher))
+    return (student_maps - teacher_maps).square().mean() / 2
 
 
 def _normalised(features: Tensor, axes: tuple[int, ...]) -> Tensor:
     centred = features - features.mean(axes, keepdim=True)
-    # A channel without variation has no gradient of a root to divide by.
+    # 1e-12 keeps the gradient of the root finite in a channel without variation
     variance = centred.square().mean(axes, keepdim=True)
     return centred / ((variance + 1e-12).sqrt() + 1e-6)

@@ -1,8 +1,11 @@
-"""What every operator module shares: registration that needs the compiled schemas, and the reduction of rows."""
+"""What every operator module shares: registration that needs the compiled schemas, the call, and the reduction of rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections import namedtuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,101 +14,96 @@ from .. import _checks as check
 from .._library import build_info
 
 
-def register_fake(name: str) -> Callable:
-    """Decorator: the shapes and dtypes of an operator, for torch.compile and export. No-op without compiled schemas."""
-    return torch.library.register_fake(f"cls2det::{name}") if build_info else lambda function: function
+@functools.cache
+def arguments_of(name: str) -> Any:
+    """The named tuple of an operator's arguments, after its schema in csrc."""
+    schema = getattr(torch.ops.cls2det, name).default._schema
+    return namedtuple(name, [argument.name for argument in schema.arguments])
 
 
-_FUNCTIONS: dict[str, Callable] = {}  # by operator: the formula of register_autograd as a torch.autograd.Function
+def register_fake(name: str) -> Callable[[Callable], Callable]:
+    """Decorator of a function (arguments by name) -> empty results of the right shapes and dtypes, for torch.compile and export.
+
+    It does nothing without compiled schemas.
+    """
+
+    def register(function: Callable) -> Callable:
+        if build_info:
+            named = arguments_of(name)
+            torch.library.register_fake(f"cls2det::{name}", lambda *arguments: function(named(*arguments)))
+        return function
+
+    return register
 
 
-def register_autograd(name: str, setup_context: Callable, backward: Callable) -> None:
-    """The gradient of an operator, for the dispatcher and for :func:`run`."""
+class Operator(NamedTuple):
+    kernel: Callable  # by the dispatcher
+    function: Callable  # by a torch.autograd.Function
+    names: tuple[str, ...]  # of the arguments of both, in their order
+
+
+_OPERATORS: dict[str, Operator] = {}  # filled by register_autograd
+
+
+def register_autograd(name: str, save: Callable, backward: Callable) -> None:
+    """The gradient of an operator, for the dispatcher and for :func:`run`.
+
+    ``save(ctx, arguments, output)`` keeps what the backward needs; ``backward(ctx, needs, *grads)`` gives the gradients by
+    argument name. ``arguments`` and ``needs`` (which gradients are asked for) are tuples with the names of the schema.
+    """
     if not build_info:
         return
-    torch.library.register_autograd(f"cls2det::{name}", backward, setup_context=setup_context)
     operator = getattr(torch.ops.cls2det, name).default
+    named = arguments_of(name)
+    names = named._fields
 
-    def forward(ctx, *inputs):
+    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
+        save(ctx, named(*inputs), output)
+
+    def formula(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        by_name = backward(ctx, named(*ctx.needs_input_grad[: len(names)]), *grads)
+        return tuple(map(by_name.get, names))
+
+    torch.library.register_autograd(f"cls2det::{name}", formula, setup_context=setup_context)
+
+    def forward(ctx: Any, *inputs: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
             output = operator(*inputs)
-        setup_context(ctx, inputs, output)
+        save(ctx, named(*inputs), output)
         return output
 
-    formula = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-    _FUNCTIONS[name] = type(name, (torch.autograd.Function,), formula).apply
+    members = {"forward": staticmethod(forward), "backward": staticmethod(formula)}
+    function = type(name, (torch.autograd.Function,), members).apply
+    _OPERATORS[name] = Operator(operator, function, names)
 
 
-_REDUCED: dict[str, Callable] = {}  # by loss: the same with the sum over its rows and the division
+def run(name: str, **arguments: Any) -> Any:
+    """Call an operator with its arguments by name.
 
-
-def register_loss(name: str, setup_context: Callable, backward: Callable) -> None:
-    """:func:`register_autograd` of an operator whose first or only output is the rows of a loss, for :func:`run_loss` too."""
-    register_autograd(name, setup_context, backward)
-    if not build_info:
-        return
-    operator = getattr(torch.ops.cls2det, name).default
-
-    def forward(ctx, *inputs):
-        *inputs, number, mean = inputs
-        with torch._C._AutoDispatchBelowAutograd():
-            output = operator(*inputs)
-            rows = output if isinstance(output, Tensor) else output[0]
-            ctx.rows, ctx.others = rows.shape[0], 0 if rows is output else len(output) - 1
-            ctx.number = max(ctx.rows, 1) if mean else number
-            total = rows.mean() if mean and ctx.rows else rows.sum()  # one launch on a GPU where sum and division are two
-            total = total if number is None else total / number
-        setup_context(ctx, inputs, output)
-        return total
-
-    def sum_backward(ctx, grad):
-        if grad is not None:
-            grad = (grad if ctx.number is None else grad / ctx.number).expand(ctx.rows)
-        return (*backward(ctx, grad, *[None] * ctx.others), None, None)
-
-    formula = {"forward": staticmethod(forward), "backward": staticmethod(sum_backward)}
-    _REDUCED[name] = type(f"{name}_sum", (torch.autograd.Function,), formula).apply
-
-
-def run_loss(name: str, arguments: tuple, weight: Tensor | None, normalizer: float | Tensor | None, reduction: str) -> Tensor:
-    """Call the operator of a loss and do as :func:`reduce_rows`. Sum and division are nodes of the graph that cost a small loss
-    more than its kernel: in eager mode they are part of its own node."""
-    if weight is None and reduction != "none" and torch.is_grad_enabled() and _eager():
-        check.choice(name, "reduction", reduction, check.REDUCTIONS)
-        if normalizer is not None:
-            normalizer = divisor(name, normalizer, check.accumulate_dtype(arguments[0].dtype))
-        return _REDUCED[name](*arguments, normalizer, normalizer is None and reduction == "mean")
-    output = run(name, *arguments)
-    return reduce_rows(name, output if isinstance(output, Tensor) else output[0], weight, normalizer, reduction)
-
-
-def _eager() -> bool:
-    return not (torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active())
-
-
-def run(name: str, *arguments: object) -> Tensor | tuple[Tensor, ...]:
-    """Call an operator. In eager mode the dispatcher's way to a formula in Python and back costs more than a small kernel:
-    there the formula is applied before the dispatcher is asked, and left out where nothing is recorded."""
-    operator = getattr(torch.ops.cls2det, name).default
-    if not _eager():
-        return operator(*arguments)
+    In eager mode the dispatcher's way to a formula in Python and back costs more than a small kernel. There the formula is
+    applied before the dispatcher is asked, and left out where nothing is recorded (benchmarks/NOTES.md has what both save).
+    """
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return getattr(torch.ops.cls2det, name).default(**arguments)
+    kernel, function, names = _OPERATORS[name]
+    values = map(arguments.__getitem__, names)
     if torch.is_grad_enabled():
-        return _FUNCTIONS[name](*arguments)
+        return function(*values)
     with torch._C._AutoDispatchBelowAutograd():
-        return operator(*arguments)
+        return kernel(*values)
 
 
 def refuse_second_derivative(name: str) -> None:
     """Make differentiating through a backward operator an error instead of a silently wrong number."""
 
-    def refuse(ctx: object, *grads: Tensor) -> None:
+    def refuse(ctx: Any, needs: tuple, *grads: Tensor) -> None:
         raise NotImplementedError(f"cls2det_ops.{name.removesuffix('_backward')} has no second derivative (create_graph=True)")
 
-    register_autograd(name, lambda ctx, inputs, output: None, refuse)
+    register_autograd(name, lambda ctx, arguments, output: None, refuse)
 
 
 def map_like(map: Tensor) -> Tensor:
-    """A new map, channels-last where the images of ``map`` are: what make_map and is_channels_last in csrc/dense_map.h do."""
+    """A new map, channels-last where the images of ``map`` are: what make_map and is_channels_last in csrc do."""
     image = map[:1]
     last = image.is_contiguous(memory_format=torch.channels_last) and not image.is_contiguous()
     return torch.empty_like(map, memory_format=torch.channels_last if last else torch.contiguous_format)
@@ -115,16 +113,17 @@ def wants_gradient(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
-def save_row_gradients(count: int) -> Callable:
-    """setup_context of a loss whose forward left d rows / d input behind as its second output, of the first ``count`` inputs."""
+def save_row_gradients(tensors: Sequence[str], options: Sequence[str] = ()) -> Callable:
+    """``save`` of a loss whose second output is d rows / d input: it keeps that output and these tensors, in this order, and
+    the other arguments that the backward needs, by name, in ``ctx.options``."""
 
-    def setup_context(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    def save(ctx: Any, arguments: Any, output: tuple[Tensor, Tensor]) -> None:
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(output[1], *inputs[:count])
-        ctx.arguments = [None if isinstance(value, Tensor) else value for value in inputs]  # tensors are saved above
+        ctx.save_for_backward(output[1], *[getattr(arguments, name) for name in tensors])
+        ctx.options = {name: getattr(arguments, name) for name in options}
 
-    return setup_context
+    return save
 
 
 def reduce_rows(
@@ -136,12 +135,10 @@ def reduce_rows(
         _check_weight(function, weight, rows)
         weight = check.constant(weight, rows.dtype)
         rows = torch.where(weight == 0, 0, rows * weight)  # a row of weight 0 is out, even if it is NaN
-    if normalizer is not None:
-        normalizer = divisor(function, normalizer, rows.dtype)
-    elif reduction == "mean":
-        normalizer = max(rows.shape[0], 1)
+    if reduction == "mean" and normalizer is None and rows.shape[0] > 0:
+        return rows.mean()  # one launch on a GPU, and one node of the graph, where sum and division are two
     result = rows if reduction == "none" else rows.sum()
-    return result if normalizer is None else result / normalizer
+    return result if normalizer is None else result / divisor(function, normalizer, rows.dtype)
 
 
 def divisor(function: str, normalizer: float | Tensor, dtype: torch.dtype) -> float | Tensor:
@@ -167,36 +164,44 @@ def _check_weight(function: str, weight: Tensor, rows: Tensor) -> None:
     check.same_device(function, rows=rows, weight=weight)
 
 
-def register_box_sampling(name: str) -> None:
-    """Fakes and gradients of an operator (map, boxes, image_index, out_h, out_w, *options) -> (N, C, out_h, out_w) with the
-    backward operator (grad, map, boxes, image_index, *options, need_map, need_boxes) -> (grad_map, grad_boxes)."""
+def register_box_sampling(name: str, map: str, options: Sequence[str]) -> None:
+    """Fakes and gradients of an operator that samples boxes from a map, the argument ``map``: (N, C, out_h, out_w).
+
+    Its backward operator has the same ``options`` and gives the gradients to map and boxes.
+    """
 
     @register_fake(name)
-    def _(map, boxes, image_index, out_h, out_w, *options):
-        return map.new_empty(boxes.shape[0], map.shape[1], out_h, out_w)
+    def _(arguments: Any) -> Tensor:
+        images = getattr(arguments, map)
+        return images.new_empty(arguments.boxes.shape[0], images.shape[1], arguments.out_h, arguments.out_w)
 
     @register_fake(f"{name}_backward")
-    def _(grad, map, boxes, image_index, *options):
-        need_map, need_boxes = options[-2:]
-        return map.new_empty(map.shape if need_map else (0,)), boxes.new_empty(boxes.shape if need_boxes else (0,))
+    def _(arguments: Any) -> tuple[Tensor, Tensor]:
+        images, boxes, need_map = getattr(arguments, map), arguments.boxes, getattr(arguments, f"need_{map}")
+        return (
+            images.new_empty(images.shape if need_map else (0,)),
+            boxes.new_empty(boxes.shape if arguments.need_boxes else (0,)),
+        )
 
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs[:3])
-        ctx.options = inputs[5:]
+    def save(ctx: Any, arguments: Any, output: Tensor) -> None:
+        ctx.save_for_backward(getattr(arguments, map), arguments.boxes, arguments.image_index)
+        ctx.options = {option: getattr(arguments, option) for option in options}
 
-    def backward(ctx, grad):
-        needed = ctx.needs_input_grad[:2]
-        grads = run(f"{name}_backward", grad, *ctx.saved_tensors, *ctx.options, *needed)
-        grads = [found if need else None for found, need in zip(grads, needed, strict=True)]
-        return (*grads, *[None] * (3 + len(ctx.options)))
+    def backward(ctx: Any, needs: Any, grad: Tensor) -> dict[str, Tensor | None]:
+        images, boxes, image_index = ctx.saved_tensors
+        need_map, need_boxes = getattr(needs, map), needs.boxes
+        sources = {map: images, "boxes": boxes, "image_index": image_index}
+        needed = {f"need_{map}": need_map, "need_boxes": need_boxes}
+        grad_map, grad_boxes = run(f"{name}_backward", grad=grad, **sources, **ctx.options, **needed)
+        return {map: grad_map if need_map else None, "boxes": grad_boxes if need_boxes else None}
 
-    register_autograd(name, setup_context, backward)
+    register_autograd(name, save, backward)
     refuse_second_derivative(f"{name}_backward")
 
 
 @register_fake("scale_rows")
-def _(grad_rows: Tensor, row_grads: Tensor, input: Tensor) -> Tensor:
-    return row_grads.new_empty(row_grads.shape, dtype=input.dtype)
+def _(arguments: Any) -> Tensor:
+    return arguments.row_grads.new_empty(arguments.row_grads.shape, dtype=arguments.input.dtype)
 
 
 refuse_second_derivative("scale_rows")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from .. import _checks as check
@@ -37,30 +39,33 @@ def attention_means(features: Tensor, *, absolute: bool = True) -> tuple[Tensor,
     check.feature_map(name, "features", features)
     check.flag(name, "absolute", absolute)
     if native(features):
-        return run(name, features, absolute)
+        return run(name, features=features, absolute=absolute)
     return reference.attention_means(features, absolute)
 
 
 @register_fake("attention_means")
-def _(features, absolute):
+def _(arguments: Any) -> tuple[Tensor, Tensor]:
+    features = arguments.features
     batch, channels, height, width = features.shape
     acc = check.accumulate_dtype(features.dtype)
     return features.new_empty(batch, height, width, dtype=acc), features.new_empty(batch, channels, dtype=acc)
 
 
 @register_fake("attention_means_backward")
-def _(grad_spatial, grad_channel, features, absolute):
-    return map_like(features)
+def _(arguments: Any) -> Tensor:
+    return map_like(arguments.features)
 
 
-def _setup_context(ctx, inputs, output):
-    features, ctx.absolute = inputs
-    ctx.save_for_backward(features)
+def _save(ctx: Any, arguments: Any, output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(arguments.features)
+    ctx.absolute = arguments.absolute
 
 
-def _backward(ctx, grad_spatial, grad_channel):
-    return run("attention_means_backward", grad_spatial, grad_channel, *ctx.saved_tensors, ctx.absolute), None
+def _backward(ctx: Any, needs: Any, grad_spatial: Tensor, grad_channel: Tensor) -> dict[str, Tensor]:
+    (features,) = ctx.saved_tensors
+    grads = {"grad_spatial": grad_spatial, "grad_channel": grad_channel}
+    return {"features": run("attention_means_backward", **grads, features=features, absolute=ctx.absolute)}
 
 
-register_autograd("attention_means", _setup_context, _backward)
+register_autograd("attention_means", _save, _backward)
 refuse_second_derivative("attention_means_backward")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -19,9 +21,9 @@ def frozen_stem(images: Tensor, weight: Tensor, bias: Tensor, *, stride: int = 2
     .. math:: \mathrm{maxpool}_{3, 2, 1}(\max(0, W * I + b))
 
     What KD-loc of "Distilling Image Classifiers in Object Detectors" (NeurIPS 2021, equation 10; its layer l0) runs on the
-    crop of every predicted box. Each pool hands its gradient to the one place of the convolution that it chose, and what ReLU
-    stopped is skipped, so most of a convolution's input gradient is not computed, and no map of the convolution's
-    resolution is kept or written. One byte per output value is kept for the backward, and W.
+    crop of every predicted box. Each pool sends its gradient to the one place of the convolution that it chose, and what ReLU
+    stopped is skipped. So most of the convolution's input gradient is not computed, and no map of the convolution's
+    resolution is stored. The backward keeps one byte for each output value, and W.
 
     Args:
         images: (N, C_in, H, W), float32, float64, float16 or bfloat16, any strides.
@@ -56,35 +58,40 @@ def frozen_stem(images: Tensor, weight: Tensor, bias: Tensor, *, stride: int = 2
         raise check.fail(name, "images", f"padded, at least as large as the kernel, {kernel}", tuple(images.shape[2:]))
     weight, bias = weight.detach().to(images.dtype), bias.detach().to(images.dtype)
     if native(images):
-        return run(name, images, weight, bias, stride, padding, wants_gradient(images))[0]
+        need_grad = wants_gradient(images)
+        output, _ = run(name, images=images, weight=weight, bias=bias, stride=stride, padding=padding, need_grad=need_grad)
+        return output
     return reference.frozen_stem(images, weight, bias, stride, padding)
 
 
 @register_fake("frozen_stem")
-def _(images, weight, bias, stride, padding, need_grad):
+def _(arguments: Any) -> tuple[Tensor, Tensor]:
+    images, weight, stride, padding = arguments.images, arguments.weight, arguments.stride, arguments.padding
     sides = [(side + 2 * padding - k) // stride // 2 + 1 for side, k in zip(images.shape[2:], weight.shape[2:], strict=True)]
     shape = (images.shape[0], weight.shape[0], *sides)
-    return images.new_empty(shape), images.new_empty(shape if need_grad else (0,), dtype=torch.uint8)
+    return images.new_empty(shape), images.new_empty(shape if arguments.need_grad else (0,), dtype=torch.uint8)
 
 
 @register_fake("frozen_stem_backward")
-def _(grad, index, weight, height, width, stride, padding):
-    return grad.new_empty(grad.shape[0], weight.shape[1], height, width)
+def _(arguments: Any) -> Tensor:
+    grad, inputs = arguments.grad, arguments.weight.shape[1]
+    return grad.new_empty(grad.shape[0], inputs, arguments.height, arguments.width)
 
 
-def _setup_context(ctx, inputs, output):
-    images, weight, _, *ctx.options, _ = inputs
-    ctx.size = images.shape[2:]
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(output[1], weight)
+def _save(ctx: Any, arguments: Any, output: tuple[Tensor, Tensor]) -> None:
+    _, index = output
+    ctx.mark_non_differentiable(index)
+    ctx.save_for_backward(index, arguments.weight)
+    height, width = arguments.images.shape[2:]
+    ctx.options = {"height": height, "width": width, "stride": arguments.stride, "padding": arguments.padding}
 
 
-def _backward(ctx, grad, _):
-    grads = [None] * 6
-    if ctx.needs_input_grad[0]:
-        grads[0] = run("frozen_stem_backward", grad, *ctx.saved_tensors, *ctx.size, *ctx.options)
-    return tuple(grads)
+def _backward(ctx: Any, needs: Any, grad: Tensor, _: Tensor) -> dict[str, Tensor]:
+    if not needs.images:
+        return {}
+    index, weight = ctx.saved_tensors
+    return {"images": run("frozen_stem_backward", grad=grad, index=index, weight=weight, **ctx.options)}
 
 
-register_autograd("frozen_stem", _setup_context, _backward)
+register_autograd("frozen_stem", _save, _backward)
 refuse_second_derivative("frozen_stem_backward")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,7 +71,9 @@ def imitation_mask(
     dtype = check.accumulate_dtype(torch.promote_types(anchors.dtype, boxes.dtype))
     anchors, boxes = anchors.detach().to(dtype), boxes.detach().to(dtype)
     if native(anchors):
-        return torch.ops.cls2det.imitation_mask(anchors, boxes, image_index, images, sizes, factor, kind)
+        return torch.ops.cls2det.imitation_mask(
+            anchors, boxes, image_index, images=images, level_sizes=sizes, factor=factor, assignment=kind
+        )
     return reference.imitation_mask(anchors, boxes, image_index, images, sizes, factor, assignment)
 
 
@@ -79,5 +82,5 @@ MOST_LEVELS = 16
 
 
 @register_fake("imitation_mask")
-def _(anchors, boxes, image_index, images, level_sizes, factor, assignment):
-    return anchors.new_empty(images, anchors.shape[0], dtype=torch.bool)
+def _(arguments: Any) -> Tensor:
+    return arguments.anchors.new_empty(arguments.images, arguments.anchors.shape[0], dtype=torch.bool)

@@ -7,16 +7,8 @@ from torch import Tensor
 from .. import _checks as check
 from .. import reference
 from .._library import native
-from ._common import (
-    reduce_rows,
-    register_fake,
-    register_loss,
-    run_loss,
-    save_row_gradients,
-    wants_gradient,
-    without_weightless,
-)
-from .kd_softmax_loss import logits_backward, logits_fake, matched_logits
+from ._common import reduce_rows, run, wants_gradient, without_weightless
+from .kd_softmax_loss import matched_logits, register_logits_loss
 
 MODES = ("bce", "l1norm")
 
@@ -72,12 +64,20 @@ def kd_sigmoid_loss(
     temperature = check.positive(name, "temperature", temperature)
     code = check.choice(name, "mode", mode, MODES)
     if native(student_logits):
-        arguments = (student_logits, teacher_logits, matched_idxs, temperature, code, column, wants_gradient(student_logits))
-        return run_loss(name, arguments, weight, normalizer, reduction)
-    kept = without_weightless(name, matched_idxs, weight)
-    rows = reference.kd_sigmoid_loss(student_logits, teacher_logits, kept, temperature, mode, background)
+        rows, _ = run(
+            name,
+            student_logits=student_logits,
+            teacher_logits=teacher_logits,
+            matched_idxs=matched_idxs,
+            temperature=temperature,
+            mode=code,
+            background=column,
+            need_grad=wants_gradient(student_logits),
+        )
+    else:
+        kept = without_weightless(name, matched_idxs, weight)
+        rows = reference.kd_sigmoid_loss(student_logits, teacher_logits, kept, temperature, mode, background)
     return reduce_rows(name, rows, weight, normalizer, reduction)
 
 
-register_fake("kd_sigmoid_loss")(logits_fake)
-register_loss("kd_sigmoid_loss", save_row_gradients(1), logits_backward)
+register_logits_loss("kd_sigmoid_loss")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -10,10 +12,9 @@ from .. import reference
 from .._library import native
 from ._common import (
     reduce_rows,
+    register_autograd,
     register_fake,
-    register_loss,
     run,
-    run_loss,
     save_row_gradients,
     wants_gradient,
     without_weightless,
@@ -66,10 +67,18 @@ def kd_softmax_loss(
     )
     temperature = check.positive(name, "temperature", temperature)
     if native(student_logits):
-        arguments = (student_logits, teacher_logits, matched_idxs, temperature, column, wants_gradient(student_logits))
-        return run_loss(name, arguments, weight, normalizer, reduction)
-    kept = without_weightless(name, matched_idxs, weight)
-    rows = reference.kd_softmax_loss(student_logits, teacher_logits, kept, temperature, background)
+        rows, _ = run(
+            name,
+            student_logits=student_logits,
+            teacher_logits=teacher_logits,
+            matched_idxs=matched_idxs,
+            temperature=temperature,
+            background=column,
+            need_grad=wants_gradient(student_logits),
+        )
+    else:
+        kept = without_weightless(name, matched_idxs, weight)
+        rows = reference.kd_softmax_loss(student_logits, teacher_logits, kept, temperature, background)
     return reduce_rows(name, rows, weight, normalizer, reduction)
 
 
@@ -99,18 +108,22 @@ def matched_logits(
     return check.in_dtype(student_logits, dtype), check.constant(teacher_logits, dtype), matched_idxs, column
 
 
-def logits_fake(student_logits: Tensor, *arguments) -> tuple[Tensor, Tensor]:
-    need_grad = arguments[-1]
-    rows = student_logits.new_empty(student_logits.shape[0], dtype=check.accumulate_dtype(student_logits.dtype))
-    return rows, student_logits.new_empty(student_logits.shape if need_grad else (0,))
+def register_logits_loss(name: str) -> None:
+    """Fake and gradient of both kd losses: the forward leaves d rows / d student_logits behind, the backward scales it."""
+
+    @register_fake(name)
+    def _(arguments: Any) -> tuple[Tensor, Tensor]:
+        student_logits = arguments.student_logits
+        rows = student_logits.new_empty(student_logits.shape[0], dtype=check.accumulate_dtype(student_logits.dtype))
+        return rows, student_logits.new_empty(student_logits.shape if arguments.need_grad else (0,))
+
+    def backward(ctx: Any, needs: Any, grad_rows: Tensor | None, _: None) -> dict[str, Tensor]:
+        if grad_rows is None or not needs.student_logits:
+            return {}
+        row_grads, student_logits = ctx.saved_tensors
+        return {"student_logits": run("scale_rows", grad_rows=grad_rows, row_grads=row_grads, input=student_logits)}
+
+    register_autograd(name, save_row_gradients(["student_logits"]), backward)
 
 
-def logits_backward(ctx, grad_rows, _):
-    grad = None
-    if grad_rows is not None and ctx.needs_input_grad[0]:
-        grad = run("scale_rows", grad_rows, *ctx.saved_tensors)
-    return (grad, *[None] * (len(ctx.arguments) - 1))
-
-
-register_fake("kd_softmax_loss")(logits_fake)
-register_loss("kd_softmax_loss", save_row_gradients(1), logits_backward)
+register_logits_loss("kd_softmax_loss")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .. import _checks as check
 from .. import reference
 from .._library import native
-from ._common import divisor, map_like, reduce_rows, refuse_second_derivative, register_fake, register_loss, run, run_loss
+from ._common import divisor, map_like, reduce_rows, refuse_second_derivative, register_autograd, register_fake, run
 
 
 def masked_feature_loss(
@@ -64,30 +66,45 @@ def masked_feature_loss(
     if reduction == "mean":
         normalizer = divisor(name, normalizer, check.accumulate_dtype(dtype)) * max(batch, 1)
     if native(student):
-        return run_loss(name, (student, teacher, mask, channel_mask), None, normalizer, reduction)
-    rows = reference.masked_feature_loss(student, teacher, mask, channel_mask)
+        rows = run(name, student=student, teacher=teacher, mask=mask, channel_mask=channel_mask)
+    else:
+        rows = reference.masked_feature_loss(student, teacher, mask, channel_mask)
     return reduce_rows(name, rows, None, normalizer, reduction)
 
 
 @register_fake("masked_feature_loss")
-def _(student, teacher, mask, channel_mask):
+def _(arguments: Any) -> Tensor:
+    student = arguments.student
     return student.new_empty(student.shape[0], dtype=check.accumulate_dtype(student.dtype))
 
 
 @register_fake("masked_feature_loss_backward")
-def _(grad_rows, student, teacher, mask, channel_mask, need_student, need_teacher):
-    return tuple(map_like(student) if needed else student.new_empty(0) for needed in (need_student, need_teacher))
+def _(arguments: Any) -> tuple[Tensor, Tensor]:
+    student = arguments.student
+    return (
+        map_like(student) if arguments.need_student else student.new_empty(0),
+        map_like(student) if arguments.need_teacher else student.new_empty(0),
+    )
 
 
-def _setup_context(ctx, inputs, output):
-    ctx.save_for_backward(*inputs)
+def _save(ctx: Any, arguments: Any, output: Tensor) -> None:
+    ctx.save_for_backward(*arguments)
 
 
-def _backward(ctx, grad_rows):
-    needed = ctx.needs_input_grad[:2]
-    grads = run("masked_feature_loss_backward", grad_rows, *ctx.saved_tensors, *needed)
-    return (*[grad if need else None for grad, need in zip(grads, needed, strict=True)], None, None)
+def _backward(ctx: Any, needs: Any, grad_rows: Tensor) -> dict[str, Tensor | None]:
+    student, teacher, mask, channel_mask = ctx.saved_tensors
+    grad_student, grad_teacher = run(
+        "masked_feature_loss_backward",
+        grad_rows=grad_rows,
+        student=student,
+        teacher=teacher,
+        mask=mask,
+        channel_mask=channel_mask,
+        need_student=needs.student,
+        need_teacher=needs.teacher,
+    )
+    return {"student": grad_student if needs.student else None, "teacher": grad_teacher if needs.teacher else None}
 
 
-register_loss("masked_feature_loss", _setup_context, _backward)
+register_autograd("masked_feature_loss", _save, _backward)
 refuse_second_derivative("masked_feature_loss_backward")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -11,10 +13,9 @@ from .._library import native
 from ._common import (
     reduce_rows,
     refuse_second_derivative,
+    register_autograd,
     register_fake,
-    register_loss,
     run,
-    run_loss,
     save_row_gradients,
     wants_gradient,
     without_weightless,
@@ -69,31 +70,43 @@ def matched_feature_loss(
     dtype = torch.promote_types(features.dtype, target_features.dtype)
     features, target_features = check.in_dtype(features, dtype), check.constant(target_features, dtype)
     if native(features):
-        arguments = (features, target_features, matched_idxs, *size, kind, beta, wants_gradient(features))
-        return run_loss(name, arguments, weight, normalizer, reduction)
-    kept = without_weightless(name, matched_idxs, weight)
-    rows = reference.matched_feature_loss(features, target_features, kept, size, loss, beta)
+        rows, _ = run(
+            name,
+            features=features,
+            target_features=target_features,
+            matched_idxs=matched_idxs,
+            out_h=size[0],
+            out_w=size[1],
+            loss=kind,
+            beta=beta,
+            need_grad=wants_gradient(features),
+        )
+    else:
+        kept = without_weightless(name, matched_idxs, weight)
+        rows = reference.matched_feature_loss(features, target_features, kept, size, loss, beta)
     return reduce_rows(name, rows, weight, normalizer, reduction)
 
 
 @register_fake("matched_feature_loss")
-def _(features, target_features, matched_idxs, out_h, out_w, loss, beta, need_grad):
+def _(arguments: Any) -> tuple[Tensor, Tensor]:
+    features = arguments.features
     acc = check.accumulate_dtype(features.dtype)
-    pooled = (features.shape[0], features.shape[1], out_h, out_w) if need_grad else (0,)
+    pooled = (*features.shape[:2], arguments.out_h, arguments.out_w) if arguments.need_grad else (0,)
     return features.new_empty(features.shape[0], dtype=acc), features.new_empty(pooled, dtype=acc)
 
 
 @register_fake("matched_feature_loss_backward")
-def _(grad_rows, pooled_grad, features):
-    return features.new_empty(features.shape)
+def _(arguments: Any) -> Tensor:
+    return arguments.features.new_empty(arguments.features.shape)
 
 
-def _backward(ctx, grad_rows, _):
-    grad = None
-    if grad_rows is not None and ctx.needs_input_grad[0]:
-        grad = run("matched_feature_loss_backward", grad_rows, *ctx.saved_tensors)
-    return (grad, *[None] * 7)
+def _backward(ctx: Any, needs: Any, grad_rows: Tensor | None, _: None) -> dict[str, Tensor]:
+    if grad_rows is None or not needs.features:
+        return {}
+    pooled_grad, features = ctx.saved_tensors
+    grads = {"grad_rows": grad_rows, "pooled_grad": pooled_grad}
+    return {"features": run("matched_feature_loss_backward", **grads, features=features)}
 
 
-register_loss("matched_feature_loss", save_row_gradients(1), _backward)
+register_autograd("matched_feature_loss", save_row_gradients(["features"]), _backward)
 refuse_second_derivative("matched_feature_loss_backward")

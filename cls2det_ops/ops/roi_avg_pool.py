@@ -60,9 +60,23 @@ def roi_avg_pool(
         check.index_values(name, "image_index", image_index, features.shape[0], "features")
         check.box_values(name, "boxes", boxes)
     if not native(features):
-        return reference.roi_avg_pool(features, boxes, image_index, size, samples, scale, padding_mode, clip)
+        return reference.roi_avg_pool(
+            features, boxes, image_index, size, samples, spatial_scale=scale, padding_mode=padding_mode, clip=clip
+        )
     boxes = check.in_dtype(boxes, check.accumulate_dtype(features.dtype))
-    return run(name, features, boxes, image_index, *size, *samples, scale, border, clip)
+    return run(
+        name,
+        features=features,
+        boxes=boxes,
+        image_index=image_index,
+        out_h=size[0],
+        out_w=size[1],
+        samples_h=samples[0],
+        samples_w=samples[1],
+        spatial_scale=scale,
+        border=border,
+        clip=clip,
+    )
 
 
-register_box_sampling("roi_avg_pool")
+register_box_sampling("roi_avg_pool", "features", ["samples_h", "samples_w", "spatial_scale", "border", "clip"])

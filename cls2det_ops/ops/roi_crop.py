@@ -42,8 +42,8 @@ def roi_crop(
 
     Gradients flow to ``boxes``, and to ``images`` when they require one. None flows to an edge that was clipped.
 
-    A box whose ``image_index`` is outside [0, B) gives zeros and passes no gradient. A box that is not finite gives NaN;
-    (its gradient is undefined); an inverted box gives a mirrored crop. :func:`debug_values` reports all three.
+    A box whose ``image_index`` is outside [0, B) gives zeros and passes no gradient. A box that is not finite gives NaN,
+    and its gradient is undefined. An inverted box gives a mirrored crop. :func:`debug_values` reports all three.
 
     Raises:
         TypeError, ValueError: an argument of wrong dtype, shape, device or value range, named with what was found.
@@ -62,7 +62,8 @@ def roi_crop(
     if not native(images):
         return reference.roi_crop(images, boxes, image_index, size, padding_mode=padding_mode, clip=clip)
     boxes = check.in_dtype(boxes, check.accumulate_dtype(images.dtype))
-    return run(name, images, boxes, image_index, *size, border, clip)
+    tensors = {"images": images, "boxes": boxes, "image_index": image_index}
+    return run(name, **tensors, out_h=size[0], out_w=size[1], border=border, clip=clip)
 
 
-register_box_sampling("roi_crop")
+register_box_sampling("roi_crop", "images", ["border", "clip"])

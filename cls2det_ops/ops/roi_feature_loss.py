@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -11,10 +13,9 @@ from .._library import native
 from ._common import (
     reduce_rows,
     refuse_second_derivative,
+    register_autograd,
     register_fake,
-    register_loss,
     run,
-    run_loss,
     save_row_gradients,
     wants_gradient,
     without_weightless,
@@ -125,37 +126,80 @@ def roi_feature_loss(
     features, target_features = check.in_dtype(features, dtype), check.constant(target_features, dtype)
     acc = check.accumulate_dtype(dtype)
     boxes, target_boxes = check.in_dtype(boxes, acc), check.constant(target_boxes, acc)
-    tensors = (features, boxes, image_index, target_features, target_boxes, target_image_index, matched_idxs)
+    tensors = {
+        "features": features,
+        "boxes": boxes,
+        "image_index": image_index,
+        "target_features": target_features,
+        "target_boxes": target_boxes,
+        "target_image_index": target_image_index,
+    }
+    options = {"spatial_scale": scale, "target_spatial_scale": target_scale, "clip": clip, "beta": beta}
     if native(features):
-        arguments = (*tensors, *size, *samples, scale, target_scale, border, clip, kind, beta, wants_gradient(boxes))
-        return run_loss(name, arguments, weight, normalizer, reduction)
-    kept = without_weightless(name, matched_idxs, weight)
-    rows = reference.roi_feature_loss(*tensors[:-1], kept, size, samples, scale, target_scale, padding_mode, clip, loss, beta)
+        rows, _ = run(
+            name,
+            **tensors,
+            matched_idxs=matched_idxs,
+            out_h=size[0],
+            out_w=size[1],
+            samples_h=samples[0],
+            samples_w=samples[1],
+            **options,
+            border=border,
+            loss=kind,
+            need_boxes=wants_gradient(boxes),
+        )
+    else:
+        rows = reference.roi_feature_loss(
+            **tensors,
+            matched_idxs=without_weightless(name, matched_idxs, weight),
+            output_size=size,
+            sampling_size=samples,
+            **options,
+            padding_mode=padding_mode,
+            loss=loss,
+        )
     return reduce_rows(name, rows, weight, normalizer, reduction)
 
 
 @register_fake("roi_feature_loss")
-def _(features, boxes, *arguments):
-    need_boxes = arguments[-1]
-    return boxes.new_empty(boxes.shape[0]), boxes.new_empty(boxes.shape if need_boxes else (0,))
+def _(arguments: Any) -> tuple[Tensor, Tensor]:
+    boxes = arguments.boxes
+    return boxes.new_empty(boxes.shape[0]), boxes.new_empty(boxes.shape if arguments.need_boxes else (0,))
 
 
 @register_fake("roi_feature_loss_backward")
-def _(grad_rows, features, *arguments):
-    return features.new_empty(features.shape)
+def _(arguments: Any) -> Tensor:
+    return arguments.features.new_empty(arguments.features.shape)
 
 
-def _backward(ctx, grad_rows, _):
-    grads = [None] * len(ctx.arguments)
+TENSORS = ("features", "boxes", "image_index", "target_features", "target_boxes", "target_image_index", "matched_idxs")
+OPTIONS = (
+    "out_h",
+    "out_w",
+    "samples_h",
+    "samples_w",
+    "spatial_scale",
+    "target_spatial_scale",
+    "border",
+    "clip",
+    "loss",
+    "beta",
+)
+
+
+def _backward(ctx: Any, needs: Any, grad_rows: Tensor | None, _: None) -> dict[str, Tensor]:
     if grad_rows is None:
-        return tuple(grads)
-    grad_boxes, *tensors = ctx.saved_tensors
-    if ctx.needs_input_grad[0]:
-        grads[0] = run("roi_feature_loss_backward", grad_rows, *tensors, *ctx.arguments[7:17])
-    if ctx.needs_input_grad[1]:
-        grads[1] = run("scale_rows", grad_rows, grad_boxes, tensors[1])
-    return tuple(grads)
+        return {}
+    box_grads, *saved = ctx.saved_tensors
+    tensors = dict(zip(TENSORS, saved, strict=True))
+    grads = {}
+    if needs.features:
+        grads["features"] = run("roi_feature_loss_backward", grad_rows=grad_rows, **tensors, **ctx.options)
+    if needs.boxes:
+        grads["boxes"] = run("scale_rows", grad_rows=grad_rows, row_grads=box_grads, input=tensors["boxes"])
+    return grads
 
 
-register_loss("roi_feature_loss", save_row_gradients(7), _backward)
+register_autograd("roi_feature_loss", save_row_gradients(TENSORS, OPTIONS), _backward)
 refuse_second_derivative("roi_feature_loss_backward")

@@ -114,7 +114,7 @@ def roi_kd_loss(
         matched_idxs=matched_idxs,
         target_image_index=target_image_index,
     )
-    # every scalar operation is a launch on a GPU, in both directions: weights and normalizer are read once for all terms
+    # every scalar operation is a launch on a GPU, in both directions: weight and normalizer are read once for all terms
     matched_idxs = without_weightless(name, matched_idxs, weight)
     if head == "softmax":
         background = background or "first"
@@ -165,6 +165,6 @@ def roi_kd_loss(
 
 
 def _image_of_match(matched_idxs: Tensor, target_image_index: Tensor) -> Tensor:
-    """target_image_index[matched_idxs]; of matches out of range, whose rows are ignored, any."""
+    """target_image_index[matched_idxs]; any image for a match out of range, whose row is ignored."""
     count = target_image_index.shape[0]
     return target_image_index[matched_idxs.clamp(0, count - 1)] if count else matched_idxs

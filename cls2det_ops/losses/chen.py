@@ -1,4 +1,4 @@
-"""KD (Chen et al., "Learning Efficient Object Detection Models with Knowledge Distillation", NeurIPS 2017)."""
+"""Chen et al., "Learning Efficient Object Detection Models with Knowledge Distillation", NeurIPS 2017."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ._common import cross_entropy, pair
 BACKGROUNDS = ("first", "last")
 
 
-def kd_weighted_loss(
+def chen_class_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
     *,
@@ -36,7 +36,7 @@ def kd_weighted_loss(
         A scalar, 0 for R = 0, or (R,) for "none". Gradients flow to ``student_logits``. A mean over rows: it does not depend on
         the split of a batch into equal numbers of boxes. A class of probability 0 costs nothing, whatever its logits.
     """
-    name = "kd_weighted_loss"
+    name = "chen_class_loss"
     student, teacher = pair(name, student_logits, teacher_logits, ("R", "C"), "logits")
     if student.shape[1] == 0:
         raise check.fail(name, "student_logits", "of at least one column", "none")
@@ -48,12 +48,12 @@ def kd_weighted_loss(
     return reduce_rows(name, (weight * terms).sum(1), None, None, reduction)
 
 
-def kd_bounded_loss(student_boxes: Tensor, teacher_boxes: Tensor, target_boxes: Tensor, *, margin: float = 0.0) -> Tensor:
+def chen_bounded_loss(student_boxes: Tensor, teacher_boxes: Tensor, target_boxes: Tensor, *, margin: float = 0.0) -> Tensor:
     r"""Squared error of the boxes that the student regresses worse than the teacher does; the others are left alone.
 
     .. math:: L_r = \|s_r - y_r\|^2 \; \text{if} \; \|s_r - y_r\|^2 + m > \|t_r - y_r\|^2, \; \text{else} \; 0
 
-    Decided for each box (a known port decides once for the whole batch).
+    The decision is per box (a known port decides once for the whole batch).
 
     Args:
         student_boxes, teacher_boxes, target_boxes: (R, 4), in the code of the box coder.
@@ -63,11 +63,11 @@ def kd_bounded_loss(student_boxes: Tensor, teacher_boxes: Tensor, target_boxes: 
         The mean over R, 0 for R = 0. Gradients flow to ``student_boxes``. It does not depend on the split of a batch into equal
         numbers of boxes.
     """
-    name = "kd_bounded_loss"
+    name = "chen_bounded_loss"
     student, teacher = pair(name, student_boxes, teacher_boxes, ("R", 4), "boxes")
     check.floating(name, "target_boxes", target_boxes, tuple(student.shape))
     check.same_device(name, student_boxes=student, target_boxes=target_boxes)
     margin = check.not_negative(name, "margin", margin)
     target = target_boxes.detach().to(student.dtype)
-    own, bound = ((boxes - target).square().sum(1) for boxes in (student, teacher))
-    return torch.where(own + margin <= bound, 0, own).sum() / max(len(own), 1)
+    error, bound = ((boxes - target).square().sum(1) for boxes in (student, teacher))
+    return torch.where(error + margin <= bound, 0, error).sum() / max(len(error), 1)
