@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cls2det.distill.classifier import DistillSettings
+from cls2det.distill.classifier import ClassifierSettings
 from cls2det.models.taps import Positives
 from cls2det.teachers.crop_classifier import CropClassifier
 
@@ -56,7 +56,7 @@ class Released:
     def __init__(
         self,
         teacher: CropClassifier,
-        settings: DistillSettings,
+        settings: ClassifierSettings,
         _classes: Sequence[str],
         transform: nn.Module,
         padding_mode: str = "border",

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cls2det.distill.classifier import DistillSettings
+from cls2det.distill.classifier import ClassifierSettings
 from cls2det.teachers.crop_classifier import CropClassifier
 from cls2det_ops import roi_crop
 
@@ -25,7 +25,7 @@ def test_the_recreated_release_crops_as_roi_crop(padding_mode, clamp):
 
     torch.manual_seed(0)
     teacher = CropClassifier(["a", "b"], crop_size=16)
-    released = Released(teacher, DistillSettings(), teacher.classes, teacher.transform, padding_mode, clamp)
+    released = Released(teacher, ClassifierSettings(), teacher.classes, teacher.transform, padding_mode, clamp)
     images, index = torch.rand(2, 3, 40, 60), torch.tensor([0, 0, 1, 1])
     boxes = torch.tensor([[3.3, 4.1, 30.2, 35.7], [-8.4, -3.2, 25.1, 61.3], [40.3, 2.1, 75.2, 20.4], [10.2, 5.3, 12.9, 9.9]])
     results = []

@@ -12,7 +12,8 @@ pytest.importorskip("pycocotools")
 pytest.importorskip("sklearn")
 
 from cls2det.data.augment import AUGMENTATIONS, Augmentation, get_augmentation
-from cls2det.data.dataset import DetectionData, SeededSampler, test_loader, train_loader
+from cls2det.data.dataset import DetectionData
+from cls2det.data.loader import SeededSampler, test_loader, train_loader
 from cls2det.study import scenes
 from cls2det.study.scenes import SceneSettings, make_scenes, render_scene
 
@@ -255,7 +256,7 @@ def test_distributed_processes_share_the_batches(monkeypatch):
     whole = list(SeededSampler(9, 12, seed=1))
     parts = []
     for rank in range(2):
-        monkeypatch.setattr("cls2det.data.dataset._world", lambda rank=rank: (rank, 2))
+        monkeypatch.setattr("cls2det.data.loader.rank_and_world", lambda rank=rank: (rank, 2))
         parts.append(list(SeededSampler(9, 6, seed=1)))
     assert sorted(parts[0] + parts[1]) == sorted(whole) and parts[0] == whole[::2]
 
@@ -263,7 +264,7 @@ def test_distributed_processes_share_the_batches(monkeypatch):
 def test_shares_of_an_evaluation_hold_every_image_once(root, monkeypatch):
     data, seen = DetectionData(root, "train"), []
     for rank in range(5):
-        monkeypatch.setattr("cls2det.data.dataset._world", lambda rank=rank: (rank, 5))
+        monkeypatch.setattr("cls2det.data.loader.rank_and_world", lambda rank=rank: (rank, 5))
         loader = test_loader(data, batch_size=2, shared=True)
         ids = [int(target["image_id"]) for _, targets in loader for target in targets]
         assert len(loader.sampler) == len(ids)

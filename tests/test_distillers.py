@@ -1,6 +1,5 @@
 """Detector-to-detector methods in training: which students they fit, what they train, what reaches the files, what they refuse."""
 
-import csv
 import json
 from urllib.error import URLError
 
@@ -14,21 +13,25 @@ from torchvision.ops import box_iou, clip_boxes_to_image, generalized_box_iou
 pytest.importorskip("lightning")
 pytest.importorskip("pycocotools")
 
-from cls2det import commands
-from cls2det.cli import main, parse_options
+from cls2det.cli import main
 from cls2det.commands.export import export
-from cls2det.distill import METHODS, DetectorTeacher, Distillers
-from cls2det.distill.classifier import ClassifierDistiller, DistillSettings
+from cls2det.distill import (
+    DETECTOR_METHODS,
+    ClassifierDistiller,
+    ClassifierSettings,
+    DetectorTeacher,
+    Distillation,
+    HarmonySettings,
+)
 from cls2det.distill.fgfi import FGFISettings
 from cls2det.distill.fkd import PRESETS, FKDSettings, NonLocal
 from cls2det.distill.gid import GIDSettings, fcos_places, select_instances
-from cls2det.distill.tbd import TBDSettings
 from cls2det.models.students import build_student
 from cls2det.teachers.crop_classifier import CropClassifier
-from cls2det.teachers.detector import Taught, check_same_grid, rescaled
+from cls2det.teachers.detector import TeacherOutputs, check_same_grid, rescaled
 from cls2det.training.detector import DetectorTraining, gradient_ratios
 from cls2det.training.settings import Optim, Run
-from training_cases import DIGITS, FITS, batch, silent, weights_in
+from training_cases import DIGITS, FITS, batch, distill, logged, plain_training, untrained_student, weights_in
 
 PAIRS = [(student, method) for student, methods in FITS.items() for method in methods]
 HERE = Run(device="cpu", cache=True, checkpoint_every=2, log_every=1, ratio_every=2)
@@ -45,14 +48,12 @@ def model_of(
     torch.manual_seed(1)
     detector = teacher or build_student(wide(student), 10)
 
-    def distil(classes, built):
-        chosen = {name: settings.get(name) or METHODS[name][1](warmup_steps=0) for name in methods}
-        return Distillers(
-            built, classifier and classifier(classes, built), DetectorTeacher(detector, classes, range(1, 11)), chosen
-        )
-
+    chosen = {name: settings.get(name) or DETECTOR_METHODS[name][1](warmup_steps=0) for name in methods}
     torch.manual_seed(0)
-    return DetectorTraining(DIGITS, student, distil=distil).train()
+    built = build_student(student, 10)
+    distiller = classifier and ClassifierDistiller(classifier, ClassifierSettings(), DIGITS, built.transform)
+    distillation = Distillation(built, distiller, DetectorTeacher(detector, DIGITS, range(1, 11)), chosen)
+    return DetectorTraining(built, DIGITS, distillation=distillation).train()
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +64,7 @@ def detector_weights(tmp_path_factory):
     def write(student: str, classes=DIGITS):
         path = folder / f"{student}-{len(classes)}.pt"
         if not path.exists():
-            torch.manual_seed(1)
-            DetectorTraining(list(classes), student).save(path)
+            untrained_student(path, student, list(classes))
         return path
 
     return write
@@ -95,14 +95,14 @@ def test_method_trains_student(scenes, student, method):
     assert sum(total[-3:]) / 3 < 0.97 * sum(total[:2]) / 2, [round(value, 4) for value in total]
     moved = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
     assert any(name.startswith("detector.") for name in moved)
-    still = [name for name in before if name.startswith("distillers.") and name not in moved]
+    still = [name for name in before if name.startswith("distillation.") and name not in moved]
     # A convolution in front of a norm that starts at 0, or of a softmax that no constant changes, may rest for a while.
     assert all(name.endswith("bias") or "relations" in name or "context" in name for name in still), still
 
 
 @pytest.mark.parametrize("student", FITS)
 def test_other_methods_are_refused_with_the_reason(student):
-    for method in METHODS:
+    for method in DETECTOR_METHODS:
         if method not in FITS[student]:
             with pytest.raises(ValueError, match=f"^{method} "):
                 model_of(student, method)
@@ -116,14 +116,14 @@ def test_the_detectors_own_loss_is_untouched(scenes, student):
     torch.manual_seed(3)
     own, _ = model.losses(images, targets)
     torch.manual_seed(0)
-    plain = DetectorTraining(DIGITS, student).train()
+    plain = plain_training(student)
     torch.manual_seed(3)
     alone, _ = plain.losses(images, targets)
     assert own.keys() == alone.keys() and all(torch.equal(own[name], alone[name]) for name in own)
 
 
 def test_teacher_is_frozen_and_runs_no_further_than_is_read(scenes):
-    """Features only for FKD; the RPN's head for GID; the box head for KD; never its losses, proposals or NMS."""
+    """Features only for FKD; the RPN's head for GID; the box head for Chen's; never its losses, proposals or NMS."""
     teacher = build_student("fasterrcnn_compact_wide", 10)
     ran = []
     for name in ("rpn", "rpn.head", "roi_heads", "roi_heads.box_head"):
@@ -132,7 +132,7 @@ def test_teacher_is_frozen_and_runs_no_further_than_is_read(scenes):
     for methods, wanted in (
         (("fkd", "fgfi"), ["backbone"]),
         (("gid",), ["backbone", "rpn.head"]),
-        (("kd", "fkd"), ["backbone", "roi_heads.box_head", "rpn.head"]),
+        (("chen", "fkd"), ["backbone", "roi_heads.box_head", "rpn.head"]),
     ):
         model = model_of("fasterrcnn_compact", *methods, teacher=teacher)
         ran.clear()
@@ -146,17 +146,15 @@ def test_teacher_is_frozen_and_runs_no_further_than_is_read(scenes):
 def test_sum_is_of_the_parts(scenes, teacher_weights):
     """classifier + fkd + pkd: each term is what it is alone, with its own weight and name."""
 
-    def classifier(classes, built):
-        return ClassifierDistiller(CropClassifier.load(teacher_weights), DistillSettings(), classes, built.transform)
-
+    classifier = CropClassifier.load(teacher_weights)
     pictures = batch(scenes, 4)
     alone = {}
     for methods, own in (((), classifier), (("fkd",), None), (("pkd",), None)):
         alone |= model_of("ssd_compact", *methods, classifier=own).losses(*pictures)[1]
     model = model_of("ssd_compact", "fkd", "pkd", classifier=classifier)
-    adapters = model_of("ssd_compact", "fkd").distillers.methods["fkd"].state_dict()
-    model.distillers.methods["fkd"].load_state_dict(adapters)
-    model.distillers.methods["pkd"].load_state_dict(model_of("ssd_compact", "pkd").distillers.methods["pkd"].state_dict())
+    adapters = model_of("ssd_compact", "fkd").distillation.methods["fkd"].state_dict()
+    model.distillation.methods["fkd"].load_state_dict(adapters)
+    model.distillation.methods["pkd"].load_state_dict(model_of("ssd_compact", "pkd").distillation.methods["pkd"].state_dict())
     together = model.losses(*pictures)[1]
     assert set(together) == {"kd_cls", "kd_loc", "loc", "fkd_attention", "fkd_transfer", "fkd_nonlocal", "pkd"}
     for name, term in together.items():
@@ -169,7 +167,7 @@ def test_weight_and_warmup(scenes):
     with model.tap:
         model.detector([image.float() / 255 for image in batch(scenes, 2)[0]], batch(scenes, 2)[1])
     for step, share in ((0, 0.0), (5, 0.5), (10, 1.0), (99, 1.0)):
-        torch.testing.assert_close(model.distillers(model.tap.seen, step)["fgfi"], 0.5 * share * full)
+        torch.testing.assert_close(model.distillation(model.tap.student_outputs, step)["fgfi"], 0.5 * share * full)
 
 
 def test_gradient_ratio_of_a_term_on_maps_is_taken_there(scenes):
@@ -200,7 +198,7 @@ def test_under_autocast(scenes, student, dtype):
         own, terms = model.losses(*pictures)
     for name, term in terms.items():
         assert term.dtype == torch.float32 and term.isfinite(), name
-        if not name.startswith(("gid", "kd_")):  # these choose boxes by scores: others may be chosen
+        if not name.startswith(("gid", "chen_")):  # these choose boxes by scores: others may be chosen
             torch.testing.assert_close(term, exact[name], rtol=0.1, atol=1e-3)
     sum((own | terms).values()).backward()
     assert all(value.grad.isfinite().all() for value in model.parameters() if value.grad is not None)
@@ -210,16 +208,13 @@ def test_adapters_are_in_the_checkpoint_and_in_no_file_of_weights(scenes, detect
     """Stopped and started again, a run with adapters makes the steps of the unbroken one; what it writes is the student."""
 
     def run(out, steps):
-        commands.distill(
+        distill(
             scenes,
             out,
-            images=8,
-            backbone_weights="none",
             optim=Optim(steps=steps, batch_size=2, schedule="constant"),
             run=HERE,
             detector_teacher=str(detector_weights("ssd_compact_wide")),
             distillers=["fkd", "fgfi"],
-            progress=silent,
         )
 
     run(tmp_path / "whole", 4)
@@ -231,15 +226,14 @@ def test_adapters_are_in_the_checkpoint_and_in_no_file_of_weights(scenes, detect
     run(tmp_path / "two", 4)
     one, other = (weights_in(tmp_path / name / "weights.pt") for name in ("whole", "two"))
     assert all(torch.equal(one[name], other[name]) for name in one)
-    assert not any("distillers" in name or "adapt" in name for name in one)
-    assert set(one) == set(DetectorTraining(DIGITS, "ssd_compact").state_dict())
+    assert not any("distillation" in name or "adapt" in name for name in one)
+    assert set(one) == set(build_student("ssd_compact", 10).state_dict())
     checkpoint = torch.load(tmp_path / "whole" / "last.ckpt", weights_only=True)["state_dict"]
-    trained = [name for name in checkpoint if name.startswith("distillers.methods.fkd")]
+    trained = [name for name in checkpoint if name.startswith("distillation.methods.fkd")]
     assert trained and not any("teacher.detector" in name for name in checkpoint)
-    with open(tmp_path / "whole" / "log" / "metrics.csv", newline="") as file:
-        logged = [row for row in csv.DictReader(file) if row["loss"]]
+    rows = logged(tmp_path / "whole")
     for column in ("fkd_attention", "fkd_transfer", "fkd_nonlocal", "fgfi", "gradient_ratio/fkd_attention"):
-        assert any(float(row[column] or 0) > 0 for row in logged), column
+        assert any(float(row[column] or 0) > 0 for row in rows), column
     exported = tmp_path / "exported"
     export(tmp_path / "whole" / "weights.pt", exported, formats=["state_dict"])
     assert json.loads((tmp_path / "whole" / "report.json").read_text())["parameters"] == sum(
@@ -249,24 +243,21 @@ def test_adapters_are_in_the_checkpoint_and_in_no_file_of_weights(scenes, detect
 
 def test_averaged_weights_with_adapters(scenes, detector_weights, tmp_path):
     """A moving average copies the module: teachers are shared, adapters are not."""
-    commands.distill(
+    distill(
         scenes,
         tmp_path / "run",
-        images=8,
-        backbone_weights="none",
         optim=Optim(steps=2, batch_size=2),
-        run=Run(device="cpu", checkpoint_every=2, ema=0.9, ratio_every=0),
+        run=Run(device="cpu", checkpoint_every=2, ema=0.9, ratio_every=None),
         detector_teacher=str(detector_weights("ssd_compact_wide")),
         distillers=["pkd"],
-        progress=silent,
     )
-    assert set(weights_in(tmp_path / "run" / "weights.pt")) == set(DetectorTraining(DIGITS, "ssd_compact").state_dict())
+    assert set(weights_in(tmp_path / "run" / "weights.pt")) == set(build_student("ssd_compact", 10).state_dict())
 
 
 def test_recipe_with_a_list_of_distillers(scenes, detector_weights, teacher_weights, tmp_path, capsys):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
-        f"distillers: [classifier, fkd]\nfkd: {{weight: 3.0, preset: one-stage}}\ndistill: {{warmup_steps: 2}}\n"
+        f"distillers: [classifier, fkd]\nfkd: {{weight: 3.0, preset: one-stage}}\nclassifier: {{warmup_steps: 2}}\n"
         f"detector_teacher: {detector_weights('ssd_compact_wide')}\nteacher: {teacher_weights}\nimages: 8\n"
         "backbone_weights: none\noptim: {steps: 2, batch_size: 2}\nrun: {device: cpu, checkpoint_every: 2, log_every: 1}\n"
     )
@@ -284,19 +275,16 @@ def test_recipe_with_a_list_of_distillers(scenes, detector_weights, teacher_weig
     options = json.loads((tmp_path / "run" / "options.json").read_text())
     assert options["command"] == "distill" and options["distillers"] == ["classifier", "fkd"]
     assert options["fkd"]["weight"] == 3.0 and options["fkd"]["preset"] == "one-stage"
-    with open(tmp_path / "run" / "log" / "metrics.csv", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["loss"]]
+    rows = logged(tmp_path / "run")
     assert all(float(row["fkd_attention"]) > 0 for row in rows)
     assert float(rows[0]["kd_cls"]) == 0 < float(rows[1]["kd_cls"])
     assert main(["train", *command[1:6], str(tmp_path / "plain"), "--allow-poor-teacher"]) == 0
     assert json.loads((tmp_path / "plain" / "options.json").read_text())["command"] == "train"
     capsys.readouterr()
     assert main([*command[:6], str(tmp_path / "wrong"), "--distillers", "fkt"]) == 2
-    assert "no distiller fkt; there are classifier, kd" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="give --detector-teacher"):
-        commands.distill(
-            **parse_options("distill", {"data_root": str(scenes), "out": str(tmp_path / "none"), "distillers": ["fkd"]})
-        )
+    assert "no distiller fkt; there are classifier, chen" in capsys.readouterr().err
+    assert main([*command[:1], *command[3:6], str(tmp_path / "none"), "--distillers", "fkd"]) == 2
+    assert "give --detector-teacher" in capsys.readouterr().err
 
 
 def test_teachers_that_do_not_fit_are_refused(detector_weights, teacher_weights):
@@ -312,7 +300,7 @@ def test_teachers_that_do_not_fit_are_refused(detector_weights, teacher_weights)
     other.anchor_generator = AnchorGenerator(((10, 15, 19), (24, 30, 38), (48, 60, 76)), ((0.5, 1.0, 2.0),) * 3)
     with pytest.raises(ValueError, match=r"anchor by anchor: the student's 12096 .* not the same"):
         check_same_grid("gid", build_student("retinanet_compact", 10), other)
-    with pytest.raises(ValueError, match="CropClassifier, expected a DetectorTraining"):
+    with pytest.raises(ValueError, match="holds a crop_classifier, expected a student"):
         DetectorTeacher.load(str(teacher_weights), DIGITS)
     with pytest.raises(FileNotFoundError):
         DetectorTeacher.load("nowhere.pt", DIGITS)
@@ -325,13 +313,13 @@ def test_columns_are_found_by_the_names_of_classes(scenes, detector_weights):
     lacks cannot be read, and its maps can."""
     classes = [*reversed(DIGITS), "dog"]
     teacher = DetectorTeacher.load(str(detector_weights("fasterrcnn_compact_wide", classes)), DIGITS)
-    assert teacher.columns("kd") == [0, *range(10, 0, -1)]
+    assert teacher.columns("chen") == [0, *range(10, 0, -1)]
     few = DetectorTeacher.load(str(detector_weights("fasterrcnn_compact_wide", DIGITS[:4])), DIGITS)
-    with pytest.raises(ValueError, match="kd reads the detector teacher's scores, and it does not know 4, 5, 6, 7, 8, 9"):
-        few.columns("kd")
+    with pytest.raises(ValueError, match="chen reads the detector teacher's scores, and it does not know 4, 5, 6, 7, 8, 9"):
+        few.columns("chen")
     student = build_student("fasterrcnn_compact", 10)
-    Distillers(student, None, few, {"fkd": FKDSettings()})
-    Distillers(student, None, teacher, {"kd": METHODS["kd"][1]()})
+    Distillation(student, None, few, {"fkd": FKDSettings()})
+    Distillation(student, None, teacher, {"chen": DETECTOR_METHODS["chen"][1]()})
 
 
 def test_torchvisions_detectors_know_the_classes_of_coco(monkeypatch):
@@ -366,15 +354,15 @@ def test_images_are_rescaled_to_the_teachers_normalisation():
 def test_fkd_terms_again_from_their_formulas(scenes):
     """With the adapters' own weights, the non-local block written out as a sum over places."""
     model = model_of("ssd_compact", "fkd", fkd=FKDSettings(preset="one-stage", per_image=True))
-    distiller = model.distillers.methods["fkd"]
+    distiller = model.distillation.methods["fkd"]
     for level in distiller.levels:
         for block in (level.student_relations, level.teacher_relations):
             block.norm.weight.data.fill_(0.7)  # 0 at first: then the block is the identity and shows nothing
     model.eval()
     model.detector.train()
     model.losses(*batch(scenes, 2))
-    seen = model.tap.seen
-    taught = Taught(model.distillers.teacher, seen, model.detector.transform)
+    seen = model.tap.student_outputs
+    taught = TeacherOutputs(model.distillation.teacher, seen, model.detector.transform)
     found = distiller(seen, taught)
     weights = PRESETS["one-stage"][:3]
     wanted = [0.0, 0.0, 0.0]
@@ -415,42 +403,42 @@ def test_fkd_in_16_bits_takes_features_as_large_as_vggs():
     assert small.grad.isfinite().all() and all(each.grad is not None for each in block.parameters())
 
 
-def test_kd_looks_at_the_samples_that_the_detectors_loss_looks_at(scenes):
+def test_chen_looks_at_the_samples_that_the_detectors_loss_looks_at(scenes):
     """Soft labels of the RPN over its sampled anchors; bounded boxes over all sampled proposals, as the box loss."""
-    model = model_of("fasterrcnn_compact", "kd")
+    model = model_of("fasterrcnn_compact", "chen")
     _, terms = model.losses(*batch(scenes, 2))
-    seen, rpn = model.tap.seen, model.detector.rpn
+    seen, rpn = model.tap.student_outputs, model.detector.rpn
     known = seen.grid.labels >= 0
     assert known.sum(1).tolist() == [rpn.fg_bg_sampler.batch_size_per_image] * 2
     assert (seen.grid.labels > 0).any() and type(rpn.fg_bg_sampler).__name__ == "BalancedPositiveNegativeSampler"
-    taught = Taught(model.distillers.teacher, seen, model.detector.transform)
+    taught = TeacherOutputs(model.distillation.teacher, seen, model.detector.transform)
     logits, regression = taught.regions(seen.regions.proposals)
     ours = seen.regions.logits.log_softmax(1)
     weight = torch.ones(11)
     weight[0] = 1.5
     soft = -(weight * logits.softmax(1) * ours).sum(1).mean()
     anchors = F.binary_cross_entropy_with_logits(seen.grid.logits[known][:, 0], taught.grid[0][known][:, 0].sigmoid())
-    torch.testing.assert_close(terms["kd_soft"], 0.25 * (soft + anchors), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(terms["chen_soft"], 0.25 * (soft + anchors), rtol=1e-4, atol=1e-6)
     total = 0.0
     for row in torch.where(seen.regions.labels > 0)[0].tolist():
         label = seen.regions.labels[row].item()
         own, theirs = (codes[row, 4 * label : 4 * label + 4] for codes in (seen.regions.regression, regression))
         own, theirs = ((codes - seen.regions.targets[row]).square().sum() for codes in (own, theirs))
         total += own.item() if own > theirs else 0.0
-    assert terms["kd_bounded"].item() == pytest.approx(0.5 * total / len(seen.regions.labels), rel=1e-4)
+    assert terms["chen_bounded"].item() == pytest.approx(0.5 * total / len(seen.regions.labels), rel=1e-4)
 
 
 @pytest.mark.parametrize("student", ["retinanet_compact", "fcos_compact"])
-def test_tbd_looks_where_the_teacher_scores_and_where_its_boxes_fit(scenes, student, monkeypatch):
+def test_harmony_looks_where_the_teacher_scores_and_where_its_boxes_fit(scenes, student, monkeypatch):
     """Its masks and weights, from the teacher's predictions, anchor by anchor."""
     given = {}
-    place = "cls2det.distill.tbd."
-    monkeypatch.setattr(place + "tbd_feature_loss", lambda *given_to: given.setdefault("masks", given_to[2:4])[0][0].sum())
+    place = "cls2det.distill.harmony."
+    monkeypatch.setattr(place + "harmony_feature_loss", lambda *given_to: given.setdefault("masks", given_to[2:4])[0][0].sum())
     monkeypatch.setattr(place + "bckd_loss", lambda *given_to: given.setdefault("harmony", given_to[3]).sum())
-    model = model_of(student, "tbd")
+    model = model_of(student, "harmony")
     model.losses(*batch(scenes, 2))
-    seen = model.tap.seen
-    taught = Taught(model.distillers.teacher, seen, model.detector.transform)
+    seen = model.tap.student_outputs
+    taught = TeacherOutputs(model.distillation.teacher, seen, model.detector.transform)
     grid, found = seen.grid, seen.positives
     scores, regression = taught.grid[0][..., 1:].sigmoid(), taught.grid[1]
     sizes = [features.shape[-2:] for features in seen.features.values()]
@@ -474,15 +462,15 @@ def test_tbd_looks_where_the_teacher_scores_and_where_its_boxes_fit(scenes, stud
 
 
 @pytest.mark.parametrize("student", ["retinanet_compact", "fcos_compact"])
-def test_tbd_terms_again_from_their_formulas(scenes, student):
+def test_harmony_terms_again_from_their_formulas(scenes, student):
     """With weights of their own, a teacher of another order of classes, and places found by the centres of the anchors."""
-    settings = TBDSettings(warmup_steps=0, cls_weight=0.7, box_weight=3.0, feature_weight=5.0, balance=0.2)
-    model = model_of(student, "tbd", tbd=settings)
-    distiller, count, columns = model.distillers.methods["tbd"], 0, list(range(10, 0, -1))
+    settings = HarmonySettings(warmup_steps=0, cls_weight=0.7, box_weight=3.0, feature_weight=5.0, balance=0.2)
+    model = model_of(student, "harmony", harmony=settings)
+    distiller, count, columns = model.distillation.methods["harmony"], 0, list(range(10, 0, -1))
     distiller.columns = columns
     model.losses(*batch(scenes, 2))
-    seen = model.tap.seen
-    taught = Taught(model.distillers.teacher, seen, model.detector.transform)
+    seen = model.tap.student_outputs
+    taught = TeacherOutputs(model.distillation.teacher, seen, model.detector.transform)
     grid, found = seen.grid, seen.positives
     logits, regression = taught.grid[0][..., columns], taught.grid[1]
     masks = [[torch.zeros(2, *each.shape[2:]) for each in seen.features.values()] for _ in range(2)]
@@ -524,7 +512,7 @@ def test_gid_marks_the_places_that_fcos_calls_positive(scenes):
     model = model_of("fcos_compact", "gid")
     images, targets = batch(scenes, 4)
     model.losses(images, targets)
-    grid, positives = model.tap.seen.grid, model.tap.positives
+    grid, positives = model.tap.student_outputs.grid, model.tap.positives
     for image in range(4):
         boxes = positives.target_boxes[positives.target_image_index == image]
         found = fcos_places(grid.anchors, grid.level_sizes, boxes, model.detector.center_sampling_radius)
@@ -533,16 +521,12 @@ def test_gid_marks_the_places_that_fcos_calls_positive(scenes):
 
 def test_a_teacher_that_nothing_reads_is_said(scenes, detector_weights, tmp_path):
     with pytest.warns(UserWarning, match="detector_teacher .* is read by none of the distillers classifier"):
-        commands.distill(
+        distill(
             scenes,
             tmp_path / "run",
-            images=4,
-            backbone_weights="none",
             optim=Optim(steps=1, batch_size=2),
-            run=Run(device="cpu", checkpoint_every=1),
             detector_teacher=str(detector_weights("ssd_compact_wide")),
-            distill=DistillSettings(kd_cls_weight=0.0, kd_loc_weight=0.0),
-            progress=silent,
+            classifier=ClassifierSettings(kd_cls_weight=0.0, kd_loc_weight=0.0),
         )
 
 

@@ -14,7 +14,7 @@ from torchvision.models import resnet18, resnet50
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from cls2det.teachers import frozen
-from cls2det.teachers.frozen import ConvReLU, Replayed, freeze
+from cls2det.teachers.frozen import ConvReLU, Replayed, convolved_shape, freeze
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 NODES = {"maxpool": "maxpool", "layer1": "layer1", "layer2.0.relu": "inner", "fc": "logits"}
@@ -119,7 +119,7 @@ def test_a_sum_in_place_of_what_is_read_again():
 )
 def test_shape_of_a_convolution(kernel, stride, padding, dilation):
     conv, x = nn.Conv2d(3, 5, kernel, stride, padding, dilation), torch.randn(2, 3, 11, 14)
-    assert frozen._shape(conv, x) == conv(x).shape
+    assert convolved_shape(conv, x) == conv(x).shape
 
 
 def test_crops_are_differentiated():
@@ -136,7 +136,7 @@ def test_without_a_gpu_nothing_is_captured():
     replayed = Replayed(network)
     with torch.no_grad():
         assert_alike(replayed(crops := torch.randn(3, 3, 64, 64)), network(crops), tolerance=0)
-    assert not replayed._graphs
+    assert not replayed.captured_sizes
 
 
 @GPU
@@ -164,8 +164,7 @@ def test_on_a_gpu_graphs_are_replayed():
     for found, expected in kept[:-1]:  # what is given stays as it is while others are computed
         assert_alike(found, expected)
     assert all(len(value) == 0 for value in kept[-1][0].values())
-    sizes = sorted(key[0] for key in replayed._graphs)
-    assert sizes == [frozen.GRAPH_STEP, 2 * frozen.GRAPH_STEP, frozen.LARGEST_GRAPH]
+    assert replayed.captured_sizes == [frozen.GRAPH_STEP, 2 * frozen.GRAPH_STEP, frozen.LARGEST_GRAPH]
 
 
 @GPU
@@ -175,7 +174,7 @@ def test_on_a_gpu_all_modes_replay_what_one_captured():
         first = replayed(crops)
     with torch.no_grad():
         assert_alike(replayed(crops), first, tolerance=0)
-    assert len(replayed._graphs) == 1
+    assert len(replayed.captured_sizes) == 1
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU or none")
@@ -193,7 +192,7 @@ def test_on_a_gpu_moved_weights_are_captured_anew():
     with torch.no_grad():
         before = replayed(crops)
         replayed.cpu().cuda()
-        assert not replayed._graphs
+        assert not replayed.captured_sizes
         assert_alike(replayed(crops), before)
 
 

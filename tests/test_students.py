@@ -27,7 +27,7 @@ def small(name, classes=CLASSES, **options):
     """A student at a size that tests can afford."""
     if name.startswith("detr"):
         pytest.importorskip("transformers")
-    return build_student(name, classes, 0 if STUDENTS[name].fixed_size else 96, **options)
+    return build_student(name, classes, None if STUDENTS[name].fixed_size else 96, **options)
 
 
 def batch():

@@ -1,6 +1,5 @@
 """Training runs: they learn, survive a kill, resume exactly, and leave the files that they say."""
 
-import csv
 import dataclasses
 import json
 import os
@@ -23,21 +22,17 @@ pytest.importorskip("lightning")
 pytest.importorskip("pycocotools")
 
 from cls2det import commands
-from cls2det.distill import DetectorTeacher
-from cls2det.distill.classifier import DistillSettings
+from cls2det.distill import ClassifierSettings, DetectorTeacher
 from cls2det.models.backbones import build_classifier
+from cls2det.models.students import build_student, load_student
 from cls2det.models.students.detr import Detr
 from cls2det.teachers.crop_classifier import CropClassifier
+from cls2det.training.classifier import ClassifierTraining
 from cls2det.training.detector import DetectorTraining
 from cls2det.training.settings import Optim, Run
-from training_cases import DIGITS, distill, silent, train_teacher, weights_in
+from training_cases import DIGITS, distill, evaluate, logged, silent, train, train_teacher, untrained_student, weights_in
 
 RUN = Run(device="cpu", cache=True, checkpoint_every=10)
-
-
-def logged(folder):
-    with open(folder / "log" / "metrics.csv", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def same(first, second):
@@ -56,7 +51,7 @@ def test_loss_falls_and_the_student_stands_alone(scenes, teacher_weights, tmp_pa
         progress=lambda step, total, text: history.append(float(text.split()[-1])),
     )
     assert len(history) == 6 and history[-1] < 0.7 * history[0], history
-    rows = [row for row in logged(tmp_path / "run") if row["loss"]]
+    rows = logged(tmp_path / "run")
     for term in ("bbox_regression", "classification"):
         assert float(rows[0][term]) > float(rows[-1][term]) > 0, term
     for term in ("kd_cls", "kd_loc", "loc"):
@@ -67,7 +62,7 @@ def test_loss_falls_and_the_student_stands_alone(scenes, teacher_weights, tmp_pa
     assert keys and all(key.startswith("detector.") for key in keys)
     alone = tmp_path / "elsewhere.pt"
     shutil.move(tmp_path / "run" / "weights.pt", alone)
-    table = commands.evaluate(alone, scenes, "test", tmp_path / "evaluation", device="cpu")
+    table = evaluate(alone, scenes, "test", tmp_path / "evaluation")
     assert 0 <= table["class acc"] <= 100 and 0 <= table["mean IoU"] <= 100 and len(table["AP by IoU"]) == 10
     assert table["mAP"] == pytest.approx(sum(table["AP by IoU"]) / 10, abs=0.01)
     assert json.loads((tmp_path / "evaluation" / "evaluation.json").read_text()) == table
@@ -79,7 +74,7 @@ class Stop(Exception):
 
 def losses(folder):
     """What is logged of each step, but for how long it took."""
-    rows = [row for row in logged(folder) if row["loss"]]
+    rows = logged(folder)
     return {int(row.pop("step")): row for row in rows if row.pop("images_per_second", True)}
 
 
@@ -163,28 +158,25 @@ def test_kill_in_the_middle_and_restart(scenes, teacher_weights, tmp_path, launc
     assert losses(tmp_path / "broken") == losses(tmp_path / "unbroken")  # every step once, also those from before the kill
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.5])
+@pytest.mark.parametrize("ema", [None, 0.5])
 def test_a_run_that_ended_before_its_weights_were_written(scenes, tmp_path, ema):
     """Started again, it trains nothing, keeps its log, and writes the weights that it would have written."""
     run, optim = dataclasses.replace(RUN, checkpoint_every=2, log_every=1, ema=ema), Optim(steps=6, batch_size=2)
-    distill(scenes, tmp_path, None, distill=commands.NOTHING, run=run, optim=optim)
+    train(scenes, tmp_path, run=run, optim=optim)
     wanted, log = weights_in(tmp_path / "weights.pt"), logged(tmp_path)
     (tmp_path / "weights.pt").unlink()
     steps = []
-    report = distill(
-        scenes, tmp_path, None, distill=commands.NOTHING, run=run, optim=optim, progress=lambda *a: steps.append(a)
-    )
+    report = train(scenes, tmp_path, run=run, optim=optim, progress=lambda *a: steps.append(a))
     assert same(wanted, weights_in(tmp_path / "weights.pt")) and not steps
     assert logged(tmp_path) == log and report["seconds"] > 0
 
 
 def test_a_restart_may_not_change_the_steps(scenes, tmp_path):
-    options = {"distill": commands.NOTHING, "optim": Optim(steps=4, batch_size=2)}
-    distill(scenes, tmp_path, None, run=dataclasses.replace(RUN, checkpoint_every=2), **options)
-    distill(scenes, tmp_path, None, run=dataclasses.replace(RUN, checkpoint_every=2, log_every=3, cache=False), **options)
+    train(scenes, tmp_path, run=dataclasses.replace(RUN, checkpoint_every=2))
+    train(scenes, tmp_path, run=dataclasses.replace(RUN, checkpoint_every=2, log_every=3, cache=False))
     for change in ({"checkpoint_every": 4}, {"checkpoint_every": 2, "precision": "bf16-mixed"}):
         with pytest.raises(FileExistsError, match=r"other options \(run\)"):
-            distill(scenes, tmp_path, None, run=dataclasses.replace(RUN, **change), **options)
+            train(scenes, tmp_path, run=dataclasses.replace(RUN, **change))
 
 
 def test_ctrl_c_says_how_to_go_on(scenes, tmp_path):
@@ -231,10 +223,9 @@ def test_a_stopped_teacher_goes_on_as_if_it_had_not_stopped(scenes, tmp_path):
 
 def test_seed_changes_the_images(scenes, tmp_path):
     optim, run = Optim(steps=1, batch_size=2), dataclasses.replace(RUN, checkpoint_every=1)
-    nothing = commands.NOTHING
     for seed in (1, 2):
-        found = distill(scenes, tmp_path / str(seed), None, images=4, optim=optim, run=run, seed=seed, distill=nothing)
-        assert found["images"] == 4
+        report = train(scenes, tmp_path / str(seed), images=4, optim=optim, run=run, seed=seed)
+        assert report["images"] == 4
     assert not same(*(weights_in(tmp_path / str(seed) / "weights.pt") for seed in (1, 2)))
 
 
@@ -242,7 +233,7 @@ def test_train_is_distill_with_nothing_to_distil(scenes, tmp_path):
     options = {"optim": Optim(steps=2, batch_size=2), "run": dataclasses.replace(RUN, checkpoint_every=2), "progress": silent}
     common = {"backbone_weights": "none", "data_root": scenes}
     commands.train(out=tmp_path / "train", teacher=tmp_path / "ignored.pt", **common, **options)
-    commands.distill(out=tmp_path / "distill", distill=commands.NOTHING, **common, **options)
+    train(scenes, tmp_path / "distill", images=None, augmentation="none", **options)
     assert same(*(weights_in(tmp_path / name / "weights.pt") for name in ("train", "distill")))
     assert json.loads((tmp_path / "train" / "options.json").read_text())["command"] == "train"
 
@@ -258,7 +249,7 @@ def test_mixed_precision(scenes, teacher_weights, tmp_path, precision, student):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     run = dataclasses.replace(RUN, device=device, precision=precision, checkpoint_every=4, log_every=1, ratio_every=1)
     distill(scenes, tmp_path, teacher_weights, student=student, optim=Optim(steps=4, batch_size=2), run=run)
-    rows = [row for row in logged(tmp_path) if row["loss"]]
+    rows = logged(tmp_path)
     for row in rows:
         for term in ("loss", "kd_cls", "kd_loc", "loc", "gradient_ratio/kd_loc"):
             assert 0 < float(row[term]) < 1e3, (term, row[term])
@@ -269,10 +260,8 @@ def test_accumulated_batches_make_one_step(scenes, tmp_path):
     run = dataclasses.replace(RUN, checkpoint_every=2)
     optim = Optim(steps=4, batch_size=2, accumulate=3)
     steps = []
-    found = distill(
-        scenes, tmp_path, None, optim=optim, run=run, distill=commands.NOTHING, progress=lambda *a: steps.append(a)
-    )
-    assert found["steps"] == 4 and steps[-1][:2] == (4, 4)
+    report = train(scenes, tmp_path, optim=optim, run=run, progress=lambda *a: steps.append(a))
+    assert report["steps"] == 4 and steps[-1][:2] == (4, 4)
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 4
 
 
@@ -281,13 +270,13 @@ def test_a_short_run_logs_its_ratios(scenes, teacher_weights, tmp_path, accumula
     """With the defaults, which ask for a line every 25 steps."""
     optim, run = Optim(steps=4, batch_size=2, accumulate=accumulate), Run(device="cpu", cache=True)
     distill(scenes, tmp_path, teacher_weights, optim=optim, run=run)
-    (row,) = [row for row in logged(tmp_path) if row["loss"]]
+    (row,) = logged(tmp_path)
     assert all(0 < float(row[f"gradient_ratio/{term}"]) < 10 for term in ("kd_cls", "kd_loc", "loc"))
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_gradients_are_clipped_once_per_step(scenes, tmp_path, accumulate):
-    """The gradient that a step applies is the one of all its forwards, shortened to ``clip_norm``, and whole where that is 0."""
+    """The gradient that a step applies is the one of all its forwards, shortened to ``clip_norm``, and whole where that is None."""
     seen = []
 
     def keep(optimizer, *_):
@@ -298,12 +287,12 @@ def test_gradients_are_clipped_once_per_step(scenes, tmp_path, accumulate):
         optim = Optim("sgd", 1e-3, schedule="constant", steps=2, batch_size=2, accumulate=accumulate, clip_norm=clip_norm)
         hook = register_optimizer_step_post_hook(keep)
         try:
-            distill(scenes, tmp_path / str(clip_norm), None, distill=commands.NOTHING, optim=optim)
+            train(scenes, tmp_path / str(clip_norm), optim=optim)
         finally:
             hook.remove()
         return list(seen)
 
-    whole, clipped, loose = (gradients(clip_norm) for clip_norm in (0.0, 0.5, 1e6))
+    whole, clipped, loose = (gradients(clip_norm) for clip_norm in (None, 0.5, 1e6))
     assert len(whole) == len(clipped) == 2 and min(gradient.norm() for gradient in whole) > 1
     assert all(torch.equal(one, other) for one, other in zip(whole, loose, strict=True))
     for gradient in clipped:
@@ -318,10 +307,10 @@ def test_validation_is_logged_and_leaves_the_run_as_it_was(scenes, teacher_weigh
     optim = Optim(steps=48, batch_size=4, learning_rate=1e-2)
     run = dataclasses.replace(RUN, checkpoint_every=12, validate_every=1, log_every=4)
     with_it = distill(scenes, tmp_path / "with", teacher_weights, optim=optim, run=run, val_split="val")
-    run = dataclasses.replace(run, validate_every=0)
+    run = dataclasses.replace(run, validate_every=None)
     distill(scenes, tmp_path / "without", teacher_weights, optim=optim, run=run)
     assert same(*(weights_in(tmp_path / name / "weights.pt") for name in ("with", "without")))
-    values = [row for row in logged(tmp_path / "with") if row["val/mAP"]]
+    values = logged(tmp_path / "with", "val/mAP")
     assert len(values) == 4
     table = json.loads((tmp_path / "with" / "val" / "evaluation.json").read_text())
     assert table["AP50"] > 0, "nothing was learnt, so nothing is compared"
@@ -374,15 +363,15 @@ def test_learning_rates():
         (200, (100, 25, 500), (25, 200)),
         (2000, (100, 50, 500), (50, 500)),
         (2000, (100, 50, 5), (50, 50)),
-        (60, (60, 25, 0), (25, 0)),
+        (60, (60, 25, None), (25, None)),
     ):
         given = dict(zip(("checkpoint_every", "log_every", "ratio_every"), every, strict=True))
         run = Optim(steps=steps).for_run(100, Run(**given))[1]
         assert (run.log_every, run.ratio_every) == wanted, (steps, every)
-    for wrong in ({"epochs": 0}, {"steps": -1}, {"steps": 5, "batch_size": 0}):
-        with pytest.raises(ValueError, match="optim"):
+    for wrong in ({"epochs": 0}, {"steps": -1}, {"batch_size": 0}, {"clip_norm": 0}, {"base_batch": 0}, {"steps": 0}):
+        with pytest.raises(ValueError, match=f"optim.{next(iter(wrong))} must be above 0"):
             Optim(**wrong)
-    for wrong in ({"devices": 0}, {"checkpoint_every": 0}, {"ema": 1.0}, {"pictures": -1}):
+    for wrong in ({"devices": 0}, {"checkpoint_every": 0}, {"ema": 1.0}, {"ema": 0}, {"pictures": -1}, {"ratio_every": 0}):
         with pytest.raises(ValueError, match=f"run.{next(iter(wrong))}"):
             Run(**wrong)
 
@@ -390,7 +379,7 @@ def test_learning_rates():
 def test_every_process_needs_an_image_to_validate_on(scenes, tmp_path):
     run = Run(device="cpu", devices=999, validate_every=1)
     with pytest.raises(ValueError, match=r"val has \d+ images, too few for a validation by 999 processes"):
-        distill(scenes, tmp_path / "run", None, val_split="val", run=run, distill=commands.NOTHING)
+        train(scenes, tmp_path / "run", val_split="val", run=run)
 
 
 def test_a_poor_teacher_is_refused(scenes, tmp_path):
@@ -398,17 +387,17 @@ def test_a_poor_teacher_is_refused(scenes, tmp_path):
     with pytest.raises(
         ValueError, match=r"names .* % of \d+ ground-truth crops right, of training .*; naming the commonest class"
     ):
-        distill(scenes, tmp_path / "run", tmp_path / "guess.pt", images=0, allow_poor_teacher=False)
-    distill(scenes, tmp_path / "run", tmp_path / "guess.pt", images=0)  # as the message says; the folder is still free
+        distill(scenes, tmp_path / "run", tmp_path / "guess.pt", images=None, allow_poor_teacher=False)
+    distill(scenes, tmp_path / "run", tmp_path / "guess.pt", images=None)  # as the message says; the folder is still free
     good = train_teacher(scenes, tmp_path / "good")
-    distill(scenes, tmp_path / "run2", good, images=0, allow_poor_teacher=False)
+    distill(scenes, tmp_path / "run2", good, images=None, allow_poor_teacher=False)
 
 
 def test_a_teacher_whose_scores_mean_something_else_is_refused(scenes, teacher_weights, tmp_path):
     with pytest.raises(ValueError, match=r"retinanet_compact has a sigmoid .* trained with ce alone"):
         distill(scenes, tmp_path, teacher_weights, student="retinanet_compact", allow_poor_teacher=False)
-    only_boxes = DistillSettings(kd_cls_weight=0.0)
-    distill(scenes, tmp_path, teacher_weights, student="retinanet_compact", allow_poor_teacher=False, distill=only_boxes)
+    only_boxes = ClassifierSettings(kd_cls_weight=0.0)
+    distill(scenes, tmp_path, teacher_weights, student="retinanet_compact", allow_poor_teacher=False, classifier=only_boxes)
 
 
 def test_bad_images_are_skipped_if_that_is_asked_for(scenes, teacher_weights, tmp_path):
@@ -416,7 +405,7 @@ def test_bad_images_are_skipped_if_that_is_asked_for(scenes, teacher_weights, tm
     shutil.copytree(scenes, root)
     for name in sorted(os.listdir(root / "train"))[::3]:
         (root / "train" / name).write_bytes((root / "train" / name).read_bytes()[:500])
-    options = {"images": 0, "allow_poor_teacher": False}
+    options = {"images": None, "allow_poor_teacher": False}
     with pytest.raises(ValueError, match=r"train.*jpg"):
         distill(root, tmp_path / "stops", teacher_weights, **options)
     run = dataclasses.replace(RUN, checkpoint_every=4, skip_bad_images=True)
@@ -428,20 +417,20 @@ def test_start_from_a_trained_backbone(scenes, tmp_path):
     start = train_teacher(scenes, tmp_path / "start", architecture="compact")
     run = dataclasses.replace(RUN, checkpoint_every=1)
     still = Optim(optimizer="sgd", learning_rate=0.0, schedule="constant", weight_decay=0.0, steps=1, batch_size=2)
-    distill(scenes, tmp_path / "run", None, start=start, run=run, optim=still, distill=commands.NOTHING)
-    body = {name.removeprefix("network."): value for name, value in weights_in(start).items() if "backbone" in name}
-    found = weights_in(tmp_path / "run" / "weights.pt")
+    train(scenes, tmp_path / "run", start=start, run=run, optim=still)
+    body = {name: value for name, value in weights_in(start).items() if "backbone" in name}
+    weights = weights_in(tmp_path / "run" / "weights.pt")
     convolutions = [name for name in body if name.endswith("weight")]
-    assert convolutions and all(torch.equal(body[name], found[f"detector.{name}"]) for name in convolutions)
-    with pytest.raises(ValueError, match=r"holds a DetectorTraining, expected a CropClassifier or a Pretraining"):
-        distill(scenes, tmp_path / "other", None, start=tmp_path / "run" / "weights.pt", run=run, distill=commands.NOTHING)
+    assert convolutions and all(torch.equal(body[name], weights[name]) for name in convolutions)
+    with pytest.raises(ValueError, match=r"holds a student, expected a crop_classifier or a backbone"):
+        train(scenes, tmp_path / "other", start=tmp_path / "run" / "weights.pt", run=run)
 
 
 def test_files_that_are_no_weights(scenes, teacher_weights, tmp_path):
     with pytest.raises(FileNotFoundError, match="no weights at"):
         CropClassifier.load(tmp_path / "none.pt")
-    with pytest.raises(ValueError, match="holds a CropClassifier, expected a DetectorTraining"):
-        DetectorTraining.load(teacher_weights)
+    with pytest.raises(ValueError, match="holds a crop_classifier, expected a student"):
+        load_student(teacher_weights)
     torch.save({"weights": {}}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match="was not written by cls2det"):
         CropClassifier.load(tmp_path / "other.pt")
@@ -449,9 +438,9 @@ def test_files_that_are_no_weights(scenes, teacher_weights, tmp_path):
     with pytest.raises(ValueError, match="does not load as weights alone"):
         CropClassifier.load(tmp_path / "cut.pt")
     saved = torch.load(teacher_weights, weights_only=True)
-    saved["weights"]["network.extra"] = saved["weights"].pop("network.fc.bias")
+    saved["weights"]["extra"] = saved["weights"].pop("fc.bias")
     torch.save(saved, tmp_path / "renamed.pt")
-    with pytest.raises(ValueError, match=r"(?s)does not fit its own settings.*Missing.*fc\.bias.*Unexpected.*network\.extra"):
+    with pytest.raises(ValueError, match=r"(?s)does not fit its own settings.*Missing.*fc\.bias.*Unexpected.*extra"):
         CropClassifier.load(tmp_path / "renamed.pt")
 
 
@@ -461,15 +450,15 @@ class Malice:
 
 
 def test_no_pickle_is_executed(scenes, tmp_path, capfd):
-    torch.save({"kind": "CropClassifier", "settings": Malice(), "weights": {}}, tmp_path / "bad.pt")
+    torch.save({"kind": "crop_classifier", "settings": Malice(), "weights": {}}, tmp_path / "bad.pt")
     with pytest.raises(ValueError, match="does not load as weights alone"):
         CropClassifier.load(tmp_path / "bad.pt")
     folder = tmp_path / "run"
     run = dataclasses.replace(RUN, checkpoint_every=2)
-    distill(scenes, folder, None, distill=commands.NOTHING, run=run)
+    train(scenes, folder, run=run)
     torch.save({"state_dict": Malice(), "global_step": 2}, folder / "last.ckpt")
     with pytest.raises(ValueError, match=r"last.ckpt does not load as a checkpoint: Weights only load failed"):
-        distill(scenes, folder, None, distill=commands.NOTHING, run=run)
+        train(scenes, folder, run=run)
     assert "executed" not in capfd.readouterr().out
 
 
@@ -490,30 +479,29 @@ def test_a_launcher_of_more_processes_than_the_run_has_is_refused(scenes, tmp_pa
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "some")
     with pytest.raises(ValueError, match=r"run.devices 1 and run.num_nodes 1 make 1 processes, torchrun made 2"):
-        distill(scenes, tmp_path / "run", None, distill=commands.NOTHING)
+        train(scenes, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_clear_errors(scenes, teacher_weights, tmp_path):
-    with pytest.raises(ValueError, match=r"no student 'yolo'; there are ssd_compact"):
-        DetectorTraining(DIGITS, student="yolo")
-    with pytest.raises(ValueError, match=r"images must be positive, or 0 for the student's own; found -5"):
-        DetectorTraining(DIGITS, image_size=-5)
     with pytest.raises(ValueError, match=r"cls_weight and box_weight must be at least 0, got -1.0 and 1.0"):
-        DetectorTraining(DIGITS, cls_weight=-1.0)
-    for wrong in ({"margin": -2.0}, {"label_smoothing": 2.0}, {"min_size": -1.0}, {"jitter": -0.1}, {"crop_size": 0}):
-        with pytest.raises(ValueError, match=r"a teacher wants label_smoothing in"):
-            CropClassifier(DIGITS, **wrong)
+        DetectorTraining(build_student("ssd_compact", 10), DIGITS, cls_weight=-1.0)
+    for option in ({"margin": -2.0}, {"crop_size": 0}):
+        with pytest.raises(ValueError, match=r"a teacher needs a crop_size from 1 and a margin from 0; got"):
+            CropClassifier(DIGITS, **option)
+    for option in ({"label_smoothing": 2.0}, {"min_size": -1.0}, {"jitter": -0.1}):
+        with pytest.raises(ValueError, match=r"a teacher's training needs label_smoothing in"):
+            ClassifierTraining(CropClassifier(DIGITS), **option)
     with pytest.raises(ValueError, match=r"--images 99: train of .* has 16 images"):
         distill(scenes, tmp_path / "a", teacher_weights, images=99)
-    DetectorTraining(["cat"]).save(tmp_path / "cats.pt")
+    untrained_student(tmp_path / "cats.pt", classes=["cat"])
     with pytest.raises(ValueError, match=r"the model knows 1 classes .cat"):
-        commands.evaluate(tmp_path / "cats.pt", scenes, "test", device="cpu")
+        evaluate(tmp_path / "cats.pt", scenes, "test")
     with pytest.raises(ValueError, match="need a teacher"):
         distill(scenes, tmp_path / "b", None)
-    distill(scenes, tmp_path / "c", None, distill=commands.NOTHING)
+    train(scenes, tmp_path / "c")
     with pytest.raises(FileExistsError, match=r"holds a run with other options \(box_weight, seed\)"):
-        distill(scenes, tmp_path / "c", None, distill=commands.NOTHING, seed=9, box_weight=3.0)
-    settings = DistillSettings(feature_layers=("conv9",))
+        train(scenes, tmp_path / "c", seed=9, box_weight=3.0)
+    settings = ClassifierSettings(feature_layers=("conv9",))
     with pytest.raises(ValueError, match="no layer conv9 in resnet18; there are conv1, bn1"):
-        distill(scenes, tmp_path / "d", teacher_weights, distill=settings)
+        distill(scenes, tmp_path / "d", teacher_weights, classifier=settings)

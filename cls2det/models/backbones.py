@@ -3,6 +3,7 @@
     network = build_classifier("resnet50", classes=80, weights="auto")      # any of torchvision's, or "compact"
     network = build_classifier("resnet50", classes=1000, width=16)          # every width a quarter
     load_backbone(student, network)                                         # a detector starts from a trained classifier
+    load_backbone(student, load_classifier("weights.pt"))                   # of ``cls2det teacher`` or ``pretrain``
 
 Weights are chosen by a word: "none" (random), "imagenet" (torchvision's; an error if they cannot be had), or "auto"
 (torchvision's where they can be fetched, random ones and a warning where they cannot).
@@ -15,6 +16,8 @@ import logging
 import pickle
 import warnings
 from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +27,7 @@ from torchvision.models import MobileNetV2, ResNet, WeightsEnum
 from torchvision.models.resnet import BasicBlock
 
 from cls2det.errors import LibraryChanged
+from cls2det.models.weights import check_fit, read_weights, write_weights
 
 # What networks without ImageNet weights take: (x - mean) / std of x in [0, 1]. KD-loc's weight is tied to this scale.
 IMAGE_MEAN, IMAGE_STD = [0.45, 0.45, 0.45], [0.25, 0.25, 0.25]
@@ -99,6 +103,24 @@ def build_classifier(name: str, classes: int, width: int = 64, weights: str = "n
         network = network if known == classes else _with_new_last_layer(network, known, classes)
     network.started_from = str(chosen or RANDOM)
     return network
+
+
+def save_backbone(path: str | Path, network: nn.Module, *, architecture: str, width: int, classes: Sequence[str]) -> None:
+    """Write the weights of a classifier that ``build_classifier`` made with these arguments, for students to start from."""
+    settings = {"classes": list(classes), "architecture": architecture, "width": width}
+    write_weights(path, "backbone", settings, network.state_dict())
+
+
+def load_classifier(path: str | Path) -> nn.Module:
+    """The network of a weights.pt of ``cls2det pretrain`` or ``teacher``, in eval mode.
+
+    Raises as ``models.weights.read_weights``, and ValueError for weights that do not fit.
+    """
+    saved = read_weights(path, "crop_classifier", "backbone")
+    with check_fit(path):
+        network = build_classifier(saved.settings["architecture"], len(saved.settings["classes"]), saved.settings["width"])
+        network.load_state_dict(saved.weights)
+    return network.eval()
 
 
 def choose_weights(weights: WeightsEnum | None, policy: str, name: str) -> WeightsEnum | None:
