@@ -56,7 +56,7 @@ def imported_rooms(file: Path) -> set[str]:
 def test_imports_point_down(file):
     room = room_of(file.relative_to(PACKAGE).parts)
     path = file.relative_to(PACKAGE).as_posix()
-    above = {other for other in imported_rooms(file) if LEVEL[other] > LEVEL[room] and (path, other) not in KNOWN}
+    above = {target for target in imported_rooms(file) if LEVEL[target] > LEVEL[room] and (path, target) not in KNOWN}
     assert not above, f"{path} imports {', '.join(sorted(above))}, which should import it"
 
 
