@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torchvision.models import ResNet
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from cls2det.distill.classifier import DistillSettings
+from cls2det.distill.classifier import ClassifierSettings
 from cls2det.models.taps import Positives
 from cls2det.teachers.crop_classifier import CropClassifier
 
@@ -58,7 +58,7 @@ class Released:
     def __init__(
         self,
         teacher: CropClassifier,
-        settings: DistillSettings,
+        settings: ClassifierSettings,
         _classes: Sequence[str],
         transform: GeneralizedRCNNTransform,
         padding_mode: str = "border",

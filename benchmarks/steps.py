@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.ssd import SSD
 
-from cls2det.distill.classifier import ClassifierDistiller, DistillSettings
+from cls2det.distill.classifier import ClassifierDistiller, ClassifierSettings
 from cls2det.models.students import build_student
 from cls2det.models.taps import PositiveTap
 from cls2det.teachers.crop_classifier import CropClassifier
@@ -31,7 +31,7 @@ CLASSES = [str(number) for number in range(80)]
 # The paper's, at its temperature and its sizes; its weights are for pixels with std 1. All positives count in every contender.
 SETTINGS: dict[str, Any] = {
     "kd_cls_weight": 0.4, "temperature": 2.0, "kd_loc_weight": 0.15, "loc_weight": 0.15, "input_std": 1.0, "pixel_pool": 4,
-    "feature_layers": ("maxpool",), "feature_pools": (8,), "max_positives": 0,
+    "feature_layers": ("maxpool",), "feature_pools": (8,), "max_positives": None,
 }  # fmt: skip
 SMALL_CODES = 0.1  # SSD's box codes: by random weights their spread is 4, a trained detector's are below 1 at most positives
 # The teacher's logits: by random weights their spread is 100 to 200, and where two of them lie close together, bfloat16's 1 % of
@@ -79,7 +79,7 @@ class Step:
         if implementation != PLAIN:
             recipe = IMPLEMENTATIONS[implementation]
             self.backend = recipe.backend
-            settings = DistillSettings(**SETTINGS | recipe.settings | TERMS[terms])
+            settings = ClassifierSettings(**SETTINGS | recipe.settings | TERMS[terms])
             self.distiller = recipe.build(workload.teacher, settings, CLASSES, workload.detector.transform)
             self.distiller.to(torch.device(workload.device))
             watch(workload.watch, self.distiller)
@@ -128,12 +128,12 @@ class StepWorkload:
         images: in a batch
         size: of the images, (height, width), which is the network's input size
         device: "cpu" or "cuda"
-        shorter: the student's image size; 0: its own
+        shorter: the student's image size; None is its own
         crop: side of the teacher's crops
     """
 
     def __init__(
-        self, student: str, images: int, size: tuple[int, int], device: str, shorter: int = 0, crop: int = 112
+        self, student: str, images: int, size: tuple[int, int], device: str, shorter: int | None = None, crop: int = 112
     ) -> None:
         torch.manual_seed(0)
         self.device, self.watch = device, Watch(device)
@@ -144,7 +144,7 @@ class StepWorkload:
                     parameter.mul_(SMALL_CODES)
         if isinstance(self.detector, FasterRCNN):
             self.detector.roi_heads.register_forward_pre_hook(add_proposals)
-        self.teacher = CropClassifier(CLASSES, "resnet50", 64, crop_size=crop).to(device)
+        self.teacher = CropClassifier(CLASSES, architecture="resnet50", width=64, crop_size=crop).to(device)
         with torch.no_grad():
             for parameter in cast(nn.Linear, self.teacher.network.fc).parameters():
                 parameter.mul_(SMALL_LOGITS)

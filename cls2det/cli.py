@@ -31,7 +31,7 @@ COMMANDS = {
     "export": ("cls2det.commands.export", "export"),
     "report": ("cls2det.study.report", "report"),
     "sweep": ("cls2det.study.sweep", "sweep"),
-    "pretrain": ("cls2det.training.backbone", "pretrain"),
+    "pretrain": ("cls2det.commands.pretrain", "pretrain"),
     "recipes": ("cls2det.recipes", "recipes"),
     "info": ("cls2det.commands.info", "info"),
 }

@@ -1,4 +1,4 @@
-"""Errors of this package that the command line tells in one line."""
+"""Errors of this package that the command line prints in one line, and the wording of those of torch."""
 
 
 class LibraryChanged(RuntimeError):
@@ -6,8 +6,14 @@ class LibraryChanged(RuntimeError):
 
     Args:
         library: name and version, and which version is known to fit
-        what: differs
+        difference: from that version
     """
 
-    def __init__(self, library: str, what: str):
-        super().__init__(f"{library}: {what}. Install the version that is known to fit, or train without distillation")
+    def __init__(self, library: str, difference: str):
+        super().__init__(f"{library}: {difference}. Install the version that is known to fit, or train without distillation")
+
+
+def first_lines(error: Exception, count: int = 3) -> str:
+    """The first lines of an error's message, shortened, in one line. torch's messages name every weight that is missing."""
+    lines = (str(error).splitlines() or [type(error).__name__])[:count]
+    return " ".join(line if len(line) < 160 else line[:160] + " …" for line in map(str.strip, lines))

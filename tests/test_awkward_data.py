@@ -18,9 +18,10 @@ pytest.importorskip("PIL")
 
 from PIL import Image
 
-from cls2det.data.dataset import DetectionData, train_loader
-from cls2det.data.dataset import test_loader as make_test_loader
+from cls2det.data.dataset import DetectionData
 from cls2det.data.images import read_image
+from cls2det.data.loader import test_loader as make_test_loader
+from cls2det.data.loader import train_loader
 
 CATEGORIES = [{"id": 7, "name": "cat"}, {"id": 90, "name": "dog"}]
 BOX = {"image_id": 5, "category_id": 7, "bbox": [1, 2, 10, 10]}

@@ -16,7 +16,7 @@ from instructions import KERNEL
 
 import harness
 import limits
-from cls2det.distill.classifier import DistillSettings
+from cls2det.distill.classifier import ClassifierSettings
 from cls2det.teachers.crop_classifier import CropClassifier
 from cls2det_ops import roi_crop
 from harness import Contender, Least, Workload, contenders, load, operator_benchmarks, results, warmed_and_checked
@@ -33,7 +33,7 @@ BENCHMARKS = Path(harness.__file__).parent
 def test_the_recreated_release_crops_as_roi_crop(padding_mode, clamp):
     torch.manual_seed(0)
     teacher = CropClassifier(["a", "b"], crop_size=16)
-    settings = DistillSettings()
+    settings = ClassifierSettings()
     released = Released(teacher, settings, teacher.classes, teacher.transform, padding_mode=padding_mode, clamp=clamp)
     images, index = torch.rand(2, 3, 40, 60), torch.tensor([0, 0, 1, 1])
     boxes = torch.tensor([[3.3, 4.1, 30.2, 35.7], [-8.4, -3.2, 25.1, 61.3], [40.3, 2.1, 75.2, 20.4], [10.2, 5.3, 12.9, 9.9]])

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 pytest.importorskip("lightning")
 pytest.importorskip("pycocotools")
 
-from cls2det.distill.classifier import ClassifierDistiller, DistillSettings
+from cls2det.distill import NO_TERMS, ClassifierDistiller, ClassifierSettings
 from cls2det.models.students import STUDENTS
 from cls2det.teachers.crop_classifier import CropClassifier
 from cls2det.training.detector import gradient_ratios
@@ -17,20 +17,20 @@ from cls2det_ops import kd_sigmoid_loss, reference
 from training_cases import DIGITS, FITS, batch, positives_of, training
 
 ONLY = {
-    name: DistillSettings(**{"kd_cls_weight": 0.0, "kd_loc_weight": 0.0, "loc_weight": 0.0} | {f"{name}_weight": 1.0})
+    name: ClassifierSettings(**{"kd_cls_weight": 0.0, "kd_loc_weight": 0.0, "loc_weight": 0.0} | {f"{name}_weight": 1.0})
     for name in ("kd_cls", "kd_loc", "loc")
 }
 
 
 def test_gradient_reaches_logits_and_boxes_and_nothing_of_the_teacher(scenes, teacher_weights):
     model = training(teacher_weights)
-    found, distiller = positives_of(model, scenes), model.distillers.classifier
-    terms = distiller(found)
+    positives, distiller = positives_of(model, scenes), model.distillation.classifier
+    terms = distiller(positives)
     assert set(terms) == {"kd_cls", "kd_loc", "loc"} and all(term > 0 for term in terms.values())
-    (of_logits,) = torch.autograd.grad(terms["kd_cls"], found.logits, retain_graph=True)
+    (of_logits,) = torch.autograd.grad(terms["kd_cls"], positives.logits, retain_graph=True)
     assert (of_logits.abs().sum(1) > 0).all()
     for name in ("kd_loc", "loc"):
-        (of_boxes,) = torch.autograd.grad(terms[name], found.boxes, retain_graph=True)
+        (of_boxes,) = torch.autograd.grad(terms[name], positives.boxes, retain_graph=True)
         assert (of_boxes.abs().sum(1) > 0).float().mean() > 0.9
     sum(terms.values()).backward()
     head = model.detector.head
@@ -57,14 +57,13 @@ def test_every_family_is_taught_classes_and_boxes(scenes, student):
 
 @pytest.mark.parametrize("student", FITS)
 def test_weights_of_zero_leave_the_detectors_losses_to_the_bit(scenes, student):
-    nothing = DistillSettings(kd_cls_weight=0.0, kd_loc_weight=0.0, loc_weight=0.0)
-    model = training(CropClassifier(DIGITS, width=16, crop_size=32, loss="joint"), nothing, student)
+    model = training(CropClassifier(DIGITS, width=16, crop_size=32, loss="joint"), NO_TERMS, student)
     images, targets = batch(scenes)
     torch.manual_seed(3)
     plain = model.detector([image.float() / 255 for image in images], targets)
     torch.manual_seed(3)
-    own, terms = model.losses(images, targets)
-    assert {name: loss.item() for name, loss in own.items()} == {name: loss.item() for name, loss in plain.items()}
+    losses, terms = model.losses(images, targets)
+    assert {name: loss.item() for name, loss in losses.items()} == {name: loss.item() for name, loss in plain.items()}
     assert not any(term.item() for term in terms.values())
 
 
@@ -72,10 +71,10 @@ def test_weights_of_zero_leave_the_detectors_losses_to_the_bit(scenes, student):
 def test_box_gradient_pulls_towards_the_ground_truth(scenes, teacher_weights, name, mode):
     """A descent step moves shifted boxes closer to their ground truths."""
     model = training(teacher_weights, dataclasses.replace(ONLY[name], feature_mode=mode))
-    found = positives_of(model, scenes, 12)
-    truth = found.target_boxes[found.matched_idxs]
+    positives = positives_of(model, scenes, 12)
+    truth = positives.target_boxes[positives.matched_idxs]
     boxes = (truth + 0.08 * (truth[:, 2:] - truth[:, :2]).repeat(1, 2)).requires_grad_()
-    (gradient,) = torch.autograd.grad(model.distillers.classifier(dataclasses.replace(found, boxes=boxes))[name], boxes)
+    (gradient,) = torch.autograd.grad(model.distillation.classifier(dataclasses.replace(positives, boxes=boxes))[name], boxes)
     inside = ((truth > 2) & (truth < 94)).all(1)
     assert inside.sum() > 20
     assert (gradient[inside].sum(1) > 0).float().mean() > 0.7
@@ -83,30 +82,30 @@ def test_box_gradient_pulls_towards_the_ground_truth(scenes, teacher_weights, na
 
 def test_terms_again_from_their_formulas(scenes, teacher_weights):
     """Each term with the crops, the teacher and the losses written out, batch norm not folded."""
-    settings = DistillSettings(0.4, 3.0, 0.5, input_std=1.0, temperature=1.5, pixel_pool=4, feature_pools=(4,))
+    settings = ClassifierSettings(0.4, 3.0, 0.5, input_std=1.0, temperature=1.5, pixel_pool=4, feature_pools=(4,))
     model = training(teacher_weights, settings)
-    found, teacher = positives_of(model, scenes), model.distillers.classifier.teacher
-    terms = model.distillers.classifier(found)
+    positives, teacher = positives_of(model, scenes), model.distillation.classifier.teacher
+    terms = model.distillation.classifier(positives)
 
     def crops(boxes, image):
-        return reference.roi_crop(found.images, boxes, image, (32, 32), padding_mode="border", clip=False)
+        return reference.roi_crop(positives.images, boxes, image, (32, 32), padding_mode="border", clip=False)
 
-    seen = crops(found.target_boxes, found.target_image_index)
-    logits = teacher.network(seen)[found.matched_idxs]
+    target_crops = crops(positives.target_boxes, positives.target_image_index)
+    logits = teacher.network(target_crops)[positives.matched_idxs]
     soft = F.pad((logits / 1.5).softmax(1), (1, 0))
-    divergence = F.kl_div((found.logits / 1.5).log_softmax(1), soft, reduction="sum")
-    torch.testing.assert_close(terms["kd_cls"], 0.4 * 1.5**2 * divergence / len(found), rtol=1e-4, atol=1e-6)
+    divergence = F.kl_div((positives.logits / 1.5).log_softmax(1), soft, reduction="sum")
+    torch.testing.assert_close(terms["kd_cls"], 0.4 * 1.5**2 * divergence / len(positives), rtol=1e-4, atol=1e-6)
 
-    here = crops(found.boxes, found.image_index)
+    predicted_crops = crops(positives.boxes, positives.image_index)
     pool = lambda x: F.adaptive_avg_pool2d(x, 4)  # noqa: E731
-    pixels = (pool(here) - pool(seen)[found.matched_idxs]).abs().mean()
+    pixels = (pool(predicted_crops) - pool(target_crops)[positives.matched_idxs]).abs().mean()
     torch.testing.assert_close(terms["loc"], 0.5 * 0.25 * 255 * pixels, rtol=1e-4, atol=1e-6)
     network = teacher.network
     stem = lambda x: network.maxpool(network.relu(network.bn1(network.conv1(x))))  # noqa: E731
-    features = (pool(stem(here)) - pool(stem(seen))[found.matched_idxs]).abs().mean()
+    features = (pool(stem(predicted_crops)) - pool(stem(target_crops))[positives.matched_idxs]).abs().mean()
     torch.testing.assert_close(terms["kd_loc"], 3.0 * features, rtol=1e-4, atol=1e-6)
-    truth = found.target_labels - 1
-    assert model.distillers.classifier.accuracy == (teacher.network(seen).argmax(1) == truth).float().mean()
+    truth = positives.target_labels - 1
+    assert model.distillation.classifier.accuracy == (teacher.network(target_crops).argmax(1) == truth).float().mean()
 
 
 @pytest.mark.parametrize("layers", [("maxpool",), ("maxpool", "layer1")])
@@ -115,18 +114,21 @@ def test_map_mode_from_its_formula(scenes, teacher_weights, layers):
     pools = (8, 4)[: len(layers)]
     settings = dataclasses.replace(ONLY["kd_loc"], feature_mode="map", feature_layers=layers, feature_pools=pools)
     model = training(teacher_weights, settings)
-    found, distiller = positives_of(model, scenes), model.distillers.classifier
+    positives, distiller = positives_of(model, scenes), model.distillation.classifier
     network = distiller.teacher.network
-    term = distiller(found)["kd_loc"]
-    maps = {"maxpool": network.maxpool(network.relu(network.bn1(network.conv1(found.images))))}
+    term = distiller(positives)["kd_loc"]
+    maps = {"maxpool": network.maxpool(network.relu(network.bn1(network.conv1(positives.images))))}
     maps["layer1"] = network.layer1(maps["maxpool"])
     expected = []
     for layer, pool in zip(layers, pools, strict=True):
-        here, there = (
+        predictions, targets = (
             reference.roi_avg_pool(maps[layer], boxes, image, (pool, pool), (8, 8), 0.25, "border", False)
-            for boxes, image in ((found.boxes, found.image_index), (found.target_boxes, found.target_image_index))
+            for boxes, image in (
+                (positives.boxes, positives.image_index),
+                (positives.target_boxes, positives.target_image_index),
+            )
         )
-        expected.append((here - there[found.matched_idxs]).abs().mean())
+        expected.append((predictions - targets[positives.matched_idxs]).abs().mean())
     torch.testing.assert_close(term, sum(expected) / len(layers), rtol=1e-4, atol=1e-6)
     assert distiller.on_targets is None
 
@@ -134,22 +136,22 @@ def test_map_mode_from_its_formula(scenes, teacher_weights, layers):
 def test_pixel_term_does_not_depend_on_the_normalisation(scenes):
     """``loc_weight`` is per level of 255, so the same boxes on the same picture cost the same in every student."""
     model = training(None, ONLY["loc"])
-    found = positives_of(model, scenes)
-    value = model.distillers.classifier(found)["loc"]
+    positives = positives_of(model, scenes)
+    value = model.distillation.classifier(positives)["loc"]
     model.detector.transform.image_std = [1.0, 1.0, 1.0]
-    other = ClassifierDistiller(None, ONLY["loc"], DIGITS, model.detector.transform)
-    rescaled = dataclasses.replace(found, images=found.images * 0.25)
-    torch.testing.assert_close(other(rescaled)["loc"], value)
+    distiller = ClassifierDistiller(None, ONLY["loc"], DIGITS, model.detector.transform)
+    rescaled = dataclasses.replace(positives, images=positives.images * 0.25)
+    torch.testing.assert_close(distiller(rescaled)["loc"], value)
 
 
 def test_several_layers_are_averaged(scenes, teacher_weights):
     def term(**changes):
         model = training(teacher_weights, dataclasses.replace(ONLY["kd_loc"], **changes))
-        return model.distillers.classifier(positives_of(model, scenes))["kd_loc"]
+        return model.distillation.classifier(positives_of(model, scenes))["kd_loc"]
 
     low, high = term(), term(feature_layers=("layer1",), feature_pools=(4,))
-    both = term(feature_layers=("maxpool", "layer1"), feature_pools=(8, 4))
-    torch.testing.assert_close(both, (low + high) / 2)
+    mean = term(feature_layers=("maxpool", "layer1"), feature_pools=(8, 4))
+    torch.testing.assert_close(mean, (low + high) / 2)
     assert low != high
 
 
@@ -157,11 +159,11 @@ def test_several_layers_are_averaged(scenes, teacher_weights):
 def test_chunks_change_no_result(scenes, teacher_weights, layers):
     """Terms and gradients are those of all crops at once, and no more crops than a chunk are ever in the teacher."""
 
-    def found_with(chunk):
+    def results_with(chunk):
         model = training(
-            teacher_weights, DistillSettings(feature_layers=layers, feature_pools=(4,) * len(layers), chunk=chunk)
+            teacher_weights, ClassifierSettings(feature_layers=layers, feature_pools=(4,) * len(layers), chunk=chunk)
         )
-        positives, distiller, sizes = positives_of(model, scenes), model.distillers.classifier, []
+        positives, distiller, sizes = positives_of(model, scenes), model.distillation.classifier, []
         for reader in (distiller.on_targets, distiller.on_predictions):
             reader.register_forward_pre_hook(lambda _module, arguments: sizes.append(len(arguments[0])))
         terms = distiller(positives)
@@ -170,22 +172,22 @@ def test_chunks_change_no_result(scenes, teacher_weights, layers):
             assert distiller(positives)["kd_loc"] == terms["kd_loc"]
         return [*terms.values(), *gradients], len(positives), sizes
 
-    whole, positives, sizes = found_with(0)
+    expected, positives, sizes = results_with(None)
     assert positives > 15 and max(sizes) == positives
-    parts, _, sizes = found_with(7)
+    parts, _, sizes = results_with(7)
     assert max(sizes) == 7 and sizes[:-1].count(7) >= positives // 7
-    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(parts, expected, rtol=1e-5, atol=1e-7)
 
 
 def test_bfloat16_teacher_leaves_the_stem_and_changes_little(scenes, teacher_weights):
-    def found_with(precision):
-        model = training(teacher_weights, DistillSettings(teacher_precision=precision))
-        positives, distiller = positives_of(model, scenes), model.distillers.classifier
+    def results_with(precision):
+        model = training(teacher_weights, ClassifierSettings(teacher_precision=precision))
+        positives, distiller = positives_of(model, scenes), model.distillation.classifier
         terms = distiller(positives)
         return terms, *torch.autograd.grad(sum(terms.values()), [positives.boxes, positives.logits]), distiller
 
-    exact, of_boxes, of_logits, _ = found_with("32")
-    terms, boxes, logits, distiller = found_with("bf16")
+    exact, of_boxes, of_logits, _ = results_with("32")
+    terms, boxes, logits, distiller = results_with("bf16")
     convolutions = [module for module in distiller.on_targets.modules() if isinstance(module, torch.nn.Conv2d)]
     assert convolutions and all(module.weight.dtype == torch.bfloat16 for module in convolutions)
     for name in ("kd_loc", "loc"):
@@ -199,22 +201,22 @@ def test_bfloat16_teacher_leaves_the_stem_and_changes_little(scenes, teacher_wei
 def test_only_what_is_read_is_run(scenes, teacher_weights):
     """KD-loc on predicted crops stops at its layer; without KD-cls the logits are not computed either."""
     model = training(teacher_weights, ONLY["kd_loc"])
-    for reader in (model.distillers.classifier.on_targets.network, model.distillers.classifier.on_predictions):
+    for reader in (model.distillation.classifier.on_targets.network, model.distillation.classifier.on_predictions):
         names = [name for name, _ in reader.named_modules()]
         assert "frozen_stem" in names and not any(
             name.startswith(("layer", "fc", "bn1", "conv1", "maxpool")) for name in names
         )
     calls = []
     model = training(teacher_weights)
-    model.distillers.classifier.on_targets.register_forward_hook(lambda *_: calls.append("targets"))
-    model.distillers.classifier.on_predictions.register_forward_hook(lambda *_: calls.append("predictions"))
-    model.distillers.classifier(positives_of(model, scenes))
+    model.distillation.classifier.on_targets.register_forward_hook(lambda *_: calls.append("targets"))
+    model.distillation.classifier.on_predictions.register_forward_hook(lambda *_: calls.append("predictions"))
+    model.distillation.classifier(positives_of(model, scenes))
     assert sorted(calls) == ["predictions", "targets"]
 
 
 def test_without_a_teacher_the_pixel_term_stands_alone(scenes):
     model = training(None, ONLY["loc"])
-    terms = model.distillers.classifier(positives_of(model, scenes))
+    terms = model.distillation.classifier(positives_of(model, scenes))
     assert set(terms) == {"loc"} and terms["loc"] > 0
     with pytest.raises(ValueError, match="need a teacher"):
         training(None)
@@ -222,37 +224,37 @@ def test_without_a_teacher_the_pixel_term_stands_alone(scenes):
 
 @pytest.mark.parametrize("student", ["ssd_compact", "retinanet_compact"])
 def test_one_hot_control_ignores_the_teacher(scenes, student):
-    settings = DistillSettings(kd_loc_weight=0.0, loc_weight=0.0, control="one_hot")
+    settings = ClassifierSettings(kd_loc_weight=0.0, loc_weight=0.0, control="one_hot")
     model = training(CropClassifier(DIGITS), settings, student)
-    found = positives_of(model, scenes)
-    labels = found.target_labels[found.matched_idxs]
+    positives = positives_of(model, scenes)
+    labels = positives.target_labels[positives.matched_idxs]
     if student == "ssd_compact":
-        wanted = 0.4 * 4 * F.cross_entropy(found.logits / 2, labels)
+        expected = 0.4 * 4 * F.cross_entropy(positives.logits / 2, labels)
     else:  # the two-way divergence to certainty is the binary cross-entropy
         truth = F.one_hot(labels - 1, 10).float()
-        wanted = 0.4 * 4 * F.binary_cross_entropy_with_logits(found.logits[:, 1:] / 2, truth)
-    torch.testing.assert_close(model.distillers.classifier(found)["kd_cls"], wanted)
+        expected = 0.4 * 4 * F.binary_cross_entropy_with_logits(positives.logits[:, 1:] / 2, truth)
+    torch.testing.assert_close(model.distillation.classifier(positives)["kd_cls"], expected)
 
 
 def test_shuffled_control_teaches_wrong_classes(scenes, teacher_weights):
     settings = dataclasses.replace(ONLY["kd_cls"], control="shuffled")
     model = training(teacher_weights, settings)
-    found = positives_of(model, scenes)
-    seen = model.distillers.classifier.teacher.crop(found.images, found.target_boxes, found.target_image_index)
-    wrong = model.distillers.classifier.teacher(seen).roll(1, dims=1)
-    wanted = reference.kd_softmax_loss(found.logits, wrong, found.matched_idxs, 2.0, "first").mean()
-    torch.testing.assert_close(model.distillers.classifier(found)["kd_cls"], wanted, rtol=1e-4, atol=1e-6)
+    positives = positives_of(model, scenes)
+    crops = model.distillation.classifier.teacher.crop(positives.images, positives.target_boxes, positives.target_image_index)
+    wrong = model.distillation.classifier.teacher(crops).roll(1, dims=1)
+    expected = reference.kd_softmax_loss(positives.logits, wrong, positives.matched_idxs, 2.0, "first").mean()
+    torch.testing.assert_close(model.distillation.classifier(positives)["kd_cls"], expected, rtol=1e-4, atol=1e-6)
 
 
 def test_sigmoid_heads_take_the_two_way_form(scenes, teacher_weights):
     model = training(teacher_weights, ONLY["kd_cls"], "retinanet_compact")
-    found = positives_of(model, scenes)
-    assert found.head == "sigmoid" and found.logits.shape[1] == 11
-    seen = model.distillers.classifier.teacher.crop(found.images, found.target_boxes, found.target_image_index)
-    wanted = kd_sigmoid_loss(
-        found.logits[:, 1:].contiguous(), model.distillers.classifier.teacher(seen), found.matched_idxs, 2.0
+    positives = positives_of(model, scenes)
+    assert positives.head == "sigmoid" and positives.logits.shape[1] == 11
+    crops = model.distillation.classifier.teacher.crop(positives.images, positives.target_boxes, positives.target_image_index)
+    expected = kd_sigmoid_loss(
+        positives.logits[:, 1:].contiguous(), model.distillation.classifier.teacher(crops), positives.matched_idxs, 2.0
     )
-    torch.testing.assert_close(model.distillers.classifier(found)["kd_cls"], wanted, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(model.distillation.classifier(positives)["kd_cls"], expected, rtol=1e-4, atol=1e-6)
 
 
 def test_no_positives_and_no_ground_truth(scenes, teacher_weights):
@@ -261,7 +263,7 @@ def test_no_positives_and_no_ground_truth(scenes, teacher_weights):
     targets = [{**target, "boxes": target["boxes"][:0], "labels": target["labels"][:0]} for target in targets]
     with model.tap:
         model.detector([image.float() / 255 for image in images], targets)
-    terms = model.distillers.classifier(model.tap.positives)
+    terms = model.distillation.classifier(model.tap.positives)
     assert all(term == 0 and term.requires_grad for term in terms.values())
     sum(terms.values()).backward()
 
@@ -273,15 +275,15 @@ COMPACT = ("ssd_compact", "fasterrcnn_compact", "retinanet_compact", "fcos_compa
 @pytest.mark.parametrize("student", [name for name in STUDENTS if "compact" not in name])
 def test_terms_fall_when_a_published_student_follows_them(scenes, student):
     """The same with small images, and a teacher of that student's normalisation that has learnt nothing."""
-    size = 0 if STUDENTS[student].fixed_size else 96
+    size = None if STUDENTS[student].fixed_size else 96
     torch.manual_seed(0)
     model = training(CropClassifier(DIGITS, student=student, image_size=size), student=student, image_size=size)
-    same = batch(scenes, 2)
+    pictures = batch(scenes, 2)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4)
     history = []
     for step in range(8):
         torch.manual_seed(step)
-        _, terms = model.losses(*same)
+        _, terms = model.losses(*pictures)
         history.append(sum(terms.values()).item())
         assert all(term > 0 for term in terms.values())
         optimizer.zero_grad()
@@ -294,12 +296,12 @@ def test_terms_fall_when_a_published_student_follows_them(scenes, student):
 def test_terms_fall_when_a_student_follows_them(scenes, teacher_weights, student):
     """Some steps on one batch, on the distillation terms alone: each falls, through classification and box regression."""
     model = training(teacher_weights, student=student)
-    same = batch(scenes, 8)
+    pictures = batch(scenes, 4)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     history = []
     for step in range(20):
         torch.manual_seed(step)  # of the proposals that Faster R-CNN samples
-        _, terms = model.losses(*same)
+        _, terms = model.losses(*pictures)
         history.append({name: term.item() for name, term in terms.items()})
         optimizer.zero_grad()
         sum(terms.values()).backward()
@@ -316,15 +318,15 @@ def test_terms_fall_when_a_student_follows_them(scenes, teacher_weights, student
 
 def test_most_positives(scenes, teacher_weights):
     model = training(teacher_weights, dataclasses.replace(ONLY["loc"], max_positives=5))
-    found = positives_of(model, scenes)
-    (gradient,) = torch.autograd.grad(model.distillers.classifier(found)["loc"], found.boxes)
-    assert len(found) > 5 and (gradient.abs().sum(1) > 0).sum() == 5
+    positives = positives_of(model, scenes)
+    (gradient,) = torch.autograd.grad(model.distillation.classifier(positives)["loc"], positives.boxes)
+    assert len(positives) > 5 and (gradient.abs().sum(1) > 0).sum() == 5
 
 
 def test_gradient_ratios_are_those_of_the_head(scenes, teacher_weights):
     model = training(teacher_weights)
-    own, distilled = model.losses(*batch(scenes))
-    detection, outputs = sum(own.values()), model.tap.outputs
+    losses, distilled = model.losses(*batch(scenes))
+    detection, outputs = sum(losses.values()), model.tap.outputs
     ratios = gradient_ratios(detection, distilled, outputs)
 
     def norm(loss):
@@ -341,21 +343,19 @@ def test_teacher_that_does_not_fit(teacher_weights):
     classifier = CropClassifier.load(teacher_weights)
     transform = training(None, ONLY["loc"]).detector.transform
     with pytest.raises(ValueError, match=r"the teacher knows 10 classes, the data has 2: .*only the data has \['cat'\]"):
-        ClassifierDistiller(classifier, DistillSettings(), ["1", "cat"], transform)
+        ClassifierDistiller(classifier, ClassifierSettings(), ["1", "cat"], transform)
     with pytest.raises(ValueError, match=r"the order differs"):
-        ClassifierDistiller(classifier, DistillSettings(), DIGITS[::-1], transform)
+        ClassifierDistiller(classifier, ClassifierSettings(), DIGITS[::-1], transform)
     transform.image_std = [1.0, 1.0, 1.0]
     with pytest.raises(ValueError, match=r"image_std is .* in the student and .* in the teacher"):
-        ClassifierDistiller(classifier, DistillSettings(), DIGITS, transform)
+        ClassifierDistiller(classifier, ClassifierSettings(), DIGITS, transform)
 
 
 def test_settings_that_make_no_sense():
-    with pytest.raises(ValueError, match=r"distill.chunk must be 0 or more, got -1"):
-        DistillSettings(chunk=-1)
     with pytest.raises(ValueError, match="one pool per layer"):
-        DistillSettings(feature_layers=("maxpool", "layer1"))
+        ClassifierSettings(feature_layers=("maxpool", "layer1"))
     with pytest.raises(ValueError, match="must not be negative"):
-        DistillSettings(loc_weight=-1.0)
-    for name in ("temperature", "input_std", "pixel_pool"):
-        with pytest.raises(ValueError, match=f"distill.{name} must be above 0"):
-            DistillSettings(**{name: 0})
+        ClassifierSettings(loc_weight=-1.0)
+    for name in ("temperature", "input_std", "pixel_pool", "pixel_size", "chunk", "max_positives"):
+        with pytest.raises(ValueError, match=f"classifier.{name} must be above 0, got 0"):
+            ClassifierSettings(**{name: 0})

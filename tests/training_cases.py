@@ -1,7 +1,8 @@
-"""What the tests of the training layer share: small runs, a batch, and a detector with its distiller."""
+"""What the tests of the training layer share: small runs of the commands, a batch, and a detector with its distiller."""
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import torch
@@ -9,44 +10,45 @@ from torch import Tensor
 
 from cls2det import commands
 from cls2det.data.augment import get_augmentation
-from cls2det.data.dataset import DetectionData, collate
-from cls2det.distill import Distillers
-from cls2det.distill.classifier import ClassifierDistiller, DistillSettings
+from cls2det.data.dataset import DetectionData
+from cls2det.data.loader import collate
+from cls2det.distill import NO_TERMS, ClassifierDistiller, ClassifierSettings, Distillation
+from cls2det.models.students import build_student, save_student
 from cls2det.models.taps import Positives
 from cls2det.teachers.crop_classifier import CropClassifier
 from cls2det.training.detector import DetectorTraining
-from cls2det.training.settings import Optim, Run
+from cls2det.training.settings import Optim, Run, TeacherRun
 
 DIGITS = [str(digit) for digit in range(10)]
 MAPS = ("fgfi", "fkd", "fgd", "pkd", "cwd")  # methods that compare the backbone's maps
 FITS = {  # the detector-to-detector methods that fit each small student
     "ssd_compact": MAPS,
-    "fasterrcnn_compact": ("kd", "gid", *MAPS),
-    "retinanet_compact": ("gid", "bckd", "tbd", *MAPS),
-    "fcos_compact": ("gid", "bckd", "tbd", *MAPS),
+    "fasterrcnn_compact": ("chen", "gid", *MAPS),
+    "retinanet_compact": ("gid", "bckd", "harmony", *MAPS),
+    "fcos_compact": ("gid", "bckd", "harmony", *MAPS),
     "detr_compact": MAPS[1:],
 }
-HERE = Run(device="cpu", cache=True)
 
 
 def silent(*_) -> None:
     """As ``progress``: no bar on the screen."""
 
 
-def train_teacher(scenes: Path, out: Path, **changes) -> Path:
+def train_teacher(scenes: Path, out: Path, *, progress=silent, **changes) -> Path:
+    """A small teacher by ``cls2det teacher``; returns its weights.pt."""
     options = {
         "width": 16,
         "crop_size": 32,
         "augmentation": "jitter",
         "optim": Optim(steps=80, batch_size=4),
-        "run": Run(device="cpu", checkpoint_every=40),
+        "run": TeacherRun(device="cpu", checkpoint_every=40),
     }
-    commands.teacher(scenes, out, progress=silent, **options | changes)
+    commands.teacher(scenes, out, progress=progress, **options | changes)
     return out / "weights.pt"
 
 
-def distill(scenes: Path, out: Path, teacher: Path | None, **changes) -> dict:
-    """Some steps of distillation on 8 images; an arm of a study with few words."""
+def distill(scenes: Path, out: Path, teacher: Path | None = None, *, progress=silent, **changes) -> dict:
+    """Some steps of ``cls2det distill`` on 8 images; returns its report."""
     options = {
         "images": 8,
         "augmentation": "jitter",
@@ -54,9 +56,24 @@ def distill(scenes: Path, out: Path, teacher: Path | None, **changes) -> dict:
         "optim": Optim(steps=4, batch_size=2),
         "run": Run(device="cpu", cache=True, checkpoint_every=2, log_every=1),
         "allow_poor_teacher": True,
-        "progress": silent,
     }
-    return commands.distill(scenes, out, teacher=teacher, **options | changes)
+    return commands.distill(scenes, out, teacher=teacher, progress=progress, **options | changes)
+
+
+def train(scenes: Path, out: Path, **changes) -> dict:
+    """Some steps of ``distill`` with nothing to distil."""
+    return distill(scenes, out, None, classifier=NO_TERMS, **changes)
+
+
+def evaluate(weights: Path, scenes: Path, split: str, out: Path | None = None) -> dict:
+    """``cls2det evaluate`` on the CPU."""
+    return commands.evaluate(weights, scenes, split, out, device="cpu", progress=silent)
+
+
+def logged(folder: Path, column: str = "loss") -> list[dict[str, str]]:
+    """The lines of a run's log that have a value in ``column``: those of training steps, or of validations."""
+    with open(folder / "log" / "metrics.csv", newline="") as file:
+        return [row for row in csv.DictReader(file) if row[column]]
 
 
 def coco_layout(scenes: Path, root: Path) -> Path:
@@ -76,17 +93,28 @@ def batch(scenes: Path, size: int = 4) -> tuple[list[Tensor], list[dict[str, Ten
 
 def training(
     teacher: Path | CropClassifier | None,
-    settings: DistillSettings = DistillSettings(),  # noqa: B008 (frozen)
+    settings: ClassifierSettings = ClassifierSettings(),  # noqa: B008 (frozen)
     student: str = "ssd_compact",
-    image_size: int = 0,
+    image_size: int | None = None,
 ) -> DetectorTraining:
     classifier = CropClassifier.load(teacher) if isinstance(teacher, Path) else teacher
     torch.manual_seed(0)
+    detector = build_student(student, len(DIGITS), image_size)
+    distiller = ClassifierDistiller(classifier, settings, DIGITS, detector.transform)
+    return DetectorTraining(detector, DIGITS, distillation=Distillation(detector, distiller)).train()
 
-    def distil(classes: list[str], detector: torch.nn.Module) -> Distillers:
-        return Distillers(detector, ClassifierDistiller(classifier, settings, classes, detector.transform))
 
-    return DetectorTraining(DIGITS, student, image_size, distil=distil).train()
+def plain_training(student: str = "ssd_compact") -> DetectorTraining:
+    """Of a student with nothing to distil."""
+    torch.manual_seed(0)
+    return DetectorTraining(build_student(student, len(DIGITS)), DIGITS).train()
+
+
+def untrained_student(path: Path, student: str = "ssd_compact", classes: list[str] = DIGITS) -> Path:
+    """weights.pt of a student that has learnt nothing."""
+    torch.manual_seed(1)
+    save_student(path, build_student(student, len(classes)), name=student, classes=classes)
+    return path
 
 
 def positives_of(model: DetectorTraining, scenes: Path, size: int = 4) -> Positives:

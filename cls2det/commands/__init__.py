@@ -5,11 +5,9 @@ All write under ``out`` and nowhere else; run again with the same ``out``, they 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import warnings
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -17,31 +15,46 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from cls2det.data.augment import get_augmentation
-from cls2det.data.dataset import DetectionData, test_loader, train_loader
+from cls2det.data.dataset import DetectionData
+from cls2det.data.loader import test_loader, train_loader
 from cls2det.distill import (
-    METHODS,
-    NAMES,
+    DETECTOR_METHODS,
+    DISTILLERS,
+    NO_TERMS,
+    TERMS,
     BCKDSettings,
+    ChenSettings,
+    ClassifierDistiller,
+    ClassifierSettings,
     CWDSettings,
     DetectorTeacher,
-    Distillers,
+    Distillation,
     FGDSettings,
     FGFISettings,
     FKDSettings,
     GIDSettings,
-    KDSettings,
+    HarmonySettings,
     PKDSettings,
-    TBDSettings,
 )
-from cls2det.distill.classifier import NOTHING, TERMS, ClassifierDistiller, DistillSettings
-from cls2det.evaluation.coco import evaluate as evaluate_detector
-from cls2det.models.students import STUDENTS, load_backbone, parameter_count
-from cls2det.teachers.calibration import calibration, draw_reliability
+from cls2det.evaluation.coco import evaluate_detector
+from cls2det.evaluation.reliability import draw_reliability
+from cls2det.files import write_json
+from cls2det.models.backbones import load_classifier
+from cls2det.models.students import (
+    STUDENTS,
+    build_student,
+    load_backbone,
+    load_student,
+    parameter_count,
+    save_student,
+)
+from cls2det.teachers.calibration import calibration
 from cls2det.teachers.crop_classifier import CropClassifier, check_not_at_chance, crop_logits
 from cls2det.training import fit
-from cls2det.training.backbone import Pretraining
+from cls2det.training.classifier import ClassifierTraining
 from cls2det.training.detector import DetectorTraining
-from cls2det.training.progress import progress_bar
+from cls2det.training.progress import Progress, progress_bar
+from cls2det.training.runs import claim, run_record
 from cls2det.training.settings import Device, Optim, Run, TeacherRun
 
 BackboneWeights = Literal["none", "auto", "imagenet"]
@@ -56,19 +69,19 @@ def teacher(
     width: int = 64,
     backbone_weights: BackboneWeights = "none",
     student: str = "ssd_compact",
-    image_size: int = 0,
+    image_size: int | None = None,
     crop_size: int = 112,
     loss: Literal["ce", "bce", "joint"] = "ce",
     margin: float = 0.0,
     min_size: float = 0.0,
     jitter: float = 0.05,
     label_smoothing: float = 0.05,
-    images: int = 0,
+    images: int | None = None,
     augmentation: str = "none",
     optim: Optim = Optim(),  # noqa: B008 (frozen)
     seed: int = 0,
     run: TeacherRun = TeacherRun(),  # noqa: B008
-    progress: fit.Progress | None = None,
+    progress: Progress | None = None,
 ) -> dict:
     """Train an image classifier on the ground-truth crops of a detection data set.
 
@@ -83,14 +96,14 @@ def teacher(
         width: channels of the first stage of a ResNet; 64 is as published, 16 is every width divided by 4
         backbone_weights: what the classifier starts from: imagenet, auto (random where there is no network), none
         student: the detector that it will teach: crops go through its resizing and normalisation
-        image_size: side that images are brought to; 0: the student's own
+        image_size: side that images are brought to; null is the student's own
         crop_size: side of the crops; 112 in the paper
         loss: ce for students with a softmax, bce for sigmoids, joint for both (the paper's shared teacher)
         margin: crops are larger than the box by this share of its size, on each side
         min_size: boxes with a shorter side, in input pixels, are left out of the training
         jitter: training boxes are moved by up to this share of their size
         label_smoothing: of ce; a smoothed teacher is less sure of itself
-        images: how many images to use, drawn with the seed; 0 for all
+        images: how many images to use, drawn with the seed; null is all
         augmentation: the student's: none, flip, ssd, ssdlite, jitter, jitter_flip
         optim: how weights are optimised; batch_size counts images, not crops
         seed: of weights, order and augmentation
@@ -106,21 +119,18 @@ def teacher(
     torch.manual_seed(seed)
     model = CropClassifier(
         data.classes,
-        architecture,
-        width,
-        student,
-        image_size,
-        crop_size,
-        loss,
-        margin,
-        min_size,
-        jitter,
-        label_smoothing,
-        backbone_weights,
-        dataclasses.asdict(optim),
+        architecture=architecture,
+        width=width,
+        student=student,
+        image_size=image_size,
+        crop_size=crop_size,
+        loss=loss,
+        margin=margin,
+        backbone_weights=backbone_weights,
     )
-    fit.claim(out, "teacher", options)
-    seconds = fit.fit(model, _loader(data, optim, run, seed), out, optim=optim, run=run, seed=seed, progress=progress)
+    training = ClassifierTraining(model, optim=optim, min_size=min_size, jitter=jitter, label_smoothing=label_smoothing)
+    claim(out, run_record("teacher", options, options["run"]))
+    seconds = fit.fit(training, _loader(data, optim, run, seed), out, optim=optim, run=run, seed=seed, progress=progress)
     model.save(Path(out) / "weights.pt")
     report = {
         "seconds": seconds,
@@ -139,7 +149,7 @@ def teacher(
         if loss == "joint":  # students with a sigmoid per class read it so
             report["sigmoid"] = read_as["sigmoid"] = calibration(logits.float().sigmoid(), classes)
         draw_reliability(read_as, Path(out) / "reliability.png")
-    return fit.write_json(Path(out) / "report.json", report)
+    return write_json(Path(out) / "report.json", report)
 
 
 def distill(
@@ -148,9 +158,9 @@ def distill(
     train_split: str = "train",
     val_split: str | None = None,
     student: str = "ssd_compact",
-    image_size: int = 0,
-    name: str = "",
-    images: int = 0,
+    image_size: int | None = None,
+    name: str | None = None,
+    images: int | None = None,
     augmentation: str = "none",
     backbone_weights: BackboneWeights = "auto",
     start: Path | None = None,
@@ -163,8 +173,8 @@ def distill(
     allow_poor_teacher: bool = False,
     detector_teacher: str | None = None,
     distillers: list[str] = ["classifier"],  # noqa: B006 (read only)
-    distill: DistillSettings = DistillSettings(),  # noqa: B008
-    kd: KDSettings = KDSettings(),  # noqa: B008
+    classifier: ClassifierSettings = ClassifierSettings(),  # noqa: B008
+    chen: ChenSettings = ChenSettings(),  # noqa: B008
     fgfi: FGFISettings = FGFISettings(),  # noqa: B008
     gid: GIDSettings = GIDSettings(),  # noqa: B008
     fkd: FKDSettings = FKDSettings(),  # noqa: B008
@@ -172,8 +182,8 @@ def distill(
     pkd: PKDSettings = PKDSettings(),  # noqa: B008
     cwd: CWDSettings = CWDSettings(),  # noqa: B008
     bckd: BCKDSettings = BCKDSettings(),  # noqa: B008
-    tbd: TBDSettings = TBDSettings(),  # noqa: B008
-    progress: fit.Progress | None = None,
+    harmony: HarmonySettings = HarmonySettings(),  # noqa: B008
+    progress: Progress | None = None,
 ) -> dict:
     """Train a detector and distil a classification teacher, or a bigger detector, or both, into it.
 
@@ -186,9 +196,9 @@ def distill(
         train_split: split to train on (train2017 for COCO)
         val_split: split to evaluate on at the end, and during training if run.validate_every says so; or null
         student: detector, see ``cls2det info``
-        image_size: side that images are brought to; 0: the student's own
-        name: what reports call this run; empty: baseline, or what is distilled
-        images: how many images to use, drawn with the seed; 0 for all
+        image_size: side that images are brought to; null is the student's own
+        name: what reports call this run; null is baseline, or the distilled terms
+        images: how many images to use, drawn with the seed; null is all
         augmentation: none, flip, ssd, ssdlite, jitter, jitter_flip
         backbone_weights: what the backbone starts from: imagenet, auto (random where there is no network), none
         start: weights.pt of ``cls2det teacher`` or ``pretrain`` for the same backbone, from which it starts instead
@@ -201,9 +211,9 @@ def distill(
         allow_poor_teacher: go on with a teacher that is no better than guessing
         detector_teacher: weights.pt of ``cls2det train`` or ``distill``, or torchvision:NAME for a detector with torchvision's
             COCO weights; the teacher of every distiller but classifier
-        distillers: whose terms are added: classifier, kd, fgfi, gid, fkd, fgd, pkd, cwd, bckd, tbd
-        distill: weights and settings of the classifier's terms
-        kd: of KD (Chen et al., NeurIPS 2017): soft labels, bounded regression, hint
+        distillers: whose terms are added: classifier, chen, fgfi, gid, fkd, fgd, pkd, cwd, bckd, harmony
+        classifier: weights and settings of the classifier's terms
+        chen: of Chen et al. (NeurIPS 2017): soft labels, bounded regression, hint
         fgfi: of FGFI (Wang et al., CVPR 2019): features near objects
         gid: of GID (Dai et al., CVPR 2021): where the two disagree most
         fkd: of FKD (Zhang & Ma, ICLR 2021): attention and non-local relations
@@ -211,13 +221,16 @@ def distill(
         pkd: of PKD (Cao et al., NeurIPS 2022): normalised features
         cwd: of CWD (Shu et al., ICCV 2021): where each channel looks
         bckd: of BCKD (Yang et al., ICCV 2023): scores and boxes of sigmoid heads
-        tbd: after TBD (Tang et al., 2022): where class scores and boxes agree
+        harmony: ours, after an idea of Tang et al. (2022): where class scores and boxes agree
     """
     options = dict(locals())
-    if unknown := set(distillers) - set(NAMES):
-        raise ValueError(f"no distiller {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
+    if unknown := set(distillers) - set(DISTILLERS):
+        raise ValueError(f"no distiller {', '.join(sorted(unknown))}; there are {', '.join(DISTILLERS)}")
     command = command_of(options)
-    for argument, given, readers in (("teacher", teacher, {"classifier"}), ("detector_teacher", detector_teacher, METHODS)):
+    for argument, given, readers in (
+        ("teacher", teacher, {"classifier"}),
+        ("detector_teacher", detector_teacher, DETECTOR_METHODS),
+    ):
         if given and not set(readers) & set(distillers):
             warnings.warn(
                 f"{argument} {given} is read by none of the distillers {', '.join(distillers) or 'none'}", stacklevel=2
@@ -229,30 +242,33 @@ def distill(
         validation and run.validate_every and len(validation) < run.processes
     ):  # one without an image would keep the others waiting
         raise ValueError(f"{val_split} has {len(validation)} images, too few for a validation by {run.processes} processes")
-    distil = None
+    crop_classifier = None
+    if command == "distill" and teacher and "classifier" in distillers:
+        crop_classifier = CropClassifier.load(teacher)
+        if not allow_poor_teacher and rank_zero_only.rank == 0:
+            batches = math.ceil(256 / optim.batch_size)  # of training pictures; more than enough crops on most data
+            loader = train_loader(data, batch_size=optim.batch_size, steps_per_epoch=batches, seed=seed)
+            _check_teacher(crop_classifier, student, classifier, loader, run)
+    torch.manual_seed(seed)  # the order of what follows decides which random numbers a part starts from
+    detector = build_student(student, len(data.classes), image_size, "none" if start else backbone_weights)
+    distillation = None
     if command == "distill":
-        classifier = CropClassifier.load(teacher) if teacher and "classifier" in distillers else None
-        if classifier and not allow_poor_teacher and rank_zero_only.rank == 0:
-            some = math.ceil(256 / optim.batch_size)  # batches of training pictures; more than enough crops on most data
-            loader = train_loader(data, batch_size=optim.batch_size, steps_per_epoch=some, seed=seed)
-            _check_teacher(classifier, student, distill, loader, run)
-        distil = partial(_distillers, classifier, detector_teacher, options)
-    torch.manual_seed(seed)
+        distillation = _distillation(crop_classifier, detector_teacher, options, data.classes, detector)
     model = DetectorTraining(
+        detector,
         data.classes,
-        student,
-        image_size,
-        cls_weight,
-        box_weight,
-        optim=dataclasses.asdict(optim),
-        backbone_weights="none" if start else backbone_weights,
-        distil=distil,
+        student=student,
+        image_size=image_size,
+        optim=optim,
+        cls_weight=cls_weight,
+        box_weight=box_weight,
+        distillation=distillation,
         ratio_every=run.ratio_every,
         pictures=run.pictures,
     )
     if start:
-        load_backbone(model.detector, fit.load_network(start, CropClassifier, Pretraining))
-    fit.claim(out, command, options)
+        load_backbone(detector, load_classifier(start))
+    claim(out, run_record(command, options, options["run"]))
     during = None
     if validation and run.validate_every:
         during = test_loader(
@@ -269,15 +285,15 @@ def distill(
         val_every=run.validate_every or 1,
         progress=progress,
     )
-    model.save(Path(out) / "weights.pt")
+    save_student(Path(out) / "weights.pt", detector, name=student, classes=data.classes, image_size=image_size)
     report = {
         "seconds": seconds,
-        "started from": str(start or model.detector.started_from),
+        "started from": str(start or detector.started_from),
         "images": len(data),
         "steps": optim.steps,
-        "parameters": parameter_count(model.detector),
+        "parameters": parameter_count(detector),
     }
-    fit.write_json(Path(out) / "report.json", report)
+    write_json(Path(out) / "report.json", report)
     if validation and rank_zero_only.rank == 0:
         table = evaluate(
             Path(out) / "weights.pt",
@@ -294,41 +310,42 @@ def distill(
 
 
 # what ``train`` takes, so that the recipes of ``distill`` serve it, and does not read
-TEACHING = ("teacher", "allow_poor_teacher", "detector_teacher", "distillers", "distill", *METHODS)
+TEACHING = ("teacher", "allow_poor_teacher", "detector_teacher", "distillers", "classifier", *DETECTOR_METHODS)
 
 
 def train(**options) -> dict:
     """Train a detector without distillation: the baseline. Takes the recipes of ``distill``, less what they say of teachers."""
     if options.get("teacher"):
         warnings.warn(f"train distils nothing: teacher {options['teacher']} is left out; see distill", stacklevel=2)
-    return distill(**options | {"teacher": None, "detector_teacher": None, "distillers": [], "distill": NOTHING})
+    return distill(**options | {"teacher": None, "detector_teacher": None, "distillers": [], "classifier": NO_TERMS})
 
 
 def command_of(options: dict) -> str:
     """What a run with these options is called: "distill", or "train" where nothing is distilled."""
-    methods, classifier = set(options["distillers"]) & set(METHODS), "classifier" in options["distillers"]
-    own = classifier and (options["teacher"] or any(getattr(options["distill"], term) for term in TERMS))
-    return "distill" if methods or own else "train"
+    methods, classifier = set(options["distillers"]) & set(DETECTOR_METHODS), "classifier" in options["distillers"]
+    terms = classifier and (options["teacher"] or any(getattr(options["classifier"], term) for term in TERMS))
+    return "distill" if methods or terms else "train"
 
 
-def _distillers(
+def _distillation(
     classifier: CropClassifier | None,
     detector_teacher: str | None,
     options: dict,
     classes: list[str],
     student: torch.nn.Module,
-) -> Distillers:
-    """Those that ``options`` name, for ``DetectorTraining``."""
-    names = options["distillers"]
-    own = ClassifierDistiller(classifier, options["distill"], classes, student.transform) if "classifier" in names else None
-    methods = {name: options[name] for name in METHODS if name in names}
+) -> Distillation:
+    """Of the distillers that ``options`` name, for ``DetectorTraining``."""
+    names, distiller = options["distillers"], None
+    if "classifier" in names:
+        distiller = ClassifierDistiller(classifier, options["classifier"], classes, student.transform)
+    methods = {name: options[name] for name in DETECTOR_METHODS if name in names}
     teacher = DetectorTeacher.load(detector_teacher, classes) if detector_teacher and methods else None
-    return Distillers(student, own, teacher, methods)
+    return Distillation(student, distiller, teacher, methods)
 
 
-def _check_teacher(teacher: CropClassifier, student: str, settings: DistillSettings, loader, run: Run) -> None:
+def _check_teacher(teacher: CropClassifier, student: str, settings: ClassifierSettings, loader, run: Run) -> None:
     """Raise ValueError for one that would teach nothing, or the wrong thing, to this student."""
-    head, loss = STUDENTS[student].head, teacher.hparams["loss"]
+    head, loss = STUDENTS[student].head, teacher.loss
     uses_scores = settings.kd_cls_weight and settings.control != "one_hot"
     if uses_scores and (head, loss) in (("sigmoid", "ce"), ("softmax", "bce")):
         raise ValueError(
@@ -346,7 +363,7 @@ def evaluate(
     batch_size: int = 8,
     loader_workers: int = 0,
     device: Device = "auto",
-    progress: fit.Progress | None = None,
+    progress: Progress | None = None,
 ) -> dict:
     """Evaluate a trained detector with pycocotools.
 
@@ -359,29 +376,32 @@ def evaluate(
         loader_workers: processes that load images
         device: auto takes a GPU if there is one
     """
-    model, data = DetectorTraining.load(weights), DetectionData(data_root, split)
-    with progress_bar("evaluating", progress) as told:
+    student, data = load_student(weights), DetectionData(data_root, split)
+    with progress_bar("evaluating", progress) as report_progress:
         table = evaluate_detector(
-            model,
+            student.detector,
             data,
+            classes=student.classes,
             device=Run(device).torch_device,
             batch_size=batch_size,
             loader_workers=loader_workers,
-            progress=told,
+            progress=report_progress,
         )
     detections = table.pop("detections")
     table |= {"data_root": str(data_root), "split": split}
     if out:
         Path(out).mkdir(parents=True, exist_ok=True)
         (Path(out) / "detections.json").write_text(json.dumps(detections))
-        fit.write_json(Path(out) / "evaluation.json", table)
+        write_json(Path(out) / "evaluation.json", table)
     return table
 
 
-def _training_data(data_root: Path, split: str, augmentation: str, images: int, seed: int, run: TeacherRun) -> DetectionData:
+def _training_data(
+    data_root: Path, split: str, augmentation: str, images: int | None, seed: int, run: TeacherRun
+) -> DetectionData:
     """Augmented training images that hold an object; ``images`` of them, drawn with the seed, or all."""
     keep = None
-    if images:
+    if images is not None:
         labelled = len(DetectionData(data_root, split, labelled_only=True))
         if images > labelled:
             raise ValueError(f"--images {images}: {split} of {data_root} has {labelled} images with a box")

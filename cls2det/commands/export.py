@@ -34,9 +34,8 @@ from torch.export import Dim
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import boxes as box_ops
 
-from cls2det.models.students import STUDENTS, build_student
-from cls2det.training.detector import DetectorTraining
-from cls2det.training.fit import write_json
+from cls2det.files import write_json
+from cls2det.models.students import STUDENTS, TrainedStudent, build_student, load_student
 
 Format = Literal["state_dict", "torchscript", "torch_export", "onnx"]
 Detections = dict[str, Tensor]  # boxes (n, 4), labels (n,), scores (n,)
@@ -79,14 +78,14 @@ def export(
         image_size: side of the square image that formats of a fixed size are made for; 0: the student's own
         check: run what was written on random images and compare with the trained student
     """
-    training = DetectorTraining.load(weights)
+    student = load_student(weights)
     if not formats or set(formats) - FILES.keys():
         raise ValueError(f"formats: expected some of {', '.join(FILES)}, found {', '.join(formats) or 'none'}")
-    side = image_size or training.hparams["image_size"] or STUDENTS[training.hparams["student"]].size
-    images = _probes(training.detector, side)
+    side = image_size or student.image_size or STUDENTS[student.name].size
+    images = _probes(student.detector, side)
     Path(out).mkdir(parents=True, exist_ok=True)
-    entries = {name: _write(name, training, images, Path(out), check) for name in formats}
-    report = write_json(Path(out) / "export.json", _about(training, side) | {"formats": entries})
+    entries = {name: _write(name, student, images, Path(out), check) for name in formats}
+    report = write_json(Path(out) / "export.json", _about(student, side) | {"formats": entries})
     failures = {name: f"{name}: {entry['fails']}" for name, entry in entries.items() if "fails" in entry}
     if len(failures) == len(entries) or any(entries[name].get("differs") for name in failures):
         raise ValueError("; ".join(failures.values()))
@@ -97,15 +96,15 @@ def export(
     return report
 
 
-def _write(name: Format, training: DetectorTraining, images: list[Tensor], out: Path, check: bool) -> dict[str, Any]:
+def _write(name: Format, student: TrainedStudent, images: list[Tensor], out: Path, check: bool) -> dict[str, Any]:
     """Write one format; its entry in the report, which has "fails" if there is no file."""
     file = out / FILES[name]
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # of tracing and of deprecation: what counts is the comparison
-            entry, load = EXPORTERS[name](training, images[0], file)
+            entry, load = EXPORTERS[name](student, images[0], file)
             if check:
-                entry["check"] = _compare(load, training.detector, images if entry["sizes"] == "any" else images[:1])
+                entry["check"] = _compare(load, student.detector, images if entry["sizes"] == "any" else images[:1])
         return {"file": file.name, **entry}
     except _Differs as error:
         entry = {"fails": f"what was written differs from the trained student: {error}{TIES}", "differs": True}
@@ -115,11 +114,11 @@ def _write(name: Format, training: DetectorTraining, images: list[Tensor], out: 
     return entry
 
 
-def _about(training: DetectorTraining, side: int) -> dict[str, Any]:
-    transform = training.detector.transform
+def _about(student: TrainedStudent, side: int) -> dict[str, Any]:
+    transform = student.detector.transform
     return {
-        "student": training.hparams["student"],
-        "classes": list(training.hparams["classes"]),
+        "student": student.name,
+        "classes": list(student.classes),
         "normalisation": "inside: give pixels in [0, 1], neither resized nor normalised",
         "mean": list(transform.image_mean),
         "std": list(transform.image_std),
@@ -128,26 +127,26 @@ def _about(training: DetectorTraining, side: int) -> dict[str, Any]:
     }
 
 
-def _state_dict(training: DetectorTraining, _image: Tensor, file: Path) -> tuple[dict, Load]:
-    torch.save(training.detector.state_dict(), file)
-    student, classes, size = training.hparams["student"], len(training.hparams["classes"]), training.hparams["image_size"]
+def _state_dict(student: TrainedStudent, _image: Tensor, file: Path) -> tuple[dict, Load]:
+    torch.save(student.detector.state_dict(), file)
+    name, classes, size = student.name, len(student.classes), student.image_size
 
     def load() -> Callable[[Tensor], Detections]:
-        detector = build_student(student, classes, size)
+        detector = build_student(name, classes, size)
         detector.load_state_dict(torch.load(file, weights_only=True))
         detector.eval()
         return lambda image: detector([image])[0]
 
-    use = f"cls2det.models.students.build_student({student!r}, {classes}, {size}).load_state_dict(torch.load(file))"
+    use = f"cls2det.models.students.build_student({name!r}, {classes}, {size}).load_state_dict(torch.load(file))"
     return {"use": use, "inputs": f"a list of {IMAGE}", "outputs": {"of each image": OUTPUTS}, "sizes": "any"}, load
 
 
-def _torchscript(training: DetectorTraining, image: Tensor, file: Path) -> tuple[dict, Load]:
+def _torchscript(student: TrainedStudent, image: Tensor, file: Path) -> tuple[dict, Load]:
     """torch.jit.script, with lists of images of any size; where that fails, torch.jit.trace with one image of this size."""
     try:
-        module = torch.jit.script(training.detector)
+        module = torch.jit.script(student.detector)
     except Exception as error:  # in as many kinds as there is Python that TorchScript does not know
-        return _traced(training.detector, image, file, why=_shortened(error))
+        return _traced(student.detector, image, file, why=_shortened(error))
     module.save(str(file))
 
     def load() -> Callable[[Tensor], Detections]:
@@ -174,8 +173,8 @@ def _traced(detector: nn.Module, image: Tensor, file: Path, why: str) -> tuple[d
     return entry | _one_image(image, "fixed"), load
 
 
-def _torch_export(training: DetectorTraining, image: Tensor, file: Path) -> tuple[dict, Load]:
-    program, sizes = _program(training.detector, image)
+def _torch_export(student: TrainedStudent, image: Tensor, file: Path) -> tuple[dict, Load]:
+    program, sizes = _program(student.detector, image)
     torch.export.save(program, file)
 
     def load() -> Callable[[Tensor], Detections]:
@@ -199,19 +198,19 @@ def _program(detector: nn.Module, image: Tensor) -> tuple[torch.export.ExportedP
     return program, "any" if one_size else "fixed"
 
 
-def _onnx(training: DetectorTraining, image: Tensor, file: Path) -> tuple[dict, Load]:
+def _onnx(student: TrainedStudent, image: Tensor, file: Path) -> tuple[dict, Load]:
     """torchvision's detectors through the TorchScript exporter, which leaves the size open; DETR through torch.export.
 
     (The TorchScript exporter writes DETR's attention wrongly: scores off by 0.03, with torch 2.14.)
     """
     _need("onnx", "onnxscript")
     names = {"input_names": ["image"], "output_names": list(OUTPUTS)}
-    if type(training.detector).__module__.startswith("torchvision."):
+    if type(student.detector).__module__.startswith("torchvision."):
         sizes = "any"
         axes = {"image": {1: "height", 2: "width"}} | {name: {0: "detections"} for name in OUTPUTS}
-        torch.onnx.export(_OneImage(training.detector), (image,), file, dynamo=False, dynamic_axes=axes, **names)
+        torch.onnx.export(_OneImage(student.detector), (image,), file, dynamo=False, dynamic_axes=axes, **names)
     else:
-        program, sizes = _program(training.detector, image)
+        program, sizes = _program(student.detector, image)
         torch.onnx.export(program, (image,), file, dynamo=True, external_data=False, verbose=False, **names)
 
     def load() -> Callable[[Tensor], Detections]:

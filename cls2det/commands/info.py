@@ -22,8 +22,7 @@ def info() -> None:
     """Print versions, back ends of the operators, devices, students and recipes."""
     import torch
 
-    from cls2det.distill import METHODS
-    from cls2det.distill.classifier import DistillSettings
+    from cls2det.distill import DETECTOR_METHODS, ClassifierSettings
     from cls2det.models.students import STUDENTS
     from cls2det.recipes import recipes
     from cls2det_ops.__main__ import report as operators
@@ -42,7 +41,7 @@ def info() -> None:
     for name, student in STUDENTS.items():
         print(f"{name:34} {student.about}")
     print("\nDistillers")
-    for name, (_, settings) in {"classifier": (None, DistillSettings), **METHODS}.items():
+    for name, (_, settings) in {"classifier": (None, ClassifierSettings), **DETECTOR_METHODS}.items():
         print(f"{name:34} {settings.__doc__.splitlines()[0]}")
     print("\nRecipes")
     recipes()

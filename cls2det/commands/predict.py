@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cls2det.data.images import read_image
+from cls2det.data.images import read_image, to_float
 from cls2det.evaluation.drawing import draw_boxes, write_picture
-from cls2det.training.detector import DetectorTraining
-from cls2det.training.fit import write_json
+from cls2det.files import write_json
+from cls2det.models.students import load_student
 from cls2det.training.progress import Progress, progress_bar
 from cls2det.training.settings import Device, Run
 
@@ -46,8 +46,8 @@ def predict(
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold: expected a score from 0 to 1, found {threshold}")
     out, pictures = Path(out), find_images(images, out)
-    model = DetectorTraining.load(weights).to(Run(device).torch_device)
-    classes = list(model.hparams["classes"])
+    student, torch_device = load_student(weights), Run(device).torch_device
+    detector, classes = student.detector.to(torch_device), student.classes
     predictions, unreadable = [], []
     with progress_bar("predicting", progress) as told:
         for number, (file, picture) in enumerate(pictures.items(), start=1):
@@ -58,7 +58,7 @@ def predict(
                 unreadable.append({"file": str(file), "reason": str(error)})
                 print(f"left out: {error}", file=sys.stderr)
                 continue
-            found = _detect(model, image, threshold, most)
+            found = _detect(detector, image.to(torch_device), threshold, most)
             prediction = {
                 "file": str(file),
                 "width": image.shape[2],
@@ -85,9 +85,9 @@ def predict(
 
 
 @torch.no_grad()
-def _detect(model: DetectorTraining, image: Tensor, threshold: float, most: int) -> dict[str, Tensor]:
+def _detect(detector: torch.nn.Module, image: Tensor, threshold: float, most: int) -> dict[str, Tensor]:
     """Detections of one image, on the CPU, best first. Each image alone: its neighbours in a batch would pad it."""
-    found = {name: value.cpu() for name, value in model([image.to(model.device)])[0].items()}
+    found = {name: value.cpu() for name, value in detector(to_float([image]))[0].items()}
     order = found["scores"].argsort(descending=True, stable=True)
     order = order[found["scores"][order] >= threshold][:most]
     return {name: value[order] for name, value in found.items()}

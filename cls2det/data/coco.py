@@ -1,5 +1,7 @@
-"""Reading COCO-format annotations as people write them: what is meant is mended or left out with a warning, what is not
-clear stops with an error that names the file, the annotation or image, and the reason.
+"""Reading COCO-format annotations as people write them.
+
+Faults whose meaning is clear are mended, or left out with a warning. Others are errors, which name the file, the annotation or
+image, and the reason.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from torch import Tensor
 
 CLASSES_FROM = 1  # label of the first class; 0 is background
 SMALLEST_SIDE = 0.01  # pixels; still a positive width after the rounding of float32 at thousands of pixels
-SHOWN = 3  # faults of one kind that a message lists
+LISTED = 3  # faults of one kind that a message lists
 
 
 def load_coco(annotation_file: str | Path):
@@ -83,20 +85,20 @@ def _check_images(images: list[dict], file: Path) -> None:
 
 
 def _check_ids(entries: list[dict], kind: str, file: Path) -> None:
-    seen: dict[int, dict] = {}
+    by_id: dict[int, dict] = {}
     for number, entry in enumerate(entries, start=1):
         if type(entry.get("id")) is not int or abs(entry["id"]) >= 2**63:
             raise ValueError(
                 f"{file}: {kind} {number} of the list has id {entry.get('id')!r}; expected an integer of at most 64 bits"
             )
-        if entry["id"] in seen:
-            both = " and ".join(str(one.get("file_name", one.get("name"))) for one in (seen[entry["id"]], entry))
-            raise ValueError(f"{file}: {kind} id {entry['id']} stands for both {both}")
-        seen[entry["id"]] = entry
+        if entry["id"] in by_id:
+            names = [str(twin.get("file_name", twin.get("name"))) for twin in (by_id[entry["id"]], entry)]
+            raise ValueError(f"{file}: {kind} id {entry['id']} stands for both {' and '.join(names)}")
+        by_id[entry["id"]] = entry
 
 
 def _usable(content: dict, file: Path) -> list[dict]:
-    """Annotations with four finite numbers as box, in a listed image; what ``COCOeval`` needs is filled in."""
+    """Annotations with four finite numbers as box, in a listed image, with the fields that ``COCOeval`` reads filled in."""
     images = {image["id"] for image in content["images"]}
     categories = {category["id"] for category in content["categories"]}
     usable, strays, malformed = [], [], []
@@ -139,11 +141,11 @@ def _describe(annotation: dict) -> str:
     return f"annotation {annotation.get('id')!r} of image {annotation['image_id']} ({bbox})"
 
 
-def _warn(file: Path, found: list[str], fate: str) -> None:
-    if found:
-        more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-        noun = "annotation" if len(found) == 1 else "annotations"
-        warnings.warn(f"{file}: {len(found)} {noun} {fate}: {', '.join(found[:SHOWN])}{more}", stacklevel=2)
+def _warn(file: Path, faults: list[str], fate: str) -> None:
+    if faults:
+        more = f" and {len(faults) - LISTED} more" if len(faults) > LISTED else ""
+        noun = "annotation" if len(faults) == 1 else "annotations"
+        warnings.warn(f"{file}: {len(faults)} {noun} {fate}: {', '.join(faults[:LISTED])}{more}", stacklevel=2)
 
 
 def make_targets(content: dict, file: Path) -> list[dict[str, Tensor]]:
@@ -152,7 +154,7 @@ def make_targets(content: dict, file: Path) -> list[dict[str, Tensor]]:
     place = {image["id"]: number for number, image in enumerate(images)}
     label_of = {
         category_id: label
-        for label, category_id in enumerate(sorted(one["id"] for one in content["categories"]), start=CLASSES_FROM)
+        for label, category_id in enumerate(sorted(category["id"] for category in content["categories"]), start=CLASSES_FROM)
     }
     annotations = [annotation for annotation in content["annotations"] if not annotation["iscrowd"]]
     labels = np.array([label_of[annotation["category_id"]] for annotation in annotations], dtype=np.int64)
@@ -162,14 +164,14 @@ def make_targets(content: dict, file: Path) -> list[dict[str, Tensor]]:
     boxes[:, 2:] += boxes[:, :2]
     boxes = boxes.clip(0, np.tile(sizes[owner], 2)).astype(np.float32)
 
-    good = (boxes[:, 2:] - boxes[:, :2] >= SMALLEST_SIDE).all(1)
+    usable = (boxes[:, 2:] - boxes[:, :2] >= SMALLEST_SIDE).all(1)
     _warn(
         file,
-        [_describe(annotations[number]) for number in np.flatnonzero(~good)],
+        [_describe(annotations[number]) for number in np.flatnonzero(~usable)],
         "not trained on (but evaluated, as pycocotools does), with no area inside of the image",
     )
-    order = np.flatnonzero(good)[np.argsort(owner[good], kind="stable")]
-    counts = np.bincount(owner[good], minlength=len(images)).tolist()
+    order = np.flatnonzero(usable)[np.argsort(owner[usable], kind="stable")]
+    counts = np.bincount(owner[usable], minlength=len(images)).tolist()
     # clones: a view would drag all boxes along wherever it is saved or sent
     return [
         {"boxes": box.clone(), "labels": label.clone(), "image_id": torch.tensor(image["id"])}
@@ -183,7 +185,7 @@ def make_targets(content: dict, file: Path) -> list[dict[str, Tensor]]:
 
 
 def index_coco(content: dict, file: str | Path):
-    """``pycocotools.coco.COCO`` of what ``read_annotations`` gave."""
+    """``pycocotools.coco.COCO`` of the content that ``read_annotations`` returned."""
     from pycocotools.coco import COCO
 
     _number_annotations(content["annotations"], file)
@@ -195,16 +197,16 @@ def index_coco(content: dict, file: str | Path):
 
 
 def _number_annotations(annotations: list[dict], file: str | Path) -> None:
-    """New ids where the file's do not serve: of two equal ones pycocotools would evaluate one object twice, and what
-    matches an object of id 0 would count as a false detection.
+    """New ids where the file's do not serve: of two equal ids pycocotools would evaluate one object twice, and a detection
+    that matches an object of id 0 would count as false.
     """
     ids = [annotation.get("id") for annotation in annotations]
-    strange = [repr(one) for one in ids if type(one) is not int]
-    if not strange:
-        times = Counter(ids)
-        strange = [str(one) for one in ids if times[one] > 1]
-    # unique ids from 0 on are well-formed: nothing to tell
-    _warn(Path(file), strange, "with an id that is not an integer of its own; all get new ids, in the file's order")
-    if strange or 0 in ids:
+    faults = [repr(number) for number in ids if type(number) is not int]
+    if not faults:
+        counts = Counter(ids)
+        faults = [str(number) for number in ids if counts[number] > 1]
+    # unique ids that begin at 0 are well-formed: no warning for them
+    _warn(Path(file), faults, "with an id that is not an integer of its own; all get new ids, in the file's order")
+    if faults or 0 in ids:
         for number, annotation in enumerate(annotations, start=1):
             annotation["id"] = number

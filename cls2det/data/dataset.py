@@ -12,17 +12,16 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator
-from hashlib import blake2b
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
 from cls2det.data.augment import Augment
-from cls2det.data.coco import CLASSES_FROM, SHOWN, index_coco, make_targets, read_annotations
+from cls2det.data.coco import CLASSES_FROM, LISTED, index_coco, make_targets, read_annotations
 from cls2det.data.images import read_image
 
 BAD_IN_A_ROW = 20  # images that are passed over before the fault is taken to be the disk's and not the images'
@@ -122,18 +121,18 @@ class DetectionData(Dataset):
         return self.augment(image, target, seed) if self.augment else (image, target)
 
     def class_counts(self) -> dict[str, int]:
-        """Boxes of each class in ``targets``; 0 for a class that is never seen."""
+        """Boxes of each class in ``targets``; 0 for a class that has none."""
         labels = torch.cat([target["labels"] for target in self.targets]) - CLASSES_FROM
         return dict(zip(self.classes, labels.bincount(minlength=len(self.classes)).tolist(), strict=True))
 
     def _check_files(self) -> None:
         names = (self.files[int(target["image_id"])][0] for target in self.targets)
-        missing = [str(self.folder / name) for name in _not_there(self.folder, names)]
+        missing = [str(self.folder / name) for name in _missing(self.folder, names)]
         if missing:
-            more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
+            more = f" and {len(missing) - LISTED} more" if len(missing) > LISTED else ""
             raise FileNotFoundError(
                 f"{self.annotation_file} names {len(missing)} of {len(self)} images that are not there: "
-                f"{', '.join(missing[:SHOWN])}{more}"
+                f"{', '.join(missing[:LISTED])}{more}"
             )
 
     def _image(self, index: int) -> Tensor:
@@ -146,8 +145,8 @@ class DetectionData(Dataset):
         except ValueError as error:
             raise ValueError(f"{self.annotation_file}: image {image_id}: {error}") from None
         if tuple(image.shape[1:]) != (height, width):
-            turned = tuple(image.shape[1:]) == (width, height)
-            hint = "; boxes must refer to the picture as stored, before any turn by its EXIF orientation" if turned else ""
+            is_turned = tuple(image.shape[1:]) == (width, height)
+            hint = "; boxes must refer to the picture as stored, before any turn by its EXIF orientation" if is_turned else ""
             raise ValueError(
                 f"{self.annotation_file}: image {image_id} is {width} x {height} pixels there, "
                 f"but {self.folder / name} is {image.shape[2]} x {image.shape[1]}{hint}"
@@ -177,133 +176,15 @@ class DetectionData(Dataset):
         self.__dict__.update(state, targets=targets)
 
 
-def _not_there(folder: Path, names: Iterable[str]) -> list[str]:
-    """Those of the names with no file; one look per folder, as one per file takes long on network disks."""
-    seen: dict[str, set[str]] = {}
+def _missing(folder: Path, names: Iterable[str]) -> list[str]:
+    """The names without a file. One listing per folder, as one look per file takes long on network disks."""
+    listings: dict[str, set[str]] = {}
     missing = []
     for name in names:
-        below, _, base = name.rpartition("/")
-        if below not in seen:
-            here = folder / below
-            seen[below] = set(os.listdir(here)) if here.is_dir() else set()
-        if base not in seen[below] and not (folder / name).is_file():  # a disk may take other spellings for equal
+        subfolder, _, base = name.rpartition("/")
+        if subfolder not in listings:
+            path = folder / subfolder
+            listings[subfolder] = set(os.listdir(path)) if path.is_dir() else set()
+        if base not in listings[subfolder] and not (folder / name).is_file():  # a disk may take other spellings for equal
             missing.append(name)
     return missing
-
-
-class SeededSampler(Sampler):
-    """An order of (index, augmentation seed) that is a function of (seed, epoch) alone.
-
-    So a run that is resumed at an epoch's start sees what the unbroken run would have seen, and every arm of a
-    seed sees the same pictures in the same order. An "epoch" is ``length`` items per process, whatever the size
-    of the data: the data is walked through in permutations that follow each other without a break, and each of the
-    ``world`` processes of a distributed run takes every ``world``-th item.
-    """
-
-    def __init__(self, size: int, length: int, seed: int):
-        self.size, self.length, self.seed, self.epoch = size, length, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        rank, world = _world()
-        first = self.epoch * self.length * world + rank
-        number, order = -1, torch.empty(0)
-        for position in range(first, first + self.length * world, world):
-            if position // self.size != number:
-                number = position // self.size
-                order = torch.randperm(self.size, generator=torch.Generator().manual_seed(_mix(self.seed, 0, number)))
-            yield int(order[position % self.size]), _mix(self.seed, 1, position)
-
-
-def _mix(seed: int, stream: int, number: int) -> int:
-    """32 bits from three numbers (torch's CPU generator looks at no more of a seed than these)."""
-    return int.from_bytes(blake2b(f"{seed}/{stream}/{number}".encode(), digest_size=4).digest(), "big")
-
-
-def _world() -> tuple[int, int]:
-    distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1
-
-
-def collate(items: list) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """Images stay a list: torchvision's detectors resize and batch them, on the device."""
-    images, targets = zip(*items, strict=True)
-    return list(images), list(targets)
-
-
-def _allow_open_files(wanted: int = 65536) -> None:
-    """Raise this process's limit of open files as far as the system lets it.
-
-    Every tensor that a loader worker sends takes one, four per image: the usual limit of 1024 is passed by batches of
-    128, and then the worker dies, or hangs.
-    """
-    try:
-        import resource
-    except ImportError:  # Windows has no such limit
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    if soft != resource.RLIM_INFINITY and soft < limit:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-
-
-def train_loader(
-    data: DetectionData,
-    *,
-    batch_size: int,
-    steps_per_epoch: int,
-    seed: int,
-    loader_workers: int = 0,
-    pin_memory: bool = False,
-) -> DataLoader:
-    """Augmented batches in a seeded order; ``batch_size`` is per process. ``pin_memory`` speeds up the way to a GPU."""
-    if loader_workers:
-        _allow_open_files()
-    sampler = SeededSampler(len(data), steps_per_epoch * batch_size, seed)
-    return DataLoader(
-        data,
-        batch_size,
-        sampler=sampler,
-        num_workers=loader_workers,
-        collate_fn=collate,
-        pin_memory=pin_memory,
-        persistent_workers=loader_workers > 0,
-    )
-
-
-def test_loader(
-    data: DetectionData, *, batch_size: int = 32, loader_workers: int = 0, pin_memory: bool = False, shared: bool = False
-) -> DataLoader:
-    """Every image once, in order, not augmented; ``shared``: over the processes of a distributed run."""
-    if loader_workers:
-        _allow_open_files()
-    return DataLoader(
-        data,
-        batch_size,
-        sampler=_SharedOrder(len(data)) if shared else None,
-        num_workers=loader_workers,
-        collate_fn=collate,
-        pin_memory=pin_memory,
-    )
-
-
-class _SharedOrder(Sampler):
-    """0, 1, … without gaps or repeats over all processes: torch's DistributedSampler repeats some to make shares equal."""
-
-    def __init__(self, size: int):
-        self.size = size
-
-    def __len__(self) -> int:
-        rank, world = _world()
-        return len(range(rank, self.size, world))
-
-    def __iter__(self) -> Iterator[int]:
-        rank, world = _world()
-        return iter(range(rank, self.size, world))

@@ -5,6 +5,7 @@ Pillow decodes to the same bits as ``torchvision.io.decode_image``, which is dep
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,11 @@ def read_image(path: str | Path) -> Tensor:
             return torch.from_numpy(_pixels(image)).permute(2, 0, 1)
     except Exception as error:  # what Pillow's decoders raise for broken files has no common type
         raise ValueError(f"cannot read {path}: {str(error) or type(error).__name__}") from None
+
+
+def to_float(images: Iterable[Tensor]) -> list[Tensor]:
+    """uint8 images as float32 in [0, 1], as torchvision's detectors take them."""
+    return [image.float() / 255 for image in images]
 
 
 def _pixels(image: Image.Image) -> np.ndarray:

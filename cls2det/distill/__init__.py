@@ -1,8 +1,14 @@
 """Distillers: what a student learns from, beside its own loss. ``distillers: [classifier, fkd]`` adds up their terms.
 
+    distillation = Distillation(student, classifier=ClassifierDistiller(teacher, ClassifierSettings(), classes, student.transform))
+    tap = PositiveTap(student)
+    with tap:
+        losses = student(images, targets)
+    terms = distillation(tap.student_outputs, step)     # by name, weighted: add them to the losses
+
 ``classifier`` is the project's own, with an image classifier as teacher. The others are detector-to-detector methods: each
-is a module that holds the adapters it trains, and is called with what the student made of a batch (``taps.Seen``) and what
-the detector teacher makes of it (``detector.Taught``). Formulas are in ``cls2det_ops.losses``.
+is a module that holds the adapters it trains, and is called with what the student made of a batch (``taps.StudentOutputs``)
+and what the detector teacher makes of it (``teachers.detector.TeacherOutputs``). Formulas are in ``cls2det_ops.losses``.
 """
 
 from __future__ import annotations
@@ -14,19 +20,39 @@ import torch
 from torch import Tensor, nn
 
 from cls2det.distill.bckd import BCKD, BCKDSettings
-from cls2det.distill.classifier import ClassifierDistiller
+from cls2det.distill.chen import Chen, ChenSettings
+from cls2det.distill.classifier import NO_TERMS, TERMS, ClassifierDistiller, ClassifierSettings
 from cls2det.distill.fgfi import FGFI, FGFISettings
 from cls2det.distill.fkd import FKD, FKDSettings
 from cls2det.distill.gid import GID, GIDSettings
-from cls2det.distill.kd import KD, KDSettings
+from cls2det.distill.harmony import Harmony, HarmonySettings
 from cls2det.distill.maps import CWD, FGD, PKD, CWDSettings, FGDSettings, PKDSettings
-from cls2det.distill.tbd import TBD, TBDSettings
-from cls2det.models.taps import Seen
-from cls2det.teachers.detector import DetectorTeacher, Taught
+from cls2det.models.taps import StudentOutputs
+from cls2det.teachers.detector import DetectorTeacher, TeacherOutputs
+
+__all__ = [
+    "DETECTOR_METHODS",
+    "DISTILLERS",
+    "NO_TERMS",
+    "TERMS",
+    "BCKDSettings",
+    "CWDSettings",
+    "ChenSettings",
+    "ClassifierDistiller",
+    "ClassifierSettings",
+    "DetectorTeacher",
+    "Distillation",
+    "FGDSettings",
+    "FGFISettings",
+    "FKDSettings",
+    "GIDSettings",
+    "HarmonySettings",
+    "PKDSettings",
+]
 
 # Name in recipes: module and settings.
-METHODS: dict[str, tuple[type[nn.Module], type]] = {
-    "kd": (KD, KDSettings),
+DETECTOR_METHODS: dict[str, tuple[type[nn.Module], type]] = {
+    "chen": (Chen, ChenSettings),
     "fgfi": (FGFI, FGFISettings),
     "gid": (GID, GIDSettings),
     "fkd": (FKD, FKDSettings),
@@ -34,21 +60,21 @@ METHODS: dict[str, tuple[type[nn.Module], type]] = {
     "pkd": (PKD, PKDSettings),
     "cwd": (CWD, CWDSettings),
     "bckd": (BCKD, BCKDSettings),
-    "tbd": (TBD, TBDSettings),
+    "harmony": (Harmony, HarmonySettings),
 }
-NAMES = ("classifier", *METHODS)
+DISTILLERS = ("classifier", *DETECTOR_METHODS)
 
 
-class Distillers(nn.Module):
-    """The sum of several: ``distillers(seen, step)`` gives every weighted term by name.
+class Distillation(nn.Module):
+    """The sum of several distillers: ``distillation(student_outputs, step)`` gives every weighted term by name.
 
     Its parameters are the methods' adapters: they train with the student, under DDP and autocast as it does, are in training
-    checkpoints, and in no file of weights. The teachers are not among them.
+    checkpoints, and in no weights.pt. The teachers are not among them.
 
     Args:
         student: the detector that learns
         classifier: the classifier's distiller, or None
-        teacher: of the methods; None if there are none
+        teacher: of the detector-to-detector methods; None if there are none
         settings: of each method, by name
     """
 
@@ -64,28 +90,30 @@ class Distillers(nn.Module):
         self.transform = student.transform  # has no parameters
         if self.settings and teacher is None:
             raise ValueError(f"{', '.join(self.settings)} need a detector as teacher: give --detector-teacher")
-        methods = {name: METHODS[name][0](each, student, teacher) for name, each in self.settings.items()}
-        self.methods = nn.ModuleDict(methods)
+        self.methods = nn.ModuleDict(
+            {name: DETECTOR_METHODS[name][0](options, student, teacher) for name, options in self.settings.items()}
+        )
 
     def to_device(self, device: torch.device) -> None:
         """Move the teachers, which ``to`` does not know of."""
-        for each in (self.classifier, self.teacher):
-            if each is not None:
-                each.to(device)
+        for teacher in (self.classifier, self.teacher):
+            if teacher is not None:
+                teacher.to(device)
 
-    def forward(self, seen: Seen, step: int) -> dict[str, Tensor]:
+    def forward(self, student_outputs: StudentOutputs, step: int) -> dict[str, Tensor]:
         """``step`` counts optimizer steps from 0: a method's weight rises over its first ``warmup_steps``."""
         terms = {}
         if self.classifier is not None:
             rise = warmup(self.classifier.settings.warmup_steps, step)
-            terms |= {name: rise * term for name, term in self.classifier(seen.positives).items()}
+            terms |= {name: rise * term for name, term in self.classifier(student_outputs.positives).items()}
         if self.methods:
-            taught = Taught(self.teacher, seen, self.transform)
+            teacher_outputs = TeacherOutputs(self.teacher, student_outputs, self.transform)
             for name, method in self.methods.items():
                 weight = self.settings[name].weight * warmup(self.settings[name].warmup_steps, step)
-                terms |= {part: weight * term for part, term in method(seen, taught).items()}
+                terms |= {part: weight * term for part, term in method(student_outputs, teacher_outputs).items()}
         return terms
 
 
 def warmup(steps: int, step: int) -> float:
+    """The share of a weight that is applied at ``step``: it rises from 0 to 1 over ``steps``."""
     return min(1.0, step / steps) if steps else 1.0

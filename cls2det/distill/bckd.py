@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS, RetinaNet
 
-from cls2det.models.taps import Seen
-from cls2det.teachers.detector import DetectorTeacher, Taught, check_same_grid
+from cls2det.models.taps import StudentOutputs
+from cls2det.teachers.detector import DetectorTeacher, TeacherOutputs, check_same_grid
 from cls2det_ops.losses import bckd_box_loss, bckd_loss
 
 
@@ -33,7 +33,7 @@ class BCKDSettings:
 
 
 class BCKD(nn.Module):
-    """Has nothing to train: logits and boxes have no channels to adapt."""
+    """The two terms. There is nothing to train: logits and boxes have no channels to adapt."""
 
     def __init__(self, settings: BCKDSettings, student: nn.Module, teacher: DetectorTeacher):
         super().__init__()
@@ -42,21 +42,23 @@ class BCKD(nn.Module):
         check_same_grid("bckd", student, teacher.detector)
         self.settings, self.columns = settings, teacher.columns("bckd")[1:]
 
-    def forward(self, seen: Seen, taught: Taught) -> dict[str, Tensor]:
-        settings, grid = self.settings, seen.grid
-        logits, regression = taught.grid
+    def forward(self, student_outputs: StudentOutputs, teacher_outputs: TeacherOutputs) -> dict[str, Tensor]:
+        settings, grid = self.settings, student_outputs.grid
+        logits, regression = teacher_outputs.grid
         logits = logits[..., self.columns]
-        known, image, anchor = grid.labels >= 0, *torch.where(grid.labels > 0)
+        in_loss, image, anchor = grid.labels >= 0, *torch.where(grid.labels > 0)
         count = max(len(image), 1)
         scores = bckd_loss(
             grid.logits[..., 1:].flatten(0, 1),
             logits.flatten(0, 1),
             settings.beta,
-            weight=known.flatten().float(),
+            weight=in_loss.flatten().float(),
             normalizer=count,
         )
         anchors = grid.anchors[anchor]
-        sure = logits[image, anchor].float().sigmoid().amax(-1)
-        ours, theirs = (grid.decode(codes[image, anchor].float(), anchors) for codes in (grid.regression, regression))
-        boxes = bckd_box_loss(ours, theirs, sure, normalizer=count)
+        best_scores = logits[image, anchor].float().sigmoid().amax(-1)
+        student_boxes, teacher_boxes = (
+            grid.decode(codes[image, anchor].float(), anchors) for codes in (grid.regression, regression)
+        )
+        boxes = bckd_box_loss(student_boxes, teacher_boxes, best_scores, normalizer=count)
         return {"bckd_cls": settings.cls_weight * scores, "bckd_box": settings.box_weight * boxes}

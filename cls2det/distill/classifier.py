@@ -27,7 +27,7 @@ from cls2det_ops import kd_sigmoid_loss, kd_softmax_loss, matched_feature_loss, 
 
 
 @dataclasses.dataclass(frozen=True)
-class DistillSettings:
+class ClassifierSettings:
     """The image classifier's terms (Guo et al., NeurIPS 2021); fit every student. A weight of 0 leaves one out.
 
     Args:
@@ -38,18 +38,21 @@ class DistillSettings:
             normalisation: 1 for the paper's 0.15, 58 for weights chosen on ImageNet-normalised images
         warmup_steps: steps over which the weights rise from 0
         temperature: of KD-cls
-        pixel_size: pixels are sampled on this square; 0: the teacher's crop size, or 112 without a teacher
-        pixel_pool: and pooled to this square before they are compared
-        feature_layers: layers of the teacher that KD-loc compares, their mean; maxpool and layer1 are the paper's l0 and l1
-        feature_pools: the square that each layer is pooled to before
-        feature_mode: "crop" runs the layers on the crop of every box, as the paper does; "map" once on whole images and pools
-            the boxes there, which costs next to nothing but sees small objects at the images' resolution
-        teacher_precision: "bf16" runs the teacher in bfloat16, but for a ResNet's stem, which KD-loc compares
-        chunk: crops at a time, which bounds the memory of thousands of positives and changes no result; 0: all at once
-        max_positives: the terms on boxes look at no more positives per process and step; 0: at all
-        normalizer: the terms are divided by the number of positives of the "process", or of "all" processes (then they do
-            not depend on how a batch is split, unless max_positives cuts in; the detector's own losses go by process all
-            the same); 1 if there is none
+        pixel_size: side of the square on which the pixels of a box are sampled; null is the teacher's crop size, or 112
+            without a teacher
+        pixel_pool: side of the square that these samples are pooled to before they are compared
+        feature_layers: layers of the teacher that KD-loc compares; the term is their mean. maxpool and layer1 are the paper's
+            l0 and l1
+        feature_pools: side of the square that each layer is pooled to before it is compared
+        feature_mode: "crop" runs the layers on the crop of every box, as the paper does. "map" runs them once on whole images
+            and pools the boxes there, which costs next to nothing but sees small objects at the images' resolution
+        teacher_precision: "bf16" runs the teacher in bfloat16, except for a ResNet's stem, which KD-loc compares
+        chunk: crops that go through the teacher at a time, which bounds the memory of thousands of positives and changes no
+            result; null is all at once
+        max_positives: the terms on boxes use at most this many positives per process and step; null is all
+        normalizer: the terms are divided by the number of positives of the "process", or of "all" processes, and by 1 if there
+            is none. With "all" they do not depend on how a batch is split, unless max_positives applies; the detector's own
+            losses are divided by process in both cases
         control: "one_hot" puts the true class in the teacher's place, "shuffled" permutes its classes; for studies
     """
 
@@ -59,48 +62,46 @@ class DistillSettings:
     input_std: float = 63.75
     warmup_steps: int = 0
     temperature: float = 2.0
-    pixel_size: int = 0
+    pixel_size: int | None = None
     pixel_pool: int = 4
     feature_layers: tuple[str, ...] = ("maxpool",)
     feature_pools: tuple[int, ...] = (8,)
     feature_mode: Literal["crop", "map"] = "crop"
     teacher_precision: Literal["32", "bf16"] = "32"
-    chunk: int = 512
-    max_positives: int = 0
+    chunk: int | None = 512
+    max_positives: int | None = None
     normalizer: Literal["process", "all"] = "process"
     control: Literal["none", "one_hot", "shuffled"] = "none"
 
     def __post_init__(self):
         if len(self.feature_layers) != len(self.feature_pools):
             raise ValueError(f"one pool per layer: feature_layers {self.feature_layers}, feature_pools {self.feature_pools}")
-        for name in ("input_std", "temperature", "pixel_pool"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"distill.{name} must be above 0, got {getattr(self, name)}")
-        if self.chunk < 0:
-            raise ValueError(f"distill.chunk must be 0 or more, got {self.chunk}")
+        for name in ("input_std", "temperature", "pixel_pool", "pixel_size", "chunk", "max_positives"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise ValueError(f"classifier.{name} must be above 0, got {value}")
         if min(self.kd_cls_weight, self.kd_loc_weight, self.loc_weight) < 0:
             raise ValueError(f"weights of distillation terms must not be negative, got {self}")
 
 
 TERMS = ("kd_cls_weight", "kd_loc_weight", "loc_weight")  # a weight above 0 is what makes a run distil
-NOTHING = DistillSettings(**dict.fromkeys(TERMS, 0.0))
+NO_TERMS = ClassifierSettings(**dict.fromkeys(TERMS, 0.0))
 
 
 class ClassifierDistiller:
     """``distiller(positives)`` gives the weighted terms by name: kd_cls, kd_loc, loc.
 
-    Not an ``nn.Module`` on purpose: held by a LightningModule, the teacher is in neither its parameters nor its checkpoint,
-    its DDP buckets or its averaged weights.
+    It is not an ``nn.Module``, so that a training module that has it as an attribute does not take the frozen teacher for a
+    part of itself: the teacher is not among its parameters, in its checkpoint, in DDP's buckets or in averaged weights.
 
     Args:
         teacher: a trained classifier, or None if the settings ask for the pixel term alone
-        settings: weights and what is compared
+        settings: of the terms
         classes: names of the student's classes, in order of label
         transform: of the student: its normalisation must be the teacher's
     """
 
     def __init__(
-        self, teacher: CropClassifier | None, settings: DistillSettings, classes: Sequence[str], transform: nn.Module
+        self, teacher: CropClassifier | None, settings: ClassifierSettings, classes: Sequence[str], transform: nn.Module
     ):
         self.teacher, self.settings, self.classes = teacher, settings, len(classes)
         layers = settings.feature_layers if settings.kd_loc_weight else ()
@@ -132,68 +133,69 @@ class ClassifierDistiller:
 
     def __call__(self, positives: Positives) -> dict[str, Tensor]:
         settings, terms = self.settings, {}
-        few = positives.thinned(settings.max_positives) if settings.max_positives else positives
-        divisor, few_divisor = self._normalizers(positives, few)
+        on_boxes = positives if settings.max_positives is None else positives.thinned(settings.max_positives)
+        divisor, box_divisor = self._normalizers(positives, on_boxes)
         with torch.no_grad():
-            seen = self._targets(positives)
+            targets = self._targets(positives)
         if settings.kd_cls_weight:
-            terms["kd_cls"] = settings.kd_cls_weight * self._classification(positives, seen, divisor)
+            terms["kd_cls"] = settings.kd_cls_weight * self._classification(positives, targets, divisor)
         if settings.kd_loc_weight:
-            terms["kd_loc"] = settings.kd_loc_weight * self._features(few, seen, few_divisor)
+            terms["kd_loc"] = settings.kd_loc_weight * self._features(on_boxes, targets, box_divisor)
         if settings.loc_weight:
-            terms["loc"] = settings.loc_weight * self._pixels(few, few_divisor)
+            terms["loc"] = settings.loc_weight * self._pixels(on_boxes, box_divisor)
         return terms
 
     def _targets(self, positives: Positives) -> dict[str, Tensor]:
-        """What the teacher sees in the ground truths: "logits" and layers by name."""
+        """The teacher's outputs on the crops of the ground truths: "logits" (G, C), and layers by name."""
         truth = positives.target_labels - 1
         if self.settings.control == "one_hot":
-            right = torch.arange(self.classes, device=truth.device) == truth[:, None]
-            sure = 0.0 if positives.head == "softmax" else torch.inf
-            one_hot = {"logits": torch.where(right, sure, -torch.inf)}
+            is_class = torch.arange(self.classes, device=truth.device) == truth[:, None]
+            certain = 0.0 if positives.head == "softmax" else torch.inf
+            one_hot = {"logits": torch.where(is_class, certain, -torch.inf)}
         else:
             one_hot = {}
         if self.on_targets is None or not len(truth):
             return {"logits": positives.images.new_zeros(len(truth), self.classes), **one_hot}
-        boxes, of_image = positives.target_boxes, positives.target_image_index
+        boxes, image_index = positives.target_boxes, positives.target_image_index
         parts = [
-            self.on_targets(self.teacher.crop(positives.images, boxes[some], of_image[some])) for some in self._chunks(boxes)
+            self.on_targets(self.teacher.crop(positives.images, boxes[chunk], image_index[chunk]))
+            for chunk in self._chunks(boxes)
         ]
-        seen = parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        if "logits" in seen:
-            seen["logits"] = seen["logits"].float()
-            self.accuracy = (seen["logits"].argmax(1) == truth).float().mean()
+        outputs = parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        if "logits" in outputs:
+            outputs["logits"] = outputs["logits"].float()
+            self.accuracy = (outputs["logits"].argmax(1) == truth).float().mean()
             if self.settings.control == "shuffled":
-                seen["logits"] = seen["logits"].roll(1, dims=1)
-        return {**seen, **one_hot}
+                outputs["logits"] = outputs["logits"].roll(1, dims=1)
+        return {**outputs, **one_hot}
 
-    def _classification(self, positives: Positives, seen: dict[str, Tensor], divisor: float | Tensor) -> Tensor:
+    def _classification(self, positives: Positives, targets: dict[str, Tensor], divisor: float | Tensor) -> Tensor:
         loss = kd_softmax_loss if positives.head == "softmax" else kd_sigmoid_loss
         return loss(
             positives.logits,
-            seen["logits"],
+            targets["logits"],
             positives.matched_idxs,
             self.settings.temperature,
             background=positives.background,
             normalizer=divisor,
         )
 
-    def _features(self, positives: Positives, seen: dict[str, Tensor], divisor: float | Tensor) -> Tensor:
+    def _features(self, positives: Positives, targets: dict[str, Tensor], divisor: float | Tensor) -> Tensor:
         if not len(positives):
             return 0.0 * positives.boxes.sum()
         compare = self._on_maps if self.settings.feature_mode == "map" else self._on_crops
-        return compare(positives, seen, divisor) / len(self.settings.feature_layers)
+        return compare(positives, targets, divisor) / len(self.settings.feature_layers)
 
-    def _on_crops(self, positives: Positives, seen: dict[str, Tensor], divisor: float | Tensor) -> Tensor:
-        """Sum over the layers, of the crops of predictions and of ground truths.
+    def _on_crops(self, positives: Positives, targets: dict[str, Tensor], divisor: float | Tensor) -> Tensor:
+        """Sum over the layers, from the crops of predictions and of ground truths.
 
-        Of several chunks, each is differentiated at once, and the next one takes its memory.
+        Where there are several chunks, each is differentiated as soon as it is computed, and the next one takes its memory.
         """
 
-        def compare(boxes: Tensor, some: slice) -> Tensor:
-            predicted = self.on_predictions(self.teacher.crop(positives.images, boxes, positives.image_index[some]))
+        def compare(boxes: Tensor, chunk: slice) -> Tensor:
+            outputs = self.on_predictions(self.teacher.crop(positives.images, boxes, positives.image_index[chunk]))
             return sum(
-                matched_feature_loss(predicted[layer], seen[layer], positives.matched_idxs[some], pool, normalizer=divisor)
+                matched_feature_loss(outputs[layer], targets[layer], positives.matched_idxs[chunk], pool, normalizer=divisor)
                 for layer, pool in zip(self.settings.feature_layers, self.settings.feature_pools, strict=True)
             )
 
@@ -203,11 +205,11 @@ class ClassifierDistiller:
         return _ByChunks.apply(positives.boxes, compare, chunks)
 
     def _chunks(self, boxes: Tensor) -> list[slice]:
-        size = self.settings.chunk or len(boxes)
+        size = self.settings.chunk or len(boxes)  # where there are no boxes, there are no chunks
         return [slice(begin, begin + size) for begin in range(0, len(boxes), size)]
 
-    def _on_maps(self, positives: Positives, _seen: dict[str, Tensor], divisor: float | Tensor) -> Tensor:
-        """Sum over the layers, of whole images; a box has as many samples on a map as its crop would have places."""
+    def _on_maps(self, positives: Positives, _targets: dict[str, Tensor], divisor: float | Tensor) -> Tensor:
+        """Sum over the layers, from maps of whole images; a box has as many samples on a map as its crop would have places."""
         with torch.no_grad():
             maps = self.on_predictions(positives.images)
         terms = []
@@ -250,26 +252,26 @@ class ClassifierDistiller:
         """Number of positives of each group; for "all", such that DDP's mean over processes divides by that of all."""
         counts, distributed = [float(len(group)) for group in groups], torch.distributed
         if self.settings.normalizer == "all" and distributed.is_available() and distributed.is_initialized():
-            of_all = torch.tensor(counts, device=groups[0].boxes.device)
-            distributed.all_reduce(of_all)
-            return of_all.clamp(min=1) / distributed.get_world_size()
-        return [max(count, 1.0) for count in counts]  # numbers of the host's own cost no launch
+            totals = torch.tensor(counts, device=groups[0].boxes.device)
+            distributed.all_reduce(totals)
+            return totals.clamp(min=1) / distributed.get_world_size()
+        return [max(count, 1.0) for count in counts]  # on the host: no kernel is launched for them
 
 
 class _ByChunks(torch.autograd.Function):
-    """Sum of ``compare(boxes[some], some)`` over slices, which gives gradient to nothing but the boxes."""
+    """Sum of ``compare(boxes[chunk], chunk)`` over slices, which gives gradient to nothing but the boxes."""
 
     @staticmethod
     def forward(ctx, boxes: Tensor, compare: Callable[[Tensor, slice], Tensor], chunks: Sequence[slice]) -> Tensor:
-        wanted, terms, gradients = ctx.needs_input_grad[0], [], []
-        for some in chunks:
-            with torch.set_grad_enabled(wanted):
-                part = boxes[some].detach().requires_grad_(wanted)
-                term = compare(part, some)
-            if wanted:
+        needs_grad, terms, gradients = ctx.needs_input_grad[0], [], []
+        for chunk in chunks:
+            with torch.set_grad_enabled(needs_grad):
+                part = boxes[chunk].detach().requires_grad_(needs_grad)
+                term = compare(part, chunk)
+            if needs_grad:
                 gradients += torch.autograd.grad(term, part)
             terms.append(term.detach())
-        ctx.save_for_backward(*([torch.cat(gradients)] if wanted else []))
+        ctx.save_for_backward(*([torch.cat(gradients)] if needs_grad else []))
         return torch.stack(terms).sum()
 
     @staticmethod

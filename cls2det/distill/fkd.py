@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cls2det.models.taps import Seen
-from cls2det.teachers.detector import DetectorTeacher, Taught, check_same_maps
+from cls2det.models.taps import StudentOutputs
+from cls2det.teachers.detector import DetectorTeacher, TeacherOutputs, check_same_maps
 from cls2det_ops import attention_means
 from cls2det_ops.losses import fkd_attention_loss, fkd_masks, root_feature_loss
 
-# The authors' release: weights of its three losses, temperature, and whether the channel mask is applied.
+# The values of the authors' release.
+PRESET_OPTIONS = ("attention_weight", "transfer_weight", "nonlocal_weight", "temperature", "channel_mask")
 PRESETS = {"two-stage": (7e-5, 4e-3, 7e-5, 0.5, False), "one-stage": (4.2e-4, 2.4e-2, 4.2e-4, 0.1, True)}
 
 
@@ -51,22 +52,19 @@ class FKD(nn.Module):
 
     def __init__(self, settings: FKDSettings, student: nn.Module, teacher: DetectorTeacher):
         super().__init__()
-        own = (
-            settings.attention_weight,
-            settings.transfer_weight,
-            settings.nonlocal_weight,
-            settings.temperature,
-            settings.channel_mask,
-        )
-        given = [preset if mine is None else mine for mine, preset in zip(own, PRESETS[settings.preset], strict=True)]
-        *self.weights, self.temperature, self.channel_mask = given
+        options = [getattr(settings, name) for name in PRESET_OPTIONS]
+        options = [
+            preset if option is None else option for option, preset in zip(options, PRESETS[settings.preset], strict=True)
+        ]
+        *self.weights, self.temperature, self.channel_mask = options
         self.per_image = settings.per_image
         channels = check_same_maps("fkd", student, teacher.detector)
         self.levels = nn.ModuleList(_Level(*pair, first=level) for level, pair in enumerate(channels))
 
-    def forward(self, seen: Seen, taught: Taught) -> dict[str, Tensor]:
+    def forward(self, student_outputs: StudentOutputs, teacher_outputs: TeacherOutputs) -> dict[str, Tensor]:
         sums = [0.0, 0.0, 0.0]
-        for level, student, teacher in zip(self.levels, seen.features.values(), taught.features.values(), strict=True):
+        maps = (student_outputs.features.values(), teacher_outputs.features.values())
+        for level, student, teacher in zip(self.levels, *maps, strict=True):
             spatial, channel = fkd_masks(student, teacher, self.temperature)
             masks = (spatial, channel if self.channel_mask else None)
             terms = (
@@ -74,7 +72,7 @@ class FKD(nn.Module):
                 fkd_attention_loss(*level.attention(student, teacher), per_image=self.per_image),
                 root_feature_loss(*level.relations(student, teacher), per_image=self.per_image),
             )
-            sums = [before + term for before, term in zip(sums, terms, strict=True)]
+            sums = [total + term for total, term in zip(sums, terms, strict=True)]
         names = ("fkd_attention", "fkd_transfer", "fkd_nonlocal")
         return {name: weight * term for name, weight, term in zip(names, self.weights, sums, strict=True)}
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torchvision.models.detection import FCOS, FasterRCNN
 from torchvision.ops import MultiScaleRoIAlign, box_iou, clip_boxes_to_image, nms
 
-from cls2det.models.taps import Grid, Seen
-from cls2det.teachers.detector import DetectorTeacher, Taught, check_same_grid
+from cls2det.models.taps import Grid, StudentOutputs
+from cls2det.teachers.detector import DetectorTeacher, TeacherOutputs, check_same_grid
 from cls2det_ops.losses import gid_feature_loss, gid_relation_loss, gid_response_loss
 
 
@@ -66,41 +66,45 @@ class GID(nn.Module):
         names = [str(level) for level in range(len(channels))]
         self.pool = MultiScaleRoIAlign(names, settings.pool_size, sampling_ratio=2)
 
-    def forward(self, seen: Seen, taught: Taught) -> dict[str, Tensor]:
-        settings, grid = self.settings, seen.grid
-        logits, regression = taught.grid
+    def forward(self, student_outputs: StudentOutputs, teacher_outputs: TeacherOutputs) -> dict[str, Tensor]:
+        settings, grid = self.settings, student_outputs.grid
+        logits, regression = teacher_outputs.grid
         if self.columns:
             logits = logits[..., self.columns]
         with torch.no_grad():
-            instances = self._instances(seen, logits, regression)
-            marked = torch.stack([self._on(grid, boxes) for boxes in instances]).flatten()
-        ours = self._pooled([self.adapter(feature) for feature in seen.features.values()], instances, seen)
-        theirs = self._pooled(list(taught.features.values()), instances, seen)
+            instances = self._instances(student_outputs, logits, regression)
+            on_instances = torch.stack([self._positive_anchors(grid, boxes) for boxes in instances]).flatten()
+        student_features = self._pooled(
+            [self.adapter(feature) for feature in student_outputs.features.values()], instances, student_outputs
+        )
+        teacher_features = self._pooled(list(teacher_outputs.features.values()), instances, student_outputs)
         response = gid_response_loss(
             grid.logits.flatten(0, 1),
             logits.flatten(0, 1),
             grid.regression.flatten(0, 1),
             regression.flatten(0, 1),
-            marked,
+            on_instances,
             head=grid.head,
             cls_weight=settings.cls_weight,
             box_weight=settings.box_weight,
         )
         return {
-            "gid_feature": settings.feature_weight * gid_feature_loss(ours, theirs, settings.feature_form),
-            "gid_relation": settings.relation_weight * gid_relation_loss(ours.flatten(1), theirs.flatten(1)),
+            "gid_feature": settings.feature_weight
+            * gid_feature_loss(student_features, teacher_features, settings.feature_form),
+            "gid_relation": settings.relation_weight
+            * gid_relation_loss(student_features.flatten(1), teacher_features.flatten(1)),
             "gid_response": response,
         }
 
-    def _instances(self, seen: Seen, logits: Tensor, regression: Tensor) -> list[Tensor]:
-        grid, settings = seen.grid, self.settings
-        both = torch.stack([grid.logits.detach(), logits]).float()
+    def _instances(self, student_outputs: StudentOutputs, logits: Tensor, regression: Tensor) -> list[Tensor]:
+        grid, settings = student_outputs.grid, self.settings
+        logit_pair = torch.stack([grid.logits.detach(), logits]).float()
         foreground = 0 if grid.logits.shape[-1] == 1 else 1
-        scores = (both.softmax(-1) if grid.head == "softmax" else both.sigmoid())[..., foreground:]
-        codes, found = torch.stack([grid.regression.detach(), regression]).float(), []
-        for image, size in enumerate(seen.image_sizes):
+        scores = (logit_pair.softmax(-1) if grid.head == "softmax" else logit_pair.sigmoid())[..., foreground:]
+        codes, instances = torch.stack([grid.regression.detach(), regression]).float(), []
+        for image, size in enumerate(student_outputs.image_sizes):
             boxes = [grid.decode(code, grid.anchors) for code in codes[:, image]]
-            found.append(
+            instances.append(
                 select_instances(
                     *scores[:, image],
                     *boxes,
@@ -111,10 +115,10 @@ class GID(nn.Module):
                     min_size=settings.min_size,
                 )
             )
-        return found
+        return instances
 
-    def _on(self, grid: Grid, boxes: Tensor) -> Tensor:
-        """Anchors that the detector would call positive if the instances were objects: by overlap, or of FCOS by place."""
+    def _positive_anchors(self, grid: Grid, boxes: Tensor) -> Tensor:
+        """Which anchors (A,) would be positive if the instances were objects: by overlap, or for FCOS by place."""
         if not len(boxes):
             return torch.zeros(len(grid.anchors), dtype=torch.bool, device=boxes.device)
         if self.radius is not None:
@@ -123,9 +127,9 @@ class GID(nn.Module):
         best = (overlap == overlap.amax(0)) & (overlap > 0)
         return ((overlap >= 0.5) | best).any(1)
 
-    def _pooled(self, maps: list[Tensor], instances: list[Tensor], seen: Seen) -> Tensor:
-        named = OrderedDict((str(level), each.float()) for level, each in enumerate(maps))
-        padded = [tuple(seen.images.shape[-2:])] * len(instances)
+    def _pooled(self, maps: list[Tensor], instances: list[Tensor], student_outputs: StudentOutputs) -> Tensor:
+        named = OrderedDict((str(level), feature.float()) for level, feature in enumerate(maps))
+        padded = [tuple(student_outputs.images.shape[-2:])] * len(instances)
         return self.pool(named, instances, padded)
 
 

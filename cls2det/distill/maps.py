@@ -7,21 +7,25 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from cls2det.models.taps import Seen
-from cls2det.teachers.detector import DetectorTeacher, Taught, check_same_maps
+from cls2det.models.taps import StudentOutputs
+from cls2det.teachers.detector import DetectorTeacher, TeacherOutputs, check_same_maps
 from cls2det_ops import masked_feature_loss
 from cls2det_ops.losses import cwd_loss, fgd_feature_loss, fgd_masks, pkd_loss
 
 
-def adapters(channels: list[tuple[int, int]]) -> nn.ModuleList:
+def make_adapters(channels: list[tuple[int, int]]) -> nn.ModuleList:
     """A convolution of 1 x 1 for each map, where student's and teacher's numbers of channels differ."""
-    return nn.ModuleList(nn.Identity() if ours == theirs else nn.Conv2d(ours, theirs, 1) for ours, theirs in channels)
+    return nn.ModuleList(
+        nn.Identity() if student == teacher else nn.Conv2d(student, teacher, 1) for student, teacher in channels
+    )
 
 
-def pairs(adapting: nn.ModuleList, seen: Seen, taught: Taught) -> list[tuple[Tensor, Tensor]]:
+def pairs(
+    adapters: nn.ModuleList, student_outputs: StudentOutputs, teacher_outputs: TeacherOutputs
+) -> list[tuple[Tensor, Tensor]]:
     """The student's map, adapted, and the teacher's, of each level."""
-    maps = zip(adapting, seen.features.values(), taught.features.values(), strict=True)
-    return [(adapter(ours), theirs) for adapter, ours, theirs in maps]
+    maps = zip(adapters, student_outputs.features.values(), teacher_outputs.features.values(), strict=True)
+    return [(adapter(student_map), teacher_map) for adapter, student_map, teacher_map in maps]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,13 +44,19 @@ class PKDSettings:
 
 
 class PKD(nn.Module):
+    """The term, with an adapter for each map where the numbers of channels differ."""
+
     def __init__(self, settings: PKDSettings, student: nn.Module, teacher: DetectorTeacher):
         super().__init__()
         self.per_image = settings.per_image
-        self.adapters = adapters(check_same_maps("pkd", student, teacher.detector))
+        self.adapters = make_adapters(check_same_maps("pkd", student, teacher.detector))
 
-    def forward(self, seen: Seen, taught: Taught) -> dict[str, Tensor]:
-        return {"pkd": sum(pkd_loss(*pair, per_image=self.per_image) for pair in pairs(self.adapters, seen, taught))}
+    def forward(self, student_outputs: StudentOutputs, teacher_outputs: TeacherOutputs) -> dict[str, Tensor]:
+        return {
+            "pkd": sum(
+                pkd_loss(*pair, per_image=self.per_image) for pair in pairs(self.adapters, student_outputs, teacher_outputs)
+            )
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,13 +75,17 @@ class CWDSettings:
 
 
 class CWD(nn.Module):
+    """The term, with an adapter for each map where the numbers of channels differ."""
+
     def __init__(self, settings: CWDSettings, student: nn.Module, teacher: DetectorTeacher):
         super().__init__()
         self.temperature = settings.temperature
-        self.adapters = adapters(check_same_maps("cwd", student, teacher.detector))
+        self.adapters = make_adapters(check_same_maps("cwd", student, teacher.detector))
 
-    def forward(self, seen: Seen, taught: Taught) -> dict[str, Tensor]:
-        return {"cwd": sum(cwd_loss(*pair, self.temperature) for pair in pairs(self.adapters, seen, taught))}
+    def forward(self, student_outputs: StudentOutputs, teacher_outputs: TeacherOutputs) -> dict[str, Tensor]:
+        return {
+            "cwd": sum(cwd_loss(*pair, self.temperature) for pair in pairs(self.adapters, student_outputs, teacher_outputs))
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,31 +112,31 @@ class FGDSettings:
 
 
 class FGD(nn.Module):
+    """The four terms, with the adapters and context blocks that they train."""
+
     def __init__(self, settings: FGDSettings, student: nn.Module, teacher: DetectorTeacher):
         super().__init__()
         channels = check_same_maps("fgd", student, teacher.detector)
-        self.settings, self.adapters = settings, adapters(channels)
-        self.student_context, self.teacher_context = (
-            nn.ModuleList(Context(theirs) for _, theirs in channels) for _ in range(2)
-        )
+        self.settings, self.adapters = settings, make_adapters(channels)
+        self.student_context, self.teacher_context = (nn.ModuleList(Context(count) for _, count in channels) for _ in range(2))
 
-    def forward(self, seen: Seen, taught: Taught) -> dict[str, Tensor]:
-        settings, targets = self.settings, seen.positives
+    def forward(self, student_outputs: StudentOutputs, teacher_outputs: TeacherOutputs) -> dict[str, Tensor]:
+        settings, targets = self.settings, student_outputs.positives
         names = ("fgd_foreground", "fgd_background", "fgd_attention", "fgd_context")
         sums = dict.fromkeys(names, 0.0)
-        height, width = seen.images.shape[-2:]
-        for level, (ours, theirs) in enumerate(pairs(self.adapters, seen, taught)):
-            size = ours.shape[-2:]
+        height, width = student_outputs.images.shape[-2:]
+        for level, (student_map, teacher_map) in enumerate(pairs(self.adapters, student_outputs, teacher_outputs)):
+            size = student_map.shape[-2:]
             masks = fgd_masks(
                 targets.target_boxes,
                 targets.target_image_index,
-                len(seen.images),
+                len(student_outputs.images),
                 tuple(size),
                 (height / size[0], width / size[1]),
             )
-            found = fgd_feature_loss(
-                ours,
-                theirs,
+            terms = fgd_feature_loss(
+                student_map,
+                teacher_map,
                 *masks,
                 temperature=settings.temperature,
                 foreground_weight=settings.foreground_weight,
@@ -130,9 +144,9 @@ class FGD(nn.Module):
                 attention_weight=settings.attention_weight,
             )
             context = masked_feature_loss(
-                self.student_context[level](ours), self.teacher_context[level](theirs), normalizer=len(ours)
+                self.student_context[level](student_map), self.teacher_context[level](teacher_map), normalizer=len(student_map)
             )
-            for name, term in zip(names, (*found, settings.context_weight * context), strict=True):
+            for name, term in zip(names, (*terms, settings.context_weight * context), strict=True):
                 sums[name] = sums[name] + term
         return sums
 
@@ -151,6 +165,6 @@ class Context(nn.Module):
         nn.init.zeros_(self.transform[-1].bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        where = self.mask(x).flatten(1).softmax(1)
-        context = torch.einsum("bcn,bn->bc", x.flatten(2), where.to(x.dtype))
+        weights = self.mask(x).flatten(1).softmax(1)
+        context = torch.einsum("bcn,bn->bc", x.flatten(2), weights.to(x.dtype))
         return x + self.transform(context[:, :, None, None])

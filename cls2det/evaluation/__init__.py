@@ -1,1 +1,1 @@
-"""mAP by pycocotools, diagnostics at the best anchors, and drawing."""
+"""Evaluation: mAP by pycocotools, diagnostics at the best anchors, and drawing."""

@@ -1,79 +1,79 @@
-"""Evaluation: pycocotools' mAP table, and two diagnostics that vary less from seed to seed than mAP does.
-
-At the default box that overlaps an object most (the same box for every student) one can ask, with no threshold and no
-suppression: is the best foreground class the true one, and how well does the decoded box fit?
-"""
+"""Evaluation of a detector: pycocotools' mAP table, and the diagnostics of ``evaluation.anchors``."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import RetinaNet
-from torchvision.models.detection.ssd import SSD
-from torchvision.ops import box_convert, box_iou
+from torchvision.ops import box_convert
 
 from cls2det.data.coco import CLASSES_FROM
-from cls2det.data.dataset import DetectionData, test_loader
-from cls2det.training.fit import Progress
-
-if TYPE_CHECKING:
-    from cls2det.training.detector import DetectorTraining
+from cls2det.data.dataset import DetectionData
+from cls2det.data.images import to_float
+from cls2det.data.loader import test_loader
+from cls2det.evaluation.anchors import BestAnchors
 
 # Places in pycocotools' `stats`. AP and AR (at 100 detections per image) of all, small, medium and large objects; percent.
 COCO_STATS = {"mAP": 0, "AP50": 1, "AP75": 2, "APs": 3, "APm": 4, "APl": 5, "mAR": 8, "ARs": 9, "ARm": 10, "ARl": 11}
 COCO_COLUMNS = tuple(COCO_STATS)
-DIAGNOSTICS = ("class acc", "mean IoU")
 
 
 @torch.no_grad()
-def evaluate(
-    model: DetectorTraining,
+def evaluate_detector(
+    detector: nn.Module,
     data: DetectionData,
     *,
+    classes: Sequence[str] | None = None,
     device: str | torch.device = "cpu",
     batch_size: int = 8,
     loader_workers: int = 0,
-    progress: Progress | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Any]:
     """Percentages by column, ``AP by IoU`` (10 values, IoU 0.50 to 0.95) and ``detections`` in COCO's result format.
 
     A column that does not apply is None: no object of that size; a detector other than SSD or RetinaNet has no default
-    boxes to look at. Raises ValueError for a model whose weights, logits, boxes or scores are not finite: a threshold
-    on the score would drop them, and the table would show a plain zero.
+    boxes to look at.
+
+    Args:
+        detector: called like torchvision's, on float images in [0, 1]; it ends in eval mode on ``device``
+        data: the images and their ground truths
+        classes: that the detector was trained for, in order of label, to be compared with the data's; None is not compared
+        device: for the detector
+        batch_size: images per forward
+        loader_workers: processes that load images
+        progress: called with (images, all images, text) after every batch
+
+    Raises:
+        ValueError: other classes than the data's; weights, logits, boxes or scores that are not finite (a threshold on the
+            score would drop them, and the table would show a plain zero)
     """
-    check_classes(model, data)
-    _check_weights(model)
-    model.eval().to(device)
+    if classes is not None:
+        check_classes(classes, data)
+    _check_weights(detector)
+    detector.eval().to(device)
     detections: list[dict] = []
-    at_best = _AtBestAnchor(model.detector) if isinstance(model.detector, (SSD, RetinaNet)) else contextlib.nullcontext()
-    with _finite_heads(model.detector), at_best:
-        for number, (images, targets) in enumerate(
-            test_loader(data, batch_size=batch_size, loader_workers=loader_workers), start=1
-        ):
+    with _finite_heads(detector), BestAnchors(detector) as anchors:
+        loader = test_loader(data, batch_size=batch_size, loader_workers=loader_workers)
+        for number, (images, targets) in enumerate(loader, start=1):
             targets = [{name: value.to(device) for name, value in target.items()} for target in targets]
-            outputs = model([image.to(device) for image in images])
+            outputs = detector(to_float(image.to(device) for image in images))
             for target, output in zip(targets, outputs, strict=True):
                 detections += as_results(int(target["image_id"]), output, data.category_ids)
-            if isinstance(at_best, _AtBestAnchor):
-                at_best.add(images, targets)
+            anchors.add(images, targets)
             if progress:
                 progress(min(number * batch_size, len(data)), len(data), "evaluating")
-    table = coco_table(data, detections)
-    table |= at_best.table() if isinstance(at_best, _AtBestAnchor) else dict.fromkeys(DIAGNOSTICS)
-    return table | {"detections": detections}
+    return coco_table(data, detections) | anchors.table() | {"detections": detections}
 
 
-def check_classes(model: DetectorTraining, data: DetectionData) -> None:
-    """Raise unless the model was trained for the data's classes."""
-    if list(model.hparams["classes"]) != list(data.classes):
+def check_classes(classes: Sequence[str], data: DetectionData) -> None:
+    """ValueError unless a model's classes are the data's, in the same order."""
+    if list(classes) != list(data.classes):
         raise ValueError(
-            f"the model knows {len(model.hparams['classes'])} classes ({', '.join(model.hparams['classes'][:5])} …), "
+            f"the model knows {len(classes)} classes ({', '.join(classes[:5])} …), "
             f"{data.annotation_file} has {len(data.classes)} ({', '.join(data.classes[:5])} …)"
         )
 
@@ -118,7 +118,7 @@ def _tensors(output: Any) -> Iterator[Tensor]:
 
 
 def as_results(image_id: int, output: dict[str, Tensor], category_ids: list[int]) -> list[dict]:
-    """A detector's output of one image in COCO's result format."""
+    """A detector's output for one image in COCO's result format, which has COCO's category ids and boxes xywh."""
     if not (torch.isfinite(output["boxes"]).all() and torch.isfinite(output["scores"]).all()):
         raise ValueError(f"the model gave image {image_id} a box or a score that is NaN or infinite")
     boxes = box_convert(output["boxes"], "xyxy", "xywh").tolist()
@@ -133,21 +133,21 @@ def coco_table(data: DetectionData, detections: list[dict]) -> dict[str, Any]:
     from pycocotools.cocoeval import COCOeval
 
     with contextlib.redirect_stdout(io.StringIO()):
-        judge = COCOeval(data.coco, _results(data.coco, detections), "bbox")
-        judge.params.imgIds = [int(target["image_id"]) for target in data.targets]
-        judge.evaluate()
-        judge.accumulate()
-        judge.summarize()
-    columns = {name: _percent(judge.stats[place]) for name, place in COCO_STATS.items()}
-    precision = judge.eval["precision"][:, :, :, 0, -1]  # (IoU, recall, class) for all sizes and 100 detections
+        evaluation = COCOeval(data.coco, _results(data.coco, detections), "bbox")
+        evaluation.params.imgIds = [int(target["image_id"]) for target in data.targets]
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    columns = {name: _percent(evaluation.stats[place]) for name, place in COCO_STATS.items()}
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (IoU, recall, class) for all sizes and 100 detections
     by_iou = [_percent(level[level > -1].mean() if (level > -1).any() else -1) for level in precision]
     return columns | {"AP by IoU": by_iou}
 
 
 def _results(truth, detections: list[dict]):
-    """What pycocotools' ``loadRes`` gives; it fails on an empty list."""
+    """As pycocotools' ``loadRes``, which fails on an empty list."""
     if detections:
-        return truth.loadRes([dict(detection) for detection in detections])  # which it adds to
+        return truth.loadRes([dict(detection) for detection in detections])  # copies: it adds fields
     from pycocotools.coco import COCO
 
     results = COCO()
@@ -157,49 +157,5 @@ def _results(truth, detections: list[dict]):
 
 
 def _percent(share: float) -> float | None:
-    """pycocotools says -1 where there is nothing to find."""
+    """pycocotools gives -1 where there is no object."""
     return None if share < 0 else 100 * float(share)
-
-
-class _AtBestAnchor:
-    """Reads logits, deltas and default boxes with forward hooks, in eval mode, and looks at each object's best one."""
-
-    def __init__(self, detector: SSD | RetinaNet):
-        self.detector, self.seen = detector, {}
-        self.right: list[Tensor] = []
-        self.ious: list[Tensor] = []
-
-    def __enter__(self):
-        keep = lambda name: lambda _module, _arguments, output: self.seen.__setitem__(name, output)  # noqa: E731
-        self.handles = [
-            getattr(self.detector, name).register_forward_hook(keep(name))
-            for name in ("transform", "head", "anchor_generator")
-        ]
-        return self
-
-    def __exit__(self, *_):
-        for handle in self.handles:
-            handle.remove()
-
-    def add(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> None:
-        sizes = self.seen["transform"][0].image_sizes
-        for number, (image, target) in enumerate(zip(images, targets, strict=True)):
-            if not len(target["boxes"]):
-                continue
-            height, width = image.shape[-2:]
-            scale = torch.tensor([sizes[number][1] / width, sizes[number][0] / height] * 2, device=target["boxes"].device)
-            truth, anchors = target["boxes"] * scale, self.seen["anchor_generator"][number]
-            best = box_iou(truth, anchors).argmax(1)
-            # Column 0 is background in SSD, unused in RetinaNet.
-            logits = self.seen["head"]["cls_logits"][number, best, CLASSES_FROM:]
-            boxes = self.detector.box_coder.decode_single(self.seen["head"]["bbox_regression"][number, best], anchors[best])
-            self.right.append(logits.argmax(1) + CLASSES_FROM == target["labels"])
-            self.ious.append(box_iou(boxes, truth).diagonal())
-
-    def table(self) -> dict[str, float | None]:
-        if not self.ious:
-            return dict.fromkeys(DIAGNOSTICS)
-        return {
-            "class acc": 100 * torch.cat(self.right).float().mean().item(),
-            "mean IoU": 100 * float(np.mean(torch.cat(self.ious).cpu().numpy())),
-        }

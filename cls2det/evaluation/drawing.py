@@ -1,6 +1,6 @@
-"""Pictures for TensorBoard and for files: boxes with class and score, rows of pictures, and the crops that the teacher sees.
+"""Pictures for TensorBoard and for files: boxes with class and score, rows of pictures, and the teacher's crops.
 
-All take and give uint8 RGB tensors (3, H, W) on the CPU; what they are given may lie on any device.
+All functions return uint8 RGB tensors (3, H, W) on the CPU; their arguments may lie on any device.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def draw_boxes(
         labels: (n,) from 1, in order of ``classes``
         classes: names of the classes
         scores: (n,) in [0, 1], or None
-        colour: of every box, or of each, as Pillow names it; None: by class
+        colour: one for all boxes, or one per box, as Pillow names it; None is by class
 
     Returns:
         uint8 (3, k·H, k·W), k = 1 unless the image is small
@@ -51,7 +51,7 @@ def draw_boxes(
         return image
     texts = [classes[label - 1] for label in labels]
     if colour is not None and not isinstance(colour, str):
-        colour = [each for each, drawn in zip(colour, drawable.tolist(), strict=True) if drawn]
+        colour = [name for name, is_drawable in zip(colour, drawable.tolist(), strict=True) if is_drawable]
     if scores is not None:
         texts = [f"{text} {score:.2f}" for text, score in zip(texts, scores[drawable].tolist(), strict=True)]
     height, width = image.shape[-2:]
@@ -90,9 +90,9 @@ def crops_sheet(
     std: Sequence[float],
     captions: Sequence[str] | None = None,
     columns: int = 8,
-    most: int = 64,
+    limit: int = 64,
 ) -> Tensor:
-    """The first ``most`` crops as the teacher sees them, with a caption below each.
+    """The first ``limit`` of a teacher's crops, with a caption below each.
 
     Args:
         crops: float (N, 3, S, S), N > 0, normalised: (x - mean) / std with x in [0, 1]
@@ -100,11 +100,11 @@ def crops_sheet(
         std: of the normalisation
         captions: N texts, or None
         columns: crops per row
-        most: crops beyond these are left out
+        limit: crops beyond these are left out
     """
     if captions is not None and len(captions) != len(crops):
         raise ValueError(f"crops_sheet: expected a caption per crop, found {len(captions)} for {len(crops)} crops")
-    pixels = crops[:most].detach().float().cpu() * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
+    pixels = crops[:limit].detach().float().cpu() * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
     tiles = [_enlarged(tile, 96)[0] for tile in (pixels.clamp(0, 1) * 255).round().to(torch.uint8)]
     if captions is not None:
         tiles = [_captioned(tile, text) for tile, text in zip(tiles, captions, strict=False)]

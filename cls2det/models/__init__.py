@@ -1,1 +1,1 @@
-"""Detectors: students by name, their backbones, and the taps that read what a training step made."""
+"""Detectors: students by name, their backbones, the taps that read what a training step made, and the format of weights.pt."""

@@ -3,6 +3,7 @@
     network = build_classifier("resnet50", classes=80, weights="auto")      # any of torchvision's, or "compact"
     network = build_classifier("resnet50", classes=1000, width=16)          # every width a quarter
     load_backbone(student, network)                                         # a detector starts from a trained classifier
+    load_backbone(student, load_classifier("weights.pt"))                   # of ``cls2det teacher`` or ``pretrain``
 
 Weights are chosen by a word: "none" (random), "imagenet" (torchvision's; an error if they cannot be had), or "auto"
 (torchvision's where they can be fetched, random ones and a warning where they cannot).
@@ -15,6 +16,8 @@ import logging
 import pickle
 import warnings
 from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +27,7 @@ from torchvision.models import MobileNetV2, ResNet, WeightsEnum
 from torchvision.models.resnet import BasicBlock
 
 from cls2det.errors import LibraryChanged
+from cls2det.models.weights import check_fit, read_weights, write_weights
 
 # What networks without ImageNet weights take: (x - mean) / std of x in [0, 1]. KD-loc's weight is tied to this scale.
 IMAGE_MEAN, IMAGE_STD = [0.45, 0.45, 0.45], [0.25, 0.25, 0.25]
@@ -94,11 +98,29 @@ def build_classifier(name: str, classes: int, width: int = 64, weights: str = "n
         network = CompactClassifier(classes, width) if name == "compact" else narrow_resnet(name, width, classes)
     else:
         chosen = choose_weights(torchvision.models.get_model_weights(name).DEFAULT, weights, name)
-        known = len(chosen.meta["categories"]) if chosen else classes
-        network = torchvision.models.get_model(name, weights=chosen, num_classes=known, **_one_output(name, chosen))
-        network = network if known == classes else _with_new_last_layer(network, known, classes)
+        outputs = len(chosen.meta["categories"]) if chosen else classes
+        network = torchvision.models.get_model(name, weights=chosen, num_classes=outputs, **_one_output(name, chosen))
+        network = network if outputs == classes else with_new_last_layer(network, outputs, classes)
     network.started_from = str(chosen or RANDOM)
     return network
+
+
+def save_backbone(path: str | Path, network: nn.Module, *, architecture: str, width: int, classes: Sequence[str]) -> None:
+    """Write the weights of a classifier that ``build_classifier`` made with these arguments, for students to start from."""
+    settings = {"classes": list(classes), "architecture": architecture, "width": width}
+    write_weights(path, "backbone", settings, network.state_dict())
+
+
+def load_classifier(path: str | Path) -> nn.Module:
+    """The network of a weights.pt of ``cls2det pretrain`` or ``teacher``, in eval mode.
+
+    Raises as ``models.weights.read_weights``, and ValueError for weights that do not fit.
+    """
+    saved = read_weights(path, "crop_classifier", "backbone")
+    with check_fit(path):
+        network = build_classifier(saved.settings["architecture"], len(saved.settings["classes"]), saved.settings["width"])
+        network.load_state_dict(saved.weights)
+    return network.eval()
 
 
 def choose_weights(weights: WeightsEnum | None, policy: str, name: str) -> WeightsEnum | None:
@@ -184,7 +206,8 @@ def _one_output(name: str, weights: WeightsEnum | None) -> dict[str, Any]:
     return {"aux_logits": False} | ({} if weights else {"init_weights": True})
 
 
-def _with_new_last_layer(network: nn.Module, known: int, classes: int) -> nn.Module:
+def with_new_last_layer(network: nn.Module, known: int, classes: int) -> nn.Module:
+    """The classifier of ``known`` classes, with a new last layer of ``classes`` outputs. LibraryChanged where it ends otherwise."""
     path, last = [entry for entry in network.named_modules() if isinstance(entry[1], nn.Linear | nn.Conv2d)][-1]
     if known not in (getattr(last, "out_features", 0), getattr(last, "out_channels", 0)):
         raise LibraryChanged(
@@ -214,17 +237,17 @@ def load_backbone(student: nn.Module, classifier: nn.Module) -> None:
         weights = {name: value for name, value in classifier.state_dict().items() if not name.startswith("fc.")}
     else:
         raise ValueError(f"a student starts from a compact, ResNet or MobileNetV2 classifier, not {type(classifier).__name__}")
-    own, counters = body.state_dict(), "num_batches_tracked"  # which frozen batch norm does not have
+    state, counters = body.state_dict(), "num_batches_tracked"  # which frozen batch norm does not have
     wrong = [
         name
-        for name in sorted(own.keys() | weights.keys())
+        for name in sorted(state.keys() | weights.keys())
         if not name.endswith(counters)
-        and getattr(own.get(name), "shape", "missing") != getattr(weights.get(name), "shape", "missing")
+        and getattr(state.get(name), "shape", "missing") != getattr(weights.get(name), "shape", "missing")
     ]
     if wrong:
         raise ValueError(
             f"the {type(classifier).__name__} does not fit the student's backbone: {len(wrong)} tensors differ, {wrong[0]} is "
-            f"{_shape(weights.get(wrong[0]))} in the classifier and {_shape(own.get(wrong[0]))} in the student"
+            f"{_shape(weights.get(wrong[0]))} in the classifier and {_shape(state.get(wrong[0]))} in the student"
         )
     body.load_state_dict(weights)
 

@@ -43,17 +43,17 @@ from torchvision.models import get_model
 
 from cls2det import commands
 from cls2det.cli import parse_options
-from cls2det.distill import METHODS, DetectorTeacher, Distillers
-from cls2det.distill.classifier import TERMS
+from cls2det.distill import DETECTOR_METHODS as METHODS
+from cls2det.distill import TERMS, DetectorTeacher, Distillation
+from cls2det.files import write_json
 from cls2det.models.students import build_student
 from cls2det.recipes import find_recipe
 from cls2det.study.jobs import Job, run_jobs
 from cls2det.study.report import report
 from cls2det.study.scenes import SceneSettings, make_scenes
 from cls2det.teachers.detector import PREFIX
-from cls2det.training import fit
-from cls2det.training.fit import Progress, write_json
-from cls2det.training.progress import progress_display
+from cls2det.training.progress import Progress, progress_display
+from cls2det.training.runs import check_claim, run_record
 from cls2det.training.settings import Device, Run, torchrun_processes
 
 KEYS = {
@@ -176,7 +176,9 @@ def run_sweep(
     if plan.get("scenes"):
         _scenes(root, plan["scenes"], workers, console)
     for folder, job in (jobs | detectors | runs).items():  # what is there was made with these options, or nothing is done
-        fit.check_claim(folder, "teacher" if folder in jobs else commands.command_of(job.arguments[0]), job.arguments[0])
+        options = job.arguments[0]
+        command = "teacher" if folder in jobs else commands.command_of(options)
+        check_claim(folder, run_record(command, options, options["run"]))
     taught = {str(folder / "weights.pt"): job.arguments[0]["student"] for folder, job in jobs.items()}
     _check_normalisation(
         {(job.arguments[0]["student"], taught.get(str(job.arguments[0]["teacher"]))) for job in runs.values()}
@@ -270,7 +272,7 @@ def _student_jobs(plan: dict, arms: dict, root: Path, out: Path, split: str, run
         if folder in jobs:
             raise ValueError(f"two arms would be written to {folder}; give them names that differ in more than signs")
         given = {"seed": seed, "student": student, "name": name, "val_split": None, "data_root": str(root), "out": str(folder)}
-        merged = _merged({"distill": dict.fromkeys(TERMS, 0.0)}, plan["train"], changes, given, {"run": run})
+        merged = _merged({"classifier": dict.fromkeys(TERMS, 0.0)}, plan["train"], changes, given, {"run": run})
         options = parse_options("distill", _with_weights(merged, plan, out, seed))
         jobs[folder] = Job(f"{label}, seed {seed}", _student_job, (options, split))
     return jobs
@@ -408,7 +410,7 @@ def _check_methods(runs: Iterable[dict], detectors: dict[str, dict]) -> None:
         else:  # a file: its run says
             continue
         student = build_student(run["student"], 2, run["image_size"])
-        Distillers(student, None, DetectorTeacher(teacher, ["one", "other"], [1, 2]), {name: run[name] for name in methods})
+        Distillation(student, None, DetectorTeacher(teacher, ["one", "other"], [1, 2]), {name: run[name] for name in methods})
 
 
 def _slug(label: str) -> str:

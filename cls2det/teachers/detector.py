@@ -1,10 +1,9 @@
-"""A detector as teacher: frozen, and run no further than the method that asks reads it."""
+"""A detector as teacher: frozen, and run only as far as the distillers read its outputs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 
 import torch
 import torchvision
@@ -15,17 +14,18 @@ from torchvision.models.detection.rpn import concat_box_prediction_layers
 from torchvision.models.detection.ssd import SSD
 
 from cls2det.models.backbones import load_into_cache
-from cls2det.models.taps import Seen, anchor_generator, body
+from cls2det.models.students import load_student
+from cls2det.models.taps import StudentOutputs, anchor_generator, body
 
 PREFIX = "torchvision:"
 GRIDS = (SSD, RetinaNet, FCOS, FasterRCNN)  # have a ``taps.Grid``
 
 
 class DetectorTeacher:
-    """A trained detector that looks at the student's input.
+    """A trained detector, run on the student's input.
 
-    Not an ``nn.Module`` on purpose, as ``ClassifierDistiller``: held by the training module, it is in neither its parameters
-    nor its checkpoint.
+    It is not an ``nn.Module``, so that a training module that has it as an attribute does not take the frozen teacher for a
+    part of itself: the teacher is not among its parameters, in its checkpoint, in DDP's buckets or in averaged weights.
 
     Args:
         detector: called like torchvision's
@@ -47,13 +47,11 @@ class DetectorTeacher:
             ConnectionError: torchvision's weights cannot be fetched
         """
         if str(source).startswith(PREFIX):
-            detector, known = _from_torchvision(str(source).removeprefix(PREFIX))
+            detector, names = _from_torchvision(str(source).removeprefix(PREFIX))
         else:
-            from cls2det.training.detector import DetectorTraining
-
-            model = DetectorTraining.load(Path(source))
-            detector, known = model.detector, ["__background__", *model.hparams["classes"]]
-        return cls(detector, classes, [known.index(name) if name in known else None for name in classes])
+            student = load_student(source)
+            detector, names = student.detector, ["__background__", *student.classes]
+        return cls(detector, classes, [names.index(name) if name in names else None for name in classes])
 
     def __deepcopy__(self, _memo) -> DetectorTeacher:
         return self
@@ -70,29 +68,30 @@ class DetectorTeacher:
         return [0, *self.labels]
 
 
-class Taught:
-    """What a teacher makes of one step's images; each part is computed when it is first read, without gradient.
+class TeacherOutputs:
+    """The outputs of a detector teacher for one step's images; each is computed when it is first read, without gradient.
 
     Args:
         teacher: the detector teacher
-        seen: of the student
+        student_outputs: of the same step
         transform: the student's, which made the images
     """
 
-    def __init__(self, teacher: DetectorTeacher, seen: Seen, transform: nn.Module):
-        self.detector, self._seen, self._transform = teacher.detector, seen, transform
+    def __init__(self, teacher: DetectorTeacher, student_outputs: StudentOutputs, transform: nn.Module):
+        self.detector, self._student_outputs, self._transform = teacher.detector, student_outputs, transform
 
     @cached_property
     @torch.no_grad()
     def features(self) -> dict[str, Tensor]:
         """The backbone's maps, by name: no head, no proposals, no NMS."""
-        return dict(body(self.detector)(rescaled(self._seen.images, self._transform, self.detector.transform)))
+        images = rescaled(self._student_outputs.images, self._transform, self.detector.transform)
+        return dict(body(self.detector)(images))
 
     @cached_property
     @torch.no_grad()
     def grid(self) -> tuple[Tensor, Tensor]:
         """Logits (B, A, columns) and regression (B, A, 4) at every anchor, as in ``taps.Grid``."""
-        maps, shape = list(self.features.values()), (len(self._seen.images), -1)
+        maps, shape = list(self.features.values()), (len(self._student_outputs.images), -1)
         if isinstance(self.detector, FasterRCNN):
             objectness, regression = concat_box_prediction_layers(*self.detector.rpn.head(maps))
             return objectness.view(*shape, 1), regression.view(*shape, 4)
@@ -103,57 +102,60 @@ class Taught:
     def regions(self, proposals: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Logits (R, columns) and regression (R, 4 columns) of a Faster R-CNN's box head at the student's proposals."""
         heads = self.detector.roi_heads
-        pooled = heads.box_roi_pool(self.features, proposals, self._seen.image_sizes)
+        pooled = heads.box_roi_pool(self.features, proposals, self._student_outputs.image_sizes)
         return heads.box_predictor(heads.box_head(pooled))
 
 
 def rescaled(images: Tensor, student: nn.Module, teacher: nn.Module) -> Tensor:
-    """Images as the student's transform normalised them, to what the teacher's would give."""
-    of = [images.new_tensor(getattr(each, name)) for each in (student, teacher) for name in ("image_mean", "image_std")]
-    mean, std, other_mean, other_std = (values[:, None, None] for values in of)
-    if torch.equal(mean, other_mean) and torch.equal(std, other_std):
+    """Images that the student's transform has normalised, as the teacher's transform would normalise them."""
+    mean, std = (images.new_tensor(getattr(student, name))[:, None, None] for name in ("image_mean", "image_std"))
+    teacher_mean, teacher_std = (
+        images.new_tensor(getattr(teacher, name))[:, None, None] for name in ("image_mean", "image_std")
+    )
+    if torch.equal(mean, teacher_mean) and torch.equal(std, teacher_std):
         return images
-    return (images * std + (mean - other_mean)) / other_std
+    return (images * std + (mean - teacher_mean)) / teacher_std
 
 
 def check_same_maps(method: str, student: nn.Module, teacher: nn.Module) -> list[tuple[int, int]]:
     """(student's, teacher's) channels of each map; ValueError if the maps differ in number or size."""
-    ours, size = _probe(student, student), _probe_size(student)
+    student_maps, size = _probe(student, student), _probe_size(student)
     try:
-        theirs = _probe(teacher, student)
+        teacher_maps = _probe(teacher, student)
     except RuntimeError as error:  # too small for all its strides, say
         raise ValueError(f"{method}: the detector teacher does not take the student's images of {size}: {error}") from None
-    if [each.shape[2:] for each in ours] != [each.shape[2:] for each in theirs]:
-        found = [", ".join(f"{each.shape[2]}x{each.shape[3]}" for each in maps) for maps in (ours, theirs)]
+    sizes = [[tuple(feature.shape[2:]) for feature in maps] for maps in (student_maps, teacher_maps)]
+    if sizes[0] != sizes[1]:
+        texts = [", ".join(f"{height}x{width}" for height, width in maps) for maps in sizes]
         raise ValueError(
-            f"{method} compares feature maps place by place: on one image the student has {found[0]}, "
-            f"the detector teacher {found[1]}"
+            f"{method} compares feature maps place by place: on one image the student has {texts[0]}, "
+            f"the detector teacher {texts[1]}"
         )
-    return [(one.shape[1], other.shape[1]) for one, other in zip(ours, theirs, strict=True)]
+    return [(feature.shape[1], target.shape[1]) for feature, target in zip(student_maps, teacher_maps, strict=True)]
 
 
 def check_same_grid(method: str, student: nn.Module, teacher: nn.Module) -> list[tuple[int, int]]:
     """As ``check_same_maps``; ValueError too unless both are of one kind and predict at the same anchors."""
-    kinds = [next((kind for kind in GRIDS if isinstance(each, kind)), None) for each in (student, teacher)]
+    kinds = [next((kind for kind in GRIDS if isinstance(detector, kind)), None) for detector in (student, teacher)]
     if kinds[0] is None or kinds[0] is not kinds[1]:
-        names = [type(each).__name__ for each in (student, teacher)]
+        names = [type(detector).__name__ for detector in (student, teacher)]
         raise ValueError(
             f"{method} compares predictions anchor by anchor: it fits two of {', '.join(kind.__name__ for kind in GRIDS)}; "
             f"the student is a {names[0]}, the detector teacher a {names[1]}"
         )
     channels = check_same_maps(method, student, teacher)
-    ours, theirs = (_probe_anchors(each, student) for each in (student, teacher))
-    if ours.shape != theirs.shape or not torch.allclose(ours, theirs):
+    anchors, teacher_anchors = (_probe_anchors(detector, student) for detector in (student, teacher))
+    if anchors.shape != teacher_anchors.shape or not torch.allclose(anchors, teacher_anchors):
         raise ValueError(
-            f"{method} compares predictions anchor by anchor: the student's {len(ours)} and the detector teacher's "
-            f"{len(theirs)} are not the same"
+            f"{method} compares predictions anchor by anchor: the student's {len(anchors)} and the detector teacher's "
+            f"{len(teacher_anchors)} are not the same"
         )
     return channels
 
 
 @torch.no_grad()
 def _probe(detector: nn.Module, student: nn.Module) -> list[Tensor]:
-    """The detector's maps of an empty image of the student's fixed size, or of 256 by 256."""
+    """The detector's maps of a black image of the student's fixed size, or of 256 by 256."""
     network = body(detector)
     training = network.training
     network.eval()  # no statistics move

@@ -1,8 +1,8 @@
-"""How a frozen network is run: what training needs is gone, and the layers that follow each other are one call.
+"""A frozen network in fewer kernel launches: layers that follow each other are one call, and a batch is one captured graph.
 
-A teacher of some tens of crops per step is bound by its launches, not by its arithmetic: a ResNet-50 makes about 170 of them. Its
-batch norms are folded into their convolutions before (``torch.fx.experimental.optimization.fuse``). Then its first layers
-are one operator; on a GPU convolution, sum and ReLU are one of cuDNN's; and a batch is one captured graph, or a few.
+The time of a teacher on some tens of crops per step is that of its launches, not of its arithmetic: a ResNet-50 makes about 170
+of them. Its batch norms are folded into their convolutions before (``torch.fx.experimental.optimization.fuse``). Then its first
+layers are one operator; on a GPU convolution, sum and ReLU are one of cuDNN's; and a batch is one captured graph, or a few.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cls2det_ops import frozen_stem
 
-LARGEST_GRAPH = 128  # crops, which keep a GPU busy; each size that is captured holds memory for its crops and results
+LARGEST_GRAPH = 128  # crops, enough to keep a GPU busy; every captured size holds memory for its crops and results
 GRAPH_STEP = 16  # sizes are multiples of it
 
 
@@ -33,10 +33,10 @@ def freeze(network: torch.fx.GraphModule, dtype: torch.dtype) -> nn.Module:
 
 
 class Replayed(nn.Module):
-    """A frozen network that on a GPU, where nothing is differentiated, replays captured graphs, one for each size of a batch.
+    """A frozen network that, on a GPU and without gradient, replays captured graphs, one for each size of a batch.
 
-    Crops are padded to the next size, and more than ``LARGEST_GRAPH`` go in parts, which bounds the memory that graphs hold. What
-    it gives is the caller's to keep. For one thread and stream at a time.
+    Crops are padded to the next size, and more than ``LARGEST_GRAPH`` go in parts, which bounds the memory that graphs hold.
+    Results are copies: a later call does not change them. For one thread and stream at a time.
     """
 
     def __init__(self, network: nn.Module):
@@ -49,8 +49,13 @@ class Replayed(nn.Module):
         self._stream: torch.cuda.Stream | None = None  # of all captures, which share their memory
 
     def _apply(self, *arguments, **options) -> Replayed:
-        self._forget()  # the weights move
+        self._forget()  # the weights move, and a graph reads them at their old address
         return super()._apply(*arguments, **options)
+
+    @property
+    def captured_sizes(self) -> list[int]:
+        """Crops per graph, of the graphs that exist."""
+        return sorted(size for size, *_ in self._graphs)
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_graphs": {}, "_stream": None}
@@ -61,39 +66,40 @@ class Replayed(nn.Module):
         with torch.cuda.device(crops.device):
             if torch.cuda.is_current_stream_capturing():
                 return self.network(crops)
-            parts = [self._replay(some) for some in crops.split(LARGEST_GRAPH)]
+            parts = [self._replay(part) for part in crops.split(LARGEST_GRAPH)]
         return parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def _replay(self, crops: Tensor) -> dict[str, Tensor]:
         count = len(crops)
         size = -(-count // GRAPH_STEP) * GRAPH_STEP
-        key = (size, crops.shape[1:], crops.dtype, crops.device, *_settings())
+        key = (size, crops.shape[1:], crops.dtype, crops.device, *_library_state())
         if key not in self._graphs:
-            with torch.inference_mode(False), torch.no_grad():  # whatever mode captures, all can replay
-                given = torch.zeros(size, *crops.shape[1:], dtype=crops.dtype, device=crops.device)
-                self._graphs[key] = self._capture(given)
-        graph, given, found = self._graphs[key]
-        given[:count].copy_(crops)
+            # A graph that was captured in inference mode could not be replayed outside of it.
+            with torch.inference_mode(False), torch.no_grad():
+                inputs = torch.zeros(size, *crops.shape[1:], dtype=crops.dtype, device=crops.device)
+                self._graphs[key] = self._capture(inputs)
+        graph, inputs, outputs = self._graphs[key]
+        inputs[:count].copy_(crops)
         graph.replay()
-        return {name: value[:count].clone() for name, value in found.items()}
+        return {name: value[:count].clone() for name, value in outputs.items()}
 
-    def _capture(self, given: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, dict[str, Tensor]]:
+    def _capture(self, inputs: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, dict[str, Tensor]]:
         self._stream = self._stream or torch.cuda.Stream()
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             for _ in range(3):  # libraries choose their algorithms
-                self.network(given)
+                self.network(inputs)
         torch.cuda.current_stream().wait_stream(self._stream)
-        graph, others = torch.cuda.CUDAGraph(), list(self._graphs.values())
-        pool = others[0][0].pool() if others else None
-        # Other threads go on using the device: those that pin batches, and NCCL's.
+        graph, captured = torch.cuda.CUDAGraph(), list(self._graphs.values())
+        pool = captured[0][0].pool() if captured else None
+        # "thread_local": other threads, which pin batches or are NCCL's, go on using the device.
         with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
-            found = self.network(given)
-        return graph, given, found
+            outputs = self.network(inputs)
+        return graph, inputs, outputs
 
 
-def _settings() -> tuple:
-    """Of this moment, which a captured graph keeps. (torch refuses to tell `allow_tf32` where its newer settings were used.)"""
+def _library_state() -> tuple:
+    """Settings of torch on which the captured kernels depend. (`allow_tf32` cannot be read where its newer form was set.)"""
     cudnn = torch.backends.cudnn
     autocast = (torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"))
     return (*autocast, cudnn.enabled, cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision, _deterministic())
@@ -104,7 +110,7 @@ def _deterministic() -> bool:
 
 
 class ConvReLU(nn.Module):
-    """ReLU of a convolution, to which something may be added before."""
+    """ReLU of a convolution, or of a convolution plus a tensor, as one of cuDNN's calls where it has one."""
 
     def __init__(self, conv: nn.Conv2d):
         super().__init__()
@@ -112,8 +118,8 @@ class ConvReLU(nn.Module):
 
     def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         conv = self.conv
-        layers = torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type) or not (x.is_cuda and _has_cudnn(x))
-        if layers or (added is not None and added.shape != _shape(conv, x)):
+        by_layers = torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type) or not (x.is_cuda and _has_cudnn(x))
+        if by_layers or (added is not None and added.shape != convolved_shape(conv, x)):
             y = conv(x)
             return F.relu_(y if added is None else y + added)
         options = (conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
@@ -123,12 +129,12 @@ class ConvReLU(nn.Module):
 
 
 def _has_cudnn(x: Tensor) -> bool:
-    """In bfloat16 cuDNN has no such kernel for Hopper, and what runs in its place is slower than the layers."""
+    """Whether cuDNN's call serves. In bfloat16 it has no such kernel for Hopper, and its substitute is slower than the layers."""
     return x.dtype == torch.float32 and torch.backends.cudnn.is_acceptable(x) and not _deterministic()
 
 
-def _shape(conv: nn.Conv2d, x: Tensor) -> tuple[int, ...]:
-    """Of a convolution's output."""
+def convolved_shape(conv: nn.Conv2d, x: Tensor) -> tuple[int, ...]:
+    """Shape of ``conv(x)``."""
     options = zip(x.shape[2:], conv.kernel_size, conv.stride, conv.padding, conv.dilation, strict=True)
     sides = (
         (side + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1 for side, kernel, stride, padding, dilation in options
@@ -153,8 +159,8 @@ class FrozenStem(nn.Module):
 
 
 def _fuse_stem(network: torch.fx.GraphModule, dtype: torch.dtype) -> None:
-    """Convolution, ReLU and max-pool in one, where the network begins with these and nothing else reads between; all else in
-    ``dtype``."""
+    """Convolution, ReLU and max-pool become one operator, where the network begins with these and nothing else reads the
+    tensors between them; all other layers compute in ``dtype``."""
     modules = dict(network.named_modules())
     first = next(node for node in network.graph.nodes if node.op == "placeholder")
     for node in network.graph.nodes:
@@ -183,7 +189,7 @@ def _fuse_stem(network: torch.fx.GraphModule, dtype: torch.dtype) -> None:
 
 
 def _fuse_relu(network: torch.fx.GraphModule) -> None:
-    """relu(conv(x)) and relu(conv(x) + y) as ``ConvReLU``, where nothing else reads between."""
+    """relu(conv(x)) and relu(conv(x) + y) become ``ConvReLU``, where nothing else reads the tensors between them."""
     modules = dict(network.named_modules())
 
     def is_layer(node: object, kind: type) -> bool:

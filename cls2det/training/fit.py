@@ -1,18 +1,13 @@
-"""What the teacher and the students share: one small file of weights, and the way a Lightning run is set up and resumed."""
+"""The way a Lightning run is set up and resumed, for every module that is trained here."""
 
 from __future__ import annotations
 
 import contextlib
-import csv
-import dataclasses
-import json
 import logging
 import os
 import time
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import lightning
 import torch
@@ -24,134 +19,14 @@ from lightning.pytorch.callbacks import (
     Timer,
 )
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor
 
 from cls2det.training.progress import Progress, progress_bar
-from cls2det.training.settings import CLAIMED, Optim, PretrainRun
-
-
-class SavedModule(lightning.LightningModule):
-    """A LightningModule that keeps its arguments and weights in one small file, apart from the training checkpoints.
-
-    Its arguments are plain values, so that every file loads with ``weights_only=True``.
-    """
-
-    @rank_zero_only
-    def save(self, path: str | Path) -> None:
-        """Write arguments and weights, by way of a temporary file: what is at ``path`` is whole."""
-        part = Path(f"{path}.part")
-        torch.save({"kind": type(self).__name__, "settings": dict(self.hparams), "weights": self.saved_weights()}, part)
-        part.replace(path)
-
-    def saved_weights(self) -> dict[str, Tensor]:
-        return self.state_dict()
-
-    @classmethod
-    def load(cls, path: str | Path) -> SavedModule:
-        """What ``save`` wrote, in eval mode, on the CPU; read with ``weights_only=True``.
-
-        Raises:
-            FileNotFoundError: nothing at ``path``
-            ValueError: something else at ``path``, or weights that are missing, left over or of another shape
-        """
-        saved = _read(path)
-        if saved["kind"] != cls.__name__:
-            raise ValueError(f"{path} holds a {saved['kind']}, expected a {cls.__name__}")
-        try:
-            model = cls(**saved["settings"])
-            model.load_state_dict(saved["weights"])
-        except (RuntimeError, TypeError) as error:  # unknown settings; missing, unexpected or other weights
-            raise ValueError(f"{path} does not fit its own settings: {_one_line(error)}") from None
-        return model.eval()
-
-    def configure_optimizers(self) -> dict:
-        return Optim(**(self.hparams["optim"] or {})).configure(self)
-
-
-def _read(path: str | Path) -> dict[str, Any]:
-    """Content of a file that ``SavedModule.save`` wrote, or a clear error."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no weights at {path}")
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch has a different one for each way in which a file can be wrong
-        raise ValueError(f"{path} does not load as weights alone: {_one_line(error)}") from None
-    if not isinstance(saved, dict) or set(saved) != {"kind", "settings", "weights"}:
-        raise ValueError(f"{path} was not written by cls2det")
-    return saved
-
-
-def load_network(path: str | Path, *kinds: type[SavedModule]) -> torch.nn.Module:
-    """``network`` of what was saved by one of these classes."""
-    kind = _read(path)["kind"]
-    for each in kinds:
-        if each.__name__ == kind:
-            return each.load(path).network
-    raise ValueError(f"{path} holds a {kind}, expected a {' or a '.join(each.__name__ for each in kinds)}")
-
-
-def to_float(images: Iterable[Tensor]) -> list[Tensor]:
-    """uint8 images as float32 in [0, 1], which torchvision's detectors want."""
-    return [image.float() / 255 for image in images]
-
-
-@rank_zero_only
-def write_json(path: Path, content: dict) -> dict:
-    """Write by way of a temporary file: what is at ``path`` is whole. Returns ``content``."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=2))
-    part.replace(path)
-    return content
-
-
-def claim(folder: str | Path, command: str, options: dict[str, Any]) -> None:
-    """Make ``folder`` the place of a run with these options; refuse one that holds a run with others, which would be resumed.
-
-    Of the options of ``run``, those that are not in ``CLAIMED`` may be changed by a restart.
-    """
-    if not check_claim(folder, command, options):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        write_json(Path(folder) / "options.json", _stamp(command, options))
-
-
-def check_claim(folder: str | Path, command: str, options: dict[str, Any]) -> bool:
-    """Whether ``folder`` is the place of a run with these options; FileExistsError if of one with others."""
-    file = Path(folder) / "options.json"
-    if not file.is_file():
-        return False
-    held, stamp = _options(file), _stamp(command, options)
-    other = sorted(name for name in stamp.keys() | held.keys() if stamp.get(name) != held.get(name))
-    if other:
-        raise FileExistsError(f"{folder} holds a run with other options ({', '.join(other)}); give another --out or remove it")
-    return True
-
-
-def _options(file: Path) -> dict[str, Any]:
-    try:
-        held = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged ({error}); give another --out, or remove the folder") from None
-    if not isinstance(held, dict):
-        raise ValueError(f"{file} holds no options; give another --out, or remove the folder")
-    return held
-
-
-def _stamp(command: str, options: dict[str, Any]) -> dict[str, Any]:
-    apart = ("out", "progress", "run", "allow_poor_teacher")
-    stamp = {name: _plain(value) for name, value in options.items() if name not in apart}
-    return {"command": command, **stamp, "run": {name: getattr(options["run"], name, None) for name in CLAIMED}}
-
-
-def _plain(value: Any) -> Any:
-    """As it comes back from JSON."""
-    if dataclasses.is_dataclass(value):
-        value = dataclasses.asdict(value)
-    return json.loads(json.dumps(value, default=str))
+from cls2det.training.resume import join_log, put_log_aside, read_checkpoint
+from cls2det.training.settings import Optim, PretrainRun
 
 
 def fit(
-    module: SavedModule,
+    module: lightning.LightningModule,
     loader,
     folder: str | Path,
     *,
@@ -162,32 +37,46 @@ def fit(
     val_every: int = 1,
     progress: Progress | None = None,
 ) -> float:
-    """Train for ``optim.steps`` steps, or go on from ``folder/last.ckpt``; returns seconds of training, interruptions left out.
+    """Train for ``optim.steps`` steps, or go on from ``folder/last.ckpt``; returns seconds of training, without interruptions.
 
-    ``optim`` and ``run`` are those of ``Optim.for_run``.
+    What Lightning calls an epoch is not a pass over the data: it is ``run.checkpoint_every`` steps, the stretch between two
+    checkpoints.
 
-    ``loader`` gives ``run.checkpoint_every`` steps; a checkpoint is written after each such stretch ("epoch" to Lightning), and
-    the module is validated on ``val_loader`` after every ``val_every`` of them.
-    Data order, augmentation and every random draw are functions of (seed, step), so a run that was stopped and
-    started again makes the steps that the unbroken run would have made.
+    Data order, augmentation and every random draw are functions of (seed, step), so a run that was stopped and started again
+    makes the steps that the unbroken run would have made. For that, torch's generator is seeded anew before every forward
+    (``StepSeed``): a module must not expect one stream of random numbers through its training.
+
+    Args:
+        module: gets its optimizer from ``optim`` (see ``Optim.configure``)
+        loader: training batches of one epoch, ``run.checkpoint_every * optim.accumulate`` of them
+        folder: for last.ckpt, log/ and tensorboard/
+        optim: that of ``Optim.for_run``
+        run: that of ``Optim.for_run``
+        seed: of every random draw
+        val_loader: batches of a validation; None is no validation
+        val_every: epochs between validations
+        progress: called with (step, steps, text); None is a bar on the screen
+
+    Raises:
+        ValueError: last.ckpt is damaged, or of another model
     """
     quiet()
     folder = Path(folder)
     last, timer = folder / "last.ckpt", Timer(verbose=False)
-    held = _checkpoint(last, module)
-    if held["global_step"] >= optim.steps:  # stopped between the last step and what follows it
-        return held["callbacks"]["Timer"]["time_elapsed"]["train"]
-    _keep_log(folder / "log", held["global_step"])
+    checkpoint = read_checkpoint(last, module)
+    if checkpoint["global_step"] >= optim.steps:  # it was stopped after its last step, before its weights were written
+        return checkpoint["callbacks"]["Timer"]["time_elapsed"]["train"]
+    put_log_aside(folder / "log", checkpoint["global_step"])
     callbacks = [
         # Written before a validation, so that one that fails or is killed costs no training.
         ModelCheckpoint(folder, "last", save_top_k=1, enable_version_counter=False, save_on_train_epoch_end=True),
-        _StepSeed(seed),
+        StepSeed(seed),
         _Throughput(),
         LearningRateMonitor("step"),
         timer,
         _Report(progress),
     ]
-    if run.ema:
+    if run.ema is not None:
         callbacks.append(EMAWeightAveraging(decay=run.ema))
     trainer = lightning.Trainer(
         accelerator=run.torch_device.type.replace("cuda", "gpu"),
@@ -197,7 +86,7 @@ def fit(
         precision=run.precision,
         max_epochs=optim.steps // run.checkpoint_every,
         accumulate_grad_batches=optim.accumulate,
-        gradient_clip_val=optim.clip_norm or None,
+        gradient_clip_val=optim.clip_norm,
         callbacks=callbacks,
         logger=[CSVLogger(folder, name="", version="log"), TensorBoardLogger(folder, name="", version="tensorboard")],
         log_every_n_steps=run.log_every,
@@ -217,43 +106,18 @@ def fit(
         raise
     finally:
         if trainer.is_global_zero:
-            _join_log(folder / "log")
+            join_log(folder / "log")
     return timer.time_elapsed("train")
 
 
-def _checkpoint(last: Path, module: lightning.LightningModule) -> dict[str, Any]:
-    """Content of a training checkpoint, its weights in ``module`` (averaged ones where they are), or that of a run not begun."""
-    if not last.is_file():
-        return {"global_step": 0}
-    remedy = "Remove it, and the run starts from its first step"
-    try:
-        held = torch.load(last, map_location="cpu", weights_only=True)
-        if not isinstance(held, dict) or not {"global_step", "state_dict"} <= held.keys():
-            raise ValueError("it is something else")
-    except MemoryError:
-        raise
-    except Exception as error:  # torch has a different one for each way in which a file can be wrong
-        if isinstance(error, OSError) and error.filename:  # it cannot be read, which says nothing about what is in it
-            raise
-        raise ValueError(f"{last} does not load as a checkpoint: {_one_line(error, 1)}. {remedy}") from None
-    try:
-        module.load_state_dict(held["state_dict"])
-    except (RuntimeError, TypeError) as error:  # another model, or a version of a library that names its layers otherwise
-        raise ValueError(f"{last} does not fit the model of this run: {_one_line(error)}. {remedy}") from None
-    return held
+class StepSeed(Callback):
+    """Seeds torch's generator anew before every training forward, with a function of (seed, forward, process).
 
+    So the random numbers of a forward (proposals that Faster R-CNN samples, dropout, jitter of boxes) do not depend on what ran
+    before it in this process: a restarted run draws those of the unbroken run.
 
-def _one_line(error: Exception, lines: int = 3) -> str:
-    """The first lines of what torch says, each as far as one reads: it names every weight that is missing."""
-    said = (str(error).splitlines() or [type(error).__name__])[:lines]
-    return " ".join(line if len(line) < 160 else line[:160] + " …" for line in map(str.strip, said))
-
-
-class _StepSeed(Callback):
-    """Seeds torch before each forward: what is random in it does not depend on what ran before a restart.
-
-    Not once per epoch: Lightning makes the loader's iterator, which draws a number, sometimes before an epoch's start
-    (after a restart) and sometimes after it.
+    Once per epoch would not do: Lightning makes the loader's iterator, which draws a number, before an epoch's start after a
+    restart, and after it otherwise.
     """
 
     def __init__(self, seed: int):
@@ -282,14 +146,14 @@ class _Throughput(Callback):
 
 
 class _Report(Callback):
-    """Tells ``progress``, or a bar on the screen, about every tenth step."""
+    """Reports every tenth step to ``progress``, or to a bar on the screen."""
 
     def __init__(self, progress: Progress | None):
-        self.progress, self.shown = progress, contextlib.ExitStack()
+        self.progress, self.screen = progress, contextlib.ExitStack()
 
     def on_fit_start(self, trainer: lightning.Trainer, *_) -> None:
         if self.progress is None and trainer.is_global_zero:
-            self.progress = self.shown.enter_context(progress_bar("training"))
+            self.progress = self.screen.enter_context(progress_bar("training"))
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_) -> None:
         total = trainer.num_training_batches * trainer.max_epochs // trainer.accumulate_grad_batches
@@ -297,47 +161,9 @@ class _Report(Callback):
             self.progress(trainer.global_step, int(total), f"loss {float(trainer.callback_metrics.get('loss', 'nan')):.3f}")
 
     def on_fit_end(self, *_) -> None:
-        self.shown.close()
+        self.screen.close()
 
     on_exception = on_fit_end
-
-
-# Lightning's CSV logger starts its file anew with each start of a run. What a start before wrote is put aside, up to the
-# step that the new one goes on from, and joined with the new file at the end, or at the next start.
-
-
-@rank_zero_only
-def _keep_log(folder: Path, step: int) -> None:
-    """Put the lines of steps before ``step`` aside."""
-    _join_log(folder)
-    file = folder / "metrics.csv"
-    if file.is_file():
-        rows = [row for row in _rows(file) if int(row["step"]) < step]
-        _write_rows(folder / "before.csv", rows)
-        file.unlink()
-
-
-def _join_log(folder: Path) -> None:
-    before, file = folder / "before.csv", folder / "metrics.csv"
-    if before.is_file():
-        _write_rows(file, _rows(before) + (_rows(file) if file.is_file() else []))
-        before.unlink()
-
-
-def _rows(file: Path) -> list[dict[str, str]]:
-    """Without a last line that a kill or a full disk has cut off."""
-    text = file.read_text()
-    return list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))
-
-
-def _write_rows(file: Path, rows: list[dict[str, str]]) -> None:
-    columns = sorted({column for row in rows for column in row} | {"step"})
-    part = file.with_suffix(".part")
-    with part.open("w", newline="") as opened:
-        writer = csv.DictWriter(opened, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-    part.replace(file)
 
 
 def quiet() -> None:

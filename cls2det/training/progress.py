@@ -9,14 +9,14 @@ import rich.progress
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-Progress = Callable[[int, int, str], None]  # (step, steps, what to say)
+Progress = Callable[[int, int, str], None]  # (step, steps, text)
 
 
 @contextlib.contextmanager
-def progress_bar(name: str, given: Progress | None = None) -> Iterator[Progress]:
-    """What is ``given``, or a bar of its own on the screen."""
-    if given:
-        yield given
+def progress_bar(name: str, progress: Progress | None = None) -> Iterator[Progress]:
+    """``progress``, or, if it is None, a bar on the screen."""
+    if progress:
+        yield progress
         return
     with progress_display(Console()) as display:
         bar = display.add_task(name, total=None, text="")

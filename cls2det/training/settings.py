@@ -14,9 +14,9 @@ Device = Literal["auto", "cpu", "cuda"]
 AnyRun = TypeVar("AnyRun", bound="PretrainRun")
 
 
-def torchrun_processes() -> int:
-    """How many processes torchrun has started, this one included; 0: it did not start this one."""
-    return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 0
+def torchrun_processes() -> int | None:
+    """How many processes torchrun has started, this one included; None if it did not start this one."""
+    return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,45 +26,48 @@ class Optim:
     Args:
         optimizer: adamw or sgd
         learning_rate: its peak
-        base_batch: images per step that the rate was chosen for; the rate grows and shrinks with the real batch; 0: it does not
+        base_batch: images per step that the rate was chosen for; the rate is scaled by the real batch over this one; null is not
+            scaled
         weight_decay: on every weight
         momentum: of sgd
         schedule: one_cycle (15 % rise, cosine fall), multi_step, cosine or constant
         decay_at: multi_step: shares of the run after which the rate is divided by ten
         warmup_steps: steps of linear rise, at most a tenth of the run (one_cycle has its own)
         epochs: passes over the images
-        steps: optimizer steps, in place of epochs
+        steps: optimizer steps, in place of epochs; null is by epochs
         batch_size: images per process and forward
         accumulate: forwards per optimizer step
-        clip_norm: gradients are clipped to this norm; 0: not
+        clip_norm: gradients are clipped to this norm; null is not clipped
     """
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float = 3e-3
-    base_batch: int = 0
+    base_batch: int | None = None
     weight_decay: float = 0.05
     momentum: float = 0.9
     schedule: Literal["one_cycle", "multi_step", "cosine", "constant"] = "one_cycle"
     decay_at: tuple[float, ...] = (0.667, 0.917)
     warmup_steps: int = 0
     epochs: float = 12
-    steps: int = 0
+    steps: int | None = None
     batch_size: int = 16
     accumulate: int = 1
-    clip_norm: float = 10.0
+    clip_norm: float | None = 10.0
 
     def __post_init__(self):
-        if self.steps < 0 or (not self.steps and self.epochs <= 0) or min(self.batch_size, self.accumulate) < 1:
-            raise ValueError(f"optim: steps or epochs, batch_size and accumulate must be positive, got {self}")
+        positive = ("batch_size", "accumulate", "base_batch", "clip_norm", "epochs" if self.steps is None else "steps")
+        for name in positive:
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise ValueError(f"optim.{name} must be above 0, got {value}")
 
     def for_run(self, images: int, run: AnyRun) -> tuple[Optim, AnyRun]:
         """``steps`` and ``learning_rate`` as they are for this many images and processes, and a ``run`` that fits.
 
         Its checkpoints divide the steps into equal stretches of at most ``checkpoint_every``; steps are rounded up to that,
-        by less than one per stretch. Its log has a line, and a measurement of ratios, within the first of them, or the run.
+        by less than one per stretch. It writes a line to the log within the first stretch, and measures the ratios at least once.
 
         Raises:
-            ValueError: torchrun has started another number of processes than the run knows of, which would each train alone
+            ValueError: torchrun has started another number of processes than the run's settings say
         """
         world = torchrun_processes() or run.processes
         if world != run.processes:
@@ -72,7 +75,7 @@ class Optim:
                 f"run.devices {run.devices} and run.num_nodes {run.num_nodes} make {run.processes} processes, torchrun made {world}"
             )
         batch = self.batch_size * self.accumulate * run.processes
-        steps = self.steps or math.ceil(self.epochs * images / batch)
+        steps = self.steps if self.steps is not None else math.ceil(self.epochs * images / batch)
         stretches = math.ceil(steps / run.checkpoint_every)
         checkpoint_every = math.ceil(steps / stretches)
         steps, log_every = stretches * checkpoint_every, min(run.log_every, checkpoint_every)
@@ -80,11 +83,10 @@ class Optim:
         if isinstance(run, Run) and run.ratio_every:
             run = dataclasses.replace(run, ratio_every=max(1, min(run.ratio_every, steps) // log_every) * log_every)
         rate = self.learning_rate * (batch / self.base_batch if self.base_batch else 1.0)
-        optim = dataclasses.replace(self, steps=steps, learning_rate=rate, base_batch=0)
-        return optim, run
+        return dataclasses.replace(self, steps=steps, learning_rate=rate, base_batch=None), run
 
     def configure(self, module: nn.Module) -> dict:
-        """Optimizer and learning-rate schedule by step, in the form that Lightning wants."""
+        """Optimizer and learning-rate schedule by step, in the form that Lightning takes."""
         weights = [parameter for parameter in module.parameters() if parameter.requires_grad]
         if self.optimizer == "adamw":
             optimizer = torch.optim.AdamW(weights, lr=self.learning_rate, weight_decay=self.weight_decay)
@@ -109,7 +111,7 @@ class Optim:
 
 @dataclasses.dataclass(frozen=True)
 class PretrainRun:
-    """Where and how ``pretrain`` runs. A restart may change it, but for what changes the steps: ``CLAIMED``.
+    """Where and how ``pretrain`` runs. A restart may change it, except for the options in ``CLAIMED``, which change the steps.
 
     Args:
         device: auto takes a GPU if there is one
@@ -118,8 +120,8 @@ class PretrainRun:
         precision: of Lightning: 32-true, bf16-mixed, 16-mixed
         loader_workers: processes that load images, at most one per core
         checkpoint_every: most steps between checkpoints
-        log_every: steps between lines of the log, at most checkpoint_every
-        ema: decay of an exponential moving average of the weights, which is what is saved then; 0: none
+        log_every: steps between lines of the log; at most checkpoint_every
+        ema: decay of an exponential moving average of the weights, which is then saved in their place; null is none
     """
 
     device: Device = "auto"
@@ -129,14 +131,14 @@ class PretrainRun:
     loader_workers: int = 0
     checkpoint_every: int = 100
     log_every: int = 25
-    ema: float = 0.0
+    ema: float | None = None
 
     def __post_init__(self):
         for name, least in LEAST.items():
-            if (value := getattr(self, name, least)) < least:
+            if (value := getattr(self, name, None)) is not None and value < least:
                 raise ValueError(f"run.{name} must be at least {least}, got {value}")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"run.ema must be at least 0 and below 1, got {self.ema}")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"run.ema must be above 0 and below 1, got {self.ema}")
 
     @property
     def workers(self) -> int:
@@ -148,7 +150,7 @@ class PretrainRun:
 
     @property
     def torch_device(self) -> torch.device:
-        """ "auto" is the GPU if there is one."""
+        """The device; "auto" is the GPU if there is one."""
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device cuda: torch sees no GPU here")
         return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device)
@@ -172,14 +174,14 @@ class Run(TeacherRun):
     """Where and how ``train`` and ``distill`` run.
 
     Args:
-        validate_every: checkpoints between validations on val_split; 0: none before the end
-        ratio_every: steps between measurements of each distillation term's gradient against the detector's; 0: none.
+        validate_every: checkpoints between validations on val_split; null is none before the end
+        ratio_every: steps between measurements of each distillation term's gradient against the detector's; null is none.
             Rounded to a multiple of log_every, and at most the run
         pictures: validation images drawn for TensorBoard
     """
 
-    validate_every: int = 0
-    ratio_every: int = 25
+    validate_every: int | None = None
+    ratio_every: int | None = 25
     pictures: int = 4
 
 
@@ -189,9 +191,9 @@ LEAST = {
     "checkpoint_every": 1,
     "log_every": 1,
     "loader_workers": 0,
-    "validate_every": 0,
-    "ratio_every": 0,
+    "validate_every": 1,
+    "ratio_every": 1,
     "pictures": 0,
 }
-# Options of a run that change its steps: a restart must not change them.
+# Options of a run that change its steps. A restart must not change them.
 CLAIMED = ("devices", "num_nodes", "precision", "skip_bad_images", "checkpoint_every", "ema")

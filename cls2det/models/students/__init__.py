@@ -1,5 +1,7 @@
 """Students: detectors by name. ``build_student("fasterrcnn_qr50_fpn", classes=80, backbone_weights="auto")``.
 
+``load_student`` reads what ``cls2det train`` and ``distill`` wrote.
+
 All are called like torchvision's detectors. In training mode, ``model(images, targets)`` with a list of float images (3, H, W)
 in [0, 1] and, of each, "boxes" (n, 4) xyxy in pixels and "labels" (n,) from 1, gives losses by name. In eval mode,
 ``model(images)`` gives of each image "boxes" xyxy in its pixels, "labels" and "scores". ``model.transform`` normalises and
@@ -13,8 +15,9 @@ ones take ``IMAGE_MEAN`` and ``IMAGE_STD``.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 from torch import nn
 from torchvision.models import (
@@ -28,6 +31,7 @@ from torchvision.models import (
 from cls2det.models.backbones import IMAGE_MEAN, IMAGE_STD, RANDOM, CompactResNet, choose_weights, load_backbone
 from cls2det.models.students import dense, detr, faster_rcnn, ssd
 from cls2det.models.students.ssd import ssd_compact
+from cls2det.models.weights import check_fit, read_weights, write_weights
 
 __all__ = [
     "IMAGE_MEAN",
@@ -35,9 +39,12 @@ __all__ = [
     "STUDENTS",
     "CompactResNet",
     "Student",
+    "TrainedStudent",
     "build_student",
     "load_backbone",
+    "load_student",
     "parameter_count",
+    "save_student",
     "ssd_compact",
 ]
 
@@ -104,13 +111,13 @@ STUDENTS: dict[str, Student] = {
 }
 
 
-def build_student(name: str, classes: int, size: int = 0, backbone_weights: str = "none") -> nn.Module:
+def build_student(name: str, classes: int, image_size: int | None = None, backbone_weights: str = "none") -> nn.Module:
     """A detector of ``classes`` foreground classes; its ``started_from`` says which weights the backbone has, or "random weights".
 
     Args:
         name: of ``STUDENTS``
         classes: without the background
-        size: what images are brought to, in pixels; 0 is the student's own
+        image_size: what images are brought to, in pixels; None is the student's own
         backbone_weights: "none" (random), "auto" (torchvision's ImageNet weights where they can be fetched, with a warning
             where not), "imagenet" (an error where not)
 
@@ -121,14 +128,53 @@ def build_student(name: str, classes: int, size: int = 0, backbone_weights: str 
     if name not in STUDENTS:
         raise ValueError(f"no student {name!r}; there are {', '.join(STUDENTS)}")
     student = STUDENTS[name]
-    if student.fixed_size and size not in (0, student.size):
-        raise ValueError(f"{name} takes images of size {student.size}, found size {size}; 0 is the student's own")
-    if size < 0:
-        raise ValueError(f"the size of {name}'s images must be positive, or 0 for the student's own; found {size}")
+    size = student.size if image_size is None else image_size
+    if student.fixed_size and size != student.size:
+        raise ValueError(f"{name} takes images of size {student.size}, found size {size}; None is the student's own")
+    if size <= 0:
+        raise ValueError(f"the size of {name}'s images must be positive, or None for the student's own; found {size}")
     weights = choose_weights(student.weights, backbone_weights, f"the backbone of {name}")
-    detector = student.build(classes, size or student.size, weights)
+    detector = student.build(classes, size, weights)
     detector.started_from = str(weights or RANDOM)
     return detector
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedStudent:
+    """A student from a weights.pt.
+
+    Attributes:
+        detector: in eval mode, on the CPU
+        name: of ``STUDENTS``
+        classes: names of the classes, in order of label
+        image_size: see ``build_student``
+    """
+
+    detector: nn.Module
+    name: str
+    classes: list[str]
+    image_size: int | None
+
+
+def save_student(
+    path: str | Path, detector: nn.Module, *, name: str, classes: Sequence[str], image_size: int | None = None
+) -> None:
+    """Write the weights of a student that ``build_student`` made with these arguments."""
+    settings = {"name": name, "classes": list(classes), "image_size": image_size}
+    write_weights(path, "student", settings, detector.state_dict())
+
+
+def load_student(path: str | Path) -> TrainedStudent:
+    """What ``save_student`` wrote. Raises as ``models.weights.read_weights``, and ValueError for weights that do not fit."""
+    saved = read_weights(path, "student")
+    with check_fit(path):
+        student = TrainedStudent(
+            build_student(saved.settings["name"], len(saved.settings["classes"]), saved.settings["image_size"]),
+            **saved.settings,
+        )
+        student.detector.load_state_dict(saved.weights)
+    student.detector.eval()
+    return student
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -5,10 +5,10 @@
         losses = model(images, targets)      # the model's forward and loss, untouched
     positives = tap.positives                # what that loss just used
     logits, regression = tap.outputs         # what the head gave, with graph
-    seen = tap.seen                          # these and all else that a distiller may read: maps, anchors, proposals
+    tap.student_outputs                      # these and all else that a distiller may read: maps, anchors, proposals
 
-Nothing is written again and nothing stays on the model: inside the ``with`` the method that receives the matches is
-wrapped, after it the model is as before. torchvision's SSD, RetinaNet, FCOS and Faster R-CNN and the DETR of
+No code of the detector is copied and nothing stays on the model: inside the ``with`` block the method that receives the
+matches is wrapped, after it the model is as before. torchvision's SSD, RetinaNet, FCOS and Faster R-CNN and the DETR of
 ``cls2det.models.students.detr`` are known. What is used of them was read in torchvision 0.29 and transformers 5.24, and
 ``PositiveTap(model)`` checks that it is there, by name and arguments. Under DDP, tap the detector inside.
 """
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -68,11 +69,11 @@ class Positives:
     def __len__(self) -> int:
         return len(self.boxes)
 
-    def thinned(self, most: int) -> Positives:
-        """At most ``most`` of them, evenly spaced (they are in order of images, so every image keeps its share)."""
-        if len(self) <= most:
+    def thinned(self, count: int) -> Positives:
+        """At most ``count`` of them, evenly spaced: they are in order of images, so every image keeps its share."""
+        if len(self) <= count:
             return self
-        keep = torch.linspace(0, len(self) - 1, most, device=self.boxes.device).long()
+        keep = torch.linspace(0, len(self) - 1, count, device=self.boxes.device).long()
         rows = {name: getattr(self, name)[keep] for name in ("logits", "boxes", "image_index", "matched_idxs")}
         return dataclasses.replace(self, **rows)
 
@@ -102,7 +103,7 @@ class Grid:
 
 @dataclasses.dataclass(frozen=True)
 class Regions:
-    """The R sampled proposals of a Faster R-CNN, image after image, and what its box head says of them.
+    """The R sampled proposals of a Faster R-CNN, image after image, and its box head's outputs for them.
 
     Attributes:
         proposals: (n, 4) xyxy of each image
@@ -120,7 +121,7 @@ class Regions:
 
 
 @dataclasses.dataclass(frozen=True)
-class Seen:
+class StudentOutputs:
     """What one training forward of a student made, with graph. ``grid`` and ``regions`` are None where it has none.
 
     Attributes:
@@ -164,7 +165,7 @@ class PositiveTap:
         self._grid: dict[str, Any] = {}
         self._regions: Regions | None = None
         self._undo: list[Callable[[], Any]] = []
-        self._parts: dict[str, Any] = {}  # what Positives is made of
+        self._parts: dict[str, Any] = {}  # arguments of Positives
         self._outputs: tuple[Tensor, ...] = ()
         self._first = torch.empty(0)  # each image's first ground truth in the list of all
         self.image_sizes: list[tuple[int, int]] = []  # of the images of this forward, without their padding
@@ -190,7 +191,7 @@ class PositiveTap:
         return Positives(**self._parts)
 
     @property
-    def seen(self) -> Seen:
+    def student_outputs(self) -> StudentOutputs:
         """All that the last forward made. Raises RuntimeError as ``positives``."""
         positives, places, grid = self.positives, (), None
         if (generator := anchor_generator(self.model)) is not None:
@@ -199,7 +200,20 @@ class PositiveTap:
             shapes = [feature.shape[-2:].numel() for feature in self._features.values()]
             sizes = tuple(count * size for count, size in zip(places, shapes, strict=True))
             grid = Grid(self._anchors, sizes, **self._grid)
-        return Seen(positives, self.image_sizes, self._features, places, grid, self._regions)
+        return StudentOutputs(
+            positives=positives,
+            image_sizes=self.image_sizes,
+            features=self._features,
+            places=places,
+            grid=grid,
+            regions=self._regions,
+        )
+
+    @property
+    def seen(self) -> StudentOutputs:
+        """The name of ``student_outputs`` in version 0.1."""
+        warnings.warn("tap.seen is called tap.student_outputs now", FutureWarning, stacklevel=2)
+        return self.student_outputs
 
     @property
     def outputs(self) -> tuple[Tensor, ...]:
@@ -237,24 +251,21 @@ class PositiveTap:
     def _keep_anchors(self, anchors: list[Tensor]) -> None:
         self._anchors = anchors[0]  # images of a batch are padded to one size, and have the same
 
-    def keep_grid(self, logits: Tensor, regression: Tensor, labels: Tensor, decode: Callable, head: str) -> None:
-        """For the families: the predictions at every anchor, see ``Grid``."""
-        self._grid = {"logits": logits, "regression": regression, "labels": labels, "decode": decode, "head": head}
+    def keep_grid(self, **parts: Any) -> None:
+        """For the families: the predictions at every anchor, see ``Grid``; anchors and levels are added later."""
+        self._grid = parts
 
-    def keep_regions(self, *parts: Any) -> None:
+    def keep_regions(self, **parts: Any) -> None:
         """For the families: the sampled proposals, see ``Regions``."""
-        self._regions = Regions(*parts)
+        self._regions = Regions(**parts)
 
-    def keep(
-        self, logits: Tensor, boxes: Tensor, image: Tensor, matched: Tensor, outputs: tuple[Tensor, ...], **kind: str
-    ) -> None:
-        """For the families: these rows are the positives, ``matched`` counting within each image; ``kind`` is the head's."""
+    def keep_positives(self, *, image_index: Tensor, matched: Tensor, outputs: tuple[Tensor, ...], **parts: Any) -> None:
+        """For the families: the positives, see ``Positives``, with ``matched`` counted within each image; the head's outputs."""
         self._outputs = outputs
-        self._parts |= {"logits": logits, "boxes": boxes, "image_index": image, "matched_idxs": matched + self._first[image]}
-        self._parts |= kind
+        self._parts |= {"image_index": image_index, "matched_idxs": matched + self._first[image_index], **parts}
 
     def wrap(self, owner: nn.Module, name: str, before: Callable | None = None, after: Callable | None = None) -> None:
-        """Have ``before(*arguments)`` or ``after(result)`` see each call of ``owner.name``, until the tap closes."""
+        """Call ``before(*arguments)`` or ``after(result)`` at each call of ``owner.name``, until the tap closes."""
         method = getattr(owner, name)
 
         def call(*arguments, **keywords):
@@ -265,37 +276,39 @@ class PositiveTap:
                 after(result)
             return result
 
-        own = owner.__dict__.get(name)  # an attribute of this object; a method is its class's
+        attribute = owner.__dict__.get(name)  # of this object; a method is its class's
         owner.__dict__[name] = call
-        self._undo.append(lambda: owner.__dict__.update({name: own}) if own is not None else owner.__dict__.pop(name))
+        self._undo.append(
+            lambda: owner.__dict__.update({name: attribute}) if attribute is not None else owner.__dict__.pop(name)
+        )
 
-    def hook(self, module: nn.Module, seen: Callable[[Any], None]) -> None:
-        """Have ``seen(result)`` see each forward of ``module``, until the tap closes."""
-        self._undo.append(module.register_forward_hook(lambda _module, _arguments, result: seen(result)).remove)
+    def hook(self, module: nn.Module, after: Callable[[Any], None]) -> None:
+        """Call ``after(result)`` at each forward of ``module``, until the tap closes."""
+        self._undo.append(module.register_forward_hook(lambda _module, _arguments, result: after(result)).remove)
 
 
 def body(model: nn.Module) -> nn.Module:
-    """What makes a detector's maps (B, C, h, w), by name; with its pyramid, where it has one."""
+    """The module that gives a detector's maps (B, C, h, w) by name; with its pyramid, where it has one."""
     return model.backbone.body if isinstance(model, Detr) else model.backbone
 
 
 def anchor_generator(model: nn.Module) -> nn.Module | None:
-    """What gives a torchvision detector its anchors, or a DETR nothing."""
+    """The module that gives a torchvision detector its anchors; None for a DETR."""
     return getattr(getattr(model, "rpn", model), "anchor_generator", None)
 
 
 def _check(model: nn.Module, methods: dict[str, tuple[str, ...] | None], library: str) -> None:
     """Each method is there and takes these arguments (None: any)."""
     for path, arguments in methods.items():
-        found: Any = model
+        method: Any = model
         for name in path.split("."):
-            if not hasattr(found, name):
+            if not hasattr(method, name):
                 raise LibraryChanged(library, f"{type(model).__name__} has no {path}, from which its positives are taken")
-            found = getattr(found, name)
-        takes = tuple(inspect.signature(found).parameters) if arguments else None
-        if takes != arguments:
+            method = getattr(method, name)
+        parameters = tuple(inspect.signature(method).parameters) if arguments else None
+        if parameters != arguments:
             raise LibraryChanged(
                 library,
-                f"{type(model).__name__}.{path} takes ({', '.join(takes)}), "
+                f"{type(model).__name__}.{path} takes ({', '.join(parameters)}), "
                 f"where its positives are taken from ({', '.join(arguments)})",
             )

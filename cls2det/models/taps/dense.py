@@ -39,18 +39,18 @@ def _tap(tap: Any, owner: nn.Module, decode: Callable[[Tensor, Tensor], Tensor],
             return values.flatten(0, 1).index_select(0, rows)
 
         boxes = decode(of_positives(regression).float(), of_positives(torch.stack(anchors)))
-        tap.keep(
-            of_positives(logits),
-            boxes,
-            torch.div(rows, matched.shape[1], rounding_mode="floor"),
-            of_positives(matched),
-            (logits, regression),
+        tap.keep_positives(
+            logits=of_positives(logits),
+            boxes=boxes,
+            image_index=torch.div(rows, matched.shape[1], rounding_mode="floor"),
+            matched=of_positives(matched),
+            outputs=(logits, regression),
             head=head,
             background="first",
         )
         labels = (matched + 1).clamp(max=0)  # 0 is background, -1 an anchor between the thresholds
         labels.view(-1)[rows] = tap.positives.target_labels[tap.positives.matched_idxs]
-        tap.keep_grid(logits, regression, labels, decode, head)
+        tap.keep_grid(logits=logits, regression=regression, labels=labels, decode=decode, head=head)
 
     tap.wrap(owner, "compute_loss", before=keep)
 

@@ -21,12 +21,12 @@ def tap_detr(tap: Any) -> None:
         image = torch.repeat_interleave(torch.arange(len(pairs), device=device), counts)
         queries, matched = (torch.cat(column).to(device) for column in zip(*pairs, strict=True))
         boxes = outputs["pred_boxes"][image, queries]
-        tap.keep(
-            outputs["logits"][image, queries],
-            detr.pixel_boxes(boxes, boxes.new_tensor(tap.image_sizes)[image]),
-            image,
-            matched,
-            (outputs["logits"], outputs["pred_boxes"]),
+        tap.keep_positives(
+            logits=outputs["logits"][image, queries],
+            boxes=detr.pixel_boxes(boxes, boxes.new_tensor(tap.image_sizes)[image]),
+            image_index=image,
+            matched=matched,
+            outputs=(outputs["logits"], outputs["pred_boxes"]),
             head="softmax",
             background="last",
         )
@@ -35,20 +35,20 @@ def tap_detr(tap: Any) -> None:
 
 
 def check_transformers(model: nn.Module) -> None:
-    """The matching and the losses are called by place and read by name: they take what they took."""
+    """The matching and the losses, whose arguments are given by position, take the arguments that they took in 5.24."""
     losses = detr.loss_functions()
-    taken = {
+    signatures = {
         "HungarianMatcher.forward": ("self", "outputs", "targets"),
         "ImageLoss.loss_labels": ("self", "outputs", "targets", "indices", "num_boxes"),
         "ImageLoss.loss_boxes": ("self", "outputs", "targets", "indices", "num_boxes"),
     }
-    for path, arguments in taken.items():
+    for path, arguments in signatures.items():
         owner, _, name = path.partition(".")
         method = getattr(getattr(losses, owner, None), name, None)
-        found = tuple(inspect.signature(method).parameters) if method else "nothing"
-        if found != arguments:
+        parameters = tuple(inspect.signature(method).parameters) if method else "nothing"
+        if parameters != arguments:
             raise LibraryChanged(
-                LIBRARY, f"{path} should take {arguments}, from which DETR's positives are taken; found {found}"
+                LIBRARY, f"{path} should take {arguments}, from which DETR's positives are taken; found {parameters}"
             )
 
 

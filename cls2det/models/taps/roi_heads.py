@@ -18,7 +18,7 @@ def tap_roi_heads(tap: Any) -> None:
         proposals, matched, labels, targets = result
         counts, device = [len(rows) for rows in labels], labels[0].device
         sampled.update(
-            each=proposals,
+            image_proposals=proposals,
             proposals=torch.cat(proposals),
             targets=torch.cat(targets),
             matched=torch.cat(matched),
@@ -36,29 +36,35 @@ def tap_roi_heads(tap: Any) -> None:
         labels = sampled["labels"][rows]
         deltas = regression.reshape(len(regression), -1, 4)[rows, labels].float()
         boxes = heads.box_coder.decode_single(deltas, sampled["proposals"][rows])[:, :4]
-        tap.keep(
-            logits.index_select(0, rows),  # the gradient of logits[rows] sorts them
-            boxes,
-            sampled["image"][rows],
-            sampled["matched"][rows],
-            (logits, regression),
+        tap.keep_positives(
+            logits=logits.index_select(0, rows),  # the gradient of logits[rows] sorts them
+            boxes=boxes,
+            image_index=sampled["image"][rows],
+            matched=sampled["matched"][rows],
+            outputs=(logits, regression),
             head="softmax",
             background="first",
         )
-        tap.keep_regions(sampled["each"], logits, regression, sampled["labels"], sampled["targets"])
+        tap.keep_regions(
+            proposals=sampled["image_proposals"],
+            logits=logits,
+            regression=regression,
+            labels=sampled["labels"],
+            targets=sampled["targets"],
+        )
         sampled.clear()
 
-    rpn, given = tap.model.rpn, {}
+    rpn, outputs = tap.model.rpn, {}
 
     def keep_anchors(objectness, pred_bbox_deltas, labels, regression_targets):
-        given.update(objectness=objectness, deltas=pred_bbox_deltas, labels=torch.stack(labels).long())
+        outputs.update(objectness=objectness, deltas=pred_bbox_deltas, labels=torch.stack(labels).long())
 
-    def keep_grid(sampled):
-        positive, negative = (torch.stack(masks).bool() for masks in sampled)
-        labels = torch.where(positive | negative, given["labels"], -1)
-        logits, regression = (given[name].view(*labels.shape, -1) for name in ("objectness", "deltas"))
-        tap.keep_grid(logits, regression, labels, rpn.box_coder.decode_single, "sigmoid")
-        given.clear()
+    def keep_grid(samples):
+        positive, negative = (torch.stack(masks).bool() for masks in samples)
+        labels = torch.where(positive | negative, outputs["labels"], -1)
+        logits, regression = (outputs[name].view(*labels.shape, -1) for name in ("objectness", "deltas"))
+        tap.keep_grid(logits=logits, regression=regression, labels=labels, decode=rpn.box_coder.decode_single, head="sigmoid")
+        outputs.clear()
 
     tap.wrap(rpn, "compute_loss", before=keep_anchors)
     tap.wrap(rpn, "fg_bg_sampler", after=keep_grid)  # called in compute_loss
@@ -67,14 +73,13 @@ def tap_roi_heads(tap: Any) -> None:
 
 
 def check_samples(model: nn.Module) -> None:
-    """``select_training_samples`` gives proposals, matches, labels and one thing more, in this order: seen on one box."""
+    """``select_training_samples`` gives proposals, matches, labels and one thing more, in this order: tried on one box."""
     box = torch.tensor([[10.0, 10.0, 40.0, 40.0]])
     with torch.random.fork_rng(devices=[]):  # it draws a sample
         result = model.roi_heads.select_training_samples([box], [{"boxes": box, "labels": torch.tensor([1])}])
     count = len(result[0][0])
-    wanted = [box.tolist() * count, [0] * count, [1] * count]
-    fits = len(result) == 4 and [part[0].tolist() for part in result[:3]] == wanted
-    if not fits:
+    expected = [box.tolist() * count, [0] * count, [1] * count]
+    if len(result) != 4 or [part[0].tolist() for part in result[:3]] != expected:
         raise LibraryChanged(
             TORCHVISION,
             f"{type(model).__name__}.roi_heads.select_training_samples does not give proposals, matched_idxs, "

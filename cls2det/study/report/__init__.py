@@ -23,13 +23,13 @@ from rich.console import Console
 
 from cls2det.data.coco import load_coco
 from cls2det.data.dataset import DetectionData
+from cls2det.files import write_json
 from cls2det.study.report import pages, plots, tables
 from cls2det.study.report.gallery import draw_detections
 from cls2det.study.report.paper import why_not_comparable
 from cls2det.study.report.runs import Run, by_arm, find_runs, read_json
 from cls2det.study.report.tables import summarise
 from cls2det.study.report.tide import ERRORS, error_gains
-from cls2det.training.fit import write_json
 
 __all__ = ["report", "summarise"]
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cls2det.distill import METHODS
+from cls2det.distill import DETECTOR_METHODS as METHODS
 
 COMMANDS = ("train", "distill")
 DISTILLED = ("distill", "distillers", "detector_teacher", *METHODS)  # options that say what is distilled

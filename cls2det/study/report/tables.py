@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from cls2det.evaluation.coco import COCO_COLUMNS, DIAGNOSTICS
+from cls2det.evaluation.anchors import DIAGNOSTICS
+from cls2det.evaluation.coco import COCO_COLUMNS
 from cls2det.study.report.runs import Run
 from cls2det.study.report.tide import ERRORS, THRESHOLDS
 

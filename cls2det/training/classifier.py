@@ -1,0 +1,91 @@
+"""Training of the teacher: a crop classifier on the ground-truth crops of detection batches."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+
+import lightning
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cls2det.teachers.crop_classifier import CropClassifier, sides
+from cls2det.training.settings import Optim
+
+
+class ClassifierTraining(lightning.LightningModule):
+    """Trains ``classifier`` on crops around the ground truths, moved a little, with the loss that it was made for.
+
+    Args:
+        classifier: it ends trained; its own ``save`` writes weights.pt
+        optim: how its weights are optimised
+        min_size: boxes with a shorter side, in input pixels, are left out
+        jitter: boxes are moved by up to this share of their size
+        label_smoothing: of the softmax cross-entropy
+    """
+
+    def __init__(
+        self,
+        classifier: CropClassifier,
+        *,
+        optim: Optim = Optim(),  # noqa: B008 (frozen)
+        min_size: float = 0.0,
+        jitter: float = 0.05,
+        label_smoothing: float = 0.05,
+    ):
+        super().__init__()
+        if not 0 <= label_smoothing < 1 or min(min_size, jitter) < 0:
+            raise ValueError(
+                "a teacher's training needs label_smoothing in [0, 1), and min_size and jitter from 0; "
+                f"got {label_smoothing}, {min_size} and {jitter}"
+            )
+        self.save_hyperparameters(
+            {
+                "classes": classifier.classes,
+                "architecture": classifier.architecture,
+                "width": classifier.width,
+                "student": classifier.student,
+                "image_size": classifier.image_size,
+                "crop_size": classifier.crop_size,
+                "loss": classifier.loss,
+                "margin": classifier.margin,
+                "min_size": min_size,
+                "jitter": jitter,
+                "label_smoothing": label_smoothing,
+                "optim": dataclasses.asdict(optim),
+            }
+        )
+        self.classifier, self.optim = classifier, optim
+        self.min_size, self.jitter, self.label_smoothing = min_size, jitter, label_smoothing
+
+    def configure_optimizers(self) -> dict:
+        return self.optim.configure(self)
+
+    def training_step(self, batch: tuple[list, list], _index: int) -> Tensor:
+        crops, classes = self.training_crops(batch)
+        if len(classes) < 2:  # batch norm needs two; a constant keeps every process of a distributed run in step
+            least = f"{self.min_size:g} pixels (min_size)"
+            warnings.warn(f"nothing is learnt from a batch with {len(classes)} crops of at least {least}", stacklevel=2)
+            return sum(parameter.sum() for parameter in self.parameters()) * 0.0
+        loss = self.loss(self.classifier(crops), classes)
+        self.log("loss", loss, prog_bar=True, batch_size=len(classes))
+        return loss
+
+    def training_crops(self, batch: tuple[list, list]) -> tuple[Tensor, Tensor]:
+        """Crops (N, 3, S, S) and classes (N,) from 0: of boxes that are not too small, each moved a little."""
+        images, boxes, classes, image_index = self.classifier.ground_truths(batch)
+        large = sides(boxes).amin(1) >= self.min_size
+        boxes, classes, image_index = boxes[large], classes[large], image_index[large]
+        boxes = boxes + sides(boxes) * self.jitter * (2 * torch.rand_like(boxes) - 1)
+        return self.classifier.crop(images, boxes, image_index), classes
+
+    def loss(self, logits: Tensor, classes: Tensor) -> Tensor:
+        """Softmax cross-entropy, binary cross-entropy summed over the classes, or their sum; mean over crops."""
+        terms = []
+        if self.classifier.loss in ("ce", "joint"):
+            terms.append(F.cross_entropy(logits, classes, label_smoothing=self.label_smoothing))
+        if self.classifier.loss in ("bce", "joint"):
+            truth = F.one_hot(classes, logits.shape[1]).to(logits.dtype)
+            terms.append(F.binary_cross_entropy_with_logits(logits, truth, reduction="sum") / len(logits))
+        return sum(terms)
