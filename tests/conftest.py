@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tarfile
 from collections import Counter
 from pathlib import Path
 
@@ -104,3 +105,12 @@ def teacher_weights(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     from training_cases import train_teacher
 
     return train_teacher(scenes, tmp_path_factory.mktemp("teacher"))
+
+
+@pytest.fixture(scope="session")
+def old_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of version 0.1, see tests/data/README.md. Not to be written to: copy what a test changes."""
+    folder = tmp_path_factory.mktemp("old_runs")
+    with tarfile.open(Path(__file__).parent / "data" / "old_runs.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder

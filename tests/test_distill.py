@@ -293,7 +293,7 @@ def test_terms_fall_when_a_published_student_follows_them(scenes, student):
 def test_terms_fall_when_a_student_follows_them(scenes, teacher_weights, student):
     """Some steps on one batch, on the distillation terms alone: each falls, through classification and box regression."""
     model = training(teacher_weights, student=student)
-    same = batch(scenes, 8)
+    same = batch(scenes, 4)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     history = []
     for step in range(20):

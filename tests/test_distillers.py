@@ -34,7 +34,14 @@ from cls2det.training.detector import DetectorTraining, gradient_ratios
 from cls2det.training.settings import Optim, Run
 from training_cases import DIGITS, FITS, batch, distill, logged, plain_training, untrained_student, weights_in
 
-PAIRS = [(student, method) for student, methods in FITS.items() for method in methods]
+# RetinaNet and FCOS have the feature pyramid of Faster R-CNN: what compares its maps alone is trained on that one.
+PYRAMIDS = ("retinanet_compact", "fcos_compact")
+PAIRS = [
+    (student, method)
+    for student, methods in FITS.items()
+    for method in methods
+    if student not in PYRAMIDS or method not in ("fkd", "fgd", "pkd", "cwd")
+]
 HERE = Run(device="cpu", cache=True, checkpoint_every=2, log_every=1, ratio_every=2)
 
 
@@ -76,10 +83,10 @@ def test_method_trains_student(scenes, student, method):
     """On its terms alone, over and over on one batch: they fall, and every adapter and the student's body move."""
     # Boxes of an untrained FCOS are a few pixels large.
     model = model_of(student, method, gid=GIDSettings(min_size=0.0))
-    same, history = batch(scenes, 4), []
+    same, history = batch(scenes, 2), []
     before = {name: value.clone() for name, value in model.named_parameters()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
-    for step in range(14):
+    for step in range(10):
         torch.manual_seed(step)  # of the proposals that Faster R-CNN samples
         own, terms = model.losses(*same)
         assert all(term.isfinite() for term in terms.values())

@@ -71,9 +71,9 @@ def test_losses():
         CropClassifier(DIGITS, loss="focal")
 
 
-@pytest.mark.parametrize("loss", ["bce", "joint"])
-def test_teachers_for_sigmoid_students_learn(scenes, tmp_path, loss):
-    teacher = CropClassifier.load(train_teacher(scenes, tmp_path, loss=loss))
+def test_a_teacher_for_sigmoid_students_learns(scenes, tmp_path):
+    """With bce alone; test_report_of_a_teacher trains a joint one."""
+    teacher = CropClassifier.load(train_teacher(scenes, tmp_path, loss="bce"))
     assert check_not_at_chance(teacher, test_loader(DetectionData(scenes, "train"))) > 40
 
 
@@ -105,6 +105,7 @@ def test_report_of_a_teacher(scenes, tmp_path):
         assert read["overconfidence"] == pytest.approx(wanted, abs=1e-3)
     assert report["started from"] == "random weights"
     training = DetectionData(scenes, "train")
+    assert check_not_at_chance(teacher, test_loader(training)) > 40
     assert (
         sum(report["crops by class"].values()) == report["crops"] == sum(len(target["labels"]) for target in training.targets)
     )
@@ -137,7 +138,7 @@ def test_reader_in_bfloat16(architecture):
         torch.testing.assert_close(found[name].float(), exact[name], rtol=0.05, atol=0.05)
 
 
-@pytest.mark.parametrize("architecture", ["resnet18", "resnext50_32x4d", "compact", "densenet121"])
+@pytest.mark.parametrize("architecture", ["resnet18", "compact", "densenet121"])
 def test_reader_runs_the_stem_that_it_knows(architecture):
     """A ResNet's first layers in one, others as they are; layers, logits and the gradient of the crops are the network's."""
     torch.manual_seed(0)
@@ -177,7 +178,7 @@ def make_colours(root):
 def test_the_quartered_resnet_starts_from_its_pretraining(scenes, tmp_path):
     """By the two commands and the two recipes, with fewer and smaller images and next to no learning."""
     make_colours(tmp_path / "images")
-    few = ["--optim.steps", "2", "--optim.batch_size", "2", "--optim.learning_rate", "1e-9", "--run.loader_workers", "0"]
+    few = ["--optim.steps", "1", "--optim.batch_size", "2", "--optim.learning_rate", "1e-9", "--run.loader_workers", "0"]
     start, run = tmp_path / "start", tmp_path / "run"
     given = ["--data-root", str(tmp_path / "images"), "--out", str(start), "--image-size", "64", *few]
     assert main(["pretrain", "--config", "pretrain-qr50", *given]) == 0

@@ -21,6 +21,7 @@ from torchvision.models import get_model_weights
 pytest.importorskip("lightning")
 pytest.importorskip("pycocotools")
 
+from cls2det.cli import main
 from cls2det.commands.options import DistillOptions
 from cls2det.commands.train import train as train_command
 from cls2det.distill import ClassifierSettings, DetectorTeacher
@@ -48,11 +49,11 @@ def test_loss_falls_and_the_student_stands_alone(scenes, teacher_weights, tmp_pa
         scenes,
         tmp_path / "run",
         teacher_weights,
-        optim=Optim(steps=60, batch_size=4),
+        optim=Optim(steps=40, batch_size=4),
         run=run,
         progress=lambda step, total, text: history.append(float(text.split()[-1])),
     )
-    assert len(history) == 6 and history[-1] < 0.7 * history[0], history
+    assert len(history) == 4 and history[-1] < 0.75 * history[0], history
     rows = logged(tmp_path / "run")
     for term in ("bbox_regression", "classification"):
         assert float(rows[0][term]) > float(rows[-1][term]) > 0, term
@@ -83,11 +84,9 @@ def losses(folder):
 @pytest.mark.parametrize(
     ("student", "changes"),
     [
-        ("ssd_compact", {}),
         ("fasterrcnn_compact", {}),  # samples anchors and proposals
-        ("detr_compact", {}),  # given dropout, as DETR has as published
-        ("ssd_compact", {"ema": 0.5}),
-        ("fasterrcnn_compact", {"precision": "bf16-mixed"}),
+        ("detr_compact", {}),  # with dropout, as DETR as published
+        ("ssd_compact", {"ema": 0.5, "precision": "bf16-mixed"}),
     ],
 )
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(scenes, teacher_weights, tmp_path, monkeypatch, student, changes):
@@ -132,7 +131,7 @@ def test_kill_in_the_middle_and_restart(scenes, teacher_weights, tmp_path, launc
     """kill -9 at any moment: the restart logs the losses of an unbroken run and ends with its weights."""
     arguments = (
         f"--data-root {scenes} --teacher {teacher_weights} --allow-poor-teacher --images 8 --augmentation jitter "
-        "--backbone-weights none --optim.steps 24 --optim.batch-size 2 --optim.accumulate 2 "
+        "--backbone-weights none --optim.steps 16 --optim.batch-size 2 --optim.accumulate 2 "
         f"--run.checkpoint-every 4 --run.log-every 1 --run.device cpu --run.cache true --run.devices {2 if launcher else 1} --out"
     ).split()
 
@@ -141,22 +140,29 @@ def test_kill_in_the_middle_and_restart(scenes, teacher_weights, tmp_path, launc
         env = os.environ | {"OMP_NUM_THREADS": "1"}
         return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
-    broken = start("broken")
+    def run_to_the_end(folder):
+        if launcher:
+            process = start(folder)
+            assert process.wait(timeout=300) == 0, process.stderr.read()
+        else:  # here: it costs no start of Python
+            assert main(["distill", *arguments, str(tmp_path / folder)]) == 0
+
+    process = start("broken")
     deadline = time.monotonic() + 120
     while not (tmp_path / "broken" / "last.ckpt").is_file():
-        assert broken.poll() is None, broken.stderr.read()
+        assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline, "no checkpoint"
         time.sleep(0.02)
-    time.sleep(0.3)
-    workers = Path(f"/proc/{broken.pid}/task/{broken.pid}/children").read_text().split() if launcher else []
-    for process in (broken.pid, *map(int, workers)):  # torchrun's are in sessions of their own
-        os.kill(process, signal.SIGKILL)
-    assert broken.wait() == -signal.SIGKILL, "it had ended already"
+    time.sleep(0.1)
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split() if launcher else []
+    for number in (process.pid, *map(int, workers)):  # torchrun's are in sessions of their own
+        os.kill(number, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it had ended already"
     assert len(workers) == (2 if launcher else 0) and not (tmp_path / "broken" / "weights.pt").exists()
-    for process in (start("broken"), start("unbroken")):
-        assert process.wait(timeout=300) == 0, process.stderr.read()
+    for folder in ("broken", "unbroken"):
+        run_to_the_end(folder)
     assert same(*(weights_in(tmp_path / folder / "weights.pt") for folder in ("unbroken", "broken")))
-    assert len(losses(tmp_path / "unbroken")) == 24
+    assert len(losses(tmp_path / "unbroken")) == 16
     assert losses(tmp_path / "broken") == losses(tmp_path / "unbroken")  # every step once, also those from before the kill
 
 
@@ -242,19 +248,15 @@ def test_train_is_distill_with_nothing_to_distil(scenes, tmp_path):
     assert json.loads((tmp_path / "train" / "options.json").read_text())["command"] == "train"
 
 
-COMPACT = ("ssd_compact", "fasterrcnn_compact", "retinanet_compact", "fcos_compact", "detr_compact")
-
-
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
-@pytest.mark.parametrize("student", COMPACT)
-def test_mixed_precision(scenes, teacher_weights, tmp_path, precision, student):
+def test_mixed_precision(scenes, teacher_weights, tmp_path, precision):
+    """A run of the student with most losses; test_distillers.py has every student's terms under autocast."""
     if precision == "16-mixed" and not torch.cuda.is_available():
         pytest.skip("fp16 autocast with its gradient scaler is for GPUs")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     run = dataclasses.replace(RUN, device=device, precision=precision, checkpoint_every=4, log_every=1, ratio_every=1)
-    distill(scenes, tmp_path, teacher_weights, student=student, optim=Optim(steps=4, batch_size=2), run=run)
-    rows = logged(tmp_path)
-    for row in rows:
+    distill(scenes, tmp_path, teacher_weights, student="fasterrcnn_compact", run=run)
+    for row in logged(tmp_path):
         for term in ("loss", "kd_cls", "kd_loc", "loc", "gradient_ratio/kd_loc"):
             assert 0 < float(row[term]) < 1e3, (term, row[term])
     assert all(value.isfinite().all() for value in weights_in(tmp_path / "weights.pt").values())
@@ -308,20 +310,18 @@ def test_validation_is_logged_and_leaves_the_run_as_it_was(scenes, teacher_weigh
     """mAP in the log is pycocotools' of the saved weights; pictures reach TensorBoard; training is not touched."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    optim = Optim(steps=48, batch_size=4, learning_rate=1e-2)
-    run = dataclasses.replace(RUN, checkpoint_every=12, validate_every=1, log_every=4)
-    with_it = distill(scenes, tmp_path / "with", teacher_weights, optim=optim, run=run, val_split="val")
+    optim = Optim(steps=24, batch_size=4, learning_rate=1e-2)
+    run = dataclasses.replace(RUN, checkpoint_every=8, validate_every=1, log_every=4)
+    report = distill(scenes, tmp_path / "with", teacher_weights, optim=optim, run=run, val_split="train")
     run = dataclasses.replace(run, validate_every=None)
     distill(scenes, tmp_path / "without", teacher_weights, optim=optim, run=run)
     assert same(*(weights_in(tmp_path / name / "weights.pt") for name in ("with", "without")))
     values = logged(tmp_path / "with", "val/mAP")
-    assert len(values) == 4
-    table = json.loads((tmp_path / "with" / "val" / "evaluation.json").read_text())
+    assert len(values) == 3
+    table = json.loads((tmp_path / "with" / "train" / "evaluation.json").read_text())
     assert table["AP50"] > 0, "nothing was learnt, so nothing is compared"
     for column in ("mAP", "AP50", "AP75"):
-        assert (
-            float(values[-1][f"val/{column}"]) == pytest.approx(table[column], abs=1e-3) and with_it[column] == table[column]
-        )
+        assert float(values[-1][f"val/{column}"]) == pytest.approx(table[column], abs=1e-3) and report[column] == table[column]
     events = EventAccumulator(str(tmp_path / "with" / "tensorboard"), size_guidance={"images": 0})
     events.Reload()
     assert set(events.Tags()["images"]) == {"val/ground truth above predictions", "val/crops of the teacher"}
@@ -386,22 +386,23 @@ def test_every_process_needs_an_image_to_validate_on(scenes, tmp_path):
         train(scenes, tmp_path / "run", val_split="val", run=run)
 
 
-def test_a_poor_teacher_is_refused(scenes, tmp_path):
-    CropClassifier(DIGITS).save(tmp_path / "guess.pt")
+def test_a_poor_teacher_is_refused(scenes, teacher_weights, tmp_path):
+    guessing = tmp_path / "guessing.pt"
+    CropClassifier(DIGITS).save(guessing)
+    options = {"images": None, "optim": Optim(steps=1, batch_size=8)}
     with pytest.raises(
         ValueError, match=r"names .* % of \d+ ground-truth crops right, of training .*; naming the commonest class"
     ):
-        distill(scenes, tmp_path / "run", tmp_path / "guess.pt", images=None, allow_poor_teacher=False)
-    distill(scenes, tmp_path / "run", tmp_path / "guess.pt", images=None)  # as the message says; the folder is still free
-    good = train_teacher(scenes, tmp_path / "good")
-    distill(scenes, tmp_path / "run2", good, images=None, allow_poor_teacher=False)
+        distill(scenes, tmp_path / "run", guessing, allow_poor_teacher=False, **options)
+    distill(scenes, tmp_path / "run", guessing, **options)  # as the message says; the folder is still free
+    distill(scenes, tmp_path / "run2", teacher_weights, allow_poor_teacher=False, **options)
 
 
 def test_a_teacher_whose_scores_mean_something_else_is_refused(scenes, teacher_weights, tmp_path):
     with pytest.raises(ValueError, match=r"retinanet_compact has a sigmoid .* trained with ce alone"):
         distill(scenes, tmp_path, teacher_weights, student="retinanet_compact", allow_poor_teacher=False)
-    only_boxes = ClassifierSettings(kd_cls_weight=0.0)
-    distill(scenes, tmp_path, teacher_weights, student="retinanet_compact", allow_poor_teacher=False, classifier=only_boxes)
+    options = {"classifier": ClassifierSettings(kd_cls_weight=0.0), "optim": Optim(steps=1, batch_size=8)}
+    distill(scenes, tmp_path, teacher_weights, student="retinanet_compact", allow_poor_teacher=False, **options)
 
 
 def test_bad_images_are_skipped_if_that_is_asked_for(scenes, teacher_weights, tmp_path):
@@ -418,7 +419,7 @@ def test_bad_images_are_skipped_if_that_is_asked_for(scenes, teacher_weights, tm
 
 
 def test_start_from_a_trained_backbone(scenes, tmp_path):
-    start = train_teacher(scenes, tmp_path / "start", architecture="compact")
+    start = train_teacher(scenes, tmp_path / "start", architecture="compact", optim=Optim(steps=2, batch_size=4))
     run = dataclasses.replace(RUN, checkpoint_every=1)
     still = Optim(optimizer="sgd", learning_rate=0.0, schedule="constant", weight_decay=0.0, steps=1, batch_size=2)
     train(scenes, tmp_path / "run", start=start, run=run, optim=still)

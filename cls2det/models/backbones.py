@@ -100,7 +100,7 @@ def build_classifier(name: str, classes: int, width: int = 64, weights: str = "n
         chosen = choose_weights(torchvision.models.get_model_weights(name).DEFAULT, weights, name)
         known = len(chosen.meta["categories"]) if chosen else classes
         network = torchvision.models.get_model(name, weights=chosen, num_classes=known, **_one_output(name, chosen))
-        network = network if known == classes else _with_new_last_layer(network, known, classes)
+        network = network if known == classes else with_new_last_layer(network, known, classes)
     network.started_from = str(chosen or RANDOM)
     return network
 
@@ -206,7 +206,8 @@ def _one_output(name: str, weights: WeightsEnum | None) -> dict[str, Any]:
     return {"aux_logits": False} | ({} if weights else {"init_weights": True})
 
 
-def _with_new_last_layer(network: nn.Module, known: int, classes: int) -> nn.Module:
+def with_new_last_layer(network: nn.Module, known: int, classes: int) -> nn.Module:
+    """The classifier of ``known`` classes, with a new last layer of ``classes`` outputs. LibraryChanged where it ends otherwise."""
     path, last = [entry for entry in network.named_modules() if isinstance(entry[1], nn.Linear | nn.Conv2d)][-1]
     if known not in (getattr(last, "out_features", 0), getattr(last, "out_channels", 0)):
         raise LibraryChanged(
