@@ -1,155 +1,104 @@
-"""The ``cls2det`` command. Each subcommand is a function; its docstring is its ``--help``."""
+"""The ``cls2det`` command: a table of its commands, and what happens around each."""
 
 from __future__ import annotations
 
+import argparse
 import importlib
-import inspect
 import logging
 import os
-import re
 import sys
-from argparse import SUPPRESS
-from collections.abc import Callable, Sequence
-from typing import Any, get_args, get_origin, get_type_hints
+from collections.abc import Sequence
+from typing import NamedTuple
 
-import docstring_parser  # comes with jsonargparse[signatures]
-from jsonargparse import ArgumentParser
 from yaml import YAMLError
 
-from cls2det.errors import LibraryChanged
-from cls2det.recipes import find_recipe
-from cls2det.study.jobs import JobFailed
+from cls2det.commands import options
+from cls2det.commands.parsing import parse_words
+from cls2det.errors import JobFailed, LibraryChanged
+from cls2det.study import options as study
 
-# Subcommand: module and function.
+
+class Command(NamedTuple):
+    """One command.
+
+    Attributes:
+        module: where the function of the command's name is, which is imported when it runs
+        options: the record that the function takes; its docstring is the help
+        reads: the record whose options are accepted, where that is another
+        takes_recipe: whether there is a ``--config``
+    """
+
+    module: str
+    options: type
+    reads: type | None = None
+    takes_recipe: bool = False
+
+
 COMMANDS = {
-    "demo": ("cls2det.study.demo", "demo"),
-    "teacher": ("cls2det.commands", "teacher"),
-    "train": ("cls2det.commands", "train"),
-    "distill": ("cls2det.commands", "distill"),
-    "evaluate": ("cls2det.commands", "evaluate"),
-    "predict": ("cls2det.commands.predict", "predict"),
-    "export": ("cls2det.commands.export", "export"),
-    "report": ("cls2det.study.report", "report"),
-    "sweep": ("cls2det.study.sweep", "sweep"),
-    "pretrain": ("cls2det.commands.pretrain", "pretrain"),
-    "recipes": ("cls2det.recipes", "recipes"),
-    "info": ("cls2det.commands.info", "info"),
+    "demo": Command("cls2det.study.demo", study.DemoOptions),
+    "teacher": Command("cls2det.commands.teacher", options.TeacherOptions, takes_recipe=True),
+    # One recipe serves both `train` and `distill`.
+    "train": Command("cls2det.commands.train", options.TrainOptions, reads=options.DistillOptions, takes_recipe=True),
+    "distill": Command("cls2det.commands.distill", options.DistillOptions, takes_recipe=True),
+    "evaluate": Command("cls2det.commands.evaluate", options.EvaluateOptions),
+    "predict": Command("cls2det.commands.predict", options.PredictOptions),
+    "export": Command("cls2det.commands.export", options.ExportOptions),
+    "report": Command("cls2det.study.report", study.ReportOptions),
+    "sweep": Command("cls2det.study.sweep", study.SweepOptions),
+    "pretrain": Command("cls2det.commands.pretrain", options.PretrainOptions, takes_recipe=True),
+    "recipes": Command("cls2det.commands.recipes", options.RecipesOptions),
+    "info": Command("cls2det.commands.info", options.InfoOptions),
 }
-CONFIGURED = ("teacher", "train", "distill", "pretrain")  # take --config
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``cls2det <command>``; returns the exit status."""
-    said = logging.getLogger("cls2det")  # which weights a backbone starts from, say
-    if not said.handlers:
-        said.addHandler(logging.StreamHandler())
-        said.setLevel(logging.INFO)
-    arguments = [_underscored(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
-    parser = ArgumentParser(prog="cls2det", description="Distil an image classifier into an object detector.")
-    subcommands = parser.add_subcommands(required=True)
-    functions = {}
-    for name in COMMANDS:
-        # Of a command that is named, only that is imported.
-        if name in arguments[:1] or not set(arguments[:1]) <= set(COMMANDS) or not arguments:
-            functions[name] = _function(name)
-            subcommands.add_subcommand(name, command_parser(name), help=functions[name].__doc__.split("\n")[0])
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] not in COMMANDS:
+        _parser().parse_args(words[:1] or ["--help"])  # ends with the help, or an error
+        return 2
+    name, command = words[0], COMMANDS[words[0]]
+    _log_to_screen()
     try:
-        parsed = parser.parse_args(_with_recipe_paths(arguments))
-        options = parser.instantiate_classes(parsed)[parsed.subcommand].as_dict()
-        if parsed.subcommand in CONFIGURED:
-            options.pop("config")
-        result = functions[parsed.subcommand](**options)
+        wants_help = {"-h", "--help"} & set(words)
+        record = command.options if wants_help else command.reads or command.options
+        parsed = parse_words(record, words[1:], name, command.takes_recipe)
+        function = getattr(importlib.import_module(command.module), name)
+        result = function(parsed)
     except KeyboardInterrupt:
         print("\nStopped. The same command goes on from the last checkpoint.", file=sys.stderr)
         return 130
     except (OSError, ValueError, ImportError, YAMLError, LibraryChanged) as error:
-        print(f"cls2det {arguments[0]}: {error}", file=sys.stderr)
+        print(f"cls2det {name}: {error}", file=sys.stderr)
         return 2
     except JobFailed as error:
-        print(f"cls2det {arguments[0]}: {error}", file=sys.stderr)
+        print(f"cls2det {name}: {error}", file=sys.stderr)
         return 1
     if isinstance(result, dict) and os.environ.get("LOCAL_RANK", "0") == "0":
         _print(result)
     return 0
 
 
-def command_parser(name: str) -> ArgumentParser:
-    """Options of a subcommand: one per parameter of its function, with its docstring as help."""
-    # `train` passes its options on to `distill`: one recipe serves both.
-    function, described = _function("distill" if name == "train" else name), _function(name)
-    parser = ArgumentParser(description=described.__doc__.split("\n\n    Args:")[0])
-    if name in CONFIGURED:
-        parser.add_argument("--config", action="config", help="a YAML file with these options, or a recipe's name")
-    parameters, types = inspect.signature(function).parameters, get_type_hints(function)
-    texts = {entry.arg_name: entry.description for entry in docstring_parser.parse(function.__doc__).params}
-    flags = [each for each, parameter in parameters.items() if parameter.default is False]
-    lists = {each: item for each, kind in types.items() if (item := _item_type(kind)) and each in parameters}
-    parser.add_function_arguments(function, as_group=False, skip={"progress", "console", *flags, *lists})
-    for each in flags:  # a parameter that is False by default becomes a plain flag
-        parser.add_argument(f"--{each}", action="store_true", help=texts[each])
-    for each, item in lists.items():  # and a list takes several words, as a shell gives them
-        default = parameters[each].default
-        if default is parameters[each].empty and name == "report":
-            parser.add_argument(each, nargs="+", type=item, help=texts[each])
-        else:
-            needed = {"required": True} if default is parameters[each].empty else {"default": default}
-            parser.add_argument(f"--{each}", nargs="+", type=item, help=texts[each], **needed)
-    if name == "train":
-        _hide(parser, importlib.import_module(COMMANDS[name][0]).TEACHING)
+def _parser() -> argparse.ArgumentParser:
+    """What lists the commands."""
+    parser = argparse.ArgumentParser(
+        prog="cls2det",
+        usage="cls2det <command> [options]",
+        description="Distil an image classifier into an object detector.",
+        epilog="cls2det <command> --help lists the options of a command.",
+    )
+    commands = parser.add_subparsers(title="commands", metavar="<command>", required=True)
+    for name, command in COMMANDS.items():
+        commands.add_parser(name, help=command.options.__doc__.splitlines()[0])
     return parser
 
 
-def _hide(parser: ArgumentParser, names: Sequence[str]) -> None:
-    """Leave options, and groups of options, out of the help."""
-    for action in parser._actions:
-        if action.dest.split(".")[0] in names:
-            action.help = SUPPRESS
-    for group in parser._action_groups:
-        if group._group_actions and all(action.help is SUPPRESS for action in group._group_actions):
-            group.title = group.description = None
-
-
-def _item_type(kind: Any) -> Any:
-    """``int`` for ``list[int]``, ``list[int] | None`` and the like; None for what is no list."""
-    for each in (kind, *get_args(kind)):
-        if get_origin(each) in (list, Sequence):
-            return get_args(each)[0]
-    return None
-
-
-def parse_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Typed keyword arguments for a subcommand's function, from plain nested values as a YAML file has them."""
-    parser = command_parser(name)
-    keywords = parser.instantiate_classes(parser.parse_object(options)).as_dict()
-    keywords.pop("config", None)
-    return keywords
-
-
-def _function(name: str) -> Callable:
-    module, function = COMMANDS[name]
-    return getattr(importlib.import_module(module), function)
-
-
-def _underscored(argument: str) -> str:
-    """``--data-root`` means ``--data_root``."""
-    return re.sub(r"^--[\w.-]+", lambda match: "--" + match[0][2:].replace("-", "_"), argument)
-
-
-def _with_recipe_paths(arguments: list[str]) -> list[str]:
-    """``--config ssd300`` means the recipe of that name, unless there is such a file.
-
-    It is read first, wherever it stands: options before it would lose against the recipe.
-    """
-    recipes, others, given = [], [], list(arguments[1:])
-    while given:
-        argument = given.pop(0)
-        if argument == "--config" and given:
-            argument = f"--config={given.pop(0)}"
-        if argument.startswith("--config="):
-            recipes.append(f"--config={find_recipe(argument.removeprefix('--config='))}")
-        else:
-            others.append(argument)
-    return [*arguments[:1], *recipes, *others]
+def _log_to_screen() -> None:
+    """Show what this package logs: which weights a backbone starts from, say."""
+    logger = logging.getLogger("cls2det")
+    if not logger.handlers:
+        logger.addHandler(logging.StreamHandler())
+        logger.setLevel(logging.INFO)
 
 
 def _print(result: dict) -> None:

@@ -17,3 +17,7 @@ def first_lines(error: Exception, count: int = 3) -> str:
     """The first lines of an error's message, shortened, in one line. torch's messages name every weight that is missing."""
     lines = (str(error).splitlines() or [type(error).__name__])[:count]
     return " ".join(line if len(line) < 160 else line[:160] + " …" for line in map(str.strip, lines))
+
+
+class JobFailed(RuntimeError):
+    """A job of a sweep ended with an error; the message is its traceback."""

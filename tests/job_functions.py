@@ -9,6 +9,12 @@ def good_job(path, progress):
     path.write_text(str(os.getpid()))
 
 
+def loading_job(path, progress):
+    from torch.utils.data import DataLoader
+
+    path.write_text(str(sum(int(batch) for batch in DataLoader(range(4), num_workers=1))))
+
+
 def bad_job(progress):
     raise ValueError("broken on purpose")
 

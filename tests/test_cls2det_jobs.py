@@ -14,9 +14,10 @@ pytest.importorskip("rich")
 
 from rich.console import Console
 
-from cls2det.study.jobs import Job, JobFailed, run_jobs
+from cls2det.errors import JobFailed
+from cls2det.study.jobs import Job, run_jobs
 from helpers import default_sigint
-from job_functions import bad_job, dying_job, endless_job, good_job
+from job_functions import bad_job, dying_job, endless_job, good_job, loading_job
 
 QUIET = Console(quiet=True)
 
@@ -24,6 +25,12 @@ QUIET = Console(quiet=True)
 def test_each_job_has_its_own_process(tmp_path):
     run_jobs([Job(name, good_job, (tmp_path / name,)) for name in ("a", "b")], 2, QUIET)
     assert len({(tmp_path / "a").read_text(), (tmp_path / "b").read_text(), str(os.getpid())}) == 3
+
+
+def test_a_job_may_have_loader_workers(tmp_path):
+    """Processes of its own, which a daemon may not have."""
+    run_jobs([Job("loading", loading_job, (tmp_path / "sum",))], 1, QUIET)
+    assert (tmp_path / "sum").read_text() == "6"
 
 
 def test_an_error_comes_back_with_its_traceback():

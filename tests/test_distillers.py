@@ -15,6 +15,7 @@ pytest.importorskip("pycocotools")
 
 from cls2det.cli import main
 from cls2det.commands.export import export
+from cls2det.commands.options import ExportOptions
 from cls2det.distill import (
     DETECTOR_METHODS,
     ClassifierDistiller,
@@ -242,7 +243,7 @@ def test_adapters_are_in_the_checkpoint_and_in_no_file_of_weights(scenes, detect
     for column in ("fkd_attention", "fkd_transfer", "fkd_nonlocal", "fgfi", "gradient_ratio/fkd_attention"):
         assert any(float(row[column] or 0) > 0 for row in rows), column
     exported = tmp_path / "exported"
-    export(tmp_path / "whole" / "weights.pt", exported, formats=["state_dict"])
+    export(ExportOptions(tmp_path / "whole" / "weights.pt", exported, formats=["state_dict"]))
     assert json.loads((tmp_path / "whole" / "report.json").read_text())["parameters"] == sum(
         value.numel() for value in build_student("ssd_compact", 10).parameters()
     )

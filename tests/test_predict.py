@@ -13,10 +13,11 @@ pytest.importorskip("jsonargparse")
 from PIL import Image
 
 from cls2det import cli
-from cls2det.commands.predict import predict
+from cls2det.commands.options import PredictOptions
+from cls2det.commands.predict import predict as run_predict
 from cls2det.data.images import read_image
 from cls2det.evaluation.drawing import SMALL, contact_sheet, crops_sheet, draw_boxes, write_picture
-from cls2det.training.detector import DetectorTraining
+from cls2det.models.students import build_student, load_student, save_student
 
 CLASSES = ["cat", "grüner Hund", "owl"]
 
@@ -25,14 +26,18 @@ CLASSES = ["cat", "grüner Hund", "owl"]
 def weights(tmp_path_factory):
     """Finds some things with scores above 0.25 in noise, and nothing in black."""
     torch.manual_seed(0)
-    model = DetectorTraining(CLASSES, student="ssd_compact", image_size=96).eval()
+    detector = build_student("ssd_compact", len(CLASSES), 96).eval()
     with torch.no_grad():
-        for layer in model.detector.head.classification_head.module_list:
+        for layer in detector.head.classification_head.module_list:
             layer.weight.normal_(0, 1.0)
             layer.bias.view(-1, len(CLASSES) + 1)[:, 0] = 5.0
     path = tmp_path_factory.mktemp("model") / "weights.pt"
-    model.save(path)
+    save_student(path, detector, name="ssd_compact", classes=CLASSES, image_size=96)
     return path
+
+
+def predict(*arguments, **options):
+    return run_predict(PredictOptions(*arguments, **options))
 
 
 def noise(seed: int, height: int = 80, width: int = 120) -> np.ndarray:
@@ -80,7 +85,7 @@ def test_a_folder(weights, photos, tmp_path, capsys):
 
 
 def test_predictions_are_the_models_output(weights, photos, tmp_path):
-    threshold, model = 0.25, DetectorTraining.load(weights)
+    threshold, detector = 0.25, load_student(weights).detector
     predict(weights, [photos], tmp_path / "out", threshold=threshold, device="cpu", no_pictures=True)
     images = read(tmp_path / "out")["images"]
     assert files(tmp_path / "out") == {"predictions.json"}
@@ -88,7 +93,7 @@ def test_predictions_are_the_models_output(weights, photos, tmp_path):
         pixels = read_image(image["file"])
         assert (image["height"], image["width"]) == tuple(pixels.shape[1:])
         with torch.no_grad():
-            found = model([pixels])[0]
+            found = detector([pixels.float() / 255])[0]
         sure = found["scores"] >= threshold
         assert image["boxes"] == found["boxes"][sure].tolist() and image["scores"] == found["scores"][sure].tolist()
         assert image["classes"] == [CLASSES[label - 1] for label in found["labels"][sure].tolist()]

@@ -22,11 +22,12 @@ from torch import nn
 from torchvision.models.detection import FCOS, SSD300_VGG16_Weights
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
-from cls2det import distill as distillers
 from cls2det.data.coco import load_coco
 from cls2det.data.dataset import DetectionData
 from cls2det.evaluation import coco as evaluate
 from cls2det.models.students import build_student
+from cls2det.settings import DISTILLERS
+from cls2det.study.options import ReportOptions
 from cls2det.study.report import paper, report, summarise, tables
 from cls2det.study.report import tide as errors
 from cls2det.study.report.plots import read_curves
@@ -59,17 +60,18 @@ def make_data(root, names=("cat", "dog"), split="val"):
     return root
 
 
-def make_run(folder, root, mAP, seed=1, name="", student="ssd_compact", split="val", weights=(0, 0, 0), **options):
+def make_run(folder, root, mAP, seed=1, name=None, student="ssd_compact", split="val", weights=(0, 0, 0), **options):
     """A run's folder; its columns are mAP plus what tells them apart, its detections are the ground truth's first object."""
-    distill = dict(zip(("kd_cls_weight", "loc_weight", "kd_loc_weight"), weights, strict=True))
+    command = "distill" if any(weights) else "train"
+    weights = dict(zip(("kd_cls_weight", "loc_weight", "kd_loc_weight"), weights, strict=True))
     options = {
-        "command": "distill" if any(weights) else "train",
+        "command": command,
         "name": name,
         "student": student,
         "seed": seed,
         "data_root": str(root),
-        "teacher": "teacher.pt" if any(weights) else None,
-        "distill": distill,
+        "teacher": "teacher.pt" if command == "distill" else None,
+        "classifier": weights,
     } | options
     columns = {column: mAP + number for number, column in enumerate(evaluate.COCO_COLUMNS)} | {"APl": None}
     columns |= {"class acc": 60.0, "mean IoU": 70.0, "AP by IoU": [mAP * share for share in SHARES]}
@@ -96,7 +98,7 @@ def rows_of(file):
 
 def quietly(folders, out, **options):
     screen = io.StringIO()
-    content = report(folders, out, console=Console(file=screen, width=150), **options)
+    content = report(ReportOptions(folders, out, **options), Console(file=screen, width=150))
     return content, (out / "report.md").read_text(), screen.getvalue()
 
 
@@ -248,7 +250,7 @@ def test_without_logs_and_training_reports(runs, tmp_path):
 
 def test_clear_errors(runs, tmp_path):
     with pytest.raises(ValueError, match="at least one folder"):
-        report([])
+        report(ReportOptions([]))
     with pytest.raises(FileNotFoundError, match="no folder"):
         find_runs([tmp_path / "nowhere"], "val")
     with pytest.raises(ValueError, match=r"no run in .*data: looked, at every depth, .*test/evaluation.json$"):
@@ -256,7 +258,7 @@ def test_clear_errors(runs, tmp_path):
     with pytest.raises(ValueError, match=r"6 trained but not evaluated on test, such as .*base1 \(there is: val\)"):
         find_runs([runs], "test")
     with pytest.raises(ValueError, match="base1 holds a run"):
-        report([runs], runs / "base1")
+        report(ReportOptions([runs], runs / "base1"))
     root = make_data(tmp_path / "other")
     make_run(runs / "zelse", root, 10.0, seed=9)
     with pytest.raises(ValueError, match=r"base1 was evaluated on val of .*data, .*zelse on that of .*other"):
@@ -283,7 +285,7 @@ def test_what_is_no_run_is_passed_over(runs, tmp_path):
 def test_arms_without_a_name_are_named_after_what_is_distilled():
     def arm(cls, loc, features, **options):
         weights = {"kd_cls_weight": cls, "loc_weight": loc, "kd_loc_weight": features}
-        return arm_name({"command": "distill", "teacher": "t.pt", "distill": weights, "name": ""} | options)
+        return arm_name({"command": "distill", "teacher": "t.pt", "classifier": weights, "name": None} | options)
 
     assert arm(0, 0, 0) == arm(0.4, 1, 1, command="train", teacher=None) == "baseline"
     assert arm(0.4, 0, 0) == "+ KD-cls" and arm(0, 1, 0) == arm(0, 1, 0, teacher=None) == "+ loc"
@@ -293,7 +295,7 @@ def test_arms_without_a_name_are_named_after_what_is_distilled():
     assert arm(0.4, 1, 2, distillers=["classifier", "fkd"]) == "+ all + FKD"
     assert arm(0.4, 0, 0, distillers=["classifier", "fgfi", "cwd"]) == "+ KD-cls + FGFI + CWD"
     assert arm(0.4, 1, 2, distillers=[]) == "baseline"
-    assert arm_name({"command": "distill", "teacher": "t", "distill": {"kd_cls_weight": 1, "control": "one_hot"}}).endswith(
+    assert arm_name({"command": "distill", "teacher": "t", "classifier": {"kd_cls_weight": 1, "control": "one_hot"}}).endswith(
         "one_hot"
     )
     assert sorted(["size=112", "size=14", "size=9"], key=natural) == ["size=9", "size=14", "size=112"]
@@ -301,10 +303,11 @@ def test_arms_without_a_name_are_named_after_what_is_distilled():
 
 def test_every_method_has_a_row_in_the_table_of_methods():
     """Under the name that its arm has by itself."""
-    for method in distillers.METHODS:
+    names = {"chen": "KD", "harmony": "harmony"}  # KD: the paper's word
+    for method in list(DISTILLERS)[1:]:
         arm = arm_name({"command": "distill", "distillers": [method]})
         rows = tables.method_rows("student", {arm: dict.fromkeys(tables.METHOD_SIZES, 1.0)}, {}, False)
-        assert [row["method"] for row in rows] == [method.upper()]
+        assert [row["method"] for row in rows] == [names.get(method, method.upper())]
 
 
 def test_unlike_runs_are_not_averaged_in_silence(tmp_path):
@@ -510,17 +513,6 @@ def test_ap_equals_that_of_pycocotools(seed):
 # Evaluation
 
 
-class Model(nn.Module):
-    """What ``evaluate`` needs of a trained model."""
-
-    def __init__(self, detector, classes=("cat", "dog")):
-        super().__init__()
-        self.detector, self.hparams = detector, {"classes": list(classes)}
-
-    def forward(self, images):
-        return self.detector([image.float() / 255 for image in images])
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return DetectionData(make_data(tmp_path_factory.mktemp("evaluated") / "data"), "val")
@@ -539,9 +531,9 @@ def fcos():
 
 
 def test_columns_of_an_ssd_and_of_a_detector_without_default_boxes(data):
-    table = evaluate.evaluate(Model(compact()), data)
+    table = evaluate.evaluate_detector(compact(), data)
     assert set(evaluate.COCO_COLUMNS) < set(table) and 0 <= table["class acc"] <= 100 and 0 < table["mean IoU"] <= 100
-    table = evaluate.evaluate(Model(fcos()), data)
+    table = evaluate.evaluate_detector(fcos(), data)
     assert table["class acc"] is None and table["mean IoU"] is None and table["detections"] and table["mAR"] is not None
 
 
@@ -566,18 +558,16 @@ def test_recall_counts_100_detections_of_an_image():
 
 
 def test_a_diverged_model_is_refused(data):
-    broken = Model(compact())
+    broken = compact()
     with torch.no_grad():
-        next(broken.detector.head.parameters())[:] = float("nan")
-    with pytest.raises(
-        ValueError, match=r"1 of the model's tensors hold NaN or infinity \(detector.head.*its training diverged"
-    ):
-        evaluate.evaluate(broken, data)
-    overflows = Model(compact())
+        next(broken.head.parameters())[:] = float("nan")
+    with pytest.raises(ValueError, match=r"1 of the model's tensors hold NaN or infinity \(head.*its training diverged"):
+        evaluate.evaluate_detector(broken, data)
+    overflows = compact()
     with torch.no_grad():
-        next(overflows.detector.head.parameters())[:] = 3e38  # finite, unlike what comes out
+        next(overflows.head.parameters())[:] = 3e38  # finite, unlike what comes out
     with pytest.raises(ValueError, match="the model's head gave NaN or infinity"):
-        evaluate.evaluate(overflows, data)
+        evaluate.evaluate_detector(overflows, data)
 
     class Outputs(nn.Module):
         def forward(self, images):
@@ -585,7 +575,7 @@ def test_a_diverged_model_is_refused(data):
             return [{"boxes": box, "labels": torch.ones(1, dtype=torch.int64), "scores": torch.ones(1)} for _ in images]
 
     with pytest.raises(ValueError, match="gave image 1 a box or a score that is NaN"):
-        evaluate.evaluate(Model(Outputs()), data)
+        evaluate.evaluate_detector(Outputs(), data)
     assert not any(module._forward_hooks for module in overflows.modules()), "the checks stay on the model"
 
 

@@ -11,11 +11,20 @@ pytest.importorskip("lightning")
 pytest.importorskip("pycocotools")
 pytest.importorskip("sklearn")
 
-from cls2det.cli import main, parse_options
-from cls2det.commands import command_of
-from cls2det.recipes import FOLDERS, find_recipe
+from cls2det.cli import main
+from cls2det.commands.identity import identity
+from cls2det.commands.options import DistillOptions, PretrainOptions, TeacherOptions
+from cls2det.commands.parsing import parse_options, read_yaml
+from cls2det.recipes import find_recipe, recipe_names
 from cls2det.study import sweep as sweep_module
-from cls2det.study.sweep import _arms, _merged, load_sweep
+from cls2det.study.plan import load_plan, merge
+from cls2det.study.trainings import (
+    Place,
+    check_students,
+    detector_trainings,
+    student_trainings,
+    teacher_trainings,
+)
 
 TINY = {
     "scenes": {"train": 8, "val": 2, "test": 4},
@@ -69,7 +78,7 @@ def test_arms_change_what_they_say(tmp_path, ran):
     """Options of every run are the shared ones and the arm's; a teacher per seed has that seed; a grid makes its arms."""
     arms = {
         "baseline": {},
-        "own": {"teacher": "own", "distill": {"kd_cls_weight": 0.5}},
+        "own": {"teacher": "own", "classifier": {"kd_cls_weight": 0.5}},
         "other": {"student": "retinanet_compact"},
     }
     own = {"images": 4, "per_seed": True, "width": 16, "crop_size": 32} | TINY["teachers"]["teacher"]
@@ -77,7 +86,7 @@ def test_arms_change_what_they_say(tmp_path, ran):
         tmp_path / "arms.yaml",
         teachers={"own": own, "unused": {}},
         arms={name: arms[name] for name in ("baseline", "own")},
-        grid={"distill.loc_weight": [1.0, 2.0], "box_weight": [3.0]},
+        grid={"classifier.loc_weight": [1.0, 2.0], "box_weight": [3.0]},
         students=["ssd_compact", "retinanet_compact"],
         seeds=[5, 6],
     )
@@ -91,10 +100,10 @@ def test_arms_change_what_they_say(tmp_path, ran):
         if wanted is None:
             wanted = (0, 0, float(run["name"].removeprefix("box_weight=3.0, loc_weight=")))
             assert run["box_weight"] == 3.0
-        assert tuple(run["distill"][name] for name in weights) == wanted
+        assert tuple(run.get("classifier", {}).get(name, 0) for name in weights) == wanted
         assert run["images"] == 4 and run["optim"]["steps"] == 2
         own = str(out / "teachers" / f"own-seed{run['seed']}" / "weights.pt")
-        assert run["teacher"] == (own if run["name"] == "own" else None)
+        assert run.get("teacher") == (own if run["name"] == "own" else None)
     assert len({(run["student"], run["name"], run["seed"]) for run in runs}) == 16
     seeds = [json.loads((out / "teachers" / f"own-seed{seed}" / "options.json").read_text())["seed"] for seed in (5, 6)]
     assert seeds == [5, 6]
@@ -109,7 +118,7 @@ def test_detectors_are_trained_before_the_students_that_they_teach(tmp_path, ran
             "teacher": "teacher",
             "detector_teacher": "big",
             "distillers": ["classifier", "fkd"],
-            "distill": {"kd_cls_weight": 0.4},
+            "classifier": {"kd_cls_weight": 0.4},
         },
     }
     teacher = {"width": 16, "crop_size": 32} | TINY["teachers"]["teacher"]
@@ -123,7 +132,7 @@ def test_detectors_are_trained_before_the_students_that_they_teach(tmp_path, ran
     assert ran == ["teacher", "detector big", *(f"{arm}, seed 5" for arm in sorted(arms))]
     options = {name: json.loads((out / "runs" / f"{name}-seed5" / "options.json").read_text()) for name in ("baseline", "fkd")}
     assert options["fkd"]["detector_teacher"] == str(out / "detectors" / "big" / "weights.pt")
-    assert options["baseline"]["detector_teacher"] is None and options["baseline"]["command"] == "train"
+    assert "detector_teacher" not in options["baseline"] and options["baseline"]["command"] == "train"
     text = (out / "report.md").read_text()
     assert "detector teacher `big`: ssd_compact_wide, 4 images" in text
     content = json.loads((out / "report.json").read_text())
@@ -132,41 +141,30 @@ def test_detectors_are_trained_before_the_students_that_they_teach(tmp_path, ran
 
 
 def test_a_method_that_does_not_fit_is_refused_at_once(tmp_path, ran, capsys):
-    arms = {"KD": {"detector_teacher": "big", "distillers": ["kd"]}}
+    arms = {"KD": {"detector_teacher": "big", "distillers": ["chen"]}}
     big = {"student": "ssd_compact_wide"} | TINY["train"]
     config = write(tmp_path / "arms.yaml", detectors={"big": big}, arms=arms, seeds=[5])
     assert main(["sweep", "--config", config, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 2
-    assert "kd teaches the two stages of a Faster R-CNN; the student is a SSD" in capsys.readouterr().err and not ran
+    assert "chen teaches the two stages of a Faster R-CNN; the student is a SSD" in capsys.readouterr().err and not ran
 
 
 @pytest.mark.parametrize("name", ["table2", "table2-retinanet", "table2-ssd512", "methods", "methods-two-stage"])
-def test_sweeps_of_methods_fit_their_students(scenes, tmp_path, monkeypatch, name):
-    """Every job of the shipped sweep, up to the first training: detectors train alone, arms distil what their names say."""
-    jobs = []
-    monkeypatch.setattr(sweep_module, "run_jobs", lambda some, *_: jobs.extend(some) or (_ for _ in ()).throw(Planned()))
-    plan = load_sweep(name)
-    plan.pop("scenes", None)
-    student_jobs, detector_jobs = {}, {}
-    for function, into in ((sweep_module._student_jobs, student_jobs), (sweep_module._detector_jobs, detector_jobs)):
-        monkeypatch.setattr(
-            sweep_module, function.__name__, lambda *a, function=function, into=into: into.update(function(*a)) or into
-        )
-    with pytest.raises(Planned):
-        sweep_module.run_sweep(plan, tmp_path / "out", scenes, None, "cpu", None, 1, False)
-    assert jobs and student_jobs
-    assert all(command_of(job.arguments[0]) == "train" for job in detector_jobs.values())
-    wanted = {"baseline": [], "ours": ["classifier"], "ours + FKD": ["classifier", "fkd"]}
-    for job in student_jobs.values():
-        options = job.arguments[0]
-        active = wanted.get(options["name"], [options["name"].lower()])
-        assert options["distillers"] == active or (name.startswith("methods") and options["name"] in ("baseline", "ours"))
-        assert bool(options["detector_teacher"]) == any(each != "classifier" for each in active)
-        assert bool(options["teacher"]) == ("classifier" in active)
-        assert command_of(options) == ("distill" if active else "train")
-
-
-class Planned(Exception):
-    pass
+def test_sweeps_of_methods_fit_their_students(tmp_path, name):
+    """Every training of the shipped sweep: detectors train alone, arms distil what their names say, methods fit students."""
+    plan, place = load_plan(name), Place(tmp_path / "data", tmp_path / "out", {"device": "cpu"})
+    teachers, detectors, students = (
+        trainings(plan, place) for trainings in (teacher_trainings, detector_trainings, student_trainings)
+    )
+    assert students and not any(training.options.distils for training in detectors)
+    distillers = {"KD": ["chen"], "baseline": [], "ours": ["classifier"], "ours + FKD": ["classifier", "fkd"]}
+    for training in students:
+        options = training.options
+        expected = distillers.get(options.name, [options.name.lower()])
+        assert options.distillers == expected or (name.startswith("methods") and options.name in ("baseline", "ours"))
+        assert bool(options.detector_teacher) == any(distiller != "classifier" for distiller in expected)
+        assert bool(options.teacher) == ("classifier" in expected)
+        assert identity(options)["command"] == ("distill" if expected else "train")
+    check_students(students, teachers, detectors)
 
 
 def test_an_edited_arm_is_not_passed_off_as_the_old_one(tmp_path, ran, capsys):
@@ -176,10 +174,10 @@ def test_an_edited_arm_is_not_passed_off_as_the_old_one(tmp_path, ran, capsys):
     def arms(**arms):
         write(config, teachers={}, arms=arms, seeds=[5])
 
-    arms(baseline=None, loc={"distill": {"loc_weight": 1.0}})
+    arms(baseline=None, loc={"classifier": {"loc_weight": 1.0}})
     assert main(command) == 0
-    arms(baseline=None, loc={"distill": {"loc_weight": 50.0}})
-    assert main(command) == 2 and "holds a run with other options (distill)" in capsys.readouterr().err
+    arms(baseline=None, loc={"classifier": {"loc_weight": 50.0}})
+    assert main(command) == 2 and "holds a run with other options (classifier)" in capsys.readouterr().err
     arms(baseline=None, **{"+ loc": {}, "loc": {}})
     assert main(command) == 2 and "two arms would be written to" in capsys.readouterr().err
     assert len(ran) == 2
@@ -209,7 +207,7 @@ def test_a_copy_of_the_study_takes_other_data(scenes, tmp_path, ran):
     """As the README says."""
     content = yaml.safe_load(find_recipe("study").read_text())
     config = tmp_path / "mine.yaml"
-    config.write_text(yaml.safe_dump(_merged(content, TINY, {"scenes": None, "arms": {"baseline": None}, "seeds": [5]})))
+    config.write_text(yaml.safe_dump(merge(content, TINY, {"scenes": None, "arms": {"baseline": None}, "seeds": [5]})))
     out, own = str(tmp_path / "out"), ["--data-root", str(scenes), "--arms", "baseline"]
     assert main(["sweep", "--config", str(config), "--out", out, "--device", "cpu", "--split", "val", *own]) == 0
     assert ran[-1] == "baseline, seed 5"
@@ -217,7 +215,9 @@ def test_a_copy_of_the_study_takes_other_data(scenes, tmp_path, ran):
 
 def test_an_unknown_teacher_is_refused_at_once(tmp_path, ran, capsys):
     for key in ("teacher", "start"):
-        config = write(tmp_path / "arms.yaml", arms={"+ KD-cls": {key: "nope", "distill": {"kd_cls_weight": 0.5}}}, seeds=[5])
+        config = write(
+            tmp_path / "arms.yaml", arms={"+ KD-cls": {key: "nope", "classifier": {"kd_cls_weight": 0.5}}}, seeds=[5]
+        )
         assert main(["sweep", "--config", config, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 2
         assert f"{key}: nope is neither a file nor one of the sweep's teachers" in capsys.readouterr().err
     assert not ran and not (tmp_path / "out").exists()
@@ -234,42 +234,30 @@ def test_torchrun_is_refused_at_once(tmp_path, monkeypatch, capsys):
 
 
 def test_a_teacher_of_another_normalisation_is_refused_at_once(tmp_path, ran, capsys):
-    arms = {"+ KD-cls": {"teacher": "other", "distill": {"kd_cls_weight": 0.5}}}
+    arms = {"+ KD-cls": {"teacher": "other", "classifier": {"kd_cls_weight": 0.5}}}
     other = {"student": "ssd300_vgg16", "architecture": "resnet18"} | TINY["teachers"]["teacher"]
     config = write(tmp_path / "arms.yaml", teachers={"other": other}, arms=arms, seeds=[5])
     assert main(["sweep", "--config", config, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 2
     assert "a teacher for ssd300_vgg16 does not fit ssd_compact" in capsys.readouterr().err and not ran
 
 
-def test_jobs_of_a_sweep_may_have_loader_workers(tmp_path):
-    """In processes of their own, as a user runs it."""
-    train = TINY["train"] | {"run": {"checkpoint_every": 2, "loader_workers": 1}}
-    config = write(tmp_path / "arms.yaml", teachers={}, train=train, arms={"baseline": {}}, seeds=[5])
-    assert main(["sweep", "--config", config, "--out", str(tmp_path / "out"), "--device", "cpu", "--workers", "1"]) == 0
-    assert (tmp_path / "out" / "report.md").is_file()
-
-
-def test_every_recipe_is_one():
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_is_one(tmp_path, name):
     """Every file that comes with the package parses as what its options say, and says in its first line what it is."""
-    names = [path.stem for folder in FOLDERS for path in folder.glob("*.yaml")]
-    assert len(names) > 15
-    for name in names:
-        text = find_recipe(name).read_text()
-        assert text.startswith("# ") and len(text.splitlines()[0]) > 20
-        if text.startswith("# Sweep"):
-            plan = load_sweep(name)
-            shared = sweep_module._on_recipe({"recipe": plan.get("recipe"), **plan["train"]})
-            for arm in _arms(plan).values():
-                options = sweep_module._merged(shared, arm, {"data_root": "x", "out": "y"})
-                teacher = options.get("teacher")
-                assert teacher is None or teacher in plan["teachers"]
-                parse_options("distill", options)
-            for teacher in plan.get("teachers", {}).values():
-                options = {key: value for key, value in sweep_module._on_recipe(teacher).items() if key != "per_seed"}
-                parse_options("teacher", options | {"data_root": "x", "out": "y"})
-        else:
-            command = {"teacher": "teacher", "pretrain": "pretrain"}.get(name.split("-")[0], "distill")
-            parse_options(command, yaml.safe_load(text) | {"data_root": "x", "out": "y"})
+    text, paths = find_recipe(name).read_text(), {"data_root": "x", "out": "y"}
+    assert text.startswith("# ") and len(text.splitlines()[0]) > 20
+    if text.startswith("# Sweep"):
+        plan, place = load_plan(name), Place(tmp_path / "data", tmp_path / "out", {})
+        arms = len(plan.arms) * len(plan.seeds) * len(plan.students or [None])
+        students = student_trainings(plan, place)  # raises where a teacher is unknown
+        assert len(students) == arms
+        files = {str(training.weights) for training in (*teacher_trainings(plan, place), *detector_trainings(plan, place))}
+        options = [training.options for training in students]
+        sources = {str(path) for option in options for path in (option.teacher, option.start, option.detector_teacher) if path}
+        assert files == {path for path in sources if not path.startswith("torchvision:")}
+    else:
+        record = {"teacher": TeacherOptions, "pretrain": PretrainOptions}.get(name.split("-")[0], DistillOptions)
+        parse_options(record, read_yaml(name) | paths)
 
 
 def test_errors(tmp_path, capsys):

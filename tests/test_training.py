@@ -21,8 +21,9 @@ from torchvision.models import get_model_weights
 pytest.importorskip("lightning")
 pytest.importorskip("pycocotools")
 
-from cls2det import commands
 from cls2det.cli import main
+from cls2det.commands.options import DistillOptions
+from cls2det.commands.train import train as train_command
 from cls2det.distill import ClassifierSettings, DetectorTeacher
 from cls2det.models.backbones import build_classifier
 from cls2det.models.students import build_student, load_student
@@ -30,6 +31,7 @@ from cls2det.models.students.detr import Detr
 from cls2det.teachers.crop_classifier import CropClassifier
 from cls2det.training.classifier import ClassifierTraining
 from cls2det.training.detector import DetectorTraining
+from cls2det.training.optimizer import configure_optimizer
 from cls2det.training.settings import Optim, Run
 from helpers import default_sigint
 from training_cases import DIGITS, distill, evaluate, logged, silent, train, train_teacher, untrained_student, weights_in
@@ -219,7 +221,8 @@ def test_a_stopped_teacher_goes_on_as_if_it_had_not_stopped(scenes, tmp_path):
                 raise Stop
 
         optim, run = Optim(steps=24, batch_size=2), dataclasses.replace(RUN, checkpoint_every=8)
-        commands.teacher(scenes, tmp_path / folder, width=16, crop_size=32, optim=optim, seed=5, run=run, progress=stop)
+        options = {"augmentation": "none", "optim": optim, "seed": 5, "run": run}
+        train_teacher(scenes, tmp_path / folder, progress=stop, **options)
         return weights_in(tmp_path / folder / "weights.pt")
 
     unbroken = run("unbroken", None)
@@ -238,9 +241,10 @@ def test_seed_changes_the_images(scenes, tmp_path):
 
 
 def test_train_is_distill_with_nothing_to_distil(scenes, tmp_path):
-    options = {"optim": Optim(steps=2, batch_size=2), "run": dataclasses.replace(RUN, checkpoint_every=2), "progress": silent}
-    common = {"backbone_weights": "none", "data_root": scenes}
-    commands.train(out=tmp_path / "train", teacher=tmp_path / "ignored.pt", **common, **options)
+    options = {"optim": Optim(steps=2, batch_size=2), "run": dataclasses.replace(RUN, checkpoint_every=2)}
+    ignored = {"teacher": tmp_path / "ignored.pt", "backbone_weights": "none"}
+    with pytest.warns(UserWarning, match="train distils nothing"):
+        train_command(DistillOptions(scenes, tmp_path / "train", **ignored, **options), silent)
     train(scenes, tmp_path / "distill", images=None, augmentation="none", **options)
     assert same(*(weights_in(tmp_path / name / "weights.pt") for name in ("train", "distill")))
     assert json.loads((tmp_path / "train" / "options.json").read_text())["command"] == "train"
@@ -344,7 +348,7 @@ def test_learning_rates():
     weight = torch.nn.Linear(1, 1)
 
     def rates(steps, **changes):
-        configured = Optim(steps=steps, learning_rate=1.0, **changes).configure(weight)
+        configured = configure_optimizer(Optim(steps=steps, learning_rate=1.0, **changes), weight)
         optimizer, schedule, rates = configured["optimizer"], configured["lr_scheduler"]["scheduler"], []
         for _ in range(steps):
             rates.append(round(optimizer.param_groups[0]["lr"], 6))

@@ -8,7 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cls2det import commands
+from cls2det.commands.distill import distill as run_distill
+from cls2det.commands.evaluate import evaluate as run_evaluate
+from cls2det.commands.options import DistillOptions, EvaluateOptions, TeacherOptions
+from cls2det.commands.teacher import teacher as run_teacher
 from cls2det.data.augment import get_augmentation
 from cls2det.data.dataset import DetectionData
 from cls2det.data.loader import collate
@@ -43,7 +46,7 @@ def train_teacher(scenes: Path, out: Path, *, progress=silent, **changes) -> Pat
         "optim": Optim(steps=80, batch_size=4),
         "run": TeacherRun(device="cpu", checkpoint_every=40),
     }
-    commands.teacher(scenes, out, progress=progress, **options | changes)
+    run_teacher(TeacherOptions(scenes, out, **options | changes), progress)
     return out / "weights.pt"
 
 
@@ -57,7 +60,7 @@ def distill(scenes: Path, out: Path, teacher: Path | None = None, *, progress=si
         "run": Run(device="cpu", cache=True, checkpoint_every=2, log_every=1),
         "allow_poor_teacher": True,
     }
-    return commands.distill(scenes, out, teacher=teacher, progress=progress, **options | changes)
+    return run_distill(DistillOptions(scenes, out, teacher=teacher, **options | changes), progress)
 
 
 def train(scenes: Path, out: Path, **changes) -> dict:
@@ -67,7 +70,7 @@ def train(scenes: Path, out: Path, **changes) -> dict:
 
 def evaluate(weights: Path, scenes: Path, split: str, out: Path | None = None) -> dict:
     """``cls2det evaluate`` on the CPU."""
-    return commands.evaluate(weights, scenes, split, out, device="cpu", progress=silent)
+    return run_evaluate(EvaluateOptions(weights, scenes, split, out, device="cpu"), silent)
 
 
 def logged(folder: Path, column: str = "loss") -> list[dict[str, str]]:

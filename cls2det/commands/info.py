@@ -5,6 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 
+import torch
+
+from cls2det.commands.options import InfoOptions
+from cls2det.commands.recipes import recipes
+from cls2det.models.students import STUDENTS
+from cls2det.settings import DISTILLERS
+from cls2det_ops.__main__ import report as operators
+
 PACKAGES = (
     "torch",
     "torchvision",
@@ -18,15 +26,8 @@ PACKAGES = (
 )
 
 
-def info() -> None:
-    """Print versions, back ends of the operators, devices, students and recipes."""
-    import torch
-
-    from cls2det.distill import DETECTOR_METHODS, ClassifierSettings
-    from cls2det.models.students import STUDENTS
-    from cls2det.recipes import recipes
-    from cls2det_ops.__main__ import report as operators
-
+def info(_options: InfoOptions = InfoOptions()) -> None:  # noqa: B008 (frozen)
+    """Print versions, back ends of the operators, devices, students, distillers and recipes."""
     print(f"Python {platform.python_version()} on {platform.platform()}")
     for package in PACKAGES:
         try:
@@ -35,13 +36,13 @@ def info() -> None:
             print(f"{package:14} not installed")
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     print(f"{'GPUs':14} {', '.join(gpus) or 'none'}\n\nOperators")
-    for name, said in operators():
-        print(f"{name:34} {said}")
+    for name, state in operators():
+        print(f"{name:34} {state}")
     print("\nStudents")
     for name, student in STUDENTS.items():
         print(f"{name:34} {student.about}")
     print("\nDistillers")
-    for name, (_, settings) in {"classifier": (None, ClassifierSettings), **DETECTOR_METHODS}.items():
+    for name, settings in DISTILLERS.items():
         print(f"{name:34} {settings.__doc__.splitlines()[0]}")
     print("\nRecipes")
     recipes()

@@ -9,66 +9,47 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cls2det.data.images import read_image, to_float
+from cls2det.commands.options import PredictOptions
+from cls2det.data.images import read_image
 from cls2det.evaluation.drawing import draw_boxes, write_picture
 from cls2det.files import write_json
 from cls2det.models.students import load_student
+from cls2det.training.optimizer import torch_device
 from cls2det.training.progress import Progress, progress_bar
-from cls2det.training.settings import Device, Run
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"}  # of what is taken from folders
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"}  # of the files that are taken from folders
 
 
-def predict(
-    weights: Path,
-    images: list[Path],
-    out: Path,
-    threshold: float = 0.5,
-    most: int = 100,
-    device: Device = "auto",
-    no_pictures: bool = False,
-    progress: Progress | None = None,
-) -> dict:
-    """Detect objects in images, and draw them.
-
-    Writes a picture per image under ``out``, in the folders of the images, and ``predictions.json``. An image that cannot be
-    read is named and left out.
-
-    Args:
-        weights: weights.pt of ``cls2det train`` or ``distill``
-        images: image files, and folders, which are searched with all that is below them
-        out: folder for what is written
-        threshold: detections with a lower score are left out
-        most: detections per image at most, those of the highest scores
-        device: auto takes a GPU if there is one
-        no_pictures: write predictions.json alone
-    """
+def predict(options: PredictOptions, progress: Progress | None = None) -> dict[str, int]:
+    """Detect, draw and write; returns the numbers of images, detections and unreadable images."""
+    threshold, out = options.threshold, options.out
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold: expected a score from 0 to 1, found {threshold}")
-    out, pictures = Path(out), find_images(images, out)
-    student, torch_device = load_student(weights), Run(device).torch_device
-    detector, classes = student.detector.to(torch_device), student.classes
+    pictures = find_images(options.images, out)
+    student, device = load_student(options.weights), torch_device(options.device)
+    detector, classes = student.detector.to(device), list(student.classes)
     predictions, unreadable = [], []
-    with progress_bar("predicting", progress) as told:
+    with progress_bar("predicting", progress) as report_progress:
         for number, (file, picture) in enumerate(pictures.items(), start=1):
-            told(number, len(pictures), "")
+            report_progress(number, len(pictures), "")
             try:
                 image = read_image(file)
             except ValueError as error:
                 unreadable.append({"file": str(file), "reason": str(error)})
                 print(f"left out: {error}", file=sys.stderr)
                 continue
-            found = _detect(detector, image.to(torch_device), threshold, most)
+            detections = _detect(detector, image.to(device), threshold, options.most)
+            boxes, labels, scores = (detections[name] for name in ("boxes", "labels", "scores"))
             prediction = {
                 "file": str(file),
                 "width": image.shape[2],
                 "height": image.shape[1],
-                "boxes": found["boxes"].tolist(),
-                "classes": [classes[label - 1] for label in found["labels"].tolist()],
-                "scores": found["scores"].tolist(),
+                "boxes": boxes.tolist(),
+                "classes": [classes[label - 1] for label in labels.tolist()],
+                "scores": scores.tolist(),
             }
-            if not no_pictures:
-                write_picture(draw_boxes(image, found["boxes"], found["labels"], classes, found["scores"]), out / picture)
+            if not options.no_pictures:
+                write_picture(draw_boxes(image, boxes, labels, classes, scores), out / picture)
                 prediction["picture"] = picture.as_posix()
             predictions.append(prediction)
     if not predictions:
@@ -86,26 +67,26 @@ def predict(
 
 @torch.no_grad()
 def _detect(detector: torch.nn.Module, image: Tensor, threshold: float, most: int) -> dict[str, Tensor]:
-    """Detections of one image, on the CPU, best first. Each image alone: its neighbours in a batch would pad it."""
-    found = {name: value.cpu() for name, value in detector(to_float([image]))[0].items()}
-    order = found["scores"].argsort(descending=True, stable=True)
-    order = order[found["scores"][order] >= threshold][:most]
-    return {name: value[order] for name, value in found.items()}
+    """Detections of one uint8 image, on the CPU, best first. Each image alone: its neighbours in a batch would pad it."""
+    detections = {name: value.cpu() for name, value in detector([image.float() / 255])[0].items()}
+    order = detections["scores"].argsort(descending=True, stable=True)
+    order = order[detections["scores"][order] >= threshold][:most]
+    return {name: value[order] for name, value in detections.items()}
 
 
 def find_images(places: Sequence[Path], out: Path) -> dict[Path, Path]:
-    """Image files, each once, and of each the name of its picture under ``out``.
+    """Image files, each once, with the name of the picture that is drawn for it, under ``out``.
 
-    A file that is given itself gives its last part, one found in a folder ``photos`` ``photos/a/b.jpg``. Where two would be
-    alike the later is called ``b_2.jpg``; what is neither JPEG nor PNG gets ``.png`` added. What lies in ``out`` below a folder
-    is passed over: it was written by this command.
+    The picture of a file ``a/b.jpg`` is ``b.jpg``; that of a file in the folder ``photos`` is ``photos/a/b.jpg``. Where two names
+    are alike the later is ``b_2.jpg``; names that end in neither JPEG nor PNG get ``.png`` added. Files in ``out`` are left out
+    where a folder is searched: this command wrote them.
     """
     names: dict[Path, Path] = {}
     inside = Path(out).resolve()
     for place in map(Path, places):
         for file, name in _walk(place):
-            written = file.resolve().is_relative_to(inside) and not place.resolve().is_relative_to(inside)
-            if not written or place.is_file():
+            is_result = file.resolve().is_relative_to(inside) and not place.resolve().is_relative_to(inside)
+            if not is_result or place.is_file():
                 names.setdefault(file.resolve(), name)
     if not names:
         raise ValueError(f"no images in {', '.join(map(str, places))}: expected files with {' '.join(sorted(SUFFIXES))}")
@@ -132,7 +113,7 @@ def _without_clashes(names: Iterable[Path]) -> Iterator[Path]:
     for name in names:
         picture = name if name.suffix.lower() in (".jpg", ".jpeg", ".png") else name.with_name(f"{name.name}.png")
         free, number = picture, 1
-        while free.as_posix().lower() in taken:  # lower: some file systems know no difference
+        while free.as_posix().lower() in taken:  # lower: there are file systems that ignore case
             number += 1
             free = picture.with_stem(f"{picture.stem}_{number}")
         taken.add(free.as_posix().lower())

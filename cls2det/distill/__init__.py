@@ -19,15 +19,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cls2det.distill.bckd import BCKD, BCKDSettings
-from cls2det.distill.chen import Chen, ChenSettings
-from cls2det.distill.classifier import NO_TERMS, TERMS, ClassifierDistiller, ClassifierSettings
-from cls2det.distill.fgfi import FGFI, FGFISettings
-from cls2det.distill.fkd import FKD, FKDSettings
-from cls2det.distill.gid import GID, GIDSettings
-from cls2det.distill.harmony import Harmony, HarmonySettings
-from cls2det.distill.maps import CWD, FGD, PKD, CWDSettings, FGDSettings, PKDSettings
+from cls2det.distill.bckd import BCKD
+from cls2det.distill.chen import Chen
+from cls2det.distill.classifier import ClassifierDistiller
+from cls2det.distill.fgfi import FGFI
+from cls2det.distill.fkd import FKD
+from cls2det.distill.gid import GID
+from cls2det.distill.harmony import Harmony
+from cls2det.distill.maps import CWD, FGD, PKD
 from cls2det.models.taps import StudentOutputs
+from cls2det.settings import (
+    DISTILLERS,
+    NO_TERMS,
+    TERMS,
+    BCKDSettings,
+    ChenSettings,
+    ClassifierSettings,
+    CWDSettings,
+    FGDSettings,
+    FGFISettings,
+    FKDSettings,
+    GIDSettings,
+    HarmonySettings,
+    PKDSettings,
+)
 from cls2det.teachers.detector import DetectorTeacher, TeacherOutputs
 
 __all__ = [
@@ -62,7 +77,6 @@ DETECTOR_METHODS: dict[str, tuple[type[nn.Module], type]] = {
     "bckd": (BCKD, BCKDSettings),
     "harmony": (Harmony, HarmonySettings),
 }
-DISTILLERS = ("classifier", *DETECTOR_METHODS)
 
 
 class Distillation(nn.Module):

@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS, RetinaNet
 
 from cls2det.models.taps import StudentOutputs
+from cls2det.settings import BCKDSettings
 from cls2det.teachers.detector import DetectorTeacher, TeacherOutputs, check_same_grid
 from cls2det_ops.losses import bckd_box_loss, bckd_loss
-
-
-@dataclasses.dataclass(frozen=True)
-class BCKDSettings:
-    """BCKD (Yang et al., ICCV 2023); fits RetinaNet and FCOS with the teacher's anchors.
-
-    Args:
-        weight: of all its terms
-        warmup_steps: steps over which the weight rises from 0
-        cls_weight: of the scores, over all anchors, divided by the number of positives
-        box_weight: of 1 - GIoU with the teacher's boxes, at the positives, by the teacher's best score
-        beta: power of the difference of the two probabilities, which weights each class
-    """
-
-    weight: float = 1.0
-    warmup_steps: int = 0
-    cls_weight: float = 1.0
-    box_weight: float = 4.0
-    beta: float = 1.0
 
 
 class BCKD(nn.Module):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,38 +9,11 @@ from torchvision.models.detection import FasterRCNN
 
 from cls2det.distill.maps import pairs
 from cls2det.models.taps import StudentOutputs
+from cls2det.settings import ChenSettings
 from cls2det.teachers.detector import DetectorTeacher, TeacherOutputs, check_same_grid
 from cls2det_ops import masked_feature_loss
 from cls2det_ops.losses import kd_bounded_loss as chen_bounded_loss
 from cls2det_ops.losses import kd_weighted_loss as chen_class_loss
-
-
-@dataclasses.dataclass(frozen=True)
-class ChenSettings:
-    """Chen et al., NeurIPS 2017; fits Faster R-CNN with the teacher's anchors.
-
-    The paper mixes its own loss in as mu hard + (1 - mu) soft; the detector's loss keeps its weight of 1 here, and the soft
-    one has (1 - mu) / mu of it. The paper does not give mu; 0.25 is for the 0.8 of a later port.
-
-    Args:
-        weight: of all its terms
-        warmup_steps: steps over which the weight rises from 0
-        soft_weight: of the soft labels: of the box head at the sampled proposals, of the RPN at the sampled anchors
-        background_weight: of the background in the soft labels of the box head
-        temperature: of the soft labels
-        bounded_weight: of the box head's regression where the teacher does better (the RPN's is left to its own loss)
-        margin: by how much better, in squared units of the box code; not given in the paper
-        hint_weight: of the squared difference of features, its mean
-    """
-
-    weight: float = 1.0
-    warmup_steps: int = 0
-    soft_weight: float = 0.25
-    background_weight: float = 1.5
-    temperature: float = 1.0
-    bounded_weight: float = 0.5
-    margin: float = 0.0
-    hint_weight: float = 0.5
 
 
 class Chen(nn.Module):

@@ -12,79 +12,17 @@ are not clamped and crops repeat the border, so that a box that leaves the image
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from cls2det.models.taps import Positives
+from cls2det.settings import ClassifierSettings
 from cls2det.teachers.crop_classifier import PADDING, CropClassifier
 from cls2det.teachers.frozen import Replayed
 from cls2det_ops import kd_sigmoid_loss, kd_softmax_loss, matched_feature_loss, roi_feature_loss
-
-
-@dataclasses.dataclass(frozen=True)
-class ClassifierSettings:
-    """The image classifier's terms (Guo et al., NeurIPS 2021); fit every student. A weight of 0 leaves one out.
-
-    Args:
-        kd_cls_weight: weight of KD-cls
-        kd_loc_weight: weight of KD-loc, on the teacher's features
-        loc_weight: weight of loc, on pixels
-        input_std: loc_weight is for pixel differences divided by this many of the 255 levels, whatever the student's own
-            normalisation: 1 for the paper's 0.15, 58 for weights chosen on ImageNet-normalised images
-        warmup_steps: steps over which the weights rise from 0
-        temperature: of KD-cls
-        pixel_size: side of the square on which the pixels of a box are sampled; null is the teacher's crop size, or 112
-            without a teacher
-        pixel_pool: side of the square that these samples are pooled to before they are compared
-        feature_layers: layers of the teacher that KD-loc compares; the term is their mean. maxpool and layer1 are the paper's
-            l0 and l1
-        feature_pools: side of the square that each layer is pooled to before it is compared
-        feature_mode: "crop" runs the layers on the crop of every box, as the paper does. "map" runs them once on whole images
-            and pools the boxes there, which costs next to nothing but sees small objects at the images' resolution
-        teacher_precision: "bf16" runs the teacher in bfloat16, except for a ResNet's stem, which KD-loc compares
-        chunk: crops that go through the teacher at a time, which bounds the memory of thousands of positives and changes no
-            result; null is all at once
-        max_positives: the terms on boxes use at most this many positives per process and step; null is all
-        normalizer: the terms are divided by the number of positives of the "process", or of "all" processes, and by 1 if there
-            is none. With "all" they do not depend on how a batch is split, unless max_positives applies; the detector's own
-            losses are divided by process in both cases
-        control: "one_hot" puts the true class in the teacher's place, "shuffled" permutes its classes; for studies
-    """
-
-    kd_cls_weight: float = 0.4
-    kd_loc_weight: float = 2.0
-    loc_weight: float = 2.0
-    input_std: float = 63.75
-    warmup_steps: int = 0
-    temperature: float = 2.0
-    pixel_size: int | None = None
-    pixel_pool: int = 4
-    feature_layers: tuple[str, ...] = ("maxpool",)
-    feature_pools: tuple[int, ...] = (8,)
-    feature_mode: Literal["crop", "map"] = "crop"
-    teacher_precision: Literal["32", "bf16"] = "32"
-    chunk: int | None = 512
-    max_positives: int | None = None
-    normalizer: Literal["process", "all"] = "process"
-    control: Literal["none", "one_hot", "shuffled"] = "none"
-
-    def __post_init__(self):
-        if len(self.feature_layers) != len(self.feature_pools):
-            raise ValueError(f"one pool per layer: feature_layers {self.feature_layers}, feature_pools {self.feature_pools}")
-        for name in ("input_std", "temperature", "pixel_pool", "pixel_size", "chunk", "max_positives"):
-            if (value := getattr(self, name)) is not None and value <= 0:
-                raise ValueError(f"classifier.{name} must be above 0, got {value}")
-        if min(self.kd_cls_weight, self.kd_loc_weight, self.loc_weight) < 0:
-            raise ValueError(f"weights of distillation terms must not be negative, got {self}")
-
-
-TERMS = ("kd_cls_weight", "kd_loc_weight", "loc_weight")  # a weight above 0 is what makes a run distil
-NO_TERMS = ClassifierSettings(**dict.fromkeys(TERMS, 0.0))
 
 
 class ClassifierDistiller:

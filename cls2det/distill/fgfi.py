@@ -2,37 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Literal
-
 from torch import Tensor, nn
 
 from cls2det.models.taps import StudentOutputs, anchor_generator
+from cls2det.settings import FGFISettings
 from cls2det.teachers.detector import DetectorTeacher, TeacherOutputs, check_same_maps
 from cls2det_ops import imitation_mask
 from cls2det_ops.losses import fgfi_loss
-
-
-@dataclasses.dataclass(frozen=True)
-class FGFISettings:
-    """FGFI (Wang et al., CVPR 2019); fits every student with anchors whose maps have the teacher's sizes.
-
-    Args:
-        weight: of the term; 0.01 in the release, for another detector than any of these
-        warmup_steps: steps over which the weight rises from 0; the release leaves the first 400 out
-        factor: a place is imitated if an anchor there overlaps an object by more than this share of the object's best overlap
-        assignment: whether an object's best overlap is looked for on each level apart, over all levels, or over all with only
-            the level of the best one imitated; the paper, with one map, does not say
-        relu: end the adapters in a ReLU, as in the release; the maps of a pyramid have signs
-        per_image: divide by the places of each image and average, in place of those of the batch
-    """
-
-    weight: float = 0.01
-    warmup_steps: int = 400
-    factor: float = 0.5
-    assignment: Literal["level", "all", "best"] = "all"
-    relu: bool = False
-    per_image: bool = False
 
 
 class FGFI(nn.Module):

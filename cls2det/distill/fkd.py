@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cls2det.models.taps import StudentOutputs
+from cls2det.settings import FKDSettings
 from cls2det.teachers.detector import DetectorTeacher, TeacherOutputs, check_same_maps
 from cls2det_ops import attention_means
 from cls2det_ops.losses import fkd_attention_loss, fkd_masks, root_feature_loss
@@ -17,34 +15,6 @@ from cls2det_ops.losses import fkd_attention_loss, fkd_masks, root_feature_loss
 # The values of the authors' release.
 PRESET_OPTIONS = ("attention_weight", "transfer_weight", "nonlocal_weight", "temperature", "channel_mask")
 PRESETS = {"two-stage": (7e-5, 4e-3, 7e-5, 0.5, False), "one-stage": (4.2e-4, 2.4e-2, 4.2e-4, 0.1, True)}
-
-
-@dataclasses.dataclass(frozen=True)
-class FKDSettings:
-    """FKD (Zhang & Ma, ICLR 2021); fits every student whose maps have the teacher's sizes.
-
-    Args:
-        weight: of all its terms
-        warmup_steps: steps over which the weight rises from 0
-        preset: weights, temperature and mask of the release, for two-stage or one-stage detectors; the paper's text seems to
-            give the temperatures the other way round
-        attention_weight: of the masked maps, in place of the preset's
-        transfer_weight: of the attention itself, in place of the preset's
-        nonlocal_weight: of the relations, in place of the preset's
-        temperature: of the attention, in place of the preset's
-        channel_mask: apply the channel attention to the maps as well, in place of the preset's
-        per_image: distances of each image, averaged, in place of one over the batch, which grows with its root
-    """
-
-    weight: float = 1.0
-    warmup_steps: int = 0
-    preset: Literal["two-stage", "one-stage"] = "two-stage"
-    attention_weight: float | None = None
-    transfer_weight: float | None = None
-    nonlocal_weight: float | None = None
-    temperature: float | None = None
-    channel_mask: bool | None = None
-    per_image: bool = False
 
 
 class FKD(nn.Module):

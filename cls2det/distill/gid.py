@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,41 +11,9 @@ from torchvision.models.detection import FCOS, FasterRCNN
 from torchvision.ops import MultiScaleRoIAlign, box_iou, clip_boxes_to_image, nms
 
 from cls2det.models.taps import Grid, StudentOutputs
+from cls2det.settings import GIDSettings
 from cls2det.teachers.detector import DetectorTeacher, TeacherOutputs, check_same_grid
 from cls2det_ops.losses import gid_feature_loss, gid_relation_loss, gid_response_loss
-
-
-@dataclasses.dataclass(frozen=True)
-class GIDSettings:
-    """GID (Dai et al., CVPR 2021); fits students with the teacher's anchors whose maps have one number of channels.
-
-    Args:
-        weight: of all its terms
-        warmup_steps: steps over which the weight rises from 0
-        feature_weight: of the instances' features
-        feature_form: "squared" is the release's, and what its 5e-4 is for; "norm" the paper's
-        relation_weight: of the distances between them
-        cls_weight: of the scores at anchors on instances
-        box_weight: of the box regression there
-        instances: per image
-        candidates: anchors per image that the selection begins with
-        nms_threshold: IoU above which the lesser instance is dropped
-        min_size: instances with a shorter side, in pixels, are dropped
-        pool_size: features are pooled to this square
-    """
-
-    weight: float = 1.0
-    warmup_steps: int = 0
-    feature_weight: float = 5e-4
-    feature_form: Literal["squared", "norm"] = "squared"
-    relation_weight: float = 40.0
-    cls_weight: float = 0.1
-    box_weight: float = 1.0
-    instances: int = 10
-    candidates: int = 3000
-    nms_threshold: float = 0.3
-    min_size: float = 10.0
-    pool_size: int = 10
 
 
 class GID(nn.Module):

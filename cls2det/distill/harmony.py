@@ -6,40 +6,16 @@ nothing about theirs.
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS, RetinaNet
 
 from cls2det.distill.maps import make_adapters, pairs
 from cls2det.models.taps import StudentOutputs
+from cls2det.settings import HarmonySettings
 from cls2det.teachers.detector import DetectorTeacher, TeacherOutputs, check_same_grid
 from cls2det_ops.losses import bckd_box_loss, bckd_loss, harmony_score
 from cls2det_ops.losses import tbd_feature_loss as harmony_feature_loss
-
-
-@dataclasses.dataclass(frozen=True)
-class HarmonySettings:
-    """Ours, after an idea of TBD (Tang et al., 2022), whose equations we could not get.
-
-    Fits RetinaNet and FCOS with the teacher's anchors.
-
-    Args:
-        weight: of all its terms
-        warmup_steps: steps over which the weight rises from 0
-        cls_weight: of the class scores at the positives, by the teacher's harmony score
-        box_weight: of 1 - GIoU with the teacher's boxes at the positives, by the same score
-        feature_weight: of the features, over all levels
-        balance: share of the classification's places in that term; the rest is the regression's
-    """
-
-    weight: float = 1.0
-    warmup_steps: int = 0
-    cls_weight: float = 1.0
-    box_weight: float = 2.0
-    feature_weight: float = 1.0
-    balance: float = 0.5
 
 
 class Harmony(nn.Module):

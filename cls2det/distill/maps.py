@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 from torch import Tensor, nn
 
 from cls2det.models.taps import StudentOutputs
+from cls2det.settings import CWDSettings, FGDSettings, PKDSettings
 from cls2det.teachers.detector import DetectorTeacher, TeacherOutputs, check_same_maps
 from cls2det_ops import masked_feature_loss
 from cls2det_ops.losses import cwd_loss, fgd_feature_loss, fgd_masks, pkd_loss
@@ -28,21 +27,6 @@ def pairs(
     return [(adapter(student_map), teacher_map) for adapter, student_map, teacher_map in maps]
 
 
-@dataclasses.dataclass(frozen=True)
-class PKDSettings:
-    """PKD (Cao et al., NeurIPS 2022): maps normalised by channel; fits every student whose maps have the teacher's sizes.
-
-    Args:
-        weight: of the term, the mean square summed over maps; 6 for two-stage and 10 for one-stage detectors in a known port
-        warmup_steps: steps over which the weight rises from 0
-        per_image: normalise each image by itself, in place of the batch
-    """
-
-    weight: float = 6.0
-    warmup_steps: int = 0
-    per_image: bool = False
-
-
 class PKD(nn.Module):
     """The term, with an adapter for each map where the numbers of channels differ."""
 
@@ -59,21 +43,6 @@ class PKD(nn.Module):
         }
 
 
-@dataclasses.dataclass(frozen=True)
-class CWDSettings:
-    """CWD (Shu et al., ICCV 2021): where each channel looks; fits every student whose maps have the teacher's sizes.
-
-    Args:
-        weight: of the term, summed over maps
-        warmup_steps: steps over which the weight rises from 0
-        temperature: of the softmax over places
-    """
-
-    weight: float = 1.0
-    warmup_steps: int = 0
-    temperature: float = 1.0
-
-
 class CWD(nn.Module):
     """The term, with an adapter for each map where the numbers of channels differ."""
 
@@ -86,29 +55,6 @@ class CWD(nn.Module):
         return {
             "cwd": sum(cwd_loss(*pair, self.temperature) for pair in pairs(self.adapters, student_outputs, teacher_outputs))
         }
-
-
-@dataclasses.dataclass(frozen=True)
-class FGDSettings:
-    """FGD (Yang et al., CVPR 2022): objects and background apart, and context; fits students whose maps have the teacher's sizes.
-
-    Args:
-        weight: of all its terms
-        warmup_steps: steps over which the weight rises from 0
-        foreground_weight: of features inside ground-truth boxes
-        background_weight: of features outside
-        attention_weight: of the attention maps
-        context_weight: of the context blocks
-        temperature: of the attention
-    """
-
-    weight: float = 1.0
-    warmup_steps: int = 0
-    foreground_weight: float = 1e-3
-    background_weight: float = 5e-4
-    attention_weight: float = 5e-4
-    context_weight: float = 5e-6
-    temperature: float = 0.5
 
 
 class FGD(nn.Module):

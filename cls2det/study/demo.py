@@ -2,42 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
-from cls2det.study.sweep import load_sweep, run_sweep
-from cls2det.training.settings import Device
+from cls2det.study.options import DemoOptions
+from cls2det.study.plan import load_plan
+from cls2det.study.sweep import run_sweep
 
 
-def demo(
-    out: Path | None = None,
-    seeds: int = 0,
-    quick: bool = False,
-    first_seed: int = 11,
-    split: str | None = None,
-    device: Device = "auto",
-    precision: str | None = None,
-    workers: int = 0,
-    fresh: bool = False,
-) -> None:
-    """Make data, train a teacher, train a detector with and without distillation, and report.
-
-    Run it again with the same folder after Ctrl-C: it goes on from the last checkpoints.
-
-    Args:
-        out: folder for everything that is written (default: runs/demo, or runs/demo-quick)
-        seeds: paired runs per arm (default: 3, or 1 with --quick)
-        quick: see that everything runs; too short to show the gain
-        first_seed: the first of the seeds (those below 11 were seen while settings were chosen)
-        split: split that is reported (default: test); look at val while choosing settings
-        device: auto takes a GPU if there is one
-        precision: of Lightning: 32-true (default), bf16-mixed, 16-mixed
-        workers: trainings at a time; 0: one per GPU, or per core and at most 4
-        fresh: forget what is in the folder
-    """
-    name = "demo-quick" if quick else "demo"
-    plan = load_sweep(name)
-    if seeds < 0:
-        raise ValueError(f"--seeds must be at least 1, got {seeds}")
-    plan["seeds"] = list(range(first_seed, first_seed + (seeds or len(plan["seeds"]))))
-    plan["split"] = split or plan["split"]
-    run_sweep(plan, out or Path("runs") / name, None, None, device, precision, workers, fresh)
+def demo(options: DemoOptions) -> dict[str, Any]:
+    """Run the sweep ``demo`` or ``demo-quick``; returns what ``report`` returns."""
+    name = "demo-quick" if options.quick else "demo"
+    plan = load_plan(name)
+    if options.seeds is not None and options.seeds < 1:
+        raise ValueError(f"--seeds must be at least 1, got {options.seeds}")
+    count = options.seeds or len(plan.seeds)
+    seeds = list(range(options.first_seed, options.first_seed + count))
+    return run_sweep(
+        dataclasses.replace(plan, seeds=seeds, split=options.split or plan.split),
+        options.out or Path("runs") / name,
+        device=options.device,
+        precision=options.precision,
+        workers=options.workers,
+        fresh=options.fresh,
+    )

@@ -1,7 +1,10 @@
-"""Jobs in worker processes with one progress display: two small trainings side by side use two cores well.
+"""Jobs in processes of their own with one progress display: two small trainings side by side use two cores well.
 
 A job is a function that can be pickled, with its arguments; it gets one more, ``progress(step, steps, text)``.
 Each runs in a fresh process, so a job that is killed leaves nothing behind but its files.
+
+``concurrent.futures.ProcessPoolExecutor`` and joblib do not serve here: neither says which job a killed process had, nor ends
+the running ones at Ctrl-C, and a fresh process per job (``max_tasks_per_child``) needs Python 3.11.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from typing import Any
 
 from rich.console import Console
 
+from cls2det.errors import JobFailed
 from cls2det.training.progress import progress_display
 
 
@@ -30,35 +34,33 @@ class Job:
     arguments: tuple[Any, ...]
 
 
-class JobFailed(RuntimeError):
-    """A job ended with an error; the message is its traceback."""
-
-
 def run_jobs(jobs: Sequence[Job], workers: int, console: Console, gpus: Sequence[str] = ()) -> None:
     """Run the jobs, ``workers`` at a time, each with its share of the cores and one of the ``gpus``, if any are named.
 
     Ctrl-C ends those that run and raises KeyboardInterrupt.
+
+    Raises:
+        JobFailed: a job raised an error, or its process was killed; the other jobs are ended
     """
     context = multiprocessing.get_context("spawn")
-    messages, waiting, running = context.Queue(), list(jobs), {}
-    places = list(range(workers))  # that are free
-    placed: dict[str, int] = {}
-    threads = max(1, (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) // workers)
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # read by the children when they import torch
+    messages, waiting = context.Queue(), list(jobs)
+    running: dict[str, multiprocessing.process.BaseProcess] = {}
+    free_places, places = list(range(workers)), {}  # a job's place decides its GPU
+    threads = max(1, cores() // workers)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # read by the processes when they import torch
     with progress_display(console) as display:
         bars = {job.name: display.add_task(job.name, total=None, visible=False, text="") for job in jobs}
         try:
             while waiting or running:
-                while waiting and len(running) < workers:
+                while waiting and free_places:
                     job = waiting.pop(0)
-                    placed[job.name] = places.pop(0)
-                    if gpus:  # read by the child when it imports torch
-                        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[placed[job.name] % len(gpus)]
+                    places[job.name] = free_places.pop(0)
+                    if gpus:  # read by the process when it imports torch
+                        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[places[job.name] % len(gpus)]
                     # Not a daemon: a job may have loader workers of its own.
-                    process = context.Process(target=_work, args=(job, threads, messages), name=job.name)
-                    process.start()
-                    running[job.name] = process
-                    display.update(bars[job.name], visible=True, text="starting")
+                    running[job.name] = context.Process(target=_work, args=(job, threads, messages), name=job.name)
+                    running[job.name].start()
+                    display.update(bars[job.name], text="starting")
                     display.reset(bars[job.name], visible=True)
                 try:
                     name, kind, content = messages.get(timeout=0.5)
@@ -67,23 +69,28 @@ def run_jobs(jobs: Sequence[Job], workers: int, console: Console, gpus: Sequence
                         if not process.is_alive() and messages.empty():
                             raise JobFailed(f"{name} ended with exit code {process.exitcode} and no message") from None
                     continue
+                if kind == "failed":
+                    raise JobFailed(f"{name} failed:\n{content}")
                 if kind == "progress":
-                    step, total, text = content
-                    display.update(bars[name], completed=step, total=total or None, text=text)
-                elif kind == "done":
+                    step, steps, text = content
+                    display.update(bars[name], completed=step, total=steps or None, text=text)
+                else:
                     running.pop(name).join()
-                    places.append(placed[name])
+                    free_places.append(places[name])
                     display.update(bars[name], visible=False)
                     console.print(f"  [green]✓[/] {name}  [dim]{display.tasks[bars[name]].elapsed or 0:.0f} s[/]")
-                else:
-                    raise JobFailed(f"{name} failed:\n{content}")
         finally:
             for process in running.values():
                 process.kill()  # checkpoints are written whole or not at all; nothing else needs care
                 process.join()
 
 
-def _work(job: Job, threads: int, messages) -> None:
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _work(job: Job, threads: int, messages: multiprocessing.queues.Queue) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the parent decides what to end
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
@@ -97,6 +104,6 @@ def _work(job: Job, threads: int, messages) -> None:
 
 
 def _end_with_parent() -> None:
-    """A parent that was killed could not end its jobs; left alone, they would write into folders that a restart takes."""
+    """A parent that was killed could not end its jobs, which would write into folders that a restart takes."""
     multiprocessing.parent_process().join()
     os._exit(1)

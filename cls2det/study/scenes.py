@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache, lru_cache, partial
 from importlib.resources import files
+from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from PIL import Image, ImageDraw
 
 FORMAT = 1  # raise it when the pictures change: scenes made by an older version are then remade
 
+SOURCES = {"sklearn": "scikit-learn", "skimage": "scikit-image"}  # packages of the digits and photographs
 # Photographs by split, as (package, path inside its wheel).
 PHOTOGRAPHS = {
     "train": [
@@ -90,14 +92,21 @@ def make_scenes(
     workers: int = 1,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
-    """Render the scenes under ``root`` unless they are there already; returns ``root``.
+    """Render the scenes under ``root`` unless it holds them already; returns ``root``.
 
-    They are built in a folder beside ``root`` and renamed at the end: what is there is whole.
+    They are built in a folder beside ``root`` and renamed at the end, so ``root`` never holds a part of them.
+
+    Raises:
+        FileExistsError: ``root`` holds other files
+        ImportError: scikit-learn or scikit-image is missing
     """
     root = Path(root)
     stamp = json.loads(json.dumps({"format": FORMAT, **dataclasses.asdict(settings)}))
     if _read_stamp(root) == stamp:
         return root
+    for package, distribution in SOURCES.items():
+        if find_spec(package) is None:
+            raise ImportError(f"the scenes are made of pictures in {distribution}: pip install 'cls2det[study]'")
     if root.exists() and _read_stamp(root) is None and any(root.iterdir()):
         raise FileExistsError(f"{root} holds files that are not scenes of this demo; give an empty or a new folder")
     root.parent.mkdir(parents=True, exist_ok=True)
@@ -166,7 +175,9 @@ def _photograph(package: str, path: str) -> np.ndarray:
     """A photograph as float32 RGB in [0, 1]; large ones are halved so that a crop shows something."""
     file = files(package) / path
     if not file.is_file():
-        raise FileNotFoundError(f"the installed {package} does not hold {path}; the demo's photographs come from its wheel")
+        raise FileNotFoundError(
+            f"the installed {package} lacks {path}, one of the demo's photographs; they come with its wheel"
+        )
     with file.open("rb") as handle:
         picture = Image.open(handle).convert("RGB")
     while min(picture.size) > 600:

@@ -172,7 +172,8 @@ def _probe_size(student: nn.Module) -> tuple[int, int]:
 def _probe_anchors(detector: nn.Module, student: nn.Module) -> Tensor:
     size = _probe_size(student)
     images = ImageList(torch.zeros(1, 3, *size), [size])
-    return anchor_generator(detector)(images, _probe(detector, student))[0]
+    maps = [torch.zeros(feature.shape) for feature in _probe(detector, student)]  # which may be on the meta device
+    return anchor_generator(detector)(images, maps)[0]
 
 
 def _from_torchvision(name: str) -> tuple[nn.Module, list[str]]:

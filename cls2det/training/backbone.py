@@ -16,6 +16,7 @@ from torchvision.transforms import v2
 
 from cls2det.data.images import read_image
 from cls2det.models.backbones import build_classifier
+from cls2det.training.optimizer import configure_optimizer
 from cls2det.training.settings import Optim
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision's detectors normalise
@@ -55,7 +56,7 @@ class BackboneTraining(lightning.LightningModule):
         self.network = build_classifier(architecture, len(classes), width)
 
     def configure_optimizers(self) -> dict:
-        return self.optim.configure(self)
+        return configure_optimizer(self.optim, self)
 
     def training_step(self, batch: tuple[Tensor, Tensor], _index: int) -> Tensor:
         images, classes = batch

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cls2det.teachers.crop_classifier import CropClassifier, sides
+from cls2det.training.optimizer import configure_optimizer
 from cls2det.training.settings import Optim
 
 
@@ -60,7 +61,7 @@ class ClassifierTraining(lightning.LightningModule):
         self.min_size, self.jitter, self.label_smoothing = min_size, jitter, label_smoothing
 
     def configure_optimizers(self) -> dict:
-        return self.optim.configure(self)
+        return configure_optimizer(self.optim, self)
 
     def training_step(self, batch: tuple[list, list], _index: int) -> Tensor:
         crops, classes = self.training_crops(batch)

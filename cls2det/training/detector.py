@@ -14,6 +14,7 @@ from cls2det.distill import Distillation
 from cls2det.evaluation.coco import as_results, coco_table
 from cls2det.evaluation.drawing import contact_sheet, crops_sheet, draw_boxes
 from cls2det.models.taps import PositiveTap
+from cls2det.training.optimizer import configure_optimizer
 from cls2det.training.settings import Optim
 
 DRAWN_SCORE = 0.3  # detections with a lower score are not drawn
@@ -75,7 +76,7 @@ class DetectorTraining(lightning.LightningModule):
         return self.detector(to_float(images))
 
     def configure_optimizers(self) -> dict:
-        return self.optim.configure(self)
+        return configure_optimizer(self.optim, self)
 
     def on_fit_start(self) -> None:
         if self.distillation is not None:

@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from cls2det.training.optimizer import torch_device
 from cls2det.training.progress import Progress, progress_bar
 from cls2det.training.resume import join_log, put_log_aside, read_checkpoint
 from cls2det.training.settings import Optim, PretrainRun
@@ -79,7 +80,7 @@ def fit(
     if run.ema is not None:
         callbacks.append(EMAWeightAveraging(decay=run.ema))
     trainer = lightning.Trainer(
-        accelerator=run.torch_device.type.replace("cuda", "gpu"),
+        accelerator=torch_device(run.device).type.replace("cuda", "gpu"),
         devices=run.devices,
         num_nodes=run.num_nodes,
         strategy="ddp" if run.processes > 1 else "auto",

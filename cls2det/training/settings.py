@@ -1,4 +1,7 @@
-"""The groups of options that several commands share: how weights are optimised, and where and how a run happens."""
+"""The groups of options that several commands share: how weights are optimised, and where and how a run happens.
+
+Imported without torch, so that a help text comes at once.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,6 @@ import dataclasses
 import math
 import os
 from typing import Literal, TypeVar
-
-import torch
-from torch import nn
 
 Device = Literal["auto", "cpu", "cuda"]
 AnyRun = TypeVar("AnyRun", bound="PretrainRun")
@@ -85,29 +85,6 @@ class Optim:
         rate = self.learning_rate * (batch / self.base_batch if self.base_batch else 1.0)
         return dataclasses.replace(self, steps=steps, learning_rate=rate, base_batch=None), run
 
-    def configure(self, module: nn.Module) -> dict:
-        """Optimizer and learning-rate schedule by step, in the form that Lightning takes."""
-        weights = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        if self.optimizer == "adamw":
-            optimizer = torch.optim.AdamW(weights, lr=self.learning_rate, weight_decay=self.weight_decay)
-        else:
-            optimizer = torch.optim.SGD(weights, self.learning_rate, self.momentum, weight_decay=self.weight_decay)
-        if self.schedule == "one_cycle":
-            schedule = torch.optim.lr_scheduler.OneCycleLR(
-                optimizer, self.learning_rate, total_steps=self.steps + 1, pct_start=0.15
-            )
-        else:
-            drops = [share * self.steps for share in self.decay_at] if self.schedule == "multi_step" else []
-
-            def factor(step: int) -> float:
-                rise = min(1.0, (step + 1) / (min(self.warmup_steps, self.steps // 10) + 1))
-                if self.schedule == "cosine":
-                    return rise * (1 + math.cos(math.pi * min(1.0, step / self.steps))) / 2
-                return rise * 0.1 ** sum(step >= drop for drop in drops)
-
-            schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
 
 @dataclasses.dataclass(frozen=True)
 class PretrainRun:
@@ -147,13 +124,6 @@ class PretrainRun:
     @property
     def processes(self) -> int:
         return self.devices * self.num_nodes
-
-    @property
-    def torch_device(self) -> torch.device:
-        """The device; "auto" is the GPU if there is one."""
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device cuda: torch sees no GPU here")
-        return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""``cls2det report``: the paper's tables, plots, error analysis and pictures, for the runs at hand.
+"""``cls2det report``: the paper's tables, plots, error analysis and pictures, for runs that were evaluated.
 
 Reads what ``cls2det train``, ``distill`` and ``evaluate`` left in folders; trains and evaluates nothing. Under ``out``:
 
@@ -8,7 +8,7 @@ Reads what ``cls2det train``, ``distill`` and ``evaluate`` left in folders; trai
     arms.csv                  the paper's Table 1: arms, mean over seeds, beside the paper's numbers with the difference
     methods.csv               its Table 2: students and methods
     iou.csv                   its Table 5: AP at IoU 0.50 to 0.95
-    errors.csv                classification, localisation and other errors at these thresholds (``errors.py``)
+    errors.csv                classification, localisation and other errors at these thresholds (``tide.py``)
     gain, ap-by-iou, ap-by-size, errors, training, detections .png     with the student's name in front if there are several
 """
 
@@ -24,57 +24,42 @@ from rich.console import Console
 from cls2det.data.coco import load_coco
 from cls2det.data.dataset import DetectionData
 from cls2det.files import write_json
+from cls2det.study.options import ReportOptions
 from cls2det.study.report import pages, plots, tables
 from cls2det.study.report.gallery import draw_detections
 from cls2det.study.report.paper import why_not_comparable
-from cls2det.study.report.runs import Run, by_arm, find_runs, read_json
+from cls2det.study.report.runs import RunRecord, by_arm, find_runs, read_json
 from cls2det.study.report.tables import summarise
 from cls2det.study.report.tide import ERRORS, error_gains
 
 __all__ = ["report", "summarise"]
 
 
-def report(
-    runs: list[Path],
-    out: Path | None = None,
-    split: str = "val",
-    baseline: str = "baseline",
-    notes: Sequence[str] = (),
-    title: str = "Distilling a classifier into a detector",
-    console: Console | None = None,
-    quick: bool = False,
-) -> dict[str, Any]:
-    """Compare the runs found under the given folders; write every file and print the table.
-
-    A part that cannot be made (no ground truth, no detections, no training log) is left out, and the report says so.
+def report(options: ReportOptions, console: Console | None = None) -> dict[str, Any]:
+    """Compare the runs under the folders; write every file and print the table.
 
     Args:
-        runs: folders that are searched, at every depth; arms are shown in their order
-        out: folder for what is written; default: report/ in the first of them
-        split: split on which the runs were evaluated
-        baseline: name of the arm that gains are measured against
-        notes: sentences under the title
-        title: heading of the report
+        options: which runs, and what the report says of them
         console: where the table is printed
-        quick: say everywhere that the runs were too short
 
     Returns:
         what report.json holds: ``students`` (by name: ``table`` by arm, see ``summarise``, and ``errors``), ``runs``,
-        ``notes``, ``left out`` and what was asked for
+        ``notes``, ``left out`` and the options
 
     Raises:
         ValueError: no run was found, or two runs are the same seed of the same arm
     """
-    if not runs:
+    if not options.runs:
         raise ValueError("give at least one folder to look for runs in")
+    split, baseline, quick, title = options.split, options.baseline, options.quick, options.title
     console = console or Console()
-    out = Path(out) if out else Path(runs[0]) / "report"
+    out = options.out or options.runs[0] / "report"
     if (out / "options.json").is_file():
         raise ValueError(f"{out} holds a run, whose report.json this report would replace; give another --out")
-    found, odd = find_runs(runs, split)
+    runs, run_notes = find_runs(options.runs, split)
     out.mkdir(parents=True, exist_ok=True)
     left_out: list[str] = []
-    root = found[0].data_root
+    root = runs[0].data_root
     truth = _attempt(
         "comparison with the paper, error analysis", left_out, load_coco, root / "annotations" / f"instances_{split}.json"
     )
@@ -83,24 +68,25 @@ def report(
 
     students: dict[str, dict[str, Any]] = {}
     text: list[str] = []
-    for student in dict.fromkeys(run.student for run in found):
-        own = [run for run in found if run.student == student]
-        table = summarise({(run.arm, run.seed): run.result for run in own}, baseline)
+    names = list(dict.fromkeys(run.student for run in runs))
+    for student in names:
+        runs_of_student = [run for run in runs if run.student == student]
+        table = summarise({(run.arm, run.seed): run.result for run in runs_of_student}, baseline)
         with console.status(f"errors and plots of {student}"):
-            errors = _errors(truth, own, split, left_out) if truth is not None else {}
-            prefix = f"{student}-" if len({run.student for run in found}) > 1 else ""
-            figures = _draw(out, prefix, table, own, errors, data, split, baseline, quick, left_out)
+            errors = _errors(truth, runs_of_student, split, left_out) if truth is not None else {}
+            prefix = f"{student}-" if len(names) > 1 else ""
+            figures = _draw(options, out, prefix, left_out, table=table, runs=runs_of_student, errors=errors, data=data)
         students[student] = {"table": table, "errors": errors}
-        odd += tables.pairing_notes(student, table, baseline)
+        run_notes += tables.pairing_notes(student, table, baseline)
         text += pages.student_page(student, table, errors, figures, why_not)
         tables.print_table(f"{title}: {student}" if prefix else title, table, console)
 
-    said = [*([pages.QUICK] if quick else []), pages.about(found, split), *notes, *odd]
-    said += [f"Left out: {part}." for part in left_out]
-    methods = pages.write_csv_files(out, found, students, not why_not, baseline)
+    notes = [*([pages.QUICK] if quick else []), pages.about(runs, split), *options.notes, *run_notes]
+    notes += [f"Left out: {part}." for part in left_out]
+    methods = pages.write_csv_files(out, runs, students, comparable=not why_not, baseline=baseline)
     if len(methods) > 1:
         text += pages.methods_page(methods, why_not)
-    header = [f"# {title}", "", *(f"- {note}" for note in said), ""]
+    header = [f"# {title}", "", *(f"- {note}" for note in notes), ""]
     (out / "report.md").write_text("\n".join([*header, *text, f"Reported on {pages.machine()}.", ""]), encoding="utf-8")
     content = {
         "title": title,
@@ -108,17 +94,16 @@ def report(
         "data_root": str(root),
         "baseline": baseline,
         "quick": quick,
-        "notes": said,
+        "notes": notes,
         "left out": left_out,
         "machine": pages.machine(),
         "students": students,
         "runs": [
-            {"student": run.student, "arm": run.arm, "seed": run.seed, "folder": str(run.folder), **run.result}
-            for run in found
+            {"student": run.student, "arm": run.arm, "seed": run.seed, "folder": str(run.folder), **run.result} for run in runs
         ],
     }
     write_json(out / "report.json", content)
-    for note in said:
+    for note in notes:
         console.print("- " + note.replace("**", "").replace("`", ""), style="dim", highlight=False, markup=False)
     console.print(f"[dim]{out}/report.md, report.json, tables as .csv, plots as .png[/]")
     return content
@@ -133,7 +118,7 @@ def _attempt(part: str, left_out: list[str], function: Callable, *arguments) -> 
         return None
 
 
-def _errors(truth: Any, runs: Sequence[Run], split: str, left_out: list[str]) -> dict[str, dict[str, list[float]]]:
+def _errors(truth: Any, runs: Sequence[RunRecord], split: str, left_out: list[str]) -> dict[str, dict[str, list[float]]]:
     """Mean over seeds of the gains by kind of error, by arm; of the runs that have detections."""
     errors = {}
     for arm, group in by_arm(runs).items():
@@ -141,10 +126,10 @@ def _errors(truth: Any, runs: Sequence[Run], split: str, left_out: list[str]) ->
         for run in group:
             part, file = f"errors of {run.student}, {run.arm}, seed {run.seed}", run.folder / split / "detections.json"
             gains.append(_attempt(part, left_out, _gains, truth, file))
-        gains = [each for each in gains if each is not None]
+        gains = [gain for gain in gains if gain is not None]
         if gains:
             errors[arm] = {
-                name: [fmean(level) for level in zip(*(each[name] for each in gains), strict=True)] for name in ("AP", *ERRORS)
+                name: [fmean(level) for level in zip(*(gain[name] for gain in gains), strict=True)] for name in ("AP", *ERRORS)
             }
     return errors
 
@@ -154,32 +139,33 @@ def _gains(truth: Any, file: Path) -> dict[str, list[float]]:
 
 
 def _draw(
+    options: ReportOptions,
     out: Path,
     prefix: str,
+    left_out: list[str],
+    *,
     table: Mapping[str, Mapping[str, Any]],
-    runs: Sequence[Run],
+    runs: Sequence[RunRecord],
     errors: Mapping[str, Mapping[str, list[float]]],
     data: DetectionData | None,
-    split: str,
-    baseline: str,
-    quick: bool,
-    left_out: list[str],
 ) -> list[str]:
-    """Draw what can be drawn; returns the names of the files."""
-    jobs: dict[str, tuple] = {
-        "gain": (plots.draw_gain, table, runs, baseline, quick),
+    """Draw what can be drawn of one student; returns the names of the files."""
+    quick = options.quick
+    plots_by_name: dict[str, tuple] = {
+        "gain": (plots.draw_gain, table, runs, options.baseline, quick),
         "ap-by-iou": (plots.draw_by_iou, table, quick),
         "ap-by-size": (plots.draw_by_size, table, runs, quick),
         "training": (plots.draw_training, runs, quick),
     }
-    for name in (*jobs, "errors", "detections"):
+    for name in (*plots_by_name, "errors", "detections"):
         (out / f"{prefix}{name}.png").unlink(missing_ok=True)  # an earlier report may have had what this one lacks
     if errors:
-        jobs["errors"] = (plots.draw_errors, errors, list(table), quick)
+        plots_by_name["errors"] = (plots.draw_errors, errors, list(table), quick)
     if data is not None:
-        jobs["detections"] = (draw_detections, data, _pictured(table, runs, split, baseline))
+        files = _detection_files(table, runs, options.split, options.baseline)
+        plots_by_name["detections"] = (draw_detections, data, files)
     drawn = []
-    for name, (function, *arguments) in jobs.items():
+    for name, (function, *arguments) in plots_by_name.items():
         file = f"{prefix}{name}.png"
         before = len(left_out)
         _attempt(file, left_out, function, *arguments, out / file)
@@ -187,7 +173,7 @@ def _draw(
     return drawn
 
 
-def _pictured(table: Mapping, runs: Sequence[Run], split: str, baseline: str) -> dict[str, Path]:
+def _detection_files(table: Mapping, runs: Sequence[RunRecord], split: str, baseline: str) -> dict[str, Path]:
     """detections.json of the baseline and of the best other arm, of the first seed that each has."""
     others = {arm: row for arm, row in table.items() if arm != baseline}
     arms = [baseline] * (baseline in table) + ([tables.best_arm(others)] if others else [])

@@ -44,8 +44,7 @@ def draw_detections(
             if row == 0:
                 boxes, labels, colours = target["boxes"], target["labels"], "white"
             else:
-                found = arms[name].get(int(target["image_id"]), [])
-                boxes, labels = _as_tensors(found, data.category_ids)
+                boxes, labels = _as_tensors(arms[name].get(int(target["image_id"]), []), data.category_ids)
                 right = (box_iou(boxes, target["boxes"]) >= 0.5) & (labels[:, None] == target["labels"])
                 colours = ["lime" if hit else "red" for hit in right.any(1)]
             drawn = draw_boxes(image, boxes, labels, data.classes, colour=colours)
@@ -62,15 +61,15 @@ def _busiest(data: DetectionData, most: int) -> list[int]:
 
 
 def _by_image(file: Path, threshold: float) -> dict[int, list[dict]]:
-    found: dict[int, list[dict]] = {}
+    by_image: dict[int, list[dict]] = {}
     for detection in read_json(file):
         if detection["score"] >= threshold:
-            found.setdefault(detection["image_id"], []).append(detection)
-    return found
+            by_image.setdefault(detection["image_id"], []).append(detection)
+    return by_image
 
 
-def _as_tensors(found: list[dict], category_ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+def _as_tensors(detections: list[dict], category_ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Boxes (n, 4) xyxy and labels (n,) from 1."""
-    boxes = torch.tensor([detection["bbox"] for detection in found], dtype=torch.float32).reshape(-1, 4)
-    labels = [category_ids.index(detection["category_id"]) + 1 for detection in found]
+    boxes = torch.tensor([detection["bbox"] for detection in detections], dtype=torch.float32).reshape(-1, 4)
+    labels = [category_ids.index(detection["category_id"]) + 1 for detection in detections]
     return box_convert(boxes, "xywh", "xyxy"), torch.tensor(labels, dtype=torch.int64)

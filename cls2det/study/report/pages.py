@@ -10,7 +10,7 @@ from typing import Any
 
 from cls2det.study.report import tables
 from cls2det.study.report.paper import ablations, paper, paper_rows
-from cls2det.study.report.runs import Run, by_arm
+from cls2det.study.report.runs import RunRecord, by_arm
 from cls2det.study.report.tide import ERRORS
 
 QUICK = "**Too short to show the gain**: a quick run shows that everything runs; the differences in these tables are noise."
@@ -77,7 +77,7 @@ def _beside_paper(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], why
 
 
 def write_csv_files(
-    out: Path, runs: Sequence[Run], students: Mapping[str, Mapping[str, Any]], comparable: bool, baseline: str
+    out: Path, runs: Sequence[RunRecord], students: Mapping[str, Mapping[str, Any]], comparable: bool, baseline: str
 ) -> list[dict]:
     """Write every table; returns the rows of methods.csv."""
     arms, iou, methods, errors = [], [], [], []
@@ -98,7 +98,7 @@ def write_csv_files(
     return methods
 
 
-def about(runs: Sequence[Run], split: str) -> str:
+def about(runs: Sequence[RunRecord], split: str) -> str:
     """What the numbers are."""
     counts = {len(group) for student in {run.student for run in runs} for group in by_arm(runs, student).values()}
     least, most = min(counts), max(counts)

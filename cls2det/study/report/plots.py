@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cls2det.study.report.runs import Run, by_arm
+from cls2det.study.report.runs import RunRecord, by_arm
 from cls2det.study.report.tide import THRESHOLDS
 
 NOT_CURVES = ("epoch", "step")
@@ -23,7 +23,9 @@ def pyplot():
     return plt
 
 
-def draw_gain(table: Mapping[str, Mapping[str, Any]], runs: Sequence[Run], baseline: str, quick: bool, path: Path) -> None:
+def draw_gain(
+    table: Mapping[str, Mapping[str, Any]], runs: Sequence[RunRecord], baseline: str, quick: bool, path: Path
+) -> None:
     """Left: mAP, AP50 and AP75 by arm, a dot per seed. Right: gain over the baseline by IoU threshold, ± standard error."""
     plt = pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), width_ratios=(3, 2), layout="constrained")
@@ -57,7 +59,7 @@ def draw_by_iou(table: Mapping[str, Mapping[str, Any]], quick: bool, path: Path)
     _finish(figure, (axes,), quick, path)
 
 
-def draw_by_size(table: Mapping[str, Mapping[str, Any]], runs: Sequence[Run], quick: bool, path: Path) -> None:
+def draw_by_size(table: Mapping[str, Mapping[str, Any]], runs: Sequence[RunRecord], quick: bool, path: Path) -> None:
     """AP of small, medium and large objects by arm, a dot per seed; sizes that the data lack are left out."""
     figure, axes = pyplot().subplots(figsize=(7, 4), layout="constrained")
     sizes = [size for size in ("APs", "APm", "APl") if any(row[size] is not None for row in table.values())]
@@ -77,7 +79,7 @@ def draw_errors(errors: Mapping[str, Mapping[str, Sequence[float]]], arms: Seque
     _finish(figure, panels, quick, path)
 
 
-def draw_training(runs: Sequence[Run], quick: bool, path: Path) -> None:
+def draw_training(runs: Sequence[RunRecord], quick: bool, path: Path) -> None:
     """Every loss term and val/mAP against the step; a line per run, in its arm's colour.
 
     Raises FileNotFoundError if no run has log/metrics.csv.
@@ -91,12 +93,12 @@ def draw_training(runs: Sequence[Run], quick: bool, path: Path) -> None:
     figure, grid = pyplot().subplots(rows, columns, figsize=(4 * columns, 2.8 * rows), squeeze=False, layout="constrained")
     colours = _colours(by_arm(runs))
     for axes, name in zip(grid.flat, names, strict=False):
-        seen = set()
+        labelled = set()
         for run in runs:
             if name in curves[run.folder]:
-                label = None if run.arm in seen else run.arm
+                label = None if run.arm in labelled else run.arm
                 axes.plot(*curves[run.folder][name], color=colours[run.arm], linewidth=0.9, alpha=0.8, label=label)
-                seen.add(run.arm)
+                labelled.add(run.arm)
         axes.set(title=name, xlabel="step")
     for axes in grid.flat[len(names) :]:
         axes.set_visible(False)
@@ -111,8 +113,8 @@ def read_curves(file: Path) -> dict[str, tuple[list[float], list[float]]]:
     with file.open(newline="") as lines:
         for row in csv.DictReader(lines):
             for name, text in row.items():
-                wanted = name == "val/mAP" or (name and "/" not in name and not name.startswith("lr-"))
-                if text and wanted and name not in NOT_CURVES:
+                is_curve = name == "val/mAP" or (name and "/" not in name and not name.startswith("lr-"))
+                if text and is_curve and name not in NOT_CURVES:
                     steps, values = curves.setdefault(name, ([], []))
                     steps.append(float(row["step"]))
                     values.append(float(text))
@@ -120,7 +122,7 @@ def read_curves(file: Path) -> dict[str, tuple[list[float], list[float]]]:
     return {name: curves[name] for name in (*first, *sorted(curves.keys() - set(first)))}
 
 
-def _bars(axes, table: Mapping[str, Mapping[str, Any]], runs: Sequence[Run], columns: Sequence[str]) -> None:
+def _bars(axes, table: Mapping[str, Mapping[str, Any]], runs: Sequence[RunRecord], columns: Sequence[str]) -> None:
     width = 0.8 / len(table)
     groups = by_arm(runs)
     for number, (arm, colour) in enumerate(_colours(table).items()):

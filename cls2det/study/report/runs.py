@@ -13,11 +13,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cls2det.distill import DETECTOR_METHODS as METHODS
+from cls2det.commands.renamed import present_run
+from cls2det.settings import DISTILLERS
 
-COMMANDS = ("train", "distill")
-DISTILLED = ("distill", "distillers", "detector_teacher", *METHODS)  # options that say what is distilled
-TERMS = {"kd_cls_weight": "KD-cls", "loc_weight": "loc", "kd_loc_weight": "KD-loc"}
+WITH_STUDENT = ("train", "distill")  # commands whose runs are compared
+DISTILLED = ("distillers", "detector_teacher", *DISTILLERS)  # options that say what is distilled
+TERM_NAMES = {"kd_cls_weight": "KD-cls", "loc_weight": "loc", "kd_loc_weight": "KD-loc"}
+METHOD_NAMES = {"chen": "Chen", "harmony": "harmony"}  # of the others, the upper case
 # What runs of one arm may differ in: it does not say what is learnt, or goes with the seed.
 NOT_THE_ARM = ("seed", "name", "command", "data_root", "val_split", "out", "teacher", "start", "run.")
 # But precision, averaged weights and the number of processes do change what is learnt: a note says where they differ.
@@ -25,7 +27,7 @@ NOT_LEARNT = (*NOT_THE_ARM[:-1], "run.checkpoint_every", "run.skip_bad_images")
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class RunRecord:
     """One training and its evaluation. ``result``: columns of ``evaluation.json`` and ``report.json`` by name."""
 
     folder: Path
@@ -40,30 +42,31 @@ class Run:
         return Path(self.result.get("data_root") or self.options["data_root"])
 
 
-def find_runs(folders: Sequence[str | Path], split: str) -> tuple[list[Run], list[str]]:
+def find_runs(folders: Sequence[str | Path], split: str) -> tuple[list[RunRecord], list[str]]:
     """Runs under the folders that were evaluated on the split, baselines first, and notes on what is odd about them.
 
     Raises ValueError if there are none, or if two of them are the same seed of the same arm of the same student.
     """
-    found: dict[Path, Run] = {}
+    by_folder: dict[Path, RunRecord] = {}
     without: list[Path] = []
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise FileNotFoundError(f"no folder {folder} to look for runs in")
-        here = []
+        runs = []
         for file in sorted(folder.rglob("options.json")):
             options = read_json(file)
-            if not isinstance(options, dict) or options.get("command") not in COMMANDS:
+            if not isinstance(options, dict) or options.get("command") not in WITH_STUDENT:
                 continue
             if (file.parent / split / "evaluation.json").is_file():
-                here.append(_read(file.parent, options, split))
+                runs.append(_read(file.parent, present_run(options), split))
             else:
                 without.append(file.parent)
-        here.sort(key=lambda run: (_distils(run.options) if run.arm != "baseline" else -1, natural(run.arm), run.seed))
-        found |= {run.folder.resolve(): run for run in here if run.folder.resolve() not in found}
-    if not found:
+        runs.sort(key=lambda run: (_count_terms(run.options) if run.arm != "baseline" else -1, natural(run.arm), run.seed))
+        for run in runs:
+            by_folder.setdefault(run.folder.resolve(), run)
+    if not by_folder:
         raise ValueError(_nothing_found(folders, split, without))
-    runs = _tell_apart(list(found.values()))
+    runs = _tell_apart(list(by_folder.values()))
     _check(runs, split)
     runs.sort(key=lambda run: run.arm != "baseline")
     return runs, _notes(runs, split, without)
@@ -73,15 +76,15 @@ def arm_name(options: dict[str, Any]) -> str:
     """``options["name"]``, or what is distilled: baseline, + KD-cls, + loc, + loc + KD-loc, + all, + FKD, + all + FKD …"""
     if options.get("name"):
         return options["name"]
-    settings, distillers = options.get("distill") or {}, _distillers(options)
+    settings, distillers = options.get("classifier") or {}, _distillers(options)
     teacher = bool(options.get("teacher"))
     terms = [
         name
-        for weight, name in TERMS.items()
+        for weight, name in TERM_NAMES.items()
         if settings.get(weight) and (teacher or weight == "loc_weight") and "classifier" in distillers
     ]
-    terms = ["all"] if len(terms) == len(TERMS) else terms
-    terms += [name.upper() for name in distillers if name != "classifier"]
+    terms = ["all"] if len(terms) == len(TERM_NAMES) else terms
+    terms += [METHOD_NAMES.get(name, name.upper()) for name in distillers if name != "classifier"]
     control = settings.get("control", "none")
     return "".join(f" + {term}" for term in terms)[1:] + (f", {control}" if control != "none" else "") if terms else "baseline"
 
@@ -90,9 +93,9 @@ def _distillers(options: dict[str, Any]) -> list[str]:
     return options.get("distillers", ["classifier"]) if options["command"] == "distill" else []
 
 
-def by_arm(runs: Iterable[Run], student: str | None = None) -> dict[str, list[Run]]:
+def by_arm(runs: Iterable[RunRecord], student: str | None = None) -> dict[str, list[RunRecord]]:
     """Runs (of one student) by arm, in order of first appearance."""
-    arms: dict[str, list[Run]] = {}
+    arms: dict[str, list[RunRecord]] = {}
     for run in runs:
         if student in (None, run.student):
             arms.setdefault(run.arm, []).append(run)
@@ -112,7 +115,7 @@ def natural(text: str) -> list:
     return [(1, float(part), "") if number % 2 else (0, 0.0, part) for number, part in enumerate(parts)]
 
 
-def _read(folder: Path, options: dict[str, Any], split: str) -> Run:
+def _read(folder: Path, options: dict[str, Any], split: str) -> RunRecord:
     missing = {"student", "seed", "data_root"} - set(options)
     if missing:
         raise ValueError(f"{folder}/options.json lacks {', '.join(sorted(missing))}")
@@ -122,14 +125,14 @@ def _read(folder: Path, options: dict[str, Any], split: str) -> Run:
         values = value if isinstance(value, list) else [value]
         if any(isinstance(number, float) and not math.isfinite(number) for number in values):
             raise ValueError(f"{folder}: {name} is {value}; evaluate the run again, or leave it out")
-    return Run(folder, options["student"], arm_name(options), options["seed"], options, result)
+    return RunRecord(folder, options["student"], arm_name(options), options["seed"], options, result)
 
 
-def _distils(options: dict[str, Any]) -> int:
+def _count_terms(options: dict[str, Any]) -> int:
     """How many terms have a weight: arms are shown in this order."""
-    distillers = _distillers(options)
-    own = sum(bool((options.get("distill") or {}).get(weight)) for weight in TERMS) if "classifier" in distillers else 0
-    return own + len([name for name in distillers if name != "classifier"])
+    settings, distillers = options.get("classifier") or {}, _distillers(options)
+    terms = [weight for weight in TERM_NAMES if settings.get(weight) and "classifier" in distillers]
+    return len(terms) + len([name for name in distillers if name != "classifier"])
 
 
 def _nothing_found(folders: Sequence[str | Path], split: str, without: list[Path]) -> str:
@@ -153,16 +156,16 @@ def _flat(options: dict[str, Any], prefix: str = "", apart: tuple[str, ...] = NO
     return {name: value for name, value in flat.items() if not name.startswith(apart)}
 
 
-def differing(runs: Iterable[Run], apart: tuple[str, ...] = NOT_THE_ARM) -> list[str]:
+def differing(runs: Iterable[RunRecord], apart: tuple[str, ...] = NOT_THE_ARM) -> list[str]:
     """Names of the options in which runs differ, without those that begin with one of ``apart``."""
     flats = [_flat(run.options, apart=apart) for run in runs]
     names = {name: None for flat in flats for name in flat}
-    return [name for name in names if len({json.dumps(flat.get(name)) for flat in flats}) > 1]
+    return [name for name in names if any(flat.get(name) != flats[0].get(name) for flat in flats)]
 
 
-def _tell_apart(runs: list[Run]) -> list[Run]:
+def _tell_apart(runs: list[RunRecord]) -> list[RunRecord]:
     """Runs that were given no name but differ in options become arms of their own, named after the values."""
-    groups: dict[tuple[str, str], list[Run]] = {}
+    groups: dict[tuple[str, str], list[RunRecord]] = {}
     for run in runs:
         if not run.options.get("name"):
             groups.setdefault((run.student, run.arm), []).append(run)
@@ -176,10 +179,10 @@ def _tell_apart(runs: list[Run]) -> list[Run]:
     return [renamed.get(run.folder, run) for run in runs]
 
 
-def _check(runs: list[Run], split: str) -> None:
-    seen: dict[tuple, Run] = {}
+def _check(runs: list[RunRecord], split: str) -> None:
+    first: dict[tuple, RunRecord] = {}
     for run in runs:
-        other = seen.setdefault((run.student, run.arm, run.seed), run)
+        other = first.setdefault((run.student, run.arm, run.seed), run)
         if other is not run:
             raise ValueError(
                 f"{other.folder} and {run.folder} are both {run.student}, {run.arm}, seed {run.seed}: "
@@ -192,7 +195,7 @@ def _check(runs: list[Run], split: str) -> None:
             )
 
 
-def _notes(runs: list[Run], split: str, without: list[Path]) -> list[str]:
+def _notes(runs: list[RunRecord], split: str, without: list[Path]) -> list[str]:
     notes = []
     if without:
         shown = ", ".join(f"`{folder}`" for folder in without[:3]) + (" …" if len(without) > 3 else "")

@@ -19,20 +19,21 @@ from rich.table import Table
 
 from cls2det.evaluation.anchors import DIAGNOSTICS
 from cls2det.evaluation.coco import COCO_COLUMNS
-from cls2det.study.report.runs import Run
+from cls2det.study.report.runs import RunRecord
 from cls2det.study.report.tide import ERRORS, THRESHOLDS
 
 COLUMNS = (*COCO_COLUMNS, *DIAGNOSTICS, "seconds")
 ON_SCREEN = ("mAP", "AP50", "AP75", "APs", "APm", "APl", "mAR", *DIAGNOSTICS, "seconds")  # what 120 characters hold
 IOU_COLUMNS = tuple(f"AP{100 * threshold:.0f}" for threshold in THRESHOLDS)
-# The paper's Table 2 by the names that arms may have; the first is the paper's, where it has the method.
-METHODS = {
+# The rows of the paper's Table 2, and ours, with the names that an arm of the method may have.
+TABLE2_ROWS = {
     "baseline": ("baseline",),
-    "KD": ("KD", "+ KD"),
+    "KD": ("KD", "+ KD", "Chen", "+ Chen"),  # the paper's name for the method of Chen et al.
     "FGFI": ("FGFI", "+ FGFI"),
     "GID": ("GID", "+ GID"),
     "FKD": ("FKD", "+ FKD"),
-    **{name: (name, f"+ {name}") for name in ("FGD", "PKD", "CWD", "BCKD", "TBD")},
+    **{name: (name, f"+ {name}") for name in ("FGD", "PKD", "CWD", "BCKD")},
+    "harmony": ("harmony", "+ harmony", "TBD", "+ TBD"),
     "ours": ("ours", "+ all", "+ both"),
     "ours + FKD": ("ours + FKD", "+ all + FKD", "+ both + FKD"),
 }
@@ -143,7 +144,7 @@ def method_rows(
 ) -> list[dict]:
     """Table 2: one row for each method that the runs or the paper have for the student, the paper's numbers at its right."""
     rows = []
-    for method, names in METHODS.items():
+    for method, names in TABLE2_ROWS.items():
         names = (baseline, *names) if method == "baseline" else names
         arm = next((table[name] for name in names if name in table), None)
         if arm is None and method not in paper:
@@ -160,7 +161,7 @@ def _minus(row: Mapping, other: Mapping, column: str) -> float | None:
     return None if None in values else values[0] - values[1]
 
 
-def run_rows(runs: Iterable[Run]) -> list[dict]:
+def run_rows(runs: Iterable[RunRecord]) -> list[dict]:
     """One row per run, with every column."""
     rows = []
     for run in runs:

@@ -59,9 +59,9 @@ class Matches:
     """n detections in order of score, m ground truths that are no crowd, T thresholds. Categories count from 0."""
 
     category: np.ndarray  # (n,)
-    found: np.ndarray  # (T, n): the ground truth that the detection found, or -1
+    matched: np.ndarray  # (T, n): the ground truth that the detection matches, or -1
     ignored: np.ndarray  # (T, n): in a crowd
-    same: np.ndarray  # (n,): largest IoU with a ground truth of the same class, found by others or not
+    same: np.ndarray  # (n,): largest IoU with a ground truth of the same class, whether matched or not
     same_truth: np.ndarray  # (n,): and which that is, or -1
     other: np.ndarray  # (n,): the same for the other classes
     other_truth: np.ndarray  # (n,)
@@ -79,13 +79,13 @@ def match(truth: Any, detections: Sequence[Mapping[str, Any]]) -> Matches:
             )
         by_image[detection["image_id"]].append(detection)
     parts, truth_category = [], []
-    for image, found in by_image.items():
+    for image, of_image in by_image.items():
         annotations = truth.imgToAnns[image]
         objects = [note for note in annotations if not note.get("iscrowd", 0)]
         crowds = [note for note in annotations if note.get("iscrowd", 0)]
-        if found:
-            part = _match_image(found, objects, crowds, place)
-            for name in ("found", "same_truth", "other_truth"):
+        if of_image:
+            part = _match_image(of_image, objects, crowds, place)
+            for name in ("matched", "same_truth", "other_truth"):
                 part[name][part[name] >= 0] += len(truth_category)
             parts.append(part)
         truth_category += [place[note["category_id"]] for note in objects]
@@ -96,14 +96,14 @@ def match(truth: Any, detections: Sequence[Mapping[str, Any]]) -> Matches:
     )
 
 
-def _match_image(found: list, objects: list, crowds: list, place: Mapping[int, int]) -> dict[str, np.ndarray]:
-    score = np.array([detection["score"] for detection in found])
-    category = np.array([place[detection["category_id"]] for detection in found])
+def _match_image(detections: list, objects: list, crowds: list, place: Mapping[int, int]) -> dict[str, np.ndarray]:
+    score = np.array([detection["score"] for detection in detections])
+    category = np.array([place[detection["category_id"]] for detection in detections])
     order = np.argsort(-score, kind="stable")
     kept = np.sort(np.concatenate([np.flatnonzero(category[order] == one)[:MOST_DETECTIONS] for one in np.unique(category)]))
     order = order[kept]
     score, category = score[order], category[order]
-    boxes = [found[number]["bbox"] for number in order]
+    boxes = [detections[number]["bbox"] for number in order]
     overlap = _iou(boxes, objects, crowd=False)
     alike = category[:, None] == np.array([place[note["category_id"]] for note in objects], dtype=int)
     matched = np.full((len(THRESHOLDS), len(order)), -1)
@@ -118,7 +118,7 @@ def _match_image(found: list, objects: list, crowds: list, place: Mapping[int, i
     return {
         "score": score,
         "category": category,
-        "found": matched,
+        "matched": matched,
         "ignored": (matched < 0) & (in_crowd.max(1, initial=0.0) >= THRESHOLDS[:, None]),
         "same": same,
         "same_truth": same_truth,
@@ -131,7 +131,7 @@ def _nothing() -> dict[str, np.ndarray]:
     flat = {name: np.zeros(0) for name in ("score", "same", "other")}
     flat |= {name: np.zeros(0, dtype=int) for name in ("category", "same_truth", "other_truth")}
     levels = np.zeros((len(THRESHOLDS), 0), dtype=int)
-    return {**flat, "found": levels, "ignored": levels.astype(bool)}
+    return {**flat, "matched": levels, "ignored": levels.astype(bool)}
 
 
 def _iou(boxes: list, notes: list, *, crowd: bool) -> np.ndarray:
@@ -169,15 +169,15 @@ def _greedy(overlap: np.ndarray) -> np.ndarray:
 
 def _oracles(matches: Matches, level: int) -> tuple[float, dict[str, float]]:
     """mAP at one threshold as it is, and with each error mended; shares of 1."""
-    keep, hit = ~matches.ignored[level], matches.found[level] >= 0
-    found = np.zeros(len(matches.truth_category), dtype=bool)
-    found[matches.found[level][hit]] = True
+    keep, hit = ~matches.ignored[level], matches.matched[level] >= 0
+    detected = np.zeros(len(matches.truth_category), dtype=bool)
+    detected[matches.matched[level][hit]] = True
     counts = np.bincount(matches.truth_category)
     kinds = dict(_kinds(matches, keep & ~hit, THRESHOLDS[level]))
 
     about = np.where(kinds["localisation"], matches.same_truth, -1)
     about = np.where(kinds["classification"], matches.other_truth, about)
-    open_to_mend = np.flatnonzero((about >= 0) & ~found[about])
+    open_to_mend = np.flatnonzero((about >= 0) & ~detected[about])
     best = np.zeros_like(keep)
     best[open_to_mend[np.unique(about[open_to_mend], return_index=True)[1]]] = True  # the first has the highest score
 
@@ -187,7 +187,7 @@ def _oracles(matches: Matches, level: int) -> tuple[float, dict[str, float]]:
         kept = keep & ~wrong | right
         category = np.where(right, matches.truth_category[about], matches.category)
         mended[name] = mean_average_precision(category[kept], (hit | right)[kept], counts)
-    missed = ~found
+    missed = ~detected
     missed[about[open_to_mend]] = False
     left = counts - np.bincount(matches.truth_category[missed], minlength=len(counts))
     now = mean_average_precision(matches.category[keep], hit[keep], counts)
@@ -215,7 +215,7 @@ def mean_average_precision(category: np.ndarray, hit: np.ndarray, counts: np.nda
 
     Args:
         category: (n,) class of each detection, in order of score
-        hit: (n,) whether it found a ground truth
+        hit: (n,) whether it matches a ground truth
         counts: (C,) ground truths by class
     """
     values = []

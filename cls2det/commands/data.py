@@ -1,0 +1,48 @@
+"""The training data of ``teacher``, ``train`` and ``distill``."""
+
+from __future__ import annotations
+
+import torch
+
+from cls2det.commands.options import TeacherOptions, TrainOptions
+from cls2det.data.augment import get_augmentation
+from cls2det.data.dataset import DetectionData
+from cls2det.data.loader import train_loader
+from cls2det.training.optimizer import torch_device
+from cls2det.training.settings import Optim, TeacherRun
+
+
+def training_data(options: TeacherOptions | TrainOptions) -> DetectionData:
+    """Augmented training images that hold an object; ``options.images`` of them, drawn with the seed, or all."""
+    keep = None
+    if options.images is not None:
+        labelled = len(DetectionData(options.data_root, options.train_split, labelled_only=True))
+        if not 0 < options.images <= labelled:
+            place = f"{options.train_split} of {options.data_root}"
+            raise ValueError(f"--images {options.images}: {place} has {labelled} images with a box")
+        keep = torch.randperm(labelled, generator=torch.Generator().manual_seed(options.seed))[: options.images]
+    return DetectionData(
+        options.data_root,
+        options.train_split,
+        augment=get_augmentation(options.augmentation),
+        keep=keep,
+        labelled_only=True,
+        cache=options.run.cache,
+        on_bad_image="skip" if options.run.skip_bad_images else "stop",
+    )
+
+
+def training_loader(data: DetectionData, optim: Optim, run: TeacherRun, seed: int) -> torch.utils.data.DataLoader:
+    """Batches for the steps between two checkpoints."""
+    return train_loader(
+        data,
+        batch_size=optim.batch_size,
+        steps_per_epoch=run.checkpoint_every * optim.accumulate,
+        seed=seed,
+        loader_workers=run.workers,
+        pin_memory=on_gpu(run),
+    )
+
+
+def on_gpu(run: TeacherRun) -> bool:
+    return torch_device(run.device).type == "cuda"

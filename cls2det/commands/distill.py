@@ -1,0 +1,74 @@
+"""``cls2det distill``: a detector that also learns from an image classifier, a bigger detector, or both."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+from torch import nn
+
+from cls2det.commands.data import training_data
+from cls2det.commands.options import DistillOptions
+from cls2det.commands.train import train, train_student
+from cls2det.data.loader import train_loader
+from cls2det.distill import Distillation
+from cls2det.distill.classifier import ClassifierDistiller
+from cls2det.files import is_first_process
+from cls2det.models.students import STUDENTS
+from cls2det.settings import DISTILLERS
+from cls2det.teachers.crop_classifier import CropClassifier, check_not_at_chance
+from cls2det.teachers.detector import DetectorTeacher
+from cls2det.training.optimizer import torch_device
+from cls2det.training.progress import Progress
+
+
+def distill(options: DistillOptions, progress: Progress | None = None) -> dict:
+    """Train the detector, as ``train`` does, with the distillation terms that the options name."""
+    if unknown := set(options.distillers) - set(DISTILLERS):
+        raise ValueError(f"no distiller {', '.join(sorted(unknown))}; there are {', '.join(DISTILLERS)}")
+    _warn_of_unread_teachers(options)
+    if not options.distils:
+        return train(options.without_distillation(), progress)
+    classifier = None
+    if options.teacher and "classifier" in options.distillers:
+        classifier = CropClassifier.load(options.teacher)
+        if not options.allow_poor_teacher and is_first_process():
+            _check_teacher(classifier, options)
+
+    def build(classes: list[str], student: nn.Module) -> Distillation:
+        own = detector_teacher = None
+        if "classifier" in options.distillers:
+            own = ClassifierDistiller(classifier, options.classifier, classes, student.transform)
+        if options.detector_teacher and options.methods:
+            detector_teacher = DetectorTeacher.load(options.detector_teacher, classes)
+        return Distillation(
+            student,
+            classifier=own,
+            teacher=detector_teacher,
+            settings={name: getattr(options, name) for name in options.methods},
+        )
+
+    return train_student(options, build, progress)
+
+
+def _warn_of_unread_teachers(options: DistillOptions) -> None:
+    for argument, readers in (("teacher", {"classifier"}), ("detector_teacher", set(DISTILLERS) - {"classifier"})):
+        teacher = getattr(options, argument)
+        if teacher and not readers & set(options.distillers):
+            names = ", ".join(options.distillers) or "none"
+            warnings.warn(f"{argument} {teacher} is read by none of the distillers {names}", stacklevel=3)
+
+
+def _check_teacher(teacher: CropClassifier, options: DistillOptions) -> None:
+    """Raise ValueError for one that would teach this student nothing, or the wrong thing."""
+    head = STUDENTS[options.student].head
+    reads_scores = options.classifier.kd_cls_weight and options.classifier.control != "one_hot"
+    if reads_scores and (head, teacher.loss) in (("sigmoid", "ce"), ("softmax", "bce")):
+        raise ValueError(
+            f"{options.student} has a {head} for its classes, and the teacher was trained with {teacher.loss} alone: its scores "
+            "mean something else. Train it with --loss joint (--allow-poor-teacher goes on all the same)"
+        )
+    batch_size = options.optim.batch_size
+    batches = math.ceil(256 / batch_size)  # of training images; more than enough crops on most data
+    loader = train_loader(training_data(options), batch_size=batch_size, steps_per_epoch=batches, seed=options.seed)
+    check_not_at_chance(teacher, loader, torch_device(options.run.device))

@@ -1,0 +1,302 @@
+# ruff: noqa: RUF009 (the settings are frozen)
+"""What each command takes: a record per command, whose docstring is the command's help.
+
+These records, and the settings in them, need no torch: a help text comes at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from cls2det.settings import (
+    DISTILLERS,
+    TERMS,
+    BCKDSettings,
+    ChenSettings,
+    ClassifierSettings,
+    CWDSettings,
+    FGDSettings,
+    FGFISettings,
+    FKDSettings,
+    GIDSettings,
+    HarmonySettings,
+    PKDSettings,
+)
+from cls2det.training.settings import Device, Optim, PretrainRun, Run, TeacherRun
+
+BackboneWeights = Literal["none", "auto", "imagenet"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherOptions:
+    """Train an image classifier on the objects of a detection data set.
+
+    It sees the ground-truth boxes, cut out of the images. Writes weights.pt (for `distill --teacher`), report.json and, with a
+    val_split, reliability.png.
+
+    Args:
+        data_root: folder with annotations/instances_<split>.json and <split>/ (COCO's own layout)
+        out: folder for what is written
+        train_split: split to train on (train2017 for COCO)
+        val_split: split to measure accuracy and calibration on
+        architecture: any classifier of torchvision (resnet18, resnet50, resnext101_32x8d …), or compact, the backbone of ssd_compact
+        width: channels of the first stage of a ResNet; 64 is as published, 16 is every width divided by 4
+        backbone_weights: what the classifier starts from: imagenet, auto (random where there is no network), none
+        student: the detector that this classifier will teach; crops are resized and normalised as this detector's images
+        image_size: side in pixels that images are brought to (default: the student's own)
+        crop_size: side of the crops in pixels; 112 in the paper
+        loss: ce for students with a softmax, bce for students with a sigmoid, joint for both (the paper's shared teacher)
+        margin: crops are larger than the box by this share of its size, on each side
+        min_size: boxes whose shorter side is below this many input pixels are not trained on
+        jitter: training boxes are moved by up to this share of their size
+        label_smoothing: of the ce loss; a smoothed teacher is less sure of itself
+        images: how many images to use, drawn with the seed (default: all)
+        augmentation: none, flip, ssd, ssdlite, jitter, jitter_flip; best the same as the student's
+        optim: how weights are optimised; batch_size counts images, not crops
+        seed: of weights, order and augmentation
+        run: where and how it runs
+    """
+
+    data_root: Path
+    out: Path
+    train_split: str = "train"
+    val_split: str | None = None
+    architecture: str = "resnet18"
+    width: int = 64
+    backbone_weights: BackboneWeights = "none"
+    student: str = "ssd_compact"
+    image_size: int | None = None
+    crop_size: int = 112
+    loss: Literal["ce", "bce", "joint"] = "ce"
+    margin: float = 0.0
+    min_size: float = 0.0
+    jitter: float = 0.05
+    label_smoothing: float = 0.05
+    images: int | None = None
+    augmentation: str = "none"
+    optim: Optim = Optim()
+    seed: int = 0
+    run: TeacherRun = TeacherRun()
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """Train a detector without distillation: the baseline.
+
+    Takes the recipes of `distill`, and leaves out what they say of teachers. Writes weights.pt, report.json, log/metrics.csv,
+    tensorboard/ and, with a val_split, its evaluation.
+
+    Args:
+        data_root: folder with annotations/instances_<split>.json and <split>/ (COCO's own layout)
+        out: folder for what is written
+        train_split: split to train on (train2017 for COCO)
+        val_split: split to evaluate on at the end, and during training if run.validate_every is given
+        student: the detector; `cls2det info` lists them
+        image_size: side in pixels that images are brought to (default: the student's own)
+        name: what reports call this run (default: baseline, or what is distilled)
+        images: how many images to use, drawn with the seed (default: all)
+        augmentation: none, flip, ssd, ssdlite, jitter, jitter_flip
+        backbone_weights: what the backbone starts from: imagenet, auto (random where there is no network), none
+        start: weights.pt of `cls2det teacher` or `pretrain` with the same backbone, to start from instead
+        cls_weight: weight of the detector's own classification losses
+        box_weight: weight of the detector's own box losses
+        optim: how weights are optimised
+        seed: of weights, order and augmentation
+        run: where and how it runs
+    """
+
+    data_root: Path
+    out: Path
+    train_split: str = "train"
+    val_split: str | None = None
+    student: str = "ssd_compact"
+    image_size: int | None = None
+    name: str | None = None
+    images: int | None = None
+    augmentation: str = "none"
+    backbone_weights: BackboneWeights = "auto"
+    start: Path | None = None
+    cls_weight: float = 1.0
+    box_weight: float = 1.0
+    optim: Optim = Optim()
+    seed: int = 0
+    run: Run = Run()
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillOptions(TrainOptions):
+    """Train a detector that also learns from a teacher.
+
+    The teacher is an image classifier, a bigger detector, or both. Writes weights.pt (the student alone), report.json,
+    log/metrics.csv, tensorboard/ and, with a val_split, its evaluation.
+
+    Args:
+        teacher: weights.pt of `cls2det teacher`; the pixel term alone (loc_weight) needs none
+        allow_poor_teacher: go on with a teacher that is no better than guessing
+        detector_teacher: weights.pt of `cls2det train` or `distill`, or torchvision:NAME for a detector with torchvision's COCO
+            weights; the teacher of every distiller but classifier
+        distillers: methods whose terms are added up: classifier, chen, fgfi, gid, fkd, fgd, pkd, cwd, bckd, harmony
+        classifier: the image classifier's terms (Guo et al., NeurIPS 2021)
+        chen: Chen et al., NeurIPS 2017: soft labels, bounded regression, hint
+        fgfi: FGFI (Wang et al., CVPR 2019): features near objects
+        gid: GID (Dai et al., CVPR 2021): where student and teacher disagree most
+        fkd: FKD (Zhang & Ma, ICLR 2021): attention and non-local relations
+        fgd: FGD (Yang et al., CVPR 2022): objects and background apart
+        pkd: PKD (Cao et al., NeurIPS 2022): normalised features
+        cwd: CWD (Shu et al., ICCV 2021): where each channel looks
+        bckd: BCKD (Yang et al., ICCV 2023): scores and boxes of sigmoid heads
+        harmony: ours, after an idea of Tang et al. 2022: where class scores and boxes agree
+    """
+
+    teacher: Path | None = None
+    allow_poor_teacher: bool = False
+    detector_teacher: str | None = None
+    distillers: list[str] = dataclasses.field(default_factory=lambda: ["classifier"])
+    classifier: ClassifierSettings = ClassifierSettings()
+    chen: ChenSettings = ChenSettings()
+    fgfi: FGFISettings = FGFISettings()
+    gid: GIDSettings = GIDSettings()
+    fkd: FKDSettings = FKDSettings()
+    fgd: FGDSettings = FGDSettings()
+    pkd: PKDSettings = PKDSettings()
+    cwd: CWDSettings = CWDSettings()
+    bckd: BCKDSettings = BCKDSettings()
+    harmony: HarmonySettings = HarmonySettings()
+
+    @property
+    def methods(self) -> list[str]:
+        """The detector-to-detector methods among the distillers."""
+        return [name for name in DISTILLERS if name in self.distillers and name != "classifier"]
+
+    def without_distillation(self) -> TrainOptions:
+        """Those of ``train``."""
+        return TrainOptions(**{field.name: getattr(self, field.name) for field in dataclasses.fields(TrainOptions)})
+
+    @property
+    def distils(self) -> bool:
+        """Whether any term is distilled: a method, a teacher, or a weight of the classifier's terms above 0."""
+        terms = self.teacher or any(getattr(self.classifier, weight) for weight in TERMS)
+        return bool(self.methods or ("classifier" in self.distillers and terms))
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainOptions:
+    """Train a backbone on a folder of images by class (ImageNet's layout).
+
+    For `train --start` and `distill --start`, where nobody offers weights: ResNet-50 with every width divided by 4, say.
+    Writes weights.pt and report.json.
+
+    Args:
+        data_root: folder with <train_split>/<class>/*.jpg and <val_split>/<class>/*.jpg
+        out: folder for what is written
+        train_split: folder to train on
+        val_split: folder to measure the top-1 accuracy on, or null
+        architecture: any classifier of torchvision
+        width: channels of the first stage of a ResNet; 16 is every width divided by 4
+        image_size: side of the training crops in pixels
+        label_smoothing: of the cross-entropy
+        optim: how weights are optimised
+        seed: of weights, order and augmentation
+        run: where and how it runs
+    """
+
+    data_root: Path
+    out: Path
+    train_split: str = "train"
+    val_split: str | None = "val"
+    architecture: str = "resnet50"
+    width: int = 16
+    image_size: int = 224
+    label_smoothing: float = 0.1
+    optim: Optim = Optim("sgd", 0.1, base_batch=256, weight_decay=1e-4, schedule="multi_step", epochs=90, batch_size=256)
+    seed: int = 0
+    run: PretrainRun = PretrainRun()
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateOptions:
+    """Evaluate a trained detector with pycocotools.
+
+    Args:
+        weights: weights.pt of `cls2det train` or `distill`
+        data_root: folder with annotations/instances_<split>.json and <split>/
+        split: split to evaluate on (val2017 for COCO)
+        out: folder for evaluation.json and detections.json (COCO's result format); without it nothing is written
+        batch_size: images per forward; where images differ in shape, neighbours pad each other and shift scores a little
+        loader_workers: processes that load images
+        device: auto takes a GPU if there is one
+    """
+
+    weights: Path
+    data_root: Path
+    split: str = "val"
+    out: Path | None = None
+    batch_size: int = 8
+    loader_workers: int = 0
+    device: Device = "auto"
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictOptions:
+    """Detect objects in images, and draw them.
+
+    Writes a picture per image under the folder given by --out, in the folders of the images, and predictions.json. An image
+    that cannot be read is named and left out.
+
+    Args:
+        weights: weights.pt of `cls2det train` or `distill`
+        images: image files, and folders, which are searched at every depth
+        out: folder for what is written
+        threshold: detections with a lower score are left out
+        most: at most this many detections per image, those of the highest scores
+        device: auto takes a GPU if there is one
+        no_pictures: write predictions.json alone
+    """
+
+    weights: Path
+    images: list[Path]
+    out: Path
+    threshold: float = 0.5
+    most: int = 100
+    device: Device = "auto"
+    no_pictures: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportOptions:
+    """Write a trained student in formats that run without this package.
+
+    Writes a file per format and export.json, which says how each is used, what images it takes and, for a format that does not
+    work for this student, why.
+
+    Args:
+        weights: weights.pt of `cls2det train` or `distill`
+        out: folder for what is written
+        formats: state_dict (the detector's weights alone), torch_export, onnx
+        image_size: side in pixels of the square image that formats of a fixed size are made for (default: the student's own)
+        check: run what was written on random images and compare with the trained student
+    """
+
+    weights: Path
+    out: Path
+    formats: list[str] = dataclasses.field(default_factory=lambda: ["state_dict", "torch_export", "onnx"])
+    image_size: int | None = None
+    check: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class RecipesOptions:
+    """List the recipes that come with the package, or print one.
+
+    Args:
+        name: the recipe to print; `cls2det recipes --name ssd300 > mine.yaml` gives a copy to change
+    """
+
+    name: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class InfoOptions:
+    """Print versions, back ends of the operators, devices, students, distillers and recipes."""

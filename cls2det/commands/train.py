@@ -1,0 +1,108 @@
+"""``cls2det train``: a detector without distillation, and what ``distill`` shares with it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from cls2det.commands.data import on_gpu, training_data, training_loader
+from cls2det.commands.evaluate import evaluate
+from cls2det.commands.identity import claim
+from cls2det.commands.options import DistillOptions, EvaluateOptions, TrainOptions
+from cls2det.data.dataset import DetectionData
+from cls2det.data.loader import test_loader
+from cls2det.distill import Distillation
+from cls2det.files import is_first_process, write_json
+from cls2det.models.backbones import load_classifier
+from cls2det.models.students import build_student, load_backbone, parameter_count, save_student
+from cls2det.training import fit
+from cls2det.training.detector import DetectorTraining
+from cls2det.training.progress import Progress
+
+BuildDistillation = Callable[[list[str], nn.Module], Distillation]  # (classes, student)
+
+
+def train(options: TrainOptions, progress: Progress | None = None) -> dict:
+    """Train the detector; returns the content of report.json and, with a val_split, the mAP.
+
+    Of ``DistillOptions`` only those of ``TrainOptions`` are read.
+    """
+    if isinstance(options, DistillOptions):
+        if options.teacher:
+            warnings.warn(f"train distils nothing: teacher {options.teacher} is left out; see distill", stacklevel=2)
+        options = options.without_distillation()
+    return train_student(options, None, progress)
+
+
+def train_student(
+    options: TrainOptions, build_distillation: BuildDistillation | None, progress: Progress | None
+) -> dict[str, Any]:
+    """Train, save and evaluate a student.
+
+    Args:
+        options: of the student and its training
+        build_distillation: makes the distillation terms for the student, before it is trained; None for none
+        progress: told the steps, in place of a bar on the screen
+    """
+    data = training_data(options)
+    validation = DetectionData(options.data_root, options.val_split) if options.val_split else None
+    optim, run = options.optim.for_run(len(data), options.run)
+    val_loader = None
+    if validation and run.validate_every:
+        if len(validation) < run.processes:  # a process without an image would keep the others waiting
+            text = f"{options.val_split} has {len(validation)} images, too few for a validation by {run.processes} processes"
+            raise ValueError(text)
+        val_loader = test_loader(
+            validation, batch_size=optim.batch_size, loader_workers=run.workers, pin_memory=on_gpu(run), shared=True
+        )
+    torch.manual_seed(options.seed)
+    backbone_weights = "none" if options.start else options.backbone_weights
+    detector = build_student(options.student, len(data.classes), options.image_size, backbone_weights)
+    training = DetectorTraining(
+        detector,
+        data.classes,
+        student=options.student,
+        image_size=options.image_size,
+        optim=optim,
+        cls_weight=options.cls_weight,
+        box_weight=options.box_weight,
+        distillation=build_distillation(data.classes, detector) if build_distillation else None,
+        ratio_every=run.ratio_every,
+        pictures=run.pictures,
+    )
+    if options.start:
+        load_backbone(detector, load_classifier(options.start))
+    claim(options)
+    seconds = fit.fit(
+        training,
+        training_loader(data, optim, run, options.seed),
+        options.out,
+        optim=optim,
+        run=run,
+        seed=options.seed,
+        val_loader=val_loader,
+        val_every=run.validate_every or 1,
+        progress=progress,
+    )
+    weights = options.out / "weights.pt"
+    save_student(weights, detector, name=options.student, classes=data.classes, image_size=options.image_size)
+    report = {
+        "seconds": seconds,
+        "started from": str(options.start or detector.started_from),
+        "images": len(data),
+        "steps": optim.steps,
+        "parameters": parameter_count(detector),
+    }
+    write_json(options.out / "report.json", report)
+    if validation and is_first_process():
+        out = options.out / options.val_split
+        evaluation = EvaluateOptions(
+            weights, options.data_root, options.val_split, out, optim.batch_size, run.workers, run.device
+        )
+        table = evaluate(evaluation, progress)
+        report |= {column: table[column] for column in ("mAP", "AP50", "AP75")}
+    return report

@@ -1,0 +1,288 @@
+"""The settings of every distiller: data alone, without torch, so that a help text comes at once.
+
+The terms that they weight are in ``cls2det.distill``, formulas in ``cls2det_ops.losses``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifierSettings:
+    """The image classifier's terms (Guo et al., NeurIPS 2021); fit every student. A weight of 0 leaves one out.
+
+    Args:
+        kd_cls_weight: weight of KD-cls
+        kd_loc_weight: weight of KD-loc, on the teacher's features
+        loc_weight: weight of loc, on pixels
+        input_std: loc_weight is for pixel differences divided by this many of the 255 levels, whatever the student's own
+            normalisation: 1 for the paper's 0.15, 58 for weights chosen on ImageNet-normalised images
+        warmup_steps: steps over which the weights rise from 0
+        temperature: of KD-cls
+        pixel_size: side of the square on which the pixels of a box are sampled; null is the teacher's crop size, or 112
+            without a teacher
+        pixel_pool: side of the square that these samples are pooled to before they are compared
+        feature_layers: layers of the teacher that KD-loc compares; the term is their mean. maxpool and layer1 are the paper's
+            l0 and l1
+        feature_pools: side of the square that each layer is pooled to before it is compared
+        feature_mode: "crop" runs the layers on the crop of every box, as the paper does. "map" runs them once on whole images
+            and pools the boxes there, which costs next to nothing but sees small objects at the images' resolution
+        teacher_precision: "bf16" runs the teacher in bfloat16, except for a ResNet's stem, which KD-loc compares
+        chunk: crops that go through the teacher at a time, which bounds the memory of thousands of positives and changes no
+            result; null is all at once
+        max_positives: the terms on boxes use at most this many positives per process and step; null is all
+        normalizer: the terms are divided by the number of positives of the "process", or of "all" processes, and by 1 if there
+            is none. With "all" they do not depend on how a batch is split, unless max_positives applies; the detector's own
+            losses are divided by process in both cases
+        control: "one_hot" puts the true class in the teacher's place, "shuffled" permutes its classes; for studies
+    """
+
+    kd_cls_weight: float = 0.4
+    kd_loc_weight: float = 2.0
+    loc_weight: float = 2.0
+    input_std: float = 63.75
+    warmup_steps: int = 0
+    temperature: float = 2.0
+    pixel_size: int | None = None
+    pixel_pool: int = 4
+    feature_layers: tuple[str, ...] = ("maxpool",)
+    feature_pools: tuple[int, ...] = (8,)
+    feature_mode: Literal["crop", "map"] = "crop"
+    teacher_precision: Literal["32", "bf16"] = "32"
+    chunk: int | None = 512
+    max_positives: int | None = None
+    normalizer: Literal["process", "all"] = "process"
+    control: Literal["none", "one_hot", "shuffled"] = "none"
+
+    def __post_init__(self):
+        if len(self.feature_layers) != len(self.feature_pools):
+            raise ValueError(f"one pool per layer: feature_layers {self.feature_layers}, feature_pools {self.feature_pools}")
+        for name in ("input_std", "temperature", "pixel_pool", "pixel_size", "chunk", "max_positives"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise ValueError(f"classifier.{name} must be above 0, got {value}")
+        if min(self.kd_cls_weight, self.kd_loc_weight, self.loc_weight) < 0:
+            raise ValueError(f"weights of distillation terms must not be negative, got {self}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ChenSettings:
+    """Chen et al., NeurIPS 2017; fits Faster R-CNN with the teacher's anchors.
+
+    The paper mixes its own loss in as mu hard + (1 - mu) soft; the detector's loss keeps its weight of 1 here, and the soft
+    one has (1 - mu) / mu of it. The paper does not give mu; 0.25 is for the 0.8 of a later port.
+
+    Args:
+        weight: of all its terms
+        warmup_steps: steps over which the weight rises from 0
+        soft_weight: of the soft labels: of the box head at the sampled proposals, of the RPN at the sampled anchors
+        background_weight: of the background in the soft labels of the box head
+        temperature: of the soft labels
+        bounded_weight: of the box head's regression where the teacher does better (the RPN's is left to its own loss)
+        margin: by how much better, in squared units of the box code; not given in the paper
+        hint_weight: of the squared difference of features, its mean
+    """
+
+    weight: float = 1.0
+    warmup_steps: int = 0
+    soft_weight: float = 0.25
+    background_weight: float = 1.5
+    temperature: float = 1.0
+    bounded_weight: float = 0.5
+    margin: float = 0.0
+    hint_weight: float = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class FGFISettings:
+    """FGFI (Wang et al., CVPR 2019); fits every student with anchors whose maps have the teacher's sizes.
+
+    Args:
+        weight: of the term; 0.01 in the release, for another detector than any of these
+        warmup_steps: steps over which the weight rises from 0; the release leaves the first 400 out
+        factor: a place is imitated if an anchor there overlaps an object by more than this share of the object's best overlap
+        assignment: whether an object's best overlap is looked for on each level apart, over all levels, or over all with only
+            the level of the best one imitated; the paper, with one map, does not say
+        relu: end the adapters in a ReLU, as in the release; the maps of a pyramid have signs
+        per_image: divide by the places of each image and average, in place of those of the batch
+    """
+
+    weight: float = 0.01
+    warmup_steps: int = 400
+    factor: float = 0.5
+    assignment: Literal["level", "all", "best"] = "all"
+    relu: bool = False
+    per_image: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class GIDSettings:
+    """GID (Dai et al., CVPR 2021); fits students with the teacher's anchors whose maps have one number of channels.
+
+    Args:
+        weight: of all its terms
+        warmup_steps: steps over which the weight rises from 0
+        feature_weight: of the instances' features
+        feature_form: "squared" is the release's, and what its 5e-4 is for; "norm" the paper's
+        relation_weight: of the distances between them
+        cls_weight: of the scores at anchors on instances
+        box_weight: of the box regression there
+        instances: per image
+        candidates: anchors per image that the selection begins with
+        nms_threshold: IoU above which the lesser instance is dropped
+        min_size: instances with a shorter side, in pixels, are dropped
+        pool_size: features are pooled to this square
+    """
+
+    weight: float = 1.0
+    warmup_steps: int = 0
+    feature_weight: float = 5e-4
+    feature_form: Literal["squared", "norm"] = "squared"
+    relation_weight: float = 40.0
+    cls_weight: float = 0.1
+    box_weight: float = 1.0
+    instances: int = 10
+    candidates: int = 3000
+    nms_threshold: float = 0.3
+    min_size: float = 10.0
+    pool_size: int = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class FKDSettings:
+    """FKD (Zhang & Ma, ICLR 2021); fits every student whose maps have the teacher's sizes.
+
+    Args:
+        weight: of all its terms
+        warmup_steps: steps over which the weight rises from 0
+        preset: weights, temperature and mask of the release, for two-stage or one-stage detectors; the paper's text seems to
+            give the temperatures the other way round
+        attention_weight: of the masked maps, in place of the preset's
+        transfer_weight: of the attention itself, in place of the preset's
+        nonlocal_weight: of the relations, in place of the preset's
+        temperature: of the attention, in place of the preset's
+        channel_mask: apply the channel attention to the maps as well, in place of the preset's
+        per_image: distances of each image, averaged, in place of one over the batch, which grows with its root
+    """
+
+    weight: float = 1.0
+    warmup_steps: int = 0
+    preset: Literal["two-stage", "one-stage"] = "two-stage"
+    attention_weight: float | None = None
+    transfer_weight: float | None = None
+    nonlocal_weight: float | None = None
+    temperature: float | None = None
+    channel_mask: bool | None = None
+    per_image: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class FGDSettings:
+    """FGD (Yang et al., CVPR 2022): objects and background apart, and context; fits students whose maps have the teacher's sizes.
+
+    Args:
+        weight: of all its terms
+        warmup_steps: steps over which the weight rises from 0
+        foreground_weight: of features inside ground-truth boxes
+        background_weight: of features outside
+        attention_weight: of the attention maps
+        context_weight: of the context blocks
+        temperature: of the attention
+    """
+
+    weight: float = 1.0
+    warmup_steps: int = 0
+    foreground_weight: float = 1e-3
+    background_weight: float = 5e-4
+    attention_weight: float = 5e-4
+    context_weight: float = 5e-6
+    temperature: float = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class PKDSettings:
+    """PKD (Cao et al., NeurIPS 2022): maps normalised by channel; fits every student whose maps have the teacher's sizes.
+
+    Args:
+        weight: of the term, the mean square summed over maps; 6 for two-stage and 10 for one-stage detectors in a known port
+        warmup_steps: steps over which the weight rises from 0
+        per_image: normalise each image by itself, in place of the batch
+    """
+
+    weight: float = 6.0
+    warmup_steps: int = 0
+    per_image: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class CWDSettings:
+    """CWD (Shu et al., ICCV 2021): where each channel looks; fits every student whose maps have the teacher's sizes.
+
+    Args:
+        weight: of the term, summed over maps
+        warmup_steps: steps over which the weight rises from 0
+        temperature: of the softmax over places
+    """
+
+    weight: float = 1.0
+    warmup_steps: int = 0
+    temperature: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class BCKDSettings:
+    """BCKD (Yang et al., ICCV 2023); fits RetinaNet and FCOS with the teacher's anchors.
+
+    Args:
+        weight: of all its terms
+        warmup_steps: steps over which the weight rises from 0
+        cls_weight: of the scores, over all anchors, divided by the number of positives
+        box_weight: of 1 - GIoU with the teacher's boxes, at the positives, by the teacher's best score
+        beta: power of the difference of the two probabilities, which weights each class
+    """
+
+    weight: float = 1.0
+    warmup_steps: int = 0
+    cls_weight: float = 1.0
+    box_weight: float = 4.0
+    beta: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class HarmonySettings:
+    """Ours, after an idea of TBD (Tang et al., 2022), whose equations we could not get.
+
+    Fits RetinaNet and FCOS with the teacher's anchors.
+
+    Args:
+        weight: of all its terms
+        warmup_steps: steps over which the weight rises from 0
+        cls_weight: of the class scores at the positives, by the teacher's harmony score
+        box_weight: of 1 - GIoU with the teacher's boxes at the positives, by the same score
+        feature_weight: of the features, over all levels
+        balance: share of the classification's places in that term; the rest is the regression's
+    """
+
+    weight: float = 1.0
+    warmup_steps: int = 0
+    cls_weight: float = 1.0
+    box_weight: float = 2.0
+    feature_weight: float = 1.0
+    balance: float = 0.5
+
+
+DISTILLERS = {  # by name, in the order in which reports and help texts list them
+    "classifier": ClassifierSettings,
+    "chen": ChenSettings,
+    "fgfi": FGFISettings,
+    "gid": GIDSettings,
+    "fkd": FKDSettings,
+    "fgd": FGDSettings,
+    "pkd": PKDSettings,
+    "cwd": CWDSettings,
+    "bckd": BCKDSettings,
+    "harmony": HarmonySettings,
+}
+TERMS = ("kd_cls_weight", "kd_loc_weight", "loc_weight")  # of the classifier; a weight above 0 is what makes a run distil
+NO_TERMS = ClassifierSettings(**dict.fromkeys(TERMS, 0.0))

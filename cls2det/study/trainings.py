@@ -1,0 +1,264 @@
+"""The trainings of a plan: which there are, with which options, and in which folders."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import re
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchvision.models import get_model
+
+from cls2det.commands.distill import distill
+from cls2det.commands.evaluate import evaluate
+from cls2det.commands.identity import check_claim
+from cls2det.commands.options import DistillOptions, EvaluateOptions, TeacherOptions
+from cls2det.commands.parsing import parse_options
+from cls2det.commands.teacher import teacher
+from cls2det.distill import Distillation
+from cls2det.models.students import build_student
+from cls2det.settings import TERMS
+from cls2det.study.jobs import Job
+from cls2det.study.plan import Plan, merge
+from cls2det.teachers.detector import PREFIX, DetectorTeacher
+from cls2det.training.progress import Progress
+from cls2det.training.settings import torchrun_processes
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """One training of a sweep.
+
+    Attributes:
+        name: what the progress display calls it
+        options: of ``cls2det teacher``, or of ``cls2det distill``
+        split: on which a student is evaluated
+    """
+
+    name: str
+    options: TeacherOptions | DistillOptions
+    split: str
+
+    @property
+    def folder(self) -> Path:
+        return self.options.out
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / "weights.pt"
+
+    @property
+    def is_done(self) -> bool:
+        last = "report.json" if isinstance(self.options, TeacherOptions) else f"{self.split}/evaluation.json"
+        return (self.folder / last).is_file()
+
+    @property
+    def job(self) -> Job:
+        return Job(self.name, run_training, (self,))
+
+    def check_claim(self) -> None:
+        """FileExistsError if the folder holds a run with other options."""
+        check_claim(self.folder, self.options)
+
+    def summary(self) -> str:
+        """A sentence about a finished teacher or detector teacher, for the report."""
+        options, report = (read(self.folder / name) for name in ("options.json", "report.json"))
+        if isinstance(self.options, TeacherOptions):
+            text = f"teacher `{self.folder.name}`: {report['crops']} crops of {report['images']} images"
+            if report.get("accuracy") is None:
+                return text
+            right = f"{report['accuracy']:.1f} % of the crops of {options['val_split']} right"
+            return f"{text}, {right}, ECE {report['ece']:.1f} %"
+        table = read(self.folder / self.split / "evaluation.json")
+        size = f"{report['images']} images, {report['parameters']} parameters"
+        return f"detector teacher `{self.folder.name}`: {options['student']}, {size}, mAP {table['mAP']:.1f} on {self.split}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a sweep's data are, where its trainings are written, and how they run.
+
+    Attributes:
+        data_root: COCO-format data
+        out: the sweep's folder
+        run: options of ``run`` for every training
+    """
+
+    data_root: Path
+    out: Path
+    run: dict[str, Any]
+
+    def teacher(self, name: str, seed: int | None) -> Path:
+        return self.out / "teachers" / (name if seed is None else f"{name}-seed{seed}")
+
+    def detector(self, name: str) -> Path:
+        return self.out / "detectors" / name
+
+    def student(self, label: str, seed: int) -> Path:
+        slug = re.sub(r"[^\w=.,]+", "-", label.replace("+ ", "")).strip("-").lower()
+        return self.out / "runs" / f"{slug}-seed{seed}"
+
+    def options(self, folder: Path) -> dict[str, Any]:
+        return {"data_root": str(self.data_root), "out": str(folder), "run": self.run}
+
+
+def run_training(training: Training, progress: Progress) -> None:
+    """Train, and evaluate a student; what is finished is not done again."""
+    options = training.options
+    if isinstance(options, TeacherOptions):
+        teacher(options, progress)
+        return
+    if not (training.folder / "report.json").is_file():
+        distill(options, progress)
+    evaluation = EvaluateOptions(
+        training.weights,
+        options.data_root,
+        training.split,
+        training.folder / training.split,
+        batch_size=options.optim.batch_size,
+        loader_workers=options.run.workers,
+        device=options.run.device,
+    )
+    evaluate(evaluation, progress)
+
+
+def teacher_trainings(plan: Plan, place: Place) -> list[Training]:
+    """Those teachers that an arm, a detector, or all of them, name."""
+    users = [plan.train, *plan.arms.values(), *plan.detectors.values()]
+    names = {user.get(key) for user in users for key in ("teacher", "start")}
+    trainings = []
+    for name, options in plan.teachers.items():
+        if name not in names:
+            continue
+        for seed in plan.seeds if options.get("per_seed") else [None]:
+            folder = place.teacher(name, seed)
+            own_seed = {} if seed is None else {"seed": seed}
+            options = {key: value for key, value in options.items() if key != "per_seed"}
+            merged = merge({"val_split": plan.split}, options, own_seed, place.options(folder))
+            trainings.append(Training(folder.name, _parsed(folder.name, TeacherOptions, merged), plan.split))
+    return trainings
+
+
+def detector_trainings(plan: Plan, place: Place) -> list[Training]:
+    """Those detectors that an arm, or all of them, name as their teacher."""
+    names = {user.get("detector_teacher") for user in (plan.train, *plan.arms.values())}
+    trainings = []
+    for name, options in plan.detectors.items():
+        if name in names:
+            last = {"name": name, "val_split": None, **place.options(place.detector(name))}
+            merged = merge({"distillers": []}, options, last)  # what a recipe distils would want a teacher
+            label = f"detector {name}"
+            parsed = _parsed(label, DistillOptions, _with_weights(merged, plan, place, seed=None))
+            trainings.append(Training(label, parsed, plan.split))
+    return trainings
+
+
+def student_trainings(plan: Plan, place: Place) -> list[Training]:
+    """Every arm with every student and seed; seeds first, so that a report of an unfinished sweep has whole pairs."""
+    trainings: dict[Path, Training] = {}
+    students = plan.students or [plan.train.get("student", "ssd_compact")]
+    for seed, student, (name, changes) in itertools.product(plan.seeds, students, plan.arms.items()):
+        label = name if len(students) == 1 else f"{student} {name}"
+        folder = place.student(label, seed)
+        if folder in trainings:
+            raise ValueError(f"two arms would be written to {folder}; give them names that differ in more than signs")
+        nothing = {"classifier": dict.fromkeys(TERMS, 0.0)}
+        last = {"seed": seed, "student": student, "name": name, "val_split": None, **place.options(folder)}
+        merged = _with_weights(merge(nothing, plan.train, changes, last), plan, place, seed)
+        trainings[folder] = Training(f"{label}, seed {seed}", _parsed(label, DistillOptions, merged), plan.split)
+    return list(trainings.values())
+
+
+def check_processes(trainings: Iterable[Training]) -> None:
+    """A training is one process: to start another, Lightning would run the command of this one again, which is the sweep."""
+    if torchrun_processes():
+        raise ValueError(
+            "a sweep is one process, which starts its trainings side by side (--workers); start it without torchrun"
+        )
+    for training in trainings:
+        run = training.options.run
+        if run.processes > 1:
+            raise ValueError(
+                f"{training.name}: a training of a sweep is one process, found run.devices {run.devices} and run.num_nodes "
+                f"{run.num_nodes}. Leave them at 1: trainings run side by side, one per GPU (--workers)"
+            )
+
+
+def check_students(students: Iterable[Training], teachers: Iterable[Training], detectors: Iterable[Training]) -> None:
+    """Teachers and methods fit their students; otherwise a ValueError, before hours are spent on the teachers.
+
+    Students and detector teachers have random weights here. They are on the meta device, where a forward costs nothing. Teachers
+    that are files are left to the runs.
+    """
+    student_of_teacher = {training.weights: training.options.student for training in teachers}
+    options_of_detector = {str(training.weights): training.options for training in detectors}
+    checked = set()
+    for training in students:
+        options = training.options
+        teachers_of_case = student_of_teacher.get(options.teacher), options.detector_teacher
+        case = (options.student, options.image_size, *teachers_of_case, *options.methods)
+        if case in checked:
+            continue
+        checked.add(case)
+        if options.teacher in student_of_teacher:
+            _check_normalisation(options.student, student_of_teacher[options.teacher])
+        if options.methods and options.detector_teacher:
+            detector = _detector(options.detector_teacher, options_of_detector)
+            if detector is not None:
+                teacher = DetectorTeacher(detector, ["one", "other"], [1, 2])
+                settings = {name: getattr(options, name) for name in options.methods}
+                Distillation(_meta_student(options.student, options.image_size), teacher=teacher, settings=settings)
+
+
+def _check_normalisation(name: str, student_of_teacher: str) -> None:
+    if name == student_of_teacher:
+        return
+    transforms = [_meta_student(student, None).transform for student in (name, student_of_teacher)]
+    means_and_stds = [(list(transform.image_mean), list(transform.image_std)) for transform in transforms]
+    if means_and_stds[0] != means_and_stds[1]:
+        raise ValueError(f"a teacher for {student_of_teacher} does not fit {name}: their inputs are normalised differently")
+
+
+def _detector(source: str, options: Mapping[str, DistillOptions]) -> torch.nn.Module | None:
+    if source in options:
+        return _meta_student(options[source].student, options[source].image_size)
+    if source.startswith(PREFIX):
+        return get_model(source.removeprefix(PREFIX), weights=None, weights_backbone=None).to("meta")
+    return None
+
+
+@cache
+def _meta_student(name: str, image_size: int | None) -> torch.nn.Module:
+    return build_student(name, 2, image_size).to("meta")
+
+
+def _parsed(name: str, record: type, options: dict[str, Any]) -> Any:
+    try:
+        return parse_options(record, options)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def _with_weights(options: dict[str, Any], plan: Plan, place: Place, seed: int | None) -> dict[str, Any]:
+    """``options`` with paths in place of the names of the sweep's teachers and detectors."""
+    paths = {}
+    for key in ("teacher", "start"):
+        name = options.get(key)
+        if name in plan.teachers:
+            folder = place.teacher(name, seed if plan.teachers[name].get("per_seed") else None)
+            paths[key] = str(folder / "weights.pt")
+        elif name and not Path(name).is_file():
+            known = ", ".join(plan.teachers) or "there are none"
+            raise ValueError(f"{key}: {name} is neither a file nor one of the sweep's teachers ({known})")
+    if options.get("detector_teacher") in plan.detectors:
+        paths["detector_teacher"] = str(place.detector(options["detector_teacher"]) / "weights.pt")
+    return options | paths
+
+
+def read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text())
