@@ -10,7 +10,7 @@ import cls2det_ops
 from cls2det_ops import RoIKDLoss, RoIMap, kd_sigmoid_loss, kd_softmax_loss, roi_feature_loss, roi_kd_loss
 from helpers import DTYPES, ORACLE, assert_close, cast, evaluate, safe_boxes
 
-IMAGE_SCALE, MAP_SCALE = 1.0, 0.25
+MAP_SCALE = 0.25
 
 
 def scene(columns: int = 6, k: int = 10) -> dict[str, Tensor]:
