@@ -295,13 +295,19 @@ def test_recipe_with_a_list_of_distillers(scenes, detector_weights, teacher_weig
     assert "give --detector-teacher" in capsys.readouterr().err
 
 
+def shapes_of(student: str) -> torch.nn.Module:
+    """The student on the meta device, which has shapes and no numbers and is built at once."""
+    with torch.device("meta"):
+        return build_student(student, 10)
+
+
 def test_teachers_that_do_not_fit_are_refused(detector_weights, teacher_weights):
     with pytest.raises(ValueError, match=r"fkd: the detector teacher does not take the student's images of .96, 96"):
-        model_of("ssd_compact", "fkd", teacher=build_student("ssd300_vgg16", 10))
+        model_of("ssd_compact", "fkd", teacher=shapes_of("ssd300_vgg16"))
     with pytest.raises(
         ValueError, match=r"fkd compares feature maps.*12x12, 6x6, 3x3, the .* teacher 12x12, 6x6, 3x3, 2x2, 1x1"
     ):
-        model_of("ssd_compact", "fkd", teacher=build_student("retinanet_resnet50_fpn", 10))
+        model_of("ssd_compact", "fkd", teacher=shapes_of("retinanet_resnet50_fpn"))
     with pytest.raises(ValueError, match=r"gid compares predictions.*a RetinaNet, the detector teacher a FasterRCNN"):
         model_of("retinanet_compact", "gid", teacher=build_student("fasterrcnn_compact", 10))
     detector = build_student("retinanet_compact", 10)
@@ -348,7 +354,7 @@ def test_torchvisions_detectors_know_the_classes_of_coco(monkeypatch):
 
 
 def test_images_are_rescaled_to_the_teachers_normalisation():
-    student, teacher = build_student("ssd_compact", 3).transform, build_student("ssd300_vgg16", 3).transform
+    student, teacher = shapes_of("ssd_compact").transform, shapes_of("ssd300_vgg16").transform
     pixels = torch.rand(2, 3, 8, 8)
 
     def normalised(transform):
