@@ -90,10 +90,10 @@ def check_same_weights(train):
 
     def trained(module, *arguments, **options):
         seconds = train(module, *arguments, **options)
-        mine = torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
-        others = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-        dist.all_gather(others, mine)
-        assert all(torch.equal(mine, other) for other in others), "the processes ended with different weights"
+        weights = torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+        gathered = [torch.empty_like(weights) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, weights)
+        assert all(torch.equal(weights, share) for share in gathered), "the processes ended with different weights"
         return seconds
 
     return trained

@@ -131,14 +131,14 @@ def test_augmented_boxes_follow_the_object():
     image = torch.full((3, 60, 80), 114, dtype=torch.uint8)
     image[:, 20:35, 30:50] = 255
     target = {"boxes": torch.tensor([[30.0, 20, 50, 35]]), "labels": torch.tensor([1])}
-    seen = set()
+    boxes = set()
     for seed in range(30):
         warped, moved = Augmentation(flip=True, colour=0.0)(image, target, seed)
         rows, columns = torch.where(warped[0] > 184)
-        found = torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
-        assert (found - moved["boxes"][0]).abs().max() <= 1.0
-        seen.add(tuple(moved["boxes"][0].tolist()))
-    assert len(seen) == 30
+        box = torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+        assert (box - moved["boxes"][0]).abs().max() <= 1.0
+        boxes.add(tuple(moved["boxes"][0].tolist()))
+    assert len(boxes) == 30
 
 
 def test_boxes_pushed_out_are_dropped():
@@ -253,23 +253,23 @@ def test_order_is_a_function_of_seed_and_epoch():
 
 
 def test_distributed_processes_share_the_batches(monkeypatch):
-    whole = list(SeededSampler(9, 12, seed=1))
+    unshared = list(SeededSampler(9, 12, seed=1))
     parts = []
     for rank in range(2):
         monkeypatch.setattr("cls2det.data.loader.rank_and_world", lambda rank=rank: (rank, 2))
         parts.append(list(SeededSampler(9, 6, seed=1)))
-    assert sorted(parts[0] + parts[1]) == sorted(whole) and parts[0] == whole[::2]
+    assert sorted(parts[0] + parts[1]) == sorted(unshared) and parts[0] == unshared[::2]
 
 
 def test_shares_of_an_evaluation_hold_every_image_once(root, monkeypatch):
-    data, seen = DetectionData(root, "train"), []
+    data, images = DetectionData(root, "train"), []
     for rank in range(5):
         monkeypatch.setattr("cls2det.data.loader.rank_and_world", lambda rank=rank: (rank, 5))
         loader = test_loader(data, batch_size=2, shared=True)
         ids = [int(target["image_id"]) for _, targets in loader for target in targets]
         assert len(loader.sampler) == len(ids)
-        seen += ids
-    assert sorted(seen) == [int(target["image_id"]) for target in data.targets] and len(seen) == 12
+        images += ids
+    assert sorted(images) == [int(target["image_id"]) for target in data.targets] and len(images) == 12
 
 
 def test_batches_are_the_same_with_and_without_loader_workers(root):
@@ -277,5 +277,5 @@ def test_batches_are_the_same_with_and_without_loader_workers(root):
         data = DetectionData(root, "train", augment=Augmentation(), labelled_only=True)
         return [images for images, _ in train_loader(data, batch_size=4, steps_per_epoch=2, seed=1, loader_workers=workers)]
 
-    for here, there in zip(batches(0), batches(1), strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(here, there, strict=True))
+    for batch, batch_of_worker in zip(batches(0), batches(1), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(batch, batch_of_worker, strict=True))

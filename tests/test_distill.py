@@ -24,13 +24,13 @@ ONLY = {
 
 def test_gradient_reaches_logits_and_boxes_and_nothing_of_the_teacher(scenes, teacher_weights):
     model = training(teacher_weights)
-    found, distiller = positives_of(model, scenes), model.distillation.classifier
-    terms = distiller(found)
+    positives, distiller = positives_of(model, scenes), model.distillation.classifier
+    terms = distiller(positives)
     assert set(terms) == {"kd_cls", "kd_loc", "loc"} and all(term > 0 for term in terms.values())
-    (of_logits,) = torch.autograd.grad(terms["kd_cls"], found.logits, retain_graph=True)
+    (of_logits,) = torch.autograd.grad(terms["kd_cls"], positives.logits, retain_graph=True)
     assert (of_logits.abs().sum(1) > 0).all()
     for name in ("kd_loc", "loc"):
-        (of_boxes,) = torch.autograd.grad(terms[name], found.boxes, retain_graph=True)
+        (of_boxes,) = torch.autograd.grad(terms[name], positives.boxes, retain_graph=True)
         assert (of_boxes.abs().sum(1) > 0).float().mean() > 0.9
     sum(terms.values()).backward()
     head = model.detector.head
@@ -62,8 +62,8 @@ def test_weights_of_zero_leave_the_detectors_losses_to_the_bit(scenes, student):
     torch.manual_seed(3)
     plain = model.detector([image.float() / 255 for image in images], targets)
     torch.manual_seed(3)
-    own, terms = model.losses(images, targets)
-    assert {name: loss.item() for name, loss in own.items()} == {name: loss.item() for name, loss in plain.items()}
+    losses, terms = model.losses(images, targets)
+    assert {name: loss.item() for name, loss in losses.items()} == {name: loss.item() for name, loss in plain.items()}
     assert not any(term.item() for term in terms.values())
 
 
@@ -71,10 +71,10 @@ def test_weights_of_zero_leave_the_detectors_losses_to_the_bit(scenes, student):
 def test_box_gradient_pulls_towards_the_ground_truth(scenes, teacher_weights, name, mode):
     """A descent step moves shifted boxes closer to their ground truths."""
     model = training(teacher_weights, dataclasses.replace(ONLY[name], feature_mode=mode))
-    found = positives_of(model, scenes, 12)
-    truth = found.target_boxes[found.matched_idxs]
+    positives = positives_of(model, scenes, 12)
+    truth = positives.target_boxes[positives.matched_idxs]
     boxes = (truth + 0.08 * (truth[:, 2:] - truth[:, :2]).repeat(1, 2)).requires_grad_()
-    (gradient,) = torch.autograd.grad(model.distillation.classifier(dataclasses.replace(found, boxes=boxes))[name], boxes)
+    (gradient,) = torch.autograd.grad(model.distillation.classifier(dataclasses.replace(positives, boxes=boxes))[name], boxes)
     inside = ((truth > 2) & (truth < 94)).all(1)
     assert inside.sum() > 20
     assert (gradient[inside].sum(1) > 0).float().mean() > 0.7
@@ -84,28 +84,28 @@ def test_terms_again_from_their_formulas(scenes, teacher_weights):
     """Each term with the crops, the teacher and the losses written out, batch norm not folded."""
     settings = ClassifierSettings(0.4, 3.0, 0.5, input_std=1.0, temperature=1.5, pixel_pool=4, feature_pools=(4,))
     model = training(teacher_weights, settings)
-    found, teacher = positives_of(model, scenes), model.distillation.classifier.teacher
-    terms = model.distillation.classifier(found)
+    positives, teacher = positives_of(model, scenes), model.distillation.classifier.teacher
+    terms = model.distillation.classifier(positives)
 
     def crops(boxes, image):
-        return reference.roi_crop(found.images, boxes, image, (32, 32), padding_mode="border", clip=False)
+        return reference.roi_crop(positives.images, boxes, image, (32, 32), padding_mode="border", clip=False)
 
-    seen = crops(found.target_boxes, found.target_image_index)
-    logits = teacher.network(seen)[found.matched_idxs]
+    target_crops = crops(positives.target_boxes, positives.target_image_index)
+    logits = teacher.network(target_crops)[positives.matched_idxs]
     soft = F.pad((logits / 1.5).softmax(1), (1, 0))
-    divergence = F.kl_div((found.logits / 1.5).log_softmax(1), soft, reduction="sum")
-    torch.testing.assert_close(terms["kd_cls"], 0.4 * 1.5**2 * divergence / len(found), rtol=1e-4, atol=1e-6)
+    divergence = F.kl_div((positives.logits / 1.5).log_softmax(1), soft, reduction="sum")
+    torch.testing.assert_close(terms["kd_cls"], 0.4 * 1.5**2 * divergence / len(positives), rtol=1e-4, atol=1e-6)
 
-    here = crops(found.boxes, found.image_index)
+    predicted_crops = crops(positives.boxes, positives.image_index)
     pool = lambda x: F.adaptive_avg_pool2d(x, 4)  # noqa: E731
-    pixels = (pool(here) - pool(seen)[found.matched_idxs]).abs().mean()
+    pixels = (pool(predicted_crops) - pool(target_crops)[positives.matched_idxs]).abs().mean()
     torch.testing.assert_close(terms["loc"], 0.5 * 0.25 * 255 * pixels, rtol=1e-4, atol=1e-6)
     network = teacher.network
     stem = lambda x: network.maxpool(network.relu(network.bn1(network.conv1(x))))  # noqa: E731
-    features = (pool(stem(here)) - pool(stem(seen))[found.matched_idxs]).abs().mean()
+    features = (pool(stem(predicted_crops)) - pool(stem(target_crops))[positives.matched_idxs]).abs().mean()
     torch.testing.assert_close(terms["kd_loc"], 3.0 * features, rtol=1e-4, atol=1e-6)
-    truth = found.target_labels - 1
-    assert model.distillation.classifier.accuracy == (teacher.network(seen).argmax(1) == truth).float().mean()
+    truth = positives.target_labels - 1
+    assert model.distillation.classifier.accuracy == (teacher.network(target_crops).argmax(1) == truth).float().mean()
 
 
 @pytest.mark.parametrize("layers", [("maxpool",), ("maxpool", "layer1")])
@@ -114,18 +114,21 @@ def test_map_mode_from_its_formula(scenes, teacher_weights, layers):
     pools = (8, 4)[: len(layers)]
     settings = dataclasses.replace(ONLY["kd_loc"], feature_mode="map", feature_layers=layers, feature_pools=pools)
     model = training(teacher_weights, settings)
-    found, distiller = positives_of(model, scenes), model.distillation.classifier
+    positives, distiller = positives_of(model, scenes), model.distillation.classifier
     network = distiller.teacher.network
-    term = distiller(found)["kd_loc"]
-    maps = {"maxpool": network.maxpool(network.relu(network.bn1(network.conv1(found.images))))}
+    term = distiller(positives)["kd_loc"]
+    maps = {"maxpool": network.maxpool(network.relu(network.bn1(network.conv1(positives.images))))}
     maps["layer1"] = network.layer1(maps["maxpool"])
     expected = []
     for layer, pool in zip(layers, pools, strict=True):
-        here, there = (
+        predictions, targets = (
             reference.roi_avg_pool(maps[layer], boxes, image, (pool, pool), (8, 8), 0.25, "border", False)
-            for boxes, image in ((found.boxes, found.image_index), (found.target_boxes, found.target_image_index))
+            for boxes, image in (
+                (positives.boxes, positives.image_index),
+                (positives.target_boxes, positives.target_image_index),
+            )
         )
-        expected.append((here - there[found.matched_idxs]).abs().mean())
+        expected.append((predictions - targets[positives.matched_idxs]).abs().mean())
     torch.testing.assert_close(term, sum(expected) / len(layers), rtol=1e-4, atol=1e-6)
     assert distiller.on_targets is None
 
@@ -133,12 +136,12 @@ def test_map_mode_from_its_formula(scenes, teacher_weights, layers):
 def test_pixel_term_does_not_depend_on_the_normalisation(scenes):
     """``loc_weight`` is per level of 255, so the same boxes on the same picture cost the same in every student."""
     model = training(None, ONLY["loc"])
-    found = positives_of(model, scenes)
-    value = model.distillation.classifier(found)["loc"]
+    positives = positives_of(model, scenes)
+    value = model.distillation.classifier(positives)["loc"]
     model.detector.transform.image_std = [1.0, 1.0, 1.0]
-    other = ClassifierDistiller(None, ONLY["loc"], DIGITS, model.detector.transform)
-    rescaled = dataclasses.replace(found, images=found.images * 0.25)
-    torch.testing.assert_close(other(rescaled)["loc"], value)
+    distiller = ClassifierDistiller(None, ONLY["loc"], DIGITS, model.detector.transform)
+    rescaled = dataclasses.replace(positives, images=positives.images * 0.25)
+    torch.testing.assert_close(distiller(rescaled)["loc"], value)
 
 
 def test_several_layers_are_averaged(scenes, teacher_weights):
@@ -147,8 +150,8 @@ def test_several_layers_are_averaged(scenes, teacher_weights):
         return model.distillation.classifier(positives_of(model, scenes))["kd_loc"]
 
     low, high = term(), term(feature_layers=("layer1",), feature_pools=(4,))
-    both = term(feature_layers=("maxpool", "layer1"), feature_pools=(8, 4))
-    torch.testing.assert_close(both, (low + high) / 2)
+    mean = term(feature_layers=("maxpool", "layer1"), feature_pools=(8, 4))
+    torch.testing.assert_close(mean, (low + high) / 2)
     assert low != high
 
 
@@ -156,7 +159,7 @@ def test_several_layers_are_averaged(scenes, teacher_weights):
 def test_chunks_change_no_result(scenes, teacher_weights, layers):
     """Terms and gradients are those of all crops at once, and no more crops than a chunk are ever in the teacher."""
 
-    def found_with(chunk):
+    def results_with(chunk):
         model = training(
             teacher_weights, ClassifierSettings(feature_layers=layers, feature_pools=(4,) * len(layers), chunk=chunk)
         )
@@ -169,22 +172,22 @@ def test_chunks_change_no_result(scenes, teacher_weights, layers):
             assert distiller(positives)["kd_loc"] == terms["kd_loc"]
         return [*terms.values(), *gradients], len(positives), sizes
 
-    whole, positives, sizes = found_with(None)
+    expected, positives, sizes = results_with(None)
     assert positives > 15 and max(sizes) == positives
-    parts, _, sizes = found_with(7)
+    parts, _, sizes = results_with(7)
     assert max(sizes) == 7 and sizes[:-1].count(7) >= positives // 7
-    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(parts, expected, rtol=1e-5, atol=1e-7)
 
 
 def test_bfloat16_teacher_leaves_the_stem_and_changes_little(scenes, teacher_weights):
-    def found_with(precision):
+    def results_with(precision):
         model = training(teacher_weights, ClassifierSettings(teacher_precision=precision))
         positives, distiller = positives_of(model, scenes), model.distillation.classifier
         terms = distiller(positives)
         return terms, *torch.autograd.grad(sum(terms.values()), [positives.boxes, positives.logits]), distiller
 
-    exact, of_boxes, of_logits, _ = found_with("32")
-    terms, boxes, logits, distiller = found_with("bf16")
+    exact, of_boxes, of_logits, _ = results_with("32")
+    terms, boxes, logits, distiller = results_with("bf16")
     convolutions = [module for module in distiller.on_targets.modules() if isinstance(module, torch.nn.Conv2d)]
     assert convolutions and all(module.weight.dtype == torch.bfloat16 for module in convolutions)
     for name in ("kd_loc", "loc"):
@@ -223,35 +226,35 @@ def test_without_a_teacher_the_pixel_term_stands_alone(scenes):
 def test_one_hot_control_ignores_the_teacher(scenes, student):
     settings = ClassifierSettings(kd_loc_weight=0.0, loc_weight=0.0, control="one_hot")
     model = training(CropClassifier(DIGITS), settings, student)
-    found = positives_of(model, scenes)
-    labels = found.target_labels[found.matched_idxs]
+    positives = positives_of(model, scenes)
+    labels = positives.target_labels[positives.matched_idxs]
     if student == "ssd_compact":
-        wanted = 0.4 * 4 * F.cross_entropy(found.logits / 2, labels)
+        expected = 0.4 * 4 * F.cross_entropy(positives.logits / 2, labels)
     else:  # the two-way divergence to certainty is the binary cross-entropy
         truth = F.one_hot(labels - 1, 10).float()
-        wanted = 0.4 * 4 * F.binary_cross_entropy_with_logits(found.logits[:, 1:] / 2, truth)
-    torch.testing.assert_close(model.distillation.classifier(found)["kd_cls"], wanted)
+        expected = 0.4 * 4 * F.binary_cross_entropy_with_logits(positives.logits[:, 1:] / 2, truth)
+    torch.testing.assert_close(model.distillation.classifier(positives)["kd_cls"], expected)
 
 
 def test_shuffled_control_teaches_wrong_classes(scenes, teacher_weights):
     settings = dataclasses.replace(ONLY["kd_cls"], control="shuffled")
     model = training(teacher_weights, settings)
-    found = positives_of(model, scenes)
-    seen = model.distillation.classifier.teacher.crop(found.images, found.target_boxes, found.target_image_index)
-    wrong = model.distillation.classifier.teacher(seen).roll(1, dims=1)
-    wanted = reference.kd_softmax_loss(found.logits, wrong, found.matched_idxs, 2.0, "first").mean()
-    torch.testing.assert_close(model.distillation.classifier(found)["kd_cls"], wanted, rtol=1e-4, atol=1e-6)
+    positives = positives_of(model, scenes)
+    crops = model.distillation.classifier.teacher.crop(positives.images, positives.target_boxes, positives.target_image_index)
+    wrong = model.distillation.classifier.teacher(crops).roll(1, dims=1)
+    expected = reference.kd_softmax_loss(positives.logits, wrong, positives.matched_idxs, 2.0, "first").mean()
+    torch.testing.assert_close(model.distillation.classifier(positives)["kd_cls"], expected, rtol=1e-4, atol=1e-6)
 
 
 def test_sigmoid_heads_take_the_two_way_form(scenes, teacher_weights):
     model = training(teacher_weights, ONLY["kd_cls"], "retinanet_compact")
-    found = positives_of(model, scenes)
-    assert found.head == "sigmoid" and found.logits.shape[1] == 11
-    seen = model.distillation.classifier.teacher.crop(found.images, found.target_boxes, found.target_image_index)
-    wanted = kd_sigmoid_loss(
-        found.logits[:, 1:].contiguous(), model.distillation.classifier.teacher(seen), found.matched_idxs, 2.0
+    positives = positives_of(model, scenes)
+    assert positives.head == "sigmoid" and positives.logits.shape[1] == 11
+    crops = model.distillation.classifier.teacher.crop(positives.images, positives.target_boxes, positives.target_image_index)
+    expected = kd_sigmoid_loss(
+        positives.logits[:, 1:].contiguous(), model.distillation.classifier.teacher(crops), positives.matched_idxs, 2.0
     )
-    torch.testing.assert_close(model.distillation.classifier(found)["kd_cls"], wanted, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(model.distillation.classifier(positives)["kd_cls"], expected, rtol=1e-4, atol=1e-6)
 
 
 def test_no_positives_and_no_ground_truth(scenes, teacher_weights):
@@ -275,12 +278,12 @@ def test_terms_fall_when_a_published_student_follows_them(scenes, student):
     size = None if STUDENTS[student].fixed_size else 96
     torch.manual_seed(0)
     model = training(CropClassifier(DIGITS, student=student, image_size=size), student=student, image_size=size)
-    same = batch(scenes, 2)
+    pictures = batch(scenes, 2)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4)
     history = []
     for step in range(8):
         torch.manual_seed(step)
-        _, terms = model.losses(*same)
+        _, terms = model.losses(*pictures)
         history.append(sum(terms.values()).item())
         assert all(term > 0 for term in terms.values())
         optimizer.zero_grad()
@@ -293,12 +296,12 @@ def test_terms_fall_when_a_published_student_follows_them(scenes, student):
 def test_terms_fall_when_a_student_follows_them(scenes, teacher_weights, student):
     """Some steps on one batch, on the distillation terms alone: each falls, through classification and box regression."""
     model = training(teacher_weights, student=student)
-    same = batch(scenes, 4)
+    pictures = batch(scenes, 4)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     history = []
     for step in range(20):
         torch.manual_seed(step)  # of the proposals that Faster R-CNN samples
-        _, terms = model.losses(*same)
+        _, terms = model.losses(*pictures)
         history.append({name: term.item() for name, term in terms.items()})
         optimizer.zero_grad()
         sum(terms.values()).backward()
@@ -315,15 +318,15 @@ def test_terms_fall_when_a_student_follows_them(scenes, teacher_weights, student
 
 def test_most_positives(scenes, teacher_weights):
     model = training(teacher_weights, dataclasses.replace(ONLY["loc"], max_positives=5))
-    found = positives_of(model, scenes)
-    (gradient,) = torch.autograd.grad(model.distillation.classifier(found)["loc"], found.boxes)
-    assert len(found) > 5 and (gradient.abs().sum(1) > 0).sum() == 5
+    positives = positives_of(model, scenes)
+    (gradient,) = torch.autograd.grad(model.distillation.classifier(positives)["loc"], positives.boxes)
+    assert len(positives) > 5 and (gradient.abs().sum(1) > 0).sum() == 5
 
 
 def test_gradient_ratios_are_those_of_the_head(scenes, teacher_weights):
     model = training(teacher_weights)
-    own, distilled = model.losses(*batch(scenes))
-    detection, outputs = sum(own.values()), model.tap.outputs
+    losses, distilled = model.losses(*batch(scenes))
+    detection, outputs = sum(losses.values()), model.tap.outputs
     ratios = gradient_ratios(detection, distilled, outputs)
 
     def norm(loss):

@@ -83,17 +83,17 @@ def test_method_trains_student(scenes, student, method):
     """On its terms alone, over and over on one batch: they fall, and every adapter and the student's body move."""
     # Boxes of an untrained FCOS are a few pixels large.
     model = model_of(student, method, gid=GIDSettings(min_size=0.0))
-    same, history = batch(scenes, 2), []
+    pictures, history = batch(scenes, 2), []
     before = {name: value.clone() for name, value in model.named_parameters()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
     for step in range(10):
         torch.manual_seed(step)  # of the proposals that Faster R-CNN samples
-        own, terms = model.losses(*same)
+        losses, terms = model.losses(*pictures)
         assert all(term.isfinite() for term in terms.values())
         history.append({name: term.item() for name, term in terms.items()})
         loss = sum(terms.values())
         if step == 0:  # with the detector's own loss, as under DDP: nothing that trains is left without a gradient
-            (loss + sum(own.values())).backward(retain_graph=True)
+            (loss + sum(losses.values())).backward(retain_graph=True)
             assert [name for name, value in model.named_parameters() if value.grad is None] == []
         optimizer.zero_grad()
         loss.backward()
@@ -101,11 +101,11 @@ def test_method_trains_student(scenes, student, method):
     assert any(value > 0 for value in history[0].values()), history[0]
     total = [sum(row.values()) for row in history]
     assert sum(total[-3:]) / 3 < 0.97 * sum(total[:2]) / 2, [round(value, 4) for value in total]
-    moved = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
-    assert any(name.startswith("detector.") for name in moved)
-    still = [name for name in before if name.startswith("distillation.") and name not in moved]
+    changed = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+    assert any(name.startswith("detector.") for name in changed)
+    unchanged = [name for name in before if name.startswith("distillation.") and name not in changed]
     # A convolution in front of a norm that starts at 0, or of a softmax that no constant changes, may rest for a while.
-    assert all(name.endswith("bias") or "relations" in name or "context" in name for name in still), still
+    assert all(name.endswith("bias") or "relations" in name or "context" in name for name in unchanged), unchanged
 
 
 @pytest.mark.parametrize("student", FITS)
@@ -122,12 +122,12 @@ def test_the_detectors_own_loss_is_untouched(scenes, student):
     model = model_of(student, *FITS[student])
     images, targets = batch(scenes, 4)
     torch.manual_seed(3)
-    own, _ = model.losses(images, targets)
+    losses, _ = model.losses(images, targets)
     torch.manual_seed(0)
     plain = plain_training(student)
     torch.manual_seed(3)
-    alone, _ = plain.losses(images, targets)
-    assert own.keys() == alone.keys() and all(torch.equal(own[name], alone[name]) for name in own)
+    plain_losses, _ = plain.losses(images, targets)
+    assert losses.keys() == plain_losses.keys() and all(torch.equal(losses[name], plain_losses[name]) for name in losses)
 
 
 def test_teacher_is_frozen_and_runs_no_further_than_is_read(scenes):
@@ -137,7 +137,7 @@ def test_teacher_is_frozen_and_runs_no_further_than_is_read(scenes):
     for name in ("rpn", "rpn.head", "roi_heads", "roi_heads.box_head"):
         teacher.get_submodule(name).register_forward_hook(lambda *_, name=name: ran.append(name))
     teacher.backbone.register_forward_hook(lambda *_: ran.append("backbone"))
-    for methods, wanted in (
+    for methods, expected in (
         (("fkd", "fgfi"), ["backbone"]),
         (("gid",), ["backbone", "rpn.head"]),
         (("chen", "fkd"), ["backbone", "roi_heads.box_head", "rpn.head"]),
@@ -145,7 +145,7 @@ def test_teacher_is_frozen_and_runs_no_further_than_is_read(scenes):
         model = model_of("fasterrcnn_compact", *methods, teacher=teacher)
         ran.clear()
         _, terms = model.losses(*batch(scenes, 2))
-        assert sorted(ran) == sorted(wanted)  # once each, however many methods read it
+        assert sorted(ran) == sorted(expected)  # once each, however many methods read it
         sum(terms.values()).backward()
     assert not teacher.training and not any(value.requires_grad or value.grad is not None for value in teacher.parameters())
     assert not {id(value) for value in model.parameters()} & {id(value) for value in teacher.parameters()}
@@ -156,9 +156,9 @@ def test_sum_is_of_the_parts(scenes, teacher_weights):
 
     classifier = CropClassifier.load(teacher_weights)
     pictures = batch(scenes, 4)
-    alone = {}
-    for methods, own in (((), classifier), (("fkd",), None), (("pkd",), None)):
-        alone |= model_of("ssd_compact", *methods, classifier=own).losses(*pictures)[1]
+    parts = {}
+    for methods, distiller in (((), classifier), (("fkd",), None), (("pkd",), None)):
+        parts |= model_of("ssd_compact", *methods, classifier=distiller).losses(*pictures)[1]
     model = model_of("ssd_compact", "fkd", "pkd", classifier=classifier)
     adapters = model_of("ssd_compact", "fkd").distillation.methods["fkd"].state_dict()
     model.distillation.methods["fkd"].load_state_dict(adapters)
@@ -166,7 +166,7 @@ def test_sum_is_of_the_parts(scenes, teacher_weights):
     together = model.losses(*pictures)[1]
     assert set(together) == {"kd_cls", "kd_loc", "loc", "fkd_attention", "fkd_transfer", "fkd_nonlocal", "pkd"}
     for name, term in together.items():
-        torch.testing.assert_close(term, alone[name], rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(term, parts[name], rtol=1e-5, atol=1e-7)
 
 
 def test_weight_and_warmup(scenes):
@@ -180,8 +180,8 @@ def test_weight_and_warmup(scenes):
 
 def test_gradient_ratio_of_a_term_on_maps_is_taken_there(scenes):
     model = model_of("ssd_compact", "fkd")
-    own, terms = model.losses(*batch(scenes, 2))
-    detection = sum(own.values())
+    losses, terms = model.losses(*batch(scenes, 2))
+    detection = sum(losses.values())
     ratios = gradient_ratios(detection, terms, model.tap.outputs, model.tap.maps)
 
     def norm(loss):
@@ -203,12 +203,12 @@ def test_under_autocast(scenes, student, dtype):
     exact = model.losses(*pictures)[1]
     with torch.autocast("cpu", dtype):
         torch.manual_seed(5)
-        own, terms = model.losses(*pictures)
+        losses, terms = model.losses(*pictures)
     for name, term in terms.items():
         assert term.dtype == torch.float32 and term.isfinite(), name
         if not name.startswith(("gid", "chen_")):  # these choose boxes by scores: others may be chosen
             torch.testing.assert_close(term, exact[name], rtol=0.1, atol=1e-3)
-    sum((own | terms).values()).backward()
+    sum((losses | terms).values()).backward()
     assert all(value.grad.isfinite().all() for value in model.parameters() if value.grad is not None)
 
 
@@ -232,10 +232,10 @@ def test_adapters_are_in_the_checkpoint_and_in_no_file_of_weights(scenes, detect
     for file in (tmp_path / "two").glob("*.pt"):
         file.unlink()
     run(tmp_path / "two", 4)
-    one, other = (weights_in(tmp_path / name / "weights.pt") for name in ("whole", "two"))
-    assert all(torch.equal(one[name], other[name]) for name in one)
-    assert not any("distillation" in name or "adapt" in name for name in one)
-    assert set(one) == set(build_student("ssd_compact", 10).state_dict())
+    weights, resumed = (weights_in(tmp_path / name / "weights.pt") for name in ("whole", "two"))
+    assert all(torch.equal(weights[name], resumed[name]) for name in weights)
+    assert not any("distillation" in name or "adapt" in name for name in weights)
+    assert set(weights) == set(build_student("ssd_compact", 10).state_dict())
     checkpoint = torch.load(tmp_path / "whole" / "last.ckpt", weights_only=True)["state_dict"]
     trained = [name for name in checkpoint if name.startswith("distillation.methods.fkd")]
     assert trained and not any("teacher.detector" in name for name in checkpoint)
@@ -304,10 +304,10 @@ def test_teachers_that_do_not_fit_are_refused(detector_weights, teacher_weights)
         model_of("ssd_compact", "fkd", teacher=build_student("retinanet_resnet50_fpn", 10))
     with pytest.raises(ValueError, match=r"gid compares predictions.*a RetinaNet, the detector teacher a FasterRCNN"):
         model_of("retinanet_compact", "gid", teacher=build_student("fasterrcnn_compact", 10))
-    other = build_student("retinanet_compact", 10)
-    other.anchor_generator = AnchorGenerator(((10, 15, 19), (24, 30, 38), (48, 60, 76)), ((0.5, 1.0, 2.0),) * 3)
+    detector = build_student("retinanet_compact", 10)
+    detector.anchor_generator = AnchorGenerator(((10, 15, 19), (24, 30, 38), (48, 60, 76)), ((0.5, 1.0, 2.0),) * 3)
     with pytest.raises(ValueError, match=r"anchor by anchor: the student's 12096 .* not the same"):
-        check_same_grid("gid", build_student("retinanet_compact", 10), other)
+        check_same_grid("gid", build_student("retinanet_compact", 10), detector)
     with pytest.raises(ValueError, match="holds a crop_classifier, expected a student"):
         DetectorTeacher.load(str(teacher_weights), DIGITS)
     with pytest.raises(FileNotFoundError):
@@ -322,11 +322,11 @@ def test_columns_are_found_by_the_names_of_classes(scenes, detector_weights):
     classes = [*reversed(DIGITS), "dog"]
     teacher = DetectorTeacher.load(str(detector_weights("fasterrcnn_compact_wide", classes)), DIGITS)
     assert teacher.columns("chen") == [0, *range(10, 0, -1)]
-    few = DetectorTeacher.load(str(detector_weights("fasterrcnn_compact_wide", DIGITS[:4])), DIGITS)
+    narrower = DetectorTeacher.load(str(detector_weights("fasterrcnn_compact_wide", DIGITS[:4])), DIGITS)
     with pytest.raises(ValueError, match="chen reads the detector teacher's scores, and it does not know 4, 5, 6, 7, 8, 9"):
-        few.columns("chen")
+        narrower.columns("chen")
     student = build_student("fasterrcnn_compact", 10)
-    Distillation(student, None, few, {"fkd": FKDSettings()})
+    Distillation(student, None, narrower, {"fkd": FKDSettings()})
     Distillation(student, None, teacher, {"chen": DETECTOR_METHODS["chen"][1]()})
 
 
@@ -348,15 +348,15 @@ def test_torchvisions_detectors_know_the_classes_of_coco(monkeypatch):
 
 
 def test_images_are_rescaled_to_the_teachers_normalisation():
-    one, other = build_student("ssd_compact", 3).transform, build_student("ssd300_vgg16", 3).transform
+    student, teacher = build_student("ssd_compact", 3).transform, build_student("ssd300_vgg16", 3).transform
     pixels = torch.rand(2, 3, 8, 8)
 
     def normalised(transform):
         mean, std = (torch.tensor(getattr(transform, name))[:, None, None] for name in ("image_mean", "image_std"))
         return (pixels - mean) / std
 
-    torch.testing.assert_close(rescaled(normalised(one), one, other), normalised(other), rtol=1e-4, atol=1e-3)
-    assert rescaled(pixels, one, one) is pixels
+    torch.testing.assert_close(rescaled(normalised(student), student, teacher), normalised(teacher), rtol=1e-4, atol=1e-3)
+    assert rescaled(pixels, student, student) is pixels
 
 
 def test_fkd_terms_again_from_their_formulas(scenes):
@@ -369,23 +369,25 @@ def test_fkd_terms_again_from_their_formulas(scenes):
     model.eval()
     model.detector.train()
     model.losses(*batch(scenes, 2))
-    seen = model.tap.student_outputs
-    taught = TeacherOutputs(model.distillation.teacher, seen, model.detector.transform)
-    found = distiller(seen, taught)
+    student_outputs = model.tap.student_outputs
+    teacher_outputs = TeacherOutputs(model.distillation.teacher, student_outputs, model.detector.transform)
+    terms = distiller(student_outputs, teacher_outputs)
     weights = PRESETS["one-stage"][:3]
-    wanted = [0.0, 0.0, 0.0]
-    for level, student, teacher in zip(distiller.levels, seen.features.values(), taught.features.values(), strict=True):
-        soft = [F.softmax(each.abs().mean(1).flatten(1) / 0.1, 1) * each[0, 0].numel() for each in (student, teacher)]
+    expected = [0.0, 0.0, 0.0]
+    for level, student, teacher in zip(
+        distiller.levels, student_outputs.features.values(), teacher_outputs.features.values(), strict=True
+    ):
+        soft = [F.softmax(feature.abs().mean(1).flatten(1) / 0.1, 1) * feature[0, 0].numel() for feature in (student, teacher)]
         spatial = ((soft[0] + soft[1]) / 2).view(len(student), 1, *student.shape[2:])
         channel = F.softmax(teacher.abs().mean((2, 3)) / 0.1, 1) * teacher.shape[1]  # the student has half the channels
         square = (level.adapt(student) - teacher) ** 2 * spatial * channel[:, :, None, None]
-        wanted[0] += square.sum((1, 2, 3)).sqrt().mean()
+        expected[0] += square.sum((1, 2, 3)).sqrt().mean()
         at = level.adapt_spatial(student.mean(1, keepdim=True)) - teacher.mean(1, keepdim=True)
-        wanted[1] += at.flatten(1).norm(dim=1).mean()
-        wanted[1] += (level.adapt_channel(student.mean((2, 3))) - teacher.mean((2, 3))).norm(dim=1).mean()
+        expected[1] += at.flatten(1).norm(dim=1).mean()
+        expected[1] += (level.adapt_channel(student.mean((2, 3))) - teacher.mean((2, 3))).norm(dim=1).mean()
         blocks = [_written_out(level.student_relations, student), _written_out(level.teacher_relations, teacher)]
-        wanted[2] += (level.adapt_relations(blocks[0]) - blocks[1]).flatten(1).norm(dim=1).mean()
-    for term, weight, value in zip(found.values(), weights, wanted, strict=True):
+        expected[2] += (level.adapt_relations(blocks[0]) - blocks[1]).flatten(1).norm(dim=1).mean()
+    for term, weight, value in zip(terms.values(), weights, expected, strict=True):
         torch.testing.assert_close(term, weight * value, rtol=1e-4, atol=1e-6)
 
 
@@ -408,65 +410,38 @@ def test_fkd_in_16_bits_takes_features_as_large_as_vggs():
     torch.testing.assert_close(value, block(x.half().float()), rtol=1e-3, atol=1e-2)
     small = torch.randn(1, 512, 1, 1, requires_grad=True)
     block(small).sum().backward()
-    assert small.grad.isfinite().all() and all(each.grad is not None for each in block.parameters())
+    assert small.grad.isfinite().all() and all(parameter.grad is not None for parameter in block.parameters())
 
 
 def test_chen_looks_at_the_samples_that_the_detectors_loss_looks_at(scenes):
     """Soft labels of the RPN over its sampled anchors; bounded boxes over all sampled proposals, as the box loss."""
     model = model_of("fasterrcnn_compact", "chen")
     _, terms = model.losses(*batch(scenes, 2))
-    seen, rpn = model.tap.student_outputs, model.detector.rpn
-    known = seen.grid.labels >= 0
-    assert known.sum(1).tolist() == [rpn.fg_bg_sampler.batch_size_per_image] * 2
-    assert (seen.grid.labels > 0).any() and type(rpn.fg_bg_sampler).__name__ == "BalancedPositiveNegativeSampler"
-    taught = TeacherOutputs(model.distillation.teacher, seen, model.detector.transform)
-    logits, regression = taught.regions(seen.regions.proposals)
-    ours = seen.regions.logits.log_softmax(1)
+    student_outputs, rpn = model.tap.student_outputs, model.detector.rpn
+    in_loss = student_outputs.grid.labels >= 0
+    assert in_loss.sum(1).tolist() == [rpn.fg_bg_sampler.batch_size_per_image] * 2
+    assert (student_outputs.grid.labels > 0).any() and type(rpn.fg_bg_sampler).__name__ == "BalancedPositiveNegativeSampler"
+    teacher_outputs = TeacherOutputs(model.distillation.teacher, student_outputs, model.detector.transform)
+    logits, regression = teacher_outputs.regions(student_outputs.regions.proposals)
+    log_probabilities = student_outputs.regions.logits.log_softmax(1)
     weight = torch.ones(11)
     weight[0] = 1.5
-    soft = -(weight * logits.softmax(1) * ours).sum(1).mean()
-    anchors = F.binary_cross_entropy_with_logits(seen.grid.logits[known][:, 0], taught.grid[0][known][:, 0].sigmoid())
+    soft = -(weight * logits.softmax(1) * log_probabilities).sum(1).mean()
+    anchors = F.binary_cross_entropy_with_logits(
+        student_outputs.grid.logits[in_loss][:, 0], teacher_outputs.grid[0][in_loss][:, 0].sigmoid()
+    )
     torch.testing.assert_close(terms["chen_soft"], 0.25 * (soft + anchors), rtol=1e-4, atol=1e-6)
     total = 0.0
-    for row in torch.where(seen.regions.labels > 0)[0].tolist():
-        label = seen.regions.labels[row].item()
-        own, theirs = (codes[row, 4 * label : 4 * label + 4] for codes in (seen.regions.regression, regression))
-        own, theirs = ((codes - seen.regions.targets[row]).square().sum() for codes in (own, theirs))
-        total += own.item() if own > theirs else 0.0
-    assert terms["chen_bounded"].item() == pytest.approx(0.5 * total / len(seen.regions.labels), rel=1e-4)
-
-
-@pytest.mark.parametrize("student", ["retinanet_compact", "fcos_compact"])
-def test_harmony_looks_where_the_teacher_scores_and_where_its_boxes_fit(scenes, student, monkeypatch):
-    """Its masks and weights, from the teacher's predictions, anchor by anchor."""
-    given = {}
-    place = "cls2det.distill.harmony."
-    monkeypatch.setattr(place + "harmony_feature_loss", lambda *given_to: given.setdefault("masks", given_to[2:4])[0][0].sum())
-    monkeypatch.setattr(place + "bckd_loss", lambda *given_to: given.setdefault("harmony", given_to[3]).sum())
-    model = model_of(student, "harmony")
-    model.losses(*batch(scenes, 2))
-    seen = model.tap.student_outputs
-    taught = TeacherOutputs(model.distillation.teacher, seen, model.detector.transform)
-    grid, found = seen.grid, seen.positives
-    scores, regression = taught.grid[0][..., 1:].sigmoid(), taught.grid[1]
-    sizes = [features.shape[-2:] for features in seen.features.values()]
-    assert sum(grid.level_sizes) == len(grid.anchors) and len(found) > 5
-    fit, harmony = torch.zeros(grid.labels.shape), []
-    rows = [(image, anchor) for image in range(2) for anchor in range(len(grid.anchors)) if grid.labels[image, anchor] > 0]
-    for (image, anchor), match in zip(rows, found.matched_idxs.tolist(), strict=True):
-        box = grid.decode(regression[image, anchor][None], grid.anchors[anchor][None])
-        fit[image, anchor] = box_iou(box, found.target_boxes[match][None])
-        harmony.append(fit[image, anchor] * scores[image, anchor, found.target_labels[match] - 1])
-    torch.testing.assert_close(given["harmony"], torch.stack(harmony), rtol=1e-4, atol=1e-6)
-    for values, masks in ((scores.amax(-1), given["masks"][0]), (fit, given["masks"][1])):
-        begin = 0
-        for (height, width), count, mask in zip(sizes, grid.level_sizes, masks, strict=True):
-            each = count // (height * width)
-            for y in range(height):
-                for x in range(width):
-                    first = begin + (y * width + x) * each
-                    torch.testing.assert_close(mask[:, y, x], values[:, first : first + each].amax(1), rtol=1e-4, atol=1e-6)
-            begin += count
+    for row in torch.where(student_outputs.regions.labels > 0)[0].tolist():
+        label = student_outputs.regions.labels[row].item()
+        student_codes, teacher_codes = (
+            codes[row, 4 * label : 4 * label + 4] for codes in (student_outputs.regions.regression, regression)
+        )
+        student_codes, teacher_codes = (
+            (codes - student_outputs.regions.targets[row]).square().sum() for codes in (student_codes, teacher_codes)
+        )
+        total += student_codes.item() if student_codes > teacher_codes else 0.0
+    assert terms["chen_bounded"].item() == pytest.approx(0.5 * total / len(student_outputs.regions.labels), rel=1e-4)
 
 
 @pytest.mark.parametrize("student", ["retinanet_compact", "fcos_compact"])
@@ -477,40 +452,42 @@ def test_harmony_terms_again_from_their_formulas(scenes, student):
     distiller, count, columns = model.distillation.methods["harmony"], 0, list(range(10, 0, -1))
     distiller.columns = columns
     model.losses(*batch(scenes, 2))
-    seen = model.tap.student_outputs
-    taught = TeacherOutputs(model.distillation.teacher, seen, model.detector.transform)
-    grid, found = seen.grid, seen.positives
-    logits, regression = taught.grid[0][..., columns], taught.grid[1]
-    masks = [[torch.zeros(2, *each.shape[2:]) for each in seen.features.values()] for _ in range(2)]
-    wanted, matches = [0.0, 0.0, 0.0], iter(found.matched_idxs.tolist())
+    student_outputs = model.tap.student_outputs
+    teacher_outputs = TeacherOutputs(model.distillation.teacher, student_outputs, model.detector.transform)
+    grid, positives = student_outputs.grid, student_outputs.positives
+    logits, regression = teacher_outputs.grid[0][..., columns], teacher_outputs.grid[1]
+    masks = [[torch.zeros(2, *values.shape[2:]) for values in student_outputs.features.values()] for _ in range(2)]
+    expected, matches = [0.0, 0.0, 0.0], iter(positives.matched_idxs.tolist())
     for image in range(2):
         for index, anchor in enumerate(grid.anchors):
             level = next(level for level in range(3) if index < sum(grid.level_sizes[: level + 1]))
-            stride = seen.images.shape[-1] / masks[0][level].shape[-1]
+            stride = student_outputs.images.shape[-1] / masks[0][level].shape[-1]
             x, y = (int(side.item() // stride) for side in (anchor[:2] + anchor[2:]) / 2)
             scores, overlap = logits[image, index].sigmoid(), 0.0
             if grid.labels[image, index] > 0:
                 match = next(matches)
-                ours, theirs = (
+                student_box, teacher_box = (
                     grid.decode(codes[image, index][None], anchor[None]) for codes in (grid.regression, regression)
                 )
-                overlap = box_iou(theirs, found.target_boxes[match][None]).item()
-                harmony = overlap * scores[found.target_labels[match] - 1].item()
-                own = grid.logits[image, index, 1:]
-                wanted[0] += harmony * F.binary_cross_entropy_with_logits(own, scores, reduction="sum")
+                overlap = box_iou(teacher_box, positives.target_boxes[match][None]).item()
+                harmony = overlap * scores[positives.target_labels[match] - 1].item()
+                student_logits = grid.logits[image, index, 1:]
+                expected[0] += harmony * F.binary_cross_entropy_with_logits(student_logits, scores, reduction="sum")
                 if harmony > 0:  # an untrained FCOS has points, of which the library's GIoU is 0 / 0
-                    wanted[1] += harmony * (1 - generalized_box_iou(ours, theirs))[0, 0]
+                    expected[1] += harmony * (1 - generalized_box_iou(student_box, teacher_box))[0, 0]
                 count += 1
             for mask, value in zip(masks, (scores.max().item(), overlap), strict=True):
                 mask[level][image, y, x] = max(mask[level][image, y, x].item(), value)
-    for level, pair in enumerate(zip(distiller.adapters, seen.features.values(), taught.features.values(), strict=True)):
+    for level, pair in enumerate(
+        zip(distiller.adapters, student_outputs.features.values(), teacher_outputs.features.values(), strict=True)
+    ):
         square = (pair[0](pair[1]) - pair[2]).square().mean(1)
         for mask, share in zip(masks, (0.2, 0.8), strict=True):
-            whole = sum(each.flatten(1).sum(1) for each in mask)
-            wanted[2] += share * (mask[level] / whole[:, None, None] * square).sum() / 2
-    assert count == len(found) > 5
-    wanted = (0.7 * wanted[0] / count, 3.0 * wanted[1] / count, 5.0 * wanted[2])
-    for term, value in zip(distiller(seen, taught).values(), wanted, strict=True):
+            total = sum(values.flatten(1).sum(1) for values in mask)
+            expected[2] += share * (mask[level] / total[:, None, None] * square).sum() / 2
+    assert count == len(positives) > 5
+    expected = (0.7 * expected[0] / count, 3.0 * expected[1] / count, 5.0 * expected[2])
+    for term, value in zip(distiller(student_outputs, teacher_outputs).values(), expected, strict=True):
         torch.testing.assert_close(term, value, rtol=1e-4, atol=1e-6)
         assert value > 0
 
@@ -523,8 +500,8 @@ def test_gid_marks_the_places_that_fcos_calls_positive(scenes):
     grid, positives = model.tap.student_outputs.grid, model.tap.positives
     for image in range(4):
         boxes = positives.target_boxes[positives.target_image_index == image]
-        found = fcos_places(grid.anchors, grid.level_sizes, boxes, model.detector.center_sampling_radius)
-        assert torch.equal(found, grid.labels[image] > 0) and found.any() == bool(len(boxes))
+        marked = fcos_places(grid.anchors, grid.level_sizes, boxes, model.detector.center_sampling_radius)
+        assert torch.equal(marked, grid.labels[image] > 0) and marked.any() == bool(len(boxes))
 
 
 def test_a_teacher_that_nothing_reads_is_said(scenes, detector_weights, tmp_path):
@@ -549,18 +526,18 @@ def test_gid_selection_by_a_loop():
             50 * torch.rand(2, count, 2, generator=generator),
         )
         boxes = torch.cat([corner, corner + sides], 2)
-        found = select_instances(*scores, *boxes, (80, 96), instances=10, candidates=200, nms_threshold=0.3, min_size=10.0)
+        instances = select_instances(*scores, *boxes, (80, 96), instances=10, candidates=200, nms_threshold=0.3, min_size=10.0)
         order = sorted(range(count), key=lambda n: -max(abs(a - b) for a, b in zip(*scores[:, n].tolist(), strict=True)))
-        kept = []
+        expected = []
         for n in order[:200]:
             net = 1 if max(scores[1, n].tolist()) > max(scores[0, n].tolist()) else 0
             box = clip_boxes_to_image(boxes[net, n], (80, 96))
             if min(box[2] - box[0], box[3] - box[1]) < 10:
                 continue
-            if all(box_iou(box[None], other[None]) <= 0.3 for other in kept):
-                kept.append(box)
-        torch.testing.assert_close(found, torch.stack(kept[:10]))
-        assert len(found) == 10
+            if all(box_iou(box[None], earlier[None]) <= 0.3 for earlier in expected):
+                expected.append(box)
+        torch.testing.assert_close(instances, torch.stack(expected[:10]))
+        assert len(instances) == 10
 
 
 def test_gid_without_disagreement_has_no_instances(scenes):
@@ -568,10 +545,10 @@ def test_gid_without_disagreement_has_no_instances(scenes):
     model = model_of("retinanet_compact", "gid")
     images, targets = batch(scenes, 2)
     empty = [{**target, "boxes": target["boxes"][:0], "labels": target["labels"][:0]} for target in targets]
-    for each in (targets, empty):
-        own, terms = model.losses(images, each)
+    for truths in (targets, empty):
+        losses, terms = model.losses(images, truths)
         assert all(term.isfinite() for term in terms.values())
-        sum((own | terms).values()).backward()
+        sum((losses | terms).values()).backward()
 
 
 @pytest.mark.parametrize("student", FITS)
@@ -579,7 +556,7 @@ def test_images_without_objects(scenes, student):
     model = model_of(student, *FITS[student])
     images, targets = batch(scenes, 2)
     targets = [{**target, "boxes": target["boxes"][:0], "labels": target["labels"][:0]} for target in targets]
-    own, terms = model.losses(images, targets)
+    losses, terms = model.losses(images, targets)
     assert all(term.isfinite() and term.requires_grad for term in terms.values())
-    sum((own | terms).values()).backward()
+    sum((losses | terms).values()).backward()
     assert all(value.grad.isfinite().all() for value in model.parameters() if value.grad is not None)

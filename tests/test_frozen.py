@@ -40,9 +40,9 @@ def on_gpu() -> tuple[Replayed, torch.Tensor]:
     return Replayed(pair()[1]).cuda(), torch.randn(4, 3, 64, 64, device="cuda")
 
 
-def assert_alike(found: dict, expected: dict, tolerance: float = 1e-4) -> None:
-    assert found.keys() == expected.keys()
-    for name, value in found.items():
+def assert_alike(outputs: dict, expected: dict, tolerance: float = 1e-4) -> None:
+    assert outputs.keys() == expected.keys()
+    for name, value in outputs.items():
         difference = (value.float() - expected[name].float()).abs().max() / expected[name].abs().max()
         assert difference <= tolerance, f"{name} is off by {difference:.2g}"  # so does NaN
 
@@ -94,11 +94,11 @@ FUSED = {
 def test_what_is_fused(name):
     layers = (NOT_FUSED | FUSED)[name].eval().requires_grad_(False)
     expected = layers(crops := torch.randn(2, 3, 8, 8))
-    found = freeze(torch.fx.symbolic_trace(layers), torch.float32)
-    assert any(isinstance(module, ConvReLU) for module in found.modules()) == (name in FUSED)
-    assert_alike(found(crops), expected)
+    outputs = freeze(torch.fx.symbolic_trace(layers), torch.float32)
+    assert any(isinstance(module, ConvReLU) for module in outputs.modules()) == (name in FUSED)
+    assert_alike(outputs(crops), expected)
     with torch.no_grad():
-        assert_alike(found(crops), expected)
+        assert_alike(outputs(crops), expected)
 
 
 def test_a_sum_in_place_of_what_is_read_again():
@@ -109,9 +109,9 @@ def test_a_sum_in_place_of_what_is_read_again():
     network.recompile()
     crops = torch.randn(2, 3, 8, 8)
     expected = network(crops.clone())
-    found = freeze(network, torch.float32)
-    assert not any(isinstance(module, ConvReLU) for module in found.modules())
-    assert_alike(found(crops.clone()), expected)
+    outputs = freeze(network, torch.float32)
+    assert not any(isinstance(module, ConvReLU) for module in outputs.modules())
+    assert_alike(outputs(crops.clone()), expected)
 
 
 @pytest.mark.parametrize(
@@ -125,9 +125,9 @@ def test_shape_of_a_convolution(kernel, stride, padding, dilation):
 def test_crops_are_differentiated():
     plain, network = pair()
     gradients = []
-    for each in (plain.double(), network.double()):  # in float32 rounding decides on a few ReLUs
+    for module in (plain.double(), network.double()):  # in float32 rounding decides on a few ReLUs
         crops = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)).double().requires_grad_()
-        gradients += torch.autograd.grad(each(crops)["layer1"].square().sum(), crops)
+        gradients += torch.autograd.grad(module(crops)["layer1"].square().sum(), crops)
     assert_alike({"crops": gradients[0]}, {"crops": gradients[1]})
 
 
@@ -147,23 +147,23 @@ def test_on_a_gpu_one_call_is_what_its_layers_are(build, dtype):
     network.cuda()
     crops = torch.randn(5, 3, 64, 64, device="cuda")
     with torch.no_grad():
-        found = network(crops)
+        outputs = network(crops)
     expected = network(crops)  # recorded, so layer by layer
-    assert_alike(found, expected, {torch.float32: 1e-4, torch.bfloat16: 0.03}[dtype])
+    assert_alike(outputs, expected, {torch.float32: 1e-4, torch.bfloat16: 0.03}[dtype])
 
 
 @GPU
 def test_on_a_gpu_graphs_are_replayed():
     _, network = pair()
     replayed = Replayed(network).cuda()
-    kept = []
+    results = []
     with torch.no_grad():
         for count in (5, frozen.GRAPH_STEP, 3, frozen.GRAPH_STEP + 1, frozen.LARGEST_GRAPH + 1, 0):
             crops = torch.randn(count, 3, 64, 64, device="cuda")
-            kept.append((replayed(crops), network(crops)))
-    for found, expected in kept[:-1]:  # what is given stays as it is while others are computed
-        assert_alike(found, expected)
-    assert all(len(value) == 0 for value in kept[-1][0].values())
+            results.append((replayed(crops), network(crops)))
+    for outputs, expected in results[:-1]:  # what is given stays as it is while others are computed
+        assert_alike(outputs, expected)
+    assert all(len(value) == 0 for value in results[-1][0].values())
     assert replayed.captured_sizes == [frozen.GRAPH_STEP, 2 * frozen.GRAPH_STEP, frozen.LARGEST_GRAPH]
 
 

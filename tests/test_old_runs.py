@@ -108,9 +108,9 @@ def test_an_unfinished_run_goes_on(old_runs, distilled):
     assert [int(row["step"]) for row in rows] == list(range(8)) and steps[-1][:2] == (8, 8)
     assert [row["fkd_transfer"] for row in rows[:4]] == [row["fkd_transfer"] for row in before]
     state = torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
-    moved = [name for name, value in state.items() if name.startswith("distillation.methods.fkd") and value.dim() > 1]
+    trained = [name for name, value in state.items() if name.startswith("distillation.methods.fkd") and value.dim() > 1]
     old = content["state_dict"]
-    assert moved and any(not torch.equal(state[name], old[name.replace("distillation.", "distillers.")]) for name in moved)
+    assert trained and any(not torch.equal(state[name], old[name.replace("distillation.", "distillers.")]) for name in trained)
 
 
 def test_a_finished_teacher_trains_nothing(old_runs, tmp_path):

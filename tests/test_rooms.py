@@ -55,7 +55,7 @@ def imported_rooms(file: Path) -> set[str]:
 def test_imports_point_down(file):
     room = room_of(file.relative_to(PACKAGE).parts)
     path = file.relative_to(PACKAGE).as_posix()
-    above = {other for other in imported_rooms(file) if LEVEL[other] > LEVEL[room]}
+    above = {target for target in imported_rooms(file) if LEVEL[target] > LEVEL[room]}
     assert not above, f"{path} imports {', '.join(sorted(above))}, which should import it"
 
 

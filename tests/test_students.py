@@ -38,9 +38,9 @@ def batch():
 
 
 def weights_of(model, *parts):
-    found = [weight for name, weight in model.named_parameters() if any(part in name for part in parts) and weight.dim() > 1]
-    assert found
-    return found
+    weights = [weight for name, weight in model.named_parameters() if any(part in name for part in parts) and weight.dim() > 1]
+    assert weights
+    return weights
 
 
 def reaches(loss, weights):
@@ -144,9 +144,9 @@ def test_detr_losses_are_transformers_own():
         centres = torch.stack([(left + right) / 2 / width, (top + bottom) / 2 / height], 1)
         sides = torch.stack([(right - left) / width, (bottom - top) / height], 1)
         labels.append({"class_labels": target["labels"] - 1, "boxes": torch.cat([centres, sides], 1)})
-    wanted = model.network(inputs.tensors, pixel_mask=mask, labels=labels).loss
+    expected = model.network(inputs.tensors, pixel_mask=mask, labels=labels).loss
     assert inputs.image_sizes[0] != inputs.image_sizes[1]  # so that there is padding to leave out
-    torch.testing.assert_close(sum(losses.values()), wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(sum(losses.values()), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_detr_starts_from_queries_that_differ():
@@ -214,10 +214,10 @@ def test_narrow_resnet_has_every_width_a_quarter(architecture):
 
 def test_full_width_is_torchvisions_network():
     torch.manual_seed(0)
-    ours = narrow_resnet("resnet18", 64, 7).state_dict()
+    narrow = narrow_resnet("resnet18", 64, 7).state_dict()
     torch.manual_seed(0)
-    theirs = torchvision.models.resnet18(num_classes=7).state_dict()
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    published = torchvision.models.resnet18(num_classes=7).state_dict()
+    assert narrow.keys() == published.keys() and all(torch.equal(narrow[name], published[name]) for name in narrow)
 
 
 def test_parameters_of_quartered_resnet50():
@@ -261,8 +261,8 @@ def test_weights_are_loaded_into_a_classifier(monkeypatch):
     fake = torchvision.models.resnet18().state_dict()
     monkeypatch.setattr(_api, "load_state_dict_from_url", lambda *_, **__: fake)
     network = build_classifier("resnet18", 4, weights="auto")
-    own = network.state_dict()
-    assert all(torch.equal(own[name], fake[name]) for name in fake if not name.startswith("fc."))
+    state = network.state_dict()
+    assert all(torch.equal(state[name], fake[name]) for name in fake if not name.startswith("fc."))
     assert network.fc.out_features == 4 and network.started_from == "ResNet18_Weights.IMAGENET1K_V1"
     assert build_classifier("resnet18", 4).started_from == "random weights"
     assert torch.equal(build_classifier("resnet18", 1000, weights="imagenet").fc.weight, fake["fc.weight"])
@@ -292,8 +292,8 @@ def test_weights_are_loaded_into_a_student(monkeypatch, name, body):
     model.load_state_dict(random.state_dict())
     images = batch()[0]
     with torch.no_grad():
-        one, other = model.eval()(images), random.eval()(images)
-    torch.testing.assert_close(one[0]["scores"], other[0]["scores"])
+        detections, random_detections = model.eval()(images), random.eval()(images)
+    torch.testing.assert_close(detections[0]["scores"], random_detections[0]["scores"])
 
 
 @pytest.mark.parametrize(

@@ -58,14 +58,16 @@ def values(losses):
 
 
 def test_positives_belong_together(model):
-    _, found = tapped(model)
-    assert len(found) > 0
-    assert found.images.shape == (3, 3, 96, 96)
-    assert found.target_labels.tolist() == [1, 3, 5] and found.target_image_index.tolist() == [0, 0, 2]
-    assert torch.equal(found.target_image_index[found.matched_idxs], found.image_index)  # the match lies in the same image
-    assert found.logits.shape == (len(found), CLASSES + 1) and found.boxes.shape == (len(found), 4)
-    assert found.logits.requires_grad and found.boxes.requires_grad
-    assert bool((found.boxes[:, 2:] >= found.boxes[:, :2]).all())
+    _, positives = tapped(model)
+    assert len(positives) > 0
+    assert positives.images.shape == (3, 3, 96, 96)
+    assert positives.target_labels.tolist() == [1, 3, 5] and positives.target_image_index.tolist() == [0, 0, 2]
+    assert torch.equal(
+        positives.target_image_index[positives.matched_idxs], positives.image_index
+    )  # the match lies in the same image
+    assert positives.logits.shape == (len(positives), CLASSES + 1) and positives.boxes.shape == (len(positives), 4)
+    assert positives.logits.requires_grad and positives.boxes.requires_grad
+    assert bool((positives.boxes[:, 2:] >= positives.boxes[:, :2]).all())
 
 
 @pytest.mark.parametrize(
@@ -84,14 +86,14 @@ def test_head_and_column_of_each_class(name, head, background):
     tap = PositiveTap(model)
     with tap:
         losses = model(*batch())
-    found = tap.positives
-    assert (found.head, found.background) == (head, background)
+    positives = tap.positives
+    assert (positives.head, positives.background) == (head, background)
     classification = next(loss for name, loss in losses.items() if "class" in name)
     (gradient,) = torch.autograd.grad(classification, tap.outputs[:1])
-    wanted = set((found.target_labels - int(background == "last")).tolist())
+    expected = set((positives.target_labels - int(background == "last")).tolist())
     pulled = set(torch.where(gradient.reshape(-1, CLASSES + 1).min(0).values < -1e-6)[0].tolist())
     no_class = set() if head == "sigmoid" else {CLASSES if background == "last" else 0}  # sigmoids: column 0 is never a target
-    assert pulled == wanted | no_class
+    assert pulled == expected | no_class
 
 
 def test_the_losses_are_the_models_own(model):
@@ -113,78 +115,83 @@ def test_outputs_are_what_the_losses_hang_on(model):
     for loss, output in ((classes, logits), (boxes, regression)):
         (gradient,) = torch.autograd.grad(loss, output, retain_graph=True)
         assert torch.isfinite(gradient).all() and gradient.any()
-    found = tap.positives
-    (gradient,) = torch.autograd.grad(found.boxes.sum(), regression, retain_graph=True)
+    positives = tap.positives
+    (gradient,) = torch.autograd.grad(positives.boxes.sum(), regression, retain_graph=True)
     assert gradient.any()
 
 
 # The box losses again, from the tap's boxes: same rows, same matches, right decoder
 
 
-def matched_boxes(found):
-    return found.target_boxes[found.matched_idxs]
+def matched_boxes(positives):
+    return positives.target_boxes[positives.matched_idxs]
 
 
 def test_ssd_box_loss_again_from_the_positives(monkeypatch):
-    model, seen, original = build("ssd_compact"), {}, SSD.compute_loss
+    model, calls, original = build("ssd_compact"), {}, SSD.compute_loss
 
     def spy(self, targets, head_outputs, anchors, matched_idxs):
-        seen.update(matched=matched_idxs, anchors=anchors, logits=head_outputs["cls_logits"])
+        calls.update(matched=matched_idxs, anchors=anchors, logits=head_outputs["cls_logits"])
         return original(self, targets, head_outputs, anchors, matched_idxs)
 
     monkeypatch.setattr(SSD, "compute_loss", spy)
-    losses, found = tapped(model)
-    assert len(found) == sum(int((matched >= 0).sum()) for matched in seen["matched"])
-    anchors = torch.cat([boxes[matched >= 0] for boxes, matched in zip(seen["anchors"], seen["matched"], strict=True)])
-    wanted = model.box_coder.encode_single(matched_boxes(found), anchors)
-    again = F.smooth_l1_loss(model.box_coder.encode_single(found.boxes, anchors), wanted, reduction="sum") / len(found)
+    losses, positives = tapped(model)
+    assert len(positives) == sum(int((matched >= 0).sum()) for matched in calls["matched"])
+    anchors = torch.cat([boxes[matched >= 0] for boxes, matched in zip(calls["anchors"], calls["matched"], strict=True)])
+    expected = model.box_coder.encode_single(matched_boxes(positives), anchors)
+    again = F.smooth_l1_loss(model.box_coder.encode_single(positives.boxes, anchors), expected, reduction="sum") / len(
+        positives
+    )
     torch.testing.assert_close(again, losses["bbox_regression"], rtol=1e-4, atol=1e-5)
-    rows = torch.cat([logits[matched >= 0] for logits, matched in zip(seen["logits"], seen["matched"], strict=True)])
-    assert torch.equal(rows, found.logits)
+    rows = torch.cat([logits[matched >= 0] for logits, matched in zip(calls["logits"], calls["matched"], strict=True)])
+    assert torch.equal(rows, positives.logits)
 
 
 def test_retinanet_box_loss_again_without_anchors_between_the_thresholds(monkeypatch):
-    model, seen, original = build("retinanet_compact"), {}, RetinaNetHead.compute_loss
+    model, calls, original = build("retinanet_compact"), {}, RetinaNetHead.compute_loss
 
     def spy(self, targets, head_outputs, anchors, matched_idxs):
-        seen.update(matched=matched_idxs, anchors=anchors)
+        calls.update(matched=matched_idxs, anchors=anchors)
         return original(self, targets, head_outputs, anchors, matched_idxs)
 
     monkeypatch.setattr(RetinaNetHead, "compute_loss", spy)
-    losses, found = tapped(model)
-    assert (torch.stack(seen["matched"]) == -2).any()  # the case is there
-    assert len(found) == int((torch.stack(seen["matched"]) >= 0).sum())
-    anchors = torch.cat([boxes[matched >= 0] for boxes, matched in zip(seen["anchors"], seen["matched"], strict=True)])
-    difference = model.box_coder.encode_single(found.boxes, anchors) - model.box_coder.encode_single(
-        matched_boxes(found), anchors
+    losses, positives = tapped(model)
+    assert (torch.stack(calls["matched"]) == -2).any()  # the case is there
+    assert len(positives) == int((torch.stack(calls["matched"]) >= 0).sum())
+    anchors = torch.cat([boxes[matched >= 0] for boxes, matched in zip(calls["anchors"], calls["matched"], strict=True)])
+    difference = model.box_coder.encode_single(positives.boxes, anchors) - model.box_coder.encode_single(
+        matched_boxes(positives), anchors
     )
     again = (
-        sum(difference[found.image_index == image].abs().sum() / (found.image_index == image).sum() for image in (0, 2)) / 3
+        sum(
+            difference[positives.image_index == image].abs().sum() / (positives.image_index == image).sum() for image in (0, 2)
+        )
+        / 3
     )
     torch.testing.assert_close(again, losses["bbox_regression"], rtol=1e-4, atol=1e-5)
 
 
 def test_fcos_box_loss_again_from_the_positives():
-    losses, found = tapped(build("fcos_compact"))
-    again = generalized_box_iou_loss(found.boxes, matched_boxes(found), reduction="sum") / len(found)
+    losses, positives = tapped(build("fcos_compact"))
+    again = generalized_box_iou_loss(positives.boxes, matched_boxes(positives), reduction="sum") / len(positives)
     torch.testing.assert_close(again, losses["bbox_regression"])
 
 
 def test_faster_rcnn_matches_again_from_the_regression_targets(monkeypatch):
-    model, seen, original = build("fasterrcnn_compact"), {}, RoIHeads.select_training_samples
+    model, calls, original = build("fasterrcnn_compact"), {}, RoIHeads.select_training_samples
 
     def spy(self, proposals, targets):
-        seen["result"] = original(self, proposals, targets)
-        return seen["result"]
+        calls["result"] = original(self, proposals, targets)
+        return calls["result"]
 
     monkeypatch.setattr(RoIHeads, "select_training_samples", spy)
-    losses, found = tapped(model)
-    proposals, _, labels, regression_targets = (torch.cat(part) for part in seen["result"])
+    losses, positives = tapped(model)
+    proposals, _, labels, regression_targets = (torch.cat(part) for part in calls["result"])
     rows, coder = labels > 0, model.roi_heads.box_coder
-    wanted = coder.decode_single(regression_targets[rows], proposals[rows])
-    torch.testing.assert_close(matched_boxes(found), wanted, rtol=1e-4, atol=1e-3)
-    assert torch.equal(found.target_labels[found.matched_idxs], labels[rows])
-    difference = coder.encode_single(found.boxes, proposals[rows]) - regression_targets[rows]
+    expected = coder.decode_single(regression_targets[rows], proposals[rows])
+    torch.testing.assert_close(matched_boxes(positives), expected, rtol=1e-4, atol=1e-3)
+    assert torch.equal(positives.target_labels[positives.matched_idxs], labels[rows])
+    difference = coder.encode_single(positives.boxes, proposals[rows]) - regression_targets[rows]
     again = F.smooth_l1_loss(difference, torch.zeros_like(difference), beta=1 / 9, reduction="sum") / len(labels)
     torch.testing.assert_close(again, losses["loss_box_reg"], rtol=1e-4, atol=1e-5)
 
@@ -196,8 +203,8 @@ def test_faster_rcnn_takes_the_true_class_box():
     _, before = tapped(model)
     labels = set(before.target_labels.tolist())
     with torch.no_grad():
-        for other in set(range(CLASSES + 1)) - labels:
-            model.roi_heads.box_predictor.bbox_pred.bias[4 * other : 4 * other + 4] += 1.0
+        for label in set(range(CLASSES + 1)) - labels:
+            model.roi_heads.box_predictor.bbox_pred.bias[4 * label : 4 * label + 4] += 1.0
     torch.manual_seed(3)
     _, after = tapped(model)
     assert torch.equal(before.boxes, after.boxes)
@@ -209,8 +216,8 @@ def test_detr_positives_are_the_matching():
     with torch.no_grad():
         for weight in (*model.network.model.decoder.parameters(), *model.network.bbox_predictor.parameters()):
             weight.mul_(4)  # fresh weights give a query nearly the same box in all layers
-    _, found = tapped(model)
-    assert found.matched_idxs.sort().values.tolist() == [0, 1, 2]
+    _, positives = tapped(model)
+    assert positives.matched_idxs.sort().values.tolist() == [0, 1, 2]
     from transformers.loss.loss_for_object_detection import HungarianMatcher
 
     images, targets = batch()
@@ -218,14 +225,14 @@ def test_detr_positives_are_the_matching():
         layers = model.predict(model.transform(images, None)[0].tensors, [(96, 96)] * 3)
     left, top, right, bottom = torch.cat([target["boxes"] for target in targets]).T / 96
     boxes = torch.stack([(left + right) / 2, (top + bottom) / 2, right - left, bottom - top], 1).split([2, 0, 1])
-    wanted = [{"class_labels": target["labels"] - 1, "boxes": box} for target, box in zip(targets, boxes, strict=True)]
+    expected = [{"class_labels": target["labels"] - 1, "boxes": box} for target, box in zip(targets, boxes, strict=True)]
     matcher = HungarianMatcher(class_cost=1, bbox_cost=5, giou_cost=2)
-    first, last = ([(rows.tolist(), columns.tolist()) for rows, columns in matcher(layers[at], wanted)] for at in (0, -1))
+    first, last = ([(rows.tolist(), columns.tolist()) for rows, columns in matcher(layers[at], expected)] for at in (0, -1))
     assert first != last
     queries = torch.cat([layers[-1]["logits"][image, rows] for image, (rows, _) in enumerate(last)])
-    torch.testing.assert_close(found.logits.detach(), queries)
+    torch.testing.assert_close(positives.logits.detach(), queries)
     before = (0, 2, 2)
-    assert found.matched_idxs.tolist() == [before[image] + row for image, (_, rows) in enumerate(last) for row in rows]
+    assert positives.matched_idxs.tolist() == [before[image] + row for image, (_, rows) in enumerate(last) for row in rows]
 
 
 def test_detr_boxes_are_in_pixels_of_unpadded_images():
@@ -235,12 +242,12 @@ def test_detr_boxes_are_in_pixels_of_unpadded_images():
     targets = [{"boxes": torch.tensor([[10.0, 20, 60, 90]]), "labels": torch.tensor([2])} for _ in images]
     with tap:
         model(images, targets)
-    found, (_, boxes) = tap.positives, tap.outputs
-    assert found.images.shape[-2:] == (160, 160)
+    positives, (_, boxes) = tap.positives, tap.outputs
+    assert positives.images.shape[-2:] == (160, 160)
     for image, (height, width) in enumerate([(96, 144), (144, 96)]):
         centre, sides = boxes[image, :, :2], boxes[image, :, 2:]
         pixels = torch.cat([centre - sides / 2, centre + sides / 2], 1) * torch.tensor([width, height] * 2)
-        assert bool((pixels - found.boxes[image]).abs().sum(1).min() < 1e-3)
+        assert bool((pixels - positives.boxes[image]).abs().sum(1).min() < 1e-3)
 
 
 # What must not go unnoticed
@@ -260,10 +267,10 @@ def test_model_is_left_as_it_was(model):
 
 def test_building_a_tap_draws_no_random_number(model):
     torch.manual_seed(5)
-    wanted = torch.rand(1)
+    expected = torch.rand(1)
     torch.manual_seed(5)
     PositiveTap(model)
-    assert torch.equal(torch.rand(1), wanted)
+    assert torch.equal(torch.rand(1), expected)
 
 
 def test_no_ground_truth_at_all(model):
@@ -278,11 +285,11 @@ def test_no_ground_truth_at_all(model):
 
 
 def test_thinned_keeps_every_image():
-    _, found = tapped(build("ssd_compact"))
-    few = found.thinned(6)
-    assert len(few) == 6 and len(few.logits) == 6
-    assert set(few.image_index.tolist()) == set(found.image_index.tolist())
-    assert few.head == "softmax" and found.thinned(10_000) is found
+    _, positives = tapped(build("ssd_compact"))
+    subset = positives.thinned(6)
+    assert len(subset) == 6 and len(subset.logits) == 6
+    assert set(subset.image_index.tolist()) == set(positives.image_index.tolist())
+    assert subset.head == "softmax" and positives.thinned(10_000) is positives
 
 
 def test_unknown_model_and_missing_attribute():
@@ -371,6 +378,16 @@ def test_an_evaluation_delivers_nothing(model):
         model.eval()(batch()[0])
     with pytest.raises(RuntimeError, match="inside `with tap:`"):
         tap.positives  # noqa: B018
+
+
+def test_the_old_name_of_the_students_outputs():
+    model = build("ssd_compact")
+    tap = PositiveTap(model)
+    with tap:
+        model(*batch())
+    with pytest.warns(FutureWarning, match="tap.seen is called tap.student_outputs now"):
+        old = tap.seen
+    assert old.grid.logits is tap.student_outputs.grid.logits
 
 
 def test_no_positives_before_a_forward():

@@ -31,11 +31,11 @@ def test_crops_are_those_of_the_students_input(scenes):
     for student in ("ssd_compact", "retinanet_resnet50_fpn"):
         teacher = CropClassifier(DIGITS, student=student, image_size=128, crop_size=24).eval()
         crops, classes = teacher.crops_of_batch((images, targets))
-        inputs, moved = build_student(student, 10, 128).transform([image / 255 for image in images], targets)
-        index = torch.cat([torch.full((len(target["boxes"]),), number) for number, target in enumerate(moved)])
-        boxes = torch.cat([target["boxes"] for target in moved])
-        wanted = reference.roi_crop(inputs.tensors, boxes, index, (24, 24), padding_mode="border", clip=False)
-        torch.testing.assert_close(crops, wanted, rtol=1e-4, atol=1e-5)
+        inputs, resized = build_student(student, 10, 128).transform([image / 255 for image in images], targets)
+        index = torch.cat([torch.full((len(target["boxes"]),), number) for number, target in enumerate(resized)])
+        boxes = torch.cat([target["boxes"] for target in resized])
+        expected = reference.roi_crop(inputs.tensors, boxes, index, (24, 24), padding_mode="border", clip=False)
+        torch.testing.assert_close(crops, expected, rtol=1e-4, atol=1e-5)
         assert classes.tolist() == [label - 1 for target in targets for label in target["labels"].tolist()]
 
 
@@ -44,10 +44,10 @@ def test_margin_and_smallest_size(scenes):
     boxes = torch.cat([target["boxes"] for target in targets])
     plain, wide = (CropClassifier(DIGITS, margin=margin) for margin in (0.0, 0.25))
     inputs, _ = plain.transform([image / 255 for image in images], targets)
-    one = torch.tensor([[20.0, 30, 40, 70]])
+    box = torch.tensor([[20.0, 30, 40, 70]])
     index = torch.zeros(1, dtype=torch.int64)
     larger = torch.tensor([[15.0, 20, 45, 80]])
-    torch.testing.assert_close(wide.crop(inputs.tensors, one, index), plain.crop(inputs.tensors, larger, index))
+    torch.testing.assert_close(wide.crop(inputs.tensors, box, index), plain.crop(inputs.tensors, larger, index))
     sides = (boxes[:, 2:] - boxes[:, :2]).amin(1)
     least = sides.median().item()
     training = ClassifierTraining(plain, min_size=least, jitter=0.0)
@@ -63,9 +63,9 @@ def test_losses():
     truth = F.one_hot(classes, 10).float()
     softmax = F.cross_entropy(logits, classes, label_smoothing=0.05)
     sigmoid = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").sum(1).mean()
-    for loss, wanted in (("ce", softmax), ("bce", sigmoid), ("joint", softmax + sigmoid)):
+    for loss, expected in (("ce", softmax), ("bce", sigmoid), ("joint", softmax + sigmoid)):
         training = ClassifierTraining(CropClassifier(DIGITS, loss=loss), label_smoothing=0.05)
-        torch.testing.assert_close(training.loss(logits, classes), wanted)
+        torch.testing.assert_close(training.loss(logits, classes), expected)
     assert torch.equal(CropClassifier(DIGITS, loss="bce").probabilities(logits), logits.sigmoid())
     with pytest.raises(ValueError, match="loss must be one of ce, bce, joint, got 'focal'"):
         CropClassifier(DIGITS, loss="focal")
@@ -83,13 +83,13 @@ def test_calibration_is_torchmetrics():
     torch.manual_seed(0)
     probabilities = (2 * torch.randn(400, 10)).softmax(1)
     classes = torch.where(torch.rand(400) < 0.6, probabilities.argmax(1), torch.randint(10, (400,)))
-    found = calibration(probabilities, classes)
-    wanted = multiclass_calibration_error(probabilities, classes, num_classes=10, n_bins=15, norm="l1")
-    assert found["ece"] == pytest.approx(100 * wanted.item(), abs=1e-3) and found["ece"] > 1
-    assert found["accuracy"] == pytest.approx(100 * (probabilities.argmax(1) == classes).float().mean().item())
-    assert sum(count for _, _, count in found["bins"]) == 400
-    sure = calibration(torch.eye(4)[[0, 1, 2, 3]], torch.tensor([0, 1, 2, 0]))
-    assert sure["accuracy"] == 75 and sure["ece"] == sure["overconfidence"] == 25
+    result = calibration(probabilities, classes)
+    expected = multiclass_calibration_error(probabilities, classes, num_classes=10, n_bins=15, norm="l1")
+    assert result["ece"] == pytest.approx(100 * expected.item(), abs=1e-3) and result["ece"] > 1
+    assert result["accuracy"] == pytest.approx(100 * (probabilities.argmax(1) == classes).float().mean().item())
+    assert sum(count for _, _, count in result["bins"]) == 400
+    certain = calibration(torch.eye(4)[[0, 1, 2, 3]], torch.tensor([0, 1, 2, 0]))
+    assert certain["accuracy"] == 75 and certain["ece"] == certain["overconfidence"] == 25
     assert calibration(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))["ece"] is None
 
 
@@ -101,8 +101,8 @@ def test_report_of_a_teacher(scenes, tmp_path):
     assert len(classes) == sum(len(target["labels"]) for target in data.targets)
     assert report["accuracy"] == pytest.approx(100 * (logits.argmax(1) == classes).float().mean().item())
     for read, probabilities in ((report, logits.softmax(1)), (report["sigmoid"], logits.sigmoid())):
-        wanted = 100 * (probabilities.amax(1).mean().item() - (logits.argmax(1) == classes).float().mean().item())
-        assert read["overconfidence"] == pytest.approx(wanted, abs=1e-3)
+        expected = 100 * (probabilities.amax(1).mean().item() - (logits.argmax(1) == classes).float().mean().item())
+        assert read["overconfidence"] == pytest.approx(expected, abs=1e-3)
     assert report["started from"] == "random weights"
     training = DetectionData(scenes, "train")
     assert check_not_at_chance(teacher, test_loader(training)) > 40
@@ -119,9 +119,9 @@ def test_any_classifier_reads_crops(architecture):
     ).eval()
     layer = {"mobilenet_v3_small": "features.1", "compact": "backbone.stem", "resnext50_32x4d": "layer1"}[architecture]
     crops = torch.randn(3, 3, 64, 64)
-    seen = teacher.reader([layer], logits=True)(crops)
-    torch.testing.assert_close(seen["logits"], teacher(crops), rtol=1e-3, atol=1e-4)
-    assert seen[layer].shape[0] == 3 and set(teacher.reader([layer], logits=False)(crops)) == {layer}
+    outputs = teacher.reader([layer], logits=True)(crops)
+    torch.testing.assert_close(outputs["logits"], teacher(crops), rtol=1e-3, atol=1e-4)
+    assert outputs[layer].shape[0] == 3 and set(teacher.reader([layer], logits=False)(crops)) == {layer}
 
 
 @pytest.mark.parametrize("architecture", ["resnet18", "compact"])
@@ -131,11 +131,11 @@ def test_reader_in_bfloat16(architecture):
     teacher = CropClassifier(DIGITS, architecture=architecture, crop_size=64).eval()
     stem, deep = ("maxpool", "layer1") if architecture == "resnet18" else ("backbone.stem", "backbone.stages.0")
     crops = torch.randn(3, 3, 64, 64)
-    found, exact = (teacher.reader([stem, deep], True, dtype)(crops) for dtype in (torch.bfloat16, torch.float32))
-    assert found["logits"].dtype == found[deep].dtype == torch.bfloat16
-    assert torch.equal(found[stem], exact[stem]) == (architecture == "resnet18")
+    outputs, exact = (teacher.reader([stem, deep], True, dtype)(crops) for dtype in (torch.bfloat16, torch.float32))
+    assert outputs["logits"].dtype == outputs[deep].dtype == torch.bfloat16
+    assert torch.equal(outputs[stem], exact[stem]) == (architecture == "resnet18")
     for name in (stem, deep, "logits"):
-        torch.testing.assert_close(found[name].float(), exact[name], rtol=0.05, atol=0.05)
+        torch.testing.assert_close(outputs[name].float(), exact[name], rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize("architecture", ["resnet18", "compact", "densenet121"])
@@ -153,10 +153,10 @@ def test_reader_runs_the_stem_that_it_knows(architecture):
     assert hasattr(reader, "frozen_stem") == (architecture != "compact")
     crops = torch.randn(3, 3, 64, 64, requires_grad=True)
     literal = create_feature_extractor(teacher.network, [stem]).eval()(crops)[stem]
-    seen = reader(crops)
-    torch.testing.assert_close(seen[stem], literal, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(seen["logits"], teacher(crops), rtol=1e-3, atol=1e-3)
-    grads = [torch.autograd.grad(found.sum(), crops, retain_graph=True)[0] for found in (seen[stem], literal)]
+    outputs = reader(crops)
+    torch.testing.assert_close(outputs[stem], literal, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(outputs["logits"], teacher(crops), rtol=1e-3, atol=1e-3)
+    grads = [torch.autograd.grad(features.sum(), crops, retain_graph=True)[0] for features in (outputs[stem], literal)]
     torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-3)
     with torch.autocast("cpu", torch.bfloat16):
         assert teacher.reader([stem], logits=False)(crops)[stem].dtype == torch.bfloat16
@@ -178,13 +178,23 @@ def make_colours(root):
 def test_the_quartered_resnet_starts_from_its_pretraining(scenes, tmp_path):
     """By the two commands and the two recipes, with fewer and smaller images and next to no learning."""
     make_colours(tmp_path / "images")
-    few = ["--optim.steps", "1", "--optim.batch_size", "2", "--optim.learning_rate", "1e-9", "--run.loader_workers", "0"]
+    short = ["--optim.steps", "1", "--optim.batch_size", "2", "--optim.learning_rate", "1e-9", "--run.loader_workers", "0"]
     start, run = tmp_path / "start", tmp_path / "run"
-    given = ["--data-root", str(tmp_path / "images"), "--out", str(start), "--image-size", "64", *few]
-    assert main(["pretrain", "--config", "pretrain-qr50", *given]) == 0
-    given = ["--data-root", str(scenes), "--out", str(run), "--image-size", "64", "--start", str(start / "weights.pt"), *few]
+    arguments = ["--data-root", str(tmp_path / "images"), "--out", str(start), "--image-size", "64", *short]
+    assert main(["pretrain", "--config", "pretrain-qr50", *arguments]) == 0
+    arguments = [
+        "--data-root",
+        str(scenes),
+        "--out",
+        str(run),
+        "--image-size",
+        "64",
+        "--start",
+        str(start / "weights.pt"),
+        *short,
+    ]
     splits = ["--train-split", "train", "--val-split", "null"]
-    assert main(["train", "--config", "fasterrcnn-qr50", *given, *splits]) == 0
+    assert main(["train", "--config", "fasterrcnn-qr50", *arguments, *splits]) == 0
     assert json.loads((run / "report.json").read_text())["started from"] == str(start / "weights.pt")
     before, after = (torch.load(folder / "weights.pt", weights_only=True)["weights"] for folder in (start, run))
     for name in ("conv1.weight", "layer1.0.conv2.weight", "layer4.2.bn3.weight"):

@@ -63,9 +63,9 @@ def test_loss_falls_and_the_student_stands_alone(scenes, teacher_weights, tmp_pa
     assert any((tmp_path / "run" / "tensorboard").iterdir())
     keys = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["state_dict"]
     assert keys and all(key.startswith("detector.") for key in keys)
-    alone = tmp_path / "elsewhere.pt"
-    shutil.move(tmp_path / "run" / "weights.pt", alone)
-    table = evaluate(alone, scenes, "test", tmp_path / "evaluation")
+    copy = tmp_path / "elsewhere.pt"
+    shutil.move(tmp_path / "run" / "weights.pt", copy)
+    table = evaluate(copy, scenes, "test", tmp_path / "evaluation")
     assert 0 <= table["class acc"] <= 100 and 0 <= table["mean IoU"] <= 100 and len(table["AP by IoU"]) == 10
     assert table["mAP"] == pytest.approx(sum(table["AP by IoU"]) / 10, abs=0.01)
     assert json.loads((tmp_path / "evaluation" / "evaluation.json").read_text()) == table
@@ -90,7 +90,7 @@ def losses(folder):
     ],
 )
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(scenes, teacher_weights, tmp_path, monkeypatch, student, changes):
-    taken, training_step = [], DetectorTraining.training_step
+    steps, training_step = [], DetectorTraining.training_step
     if student == "detr_compact":
         pytest.importorskip("transformers")
         build = Detr.__init__
@@ -100,7 +100,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(scenes, teacher_weights,
         def watched(self, batch, index):
             if self.global_step == stop_at:
                 raise Stop
-            taken.append(self.global_step)
+            steps.append(self.global_step)
             return training_step(self, batch, index)
 
         monkeypatch.setattr(DetectorTraining, "training_step", watched)
@@ -115,9 +115,9 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(scenes, teacher_weights,
     with pytest.raises(Stop):
         run("broken", 2, stop_at=5)
     assert not (tmp_path / "broken" / "weights.pt").exists()
-    taken.clear()
+    steps.clear()
     resumed = run("broken", 99)
-    assert taken == [4, 5], "the restart did not go on from the checkpoint at step 4"
+    assert steps == [4, 5], "the restart did not go on from the checkpoint at step 4"
     assert same(unbroken, resumed)
     assert len(losses(tmp_path / "unbroken")) == 6 and losses(tmp_path / "broken") == losses(tmp_path / "unbroken")
 
@@ -171,11 +171,11 @@ def test_a_run_that_ended_before_its_weights_were_written(scenes, tmp_path, ema)
     """Started again, it trains nothing, keeps its log, and writes the weights that it would have written."""
     run, optim = dataclasses.replace(RUN, checkpoint_every=2, log_every=1, ema=ema), Optim(steps=6, batch_size=2)
     train(scenes, tmp_path, run=run, optim=optim)
-    wanted, log = weights_in(tmp_path / "weights.pt"), logged(tmp_path)
+    expected, log = weights_in(tmp_path / "weights.pt"), logged(tmp_path)
     (tmp_path / "weights.pt").unlink()
     steps = []
     report = train(scenes, tmp_path, run=run, optim=optim, progress=lambda *a: steps.append(a))
-    assert same(wanted, weights_in(tmp_path / "weights.pt")) and not steps
+    assert same(expected, weights_in(tmp_path / "weights.pt")) and not steps
     assert logged(tmp_path) == log and report["seconds"] > 0
 
 
@@ -283,27 +283,31 @@ def test_a_short_run_logs_its_ratios(scenes, teacher_weights, tmp_path, accumula
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_gradients_are_clipped_once_per_step(scenes, tmp_path, accumulate):
     """The gradient that a step applies is the one of all its forwards, shortened to ``clip_norm``, and whole where that is None."""
-    seen = []
+    gradients_of_steps = []
 
     def keep(optimizer, *_):
-        seen.append(torch.cat([weight.grad.flatten() for weight in optimizer.param_groups[0]["params"]]).double())
+        gradients_of_steps.append(
+            torch.cat([weight.grad.flatten() for weight in optimizer.param_groups[0]["params"]]).double()
+        )
 
     def gradients(clip_norm):
-        seen.clear()
+        gradients_of_steps.clear()
         optim = Optim("sgd", 1e-3, schedule="constant", steps=2, batch_size=2, accumulate=accumulate, clip_norm=clip_norm)
         hook = register_optimizer_step_post_hook(keep)
         try:
             train(scenes, tmp_path / str(clip_norm), optim=optim)
         finally:
             hook.remove()
-        return list(seen)
+        return list(gradients_of_steps)
 
-    whole, clipped, loose = (gradients(clip_norm) for clip_norm in (None, 0.5, 1e6))
-    assert len(whole) == len(clipped) == 2 and min(gradient.norm() for gradient in whole) > 1
-    assert all(torch.equal(one, other) for one, other in zip(whole, loose, strict=True))
+    unclipped, clipped, loose = (gradients(clip_norm) for clip_norm in (None, 0.5, 1e6))
+    assert len(unclipped) == len(clipped) == 2 and min(gradient.norm() for gradient in unclipped) > 1
+    assert all(torch.equal(one, other) for one, other in zip(unclipped, loose, strict=True))
     for gradient in clipped:
         assert gradient.norm().item() == pytest.approx(0.5, rel=1e-4)
-    torch.testing.assert_close(clipped[0], whole[0] * 0.5 / whole[0].norm(), rtol=1e-4, atol=1e-8)  # from the same weights
+    torch.testing.assert_close(
+        clipped[0], unclipped[0] * 0.5 / unclipped[0].norm(), rtol=1e-4, atol=1e-8
+    )  # from the same weights
 
 
 def test_validation_is_logged_and_leaves_the_run_as_it_was(scenes, teacher_weights, tmp_path):
@@ -342,8 +346,8 @@ def test_learning_rates():
     weight = torch.nn.Linear(1, 1)
 
     def rates(steps, **changes):
-        found = configure_optimizer(Optim(steps=steps, learning_rate=1.0, **changes), weight)
-        optimizer, schedule, rates = found["optimizer"], found["lr_scheduler"]["scheduler"], []
+        configured = configure_optimizer(Optim(steps=steps, learning_rate=1.0, **changes), weight)
+        optimizer, schedule, rates = configured["optimizer"], configured["lr_scheduler"]["scheduler"], []
         for _ in range(steps):
             rates.append(round(optimizer.param_groups[0]["lr"], 6))
             optimizer.step()
@@ -355,13 +359,13 @@ def test_learning_rates():
     assert rates(20, schedule="constant", warmup_steps=500)[:4] == [0.333333, 0.666667, 1.0, 1.0]  # a tenth of the run
     assert rates(4, schedule="cosine") == [1.0, 0.853553, 0.5, 0.146447]
     optim = Optim(epochs=2, batch_size=4, accumulate=2, learning_rate=0.1, base_batch=32)
-    found, run = optim.for_run(100, Run(devices=2, checkpoint_every=3))
+    configured, run = optim.for_run(100, Run(devices=2, checkpoint_every=3))
     assert run.checkpoint_every == 3
-    assert (found.steps, found.learning_rate) == (15, pytest.approx(0.05))  # 13 steps of 16, up to a multiple of 3
-    for steps, every, wanted in ((6, 1000, (6, 6)), (1500, 1000, (1500, 750)), (2000, 100, (2000, 100)), (7, 3, (9, 3))):
-        found, run = Optim(steps=steps).for_run(100, Run(checkpoint_every=every))
-        assert (found.steps, run.checkpoint_every) == wanted
-    for steps, every, wanted in (
+    assert (configured.steps, configured.learning_rate) == (15, pytest.approx(0.05))  # 13 steps of 16, up to a multiple of 3
+    for steps, every, expected in ((6, 1000, (6, 6)), (1500, 1000, (1500, 750)), (2000, 100, (2000, 100)), (7, 3, (9, 3))):
+        configured, run = Optim(steps=steps).for_run(100, Run(checkpoint_every=every))
+        assert (configured.steps, run.checkpoint_every) == expected
+    for steps, every, expected in (
         (6, (1000, 25, 25), (6, 6)),
         (40, (10, 25, 25), (10, 20)),
         (200, (100, 25, 500), (25, 200)),
@@ -369,9 +373,9 @@ def test_learning_rates():
         (2000, (100, 50, 5), (50, 50)),
         (60, (60, 25, None), (25, None)),
     ):
-        given = dict(zip(("checkpoint_every", "log_every", "ratio_every"), every, strict=True))
-        run = Optim(steps=steps).for_run(100, Run(**given))[1]
-        assert (run.log_every, run.ratio_every) == wanted, (steps, every)
+        options = dict(zip(("checkpoint_every", "log_every", "ratio_every"), every, strict=True))
+        run = Optim(steps=steps).for_run(100, Run(**options))[1]
+        assert (run.log_every, run.ratio_every) == expected, (steps, every)
     for wrong in ({"epochs": 0}, {"steps": -1}, {"batch_size": 0}, {"clip_norm": 0}, {"base_batch": 0}, {"steps": 0}):
         with pytest.raises(ValueError, match=f"optim.{next(iter(wrong))} must be above 0"):
             Optim(**wrong)

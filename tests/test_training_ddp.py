@@ -112,8 +112,10 @@ def test_lightning_starts_the_second_process_itself(two, scenes, tmp_path):
     check_run(tmp_path)
     weights, expected = (weights_in(folder / "weights.pt") for folder in (tmp_path, two / "ssd_compact"))
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
-    report, other = (json.loads((folder / "report.json").read_text()) for folder in (tmp_path, two / "ssd_compact"))
-    assert report.pop("seconds") > 0 and other.pop("seconds") > 0 and report == other and report["steps"] == 2
+    report, expected_report = (json.loads((folder / "report.json").read_text()) for folder in (tmp_path, two / "ssd_compact"))
+    assert (
+        report.pop("seconds") > 0 and expected_report.pop("seconds") > 0 and report == expected_report and report["steps"] == 2
+    )
     assert (tmp_path / "val" / "evaluation.json").is_file()
 
 

@@ -26,13 +26,13 @@ class BCKD(nn.Module):
         settings, grid = self.settings, student_outputs.grid
         logits, regression = teacher_outputs.grid
         logits = logits[..., self.columns]
-        known, image, anchor = grid.labels >= 0, *torch.where(grid.labels > 0)
+        in_loss, image, anchor = grid.labels >= 0, *torch.where(grid.labels > 0)
         count = max(len(image), 1)
         scores = bckd_loss(
             grid.logits[..., 1:].flatten(0, 1),
             logits.flatten(0, 1),
             settings.beta,
-            weight=known.flatten().float(),
+            weight=in_loss.flatten().float(),
             normalizer=count,
         )
         anchors = grid.anchors[anchor]

@@ -64,9 +64,9 @@ class Chen(nn.Module):
 
 def _soft_anchors(student_outputs: StudentOutputs, teacher_outputs: TeacherOutputs) -> Tensor:
     """Of the RPN, over the anchors that its own loss has sampled."""
-    known = student_outputs.grid.labels >= 0
+    in_loss = student_outputs.grid.labels >= 0
     objectness = teacher_outputs.grid[0][..., 0].float().sigmoid()
     loss = F.binary_cross_entropy_with_logits(
-        student_outputs.grid.logits[..., 0].float(), objectness, known.float(), reduction="sum"
+        student_outputs.grid.logits[..., 0].float(), objectness, in_loss.float(), reduction="sum"
     )
-    return loss / known.sum().clamp(min=1)
+    return loss / in_loss.sum().clamp(min=1)

@@ -64,9 +64,9 @@ class GID(nn.Module):
 
     def _instances(self, student_outputs: StudentOutputs, logits: Tensor, regression: Tensor) -> list[Tensor]:
         grid, settings = student_outputs.grid, self.settings
-        both = torch.stack([grid.logits.detach(), logits]).float()
+        logit_pair = torch.stack([grid.logits.detach(), logits]).float()
         foreground = 0 if grid.logits.shape[-1] == 1 else 1
-        scores = (both.softmax(-1) if grid.head == "softmax" else both.sigmoid())[..., foreground:]
+        scores = (logit_pair.softmax(-1) if grid.head == "softmax" else logit_pair.sigmoid())[..., foreground:]
         codes, instances = torch.stack([grid.regression.detach(), regression]).float(), []
         for image, size in enumerate(student_outputs.image_sizes):
             boxes = [grid.decode(code, grid.anchors) for code in codes[:, image]]

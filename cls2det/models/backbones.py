@@ -98,9 +98,9 @@ def build_classifier(name: str, classes: int, width: int = 64, weights: str = "n
         network = CompactClassifier(classes, width) if name == "compact" else narrow_resnet(name, width, classes)
     else:
         chosen = choose_weights(torchvision.models.get_model_weights(name).DEFAULT, weights, name)
-        known = len(chosen.meta["categories"]) if chosen else classes
-        network = torchvision.models.get_model(name, weights=chosen, num_classes=known, **_one_output(name, chosen))
-        network = network if known == classes else with_new_last_layer(network, known, classes)
+        outputs = len(chosen.meta["categories"]) if chosen else classes
+        network = torchvision.models.get_model(name, weights=chosen, num_classes=outputs, **_one_output(name, chosen))
+        network = network if outputs == classes else with_new_last_layer(network, outputs, classes)
     network.started_from = str(chosen or RANDOM)
     return network
 
@@ -237,17 +237,17 @@ def load_backbone(student: nn.Module, classifier: nn.Module) -> None:
         weights = {name: value for name, value in classifier.state_dict().items() if not name.startswith("fc.")}
     else:
         raise ValueError(f"a student starts from a compact, ResNet or MobileNetV2 classifier, not {type(classifier).__name__}")
-    own, counters = body.state_dict(), "num_batches_tracked"  # which frozen batch norm does not have
+    state, counters = body.state_dict(), "num_batches_tracked"  # which frozen batch norm does not have
     wrong = [
         name
-        for name in sorted(own.keys() | weights.keys())
+        for name in sorted(state.keys() | weights.keys())
         if not name.endswith(counters)
-        and getattr(own.get(name), "shape", "missing") != getattr(weights.get(name), "shape", "missing")
+        and getattr(state.get(name), "shape", "missing") != getattr(weights.get(name), "shape", "missing")
     ]
     if wrong:
         raise ValueError(
             f"the {type(classifier).__name__} does not fit the student's backbone: {len(wrong)} tensors differ, {wrong[0]} is "
-            f"{_shape(weights.get(wrong[0]))} in the classifier and {_shape(own.get(wrong[0]))} in the student"
+            f"{_shape(weights.get(wrong[0]))} in the classifier and {_shape(state.get(wrong[0]))} in the student"
         )
     body.load_state_dict(weights)
 

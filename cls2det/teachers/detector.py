@@ -47,11 +47,11 @@ class DetectorTeacher:
             ConnectionError: torchvision's weights cannot be fetched
         """
         if str(source).startswith(PREFIX):
-            detector, known = _from_torchvision(str(source).removeprefix(PREFIX))
+            detector, names = _from_torchvision(str(source).removeprefix(PREFIX))
         else:
             student = load_student(source)
-            detector, known = student.detector, ["__background__", *student.classes]
-        return cls(detector, classes, [known.index(name) if name in known else None for name in classes])
+            detector, names = student.detector, ["__background__", *student.classes]
+        return cls(detector, classes, [names.index(name) if name in names else None for name in classes])
 
     def __deepcopy__(self, _memo) -> DetectorTeacher:
         return self
