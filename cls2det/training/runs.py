@@ -1,28 +1,18 @@
 """The folder of a run belongs to one run: its options are written there, and a run with others is refused.
 
-A restart with the same options goes on from the last checkpoint. ``run_record`` gives the options that count.
+A restart with the same options goes on from the last checkpoint. Which options count is said in ``commands.identity``.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from cls2det.files import write_json
-from cls2det.training.settings import CLAIMED, PretrainRun
 
-Record = dict[str, Any]  # plain values, as JSON has them
-
-APART = ("out", "progress", "run", "allow_poor_teacher")  # options that may differ between a run and its restart
-
-
-def run_record(command: str, options: Mapping[str, Any], run: PretrainRun) -> Record:
-    """The identity of a run: its command, its options, and those of ``run`` that change its steps (``CLAIMED``)."""
-    record = {name: _plain(value) for name, value in options.items() if name not in APART}
-    return {"command": command, **record, "run": {name: getattr(run, name, None) for name in CLAIMED}}
+Record = dict[str, Any]  # options by name, plain values as JSON has them
 
 
 def claim(folder: str | Path, record: Record, rename: Callable[[Record], Record] | None = None) -> None:
@@ -37,7 +27,7 @@ def check_claim(folder: str | Path, record: Record, rename: Callable[[Record], R
 
     Args:
         folder: of the run
-        record: see ``run_record``
+        record: of the run, as ``commands.identity`` makes it
         rename: brings a record that an older version wrote to today's names of the options; None compares it as it is
 
     Raises:
@@ -64,10 +54,3 @@ def _read(file: Path) -> Record:
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds no options; give another --out, or remove the folder")
     return content
-
-
-def _plain(value: Any) -> Any:
-    """As it comes back from JSON."""
-    if dataclasses.is_dataclass(value):
-        value = dataclasses.asdict(value)
-    return json.loads(json.dumps(value, default=str))
