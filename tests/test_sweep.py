@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+import sys
 
 import pytest
 import yaml
@@ -256,6 +257,14 @@ def test_every_recipe_is_one(tmp_path, name):
     else:
         record = {"teacher": TeacherOptions, "pretrain": PretrainOptions}.get(name.split("-")[0], DistillOptions)
         parse_options(record, read_yaml(name) | paths)
+
+
+def test_scenes_name_the_extra_that_they_need(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "skimage", None)
+    config = write(tmp_path / "tiny.yaml", extends="demo-quick")
+    assert main(["sweep", "--config", config, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 2
+    text = capsys.readouterr().err
+    assert "scikit-image: pip install 'cls2det[study]'" in text and text.count("\n") == 1
 
 
 def test_errors(tmp_path, capsys):
