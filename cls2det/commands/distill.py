@@ -10,6 +10,7 @@ from torch import nn
 from cls2det.commands.data import training_data
 from cls2det.commands.options import DistillOptions
 from cls2det.commands.train import train, train_student
+from cls2det.data.dataset import DetectionData
 from cls2det.data.loader import train_loader
 from cls2det.distill import Distillation
 from cls2det.distill.classifier import ClassifierDistiller
@@ -29,26 +30,26 @@ def distill(options: DistillOptions, progress: Progress | None = None) -> dict:
     _warn_of_unread_teachers(options)
     if not options.distils:
         return train(options.without_distillation(), progress)
-    classifier = None
+    data, classifier = training_data(options), None
     if options.teacher and "classifier" in options.distillers:
         classifier = CropClassifier.load(options.teacher)
         if not options.allow_poor_teacher and is_first_process():
-            _check_teacher(classifier, options)
+            _check_teacher(classifier, options, data)
 
     def build(classes: list[str], student: nn.Module) -> Distillation:
-        own = detector_teacher = None
+        classifier_distiller = detector_teacher = None
         if "classifier" in options.distillers:
-            own = ClassifierDistiller(classifier, options.classifier, classes, student.transform)
+            classifier_distiller = ClassifierDistiller(classifier, options.classifier, classes, student.transform)
         if options.detector_teacher and options.methods:
             detector_teacher = DetectorTeacher.load(options.detector_teacher, classes)
         return Distillation(
             student,
-            classifier=own,
+            classifier=classifier_distiller,
             teacher=detector_teacher,
             settings={name: getattr(options, name) for name in options.methods},
         )
 
-    return train_student(options, build, progress)
+    return train_student(options, data, build, progress)
 
 
 def _warn_of_unread_teachers(options: DistillOptions) -> None:
@@ -59,7 +60,7 @@ def _warn_of_unread_teachers(options: DistillOptions) -> None:
             warnings.warn(f"{argument} {teacher} is read by none of the distillers {names}", stacklevel=3)
 
 
-def _check_teacher(teacher: CropClassifier, options: DistillOptions) -> None:
+def _check_teacher(teacher: CropClassifier, options: DistillOptions, data: DetectionData) -> None:
     """Raise ValueError for one that would teach this student nothing, or the wrong thing."""
     head = STUDENTS[options.student].head
     reads_scores = options.classifier.kd_cls_weight and options.classifier.control != "one_hot"
@@ -70,5 +71,5 @@ def _check_teacher(teacher: CropClassifier, options: DistillOptions) -> None:
         )
     batch_size = options.optim.batch_size
     batches = math.ceil(256 / batch_size)  # of training images; more than enough crops on most data
-    loader = train_loader(training_data(options), batch_size=batch_size, steps_per_epoch=batches, seed=options.seed)
+    loader = train_loader(data, batch_size=batch_size, steps_per_epoch=batches, seed=options.seed)
     check_not_at_chance(teacher, loader, torch_device(options.run.device))

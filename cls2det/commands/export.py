@@ -71,7 +71,7 @@ def export(options: ExportOptions) -> dict[str, Any]:
     side = options.image_size or student.image_size or STUDENTS[student.name].size
     images = _probes(student.detector, side)
     out.mkdir(parents=True, exist_ok=True)
-    entries = {name: _write(name, student, images, out, options.check) for name in options.formats}
+    entries = {name: _write(name, student, images, out, check=options.check) for name in options.formats}
     report = write_json(out / "export.json", _about(student, side) | {"formats": entries})
     failures = {name: f"{name}: {entry['fails']}" for name, entry in entries.items() if "fails" in entry}
     if len(failures) == len(entries) or any(entries[name].get("differs") for name in failures):
@@ -83,7 +83,7 @@ def export(options: ExportOptions) -> dict[str, Any]:
     return report
 
 
-def _write(name: str, student: TrainedStudent, images: list[Tensor], out: Path, check: bool) -> dict[str, Any]:
+def _write(name: str, student: TrainedStudent, images: list[Tensor], out: Path, *, check: bool) -> dict[str, Any]:
     """Write one format; its entry in the report, which has "fails" if there is no file."""
     file = out / FILES[name]
     try:

@@ -89,7 +89,9 @@ def _parser(record: type, command: str, takes_recipe: bool = False) -> ArgumentP
         exit_on_error=False,
     )
     if takes_recipe:
-        parser.add_argument("--config", action="config", help="a YAML file with these options, or a recipe's name")
+        parser.add_argument(
+            "--config", action="config", metavar="RECIPE", help="a YAML file with these options, or a recipe's name"
+        )
     for field in fields:
         item = _item_type(types[field.name])
         settings: dict[str, Any] = {"nargs": "+", "type": item} if item else {"type": types[field.name]}
@@ -153,4 +155,9 @@ class _Help(DefaultHelpFormatter):
 
 
 def _as_words(default: Any) -> str:
-    return " ".join(map(str, default)) if isinstance(default, list | tuple) else str(default)
+    """As it would be typed: several words for a list, [a, b] for a tuple."""
+    if isinstance(default, list):
+        return " ".join(map(str, default))
+    if isinstance(default, tuple):
+        return f"[{', '.join(map(str, default))}]"
+    return str(default).lower() if isinstance(default, bool) else str(default)

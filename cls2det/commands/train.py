@@ -35,20 +35,20 @@ def train(options: TrainOptions, progress: Progress | None = None) -> dict:
         if options.teacher:
             warnings.warn(f"train distils nothing: teacher {options.teacher} is left out; see distill", stacklevel=2)
         options = options.without_distillation()
-    return train_student(options, None, progress)
+    return train_student(options, training_data(options), None, progress)
 
 
 def train_student(
-    options: TrainOptions, build_distillation: BuildDistillation | None, progress: Progress | None
+    options: TrainOptions, data: DetectionData, build_distillation: BuildDistillation | None, progress: Progress | None
 ) -> dict[str, Any]:
     """Train, save and evaluate a student.
 
     Args:
         options: of the student and its training
+        data: the images that ``options`` name
         build_distillation: makes the distillation terms for the student, before it is trained; None for none
-        progress: told the steps, in place of a bar on the screen
+        progress: called after every few steps, in place of a bar on the screen
     """
-    data = training_data(options)
     validation = DetectionData(options.data_root, options.val_split) if options.val_split else None
     optim, run = options.optim.for_run(len(data), options.run)
     val_loader = None
@@ -99,9 +99,14 @@ def train_student(
     }
     write_json(options.out / "report.json", report)
     if validation and is_first_process():
-        out = options.out / options.val_split
         evaluation = EvaluateOptions(
-            weights, options.data_root, options.val_split, out, optim.batch_size, run.workers, run.device
+            weights,
+            options.data_root,
+            options.val_split,
+            options.out / options.val_split,
+            batch_size=optim.batch_size,
+            loader_workers=run.workers,
+            device=run.device,
         )
         table = evaluate(evaluation, progress)
         report |= {column: table[column] for column in ("mAP", "AP50", "AP75")}

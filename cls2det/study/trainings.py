@@ -192,8 +192,8 @@ def check_processes(trainings: Iterable[Training]) -> None:
 def check_students(students: Iterable[Training], teachers: Iterable[Training], detectors: Iterable[Training]) -> None:
     """Teachers and methods fit their students; otherwise a ValueError, before hours are spent on the teachers.
 
-    Students and detector teachers have random weights here. They are on the meta device, where a forward costs nothing. Teachers
-    that are files are left to the runs.
+    Students and detector teachers are built on the meta device, where weights have no values and a forward costs nothing; their
+    anchors are real. Teachers that are files are left to the runs.
     """
     student_of_teacher = {training.weights: training.options.student for training in teachers}
     options_of_detector = {str(training.weights): training.options for training in detectors}
@@ -228,13 +228,15 @@ def _detector(source: str, options: Mapping[str, DistillOptions]) -> torch.nn.Mo
     if source in options:
         return _meta_student(options[source].student, options[source].image_size)
     if source.startswith(PREFIX):
-        return get_model(source.removeprefix(PREFIX), weights=None, weights_backbone=None).to("meta")
+        with torch.device("meta"):
+            return get_model(source.removeprefix(PREFIX), weights=None, weights_backbone=None)
     return None
 
 
 @cache
 def _meta_student(name: str, image_size: int | None) -> torch.nn.Module:
-    return build_student(name, 2, image_size).to("meta")
+    with torch.device("meta"):
+        return build_student(name, 2, image_size)
 
 
 def _parsed(name: str, record: type, options: dict[str, Any]) -> Any:
