@@ -114,6 +114,9 @@ def test_names_and_sizes():
         build_student("yolo", 3)
     with pytest.raises(ValueError, match="ssd300_vgg16 takes images of size 300, found size 96"):
         build_student("ssd300_vgg16", 3, 96)
+    for size in (0, -5):
+        with pytest.raises(ValueError, match=f"images must be positive, or None for the student's own; found {size}"):
+            build_student("ssd_compact", 3, size)
     assert build_student("retinanet_compact", 3).transform.min_size == (96,)
     assert build_student("fasterrcnn_qr50_fpn", 3).transform.max_size == 1333
 

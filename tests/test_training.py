@@ -218,10 +218,8 @@ def test_a_stopped_teacher_goes_on_as_if_it_had_not_stopped(scenes, tmp_path):
             if step == stop_at:
                 raise Stop
 
-        optim, run = Optim(steps=24, batch_size=2), dataclasses.replace(RUN, checkpoint_every=8)
-        options = {"augmentation": "none", "optim": optim, "seed": 5, "run": run}
-        train_teacher(scenes, tmp_path / folder, progress=stop, **options)
-        return weights_in(tmp_path / folder / "weights.pt")
+        options = {"optim": Optim(steps=24, batch_size=2), "run": dataclasses.replace(RUN, checkpoint_every=8), "seed": 5}
+        return weights_in(train_teacher(scenes, tmp_path / folder, progress=stop, **options))
 
     unbroken = run("unbroken", None)
     with pytest.raises(Stop):

@@ -88,13 +88,13 @@ def apply_torchvision(transform: v2.Transform, image: Tensor, target: Target, se
     boxes = BoundingBoxes(target["boxes"], format="XYXY", canvas_size=image.shape[-2:])
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs too, and they are not forked
-        moved = transform({"image": Image(image), "boxes": boxes, "labels": target["labels"]})
-    if len(target["labels"]) and not len(moved["labels"]):
+        result = transform({"image": Image(image), "boxes": boxes, "labels": target["labels"]})
+    if len(target["labels"]) and not len(result["labels"]):
         return image, target
-    return moved["image"].as_subclass(Tensor), {
+    return result["image"].as_subclass(Tensor), {
         **target,
-        "boxes": moved["boxes"].as_subclass(Tensor),
-        "labels": moved["labels"],
+        "boxes": result["boxes"].as_subclass(Tensor),
+        "labels": result["labels"],
     }
 
 

@@ -28,10 +28,10 @@ class FGFI(nn.Module):
         settings, targets = self.settings, student_outputs.positives
         near = imitation_mask(
             student_outputs.grid.anchors,
-            targets.target_boxes,
-            targets.target_image_index,
-            len(student_outputs.images),
-            student_outputs.grid.level_sizes,
+            boxes=targets.target_boxes,
+            image_index=targets.target_image_index,
+            images=len(student_outputs.images),
+            level_sizes=student_outputs.grid.level_sizes,
             factor=settings.factor,
             assignment=settings.assignment,
         ).split(student_outputs.grid.level_sizes, 1)

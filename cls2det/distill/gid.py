@@ -49,7 +49,7 @@ class GID(nn.Module):
             logits.flatten(0, 1),
             grid.regression.flatten(0, 1),
             regression.flatten(0, 1),
-            on_instances,
+            mask=on_instances,
             head=grid.head,
             cls_weight=settings.cls_weight,
             box_weight=settings.box_weight,

@@ -45,10 +45,10 @@ class Harmony(nn.Module):
             *(by_place(values, student_outputs) for values in (logits.amax(-1).sigmoid(), overlaps)),
             settings.balance,
         )
-        cls = bckd_loss(grid.logits[..., 1:][image, anchor], logits[image, anchor], 0.0, harmony, count)
+        cls = bckd_loss(grid.logits[..., 1:][image, anchor], logits[image, anchor], beta=0.0, weight=harmony, normalizer=count)
         return {
             "harmony_cls": settings.cls_weight * cls,
-            "harmony_box": settings.box_weight * bckd_box_loss(student_boxes, teacher_boxes, harmony, count),
+            "harmony_box": settings.box_weight * bckd_box_loss(student_boxes, teacher_boxes, weight=harmony, normalizer=count),
             "harmony_feature": settings.feature_weight * feature,
         }
 

@@ -76,9 +76,9 @@ class FGD(nn.Module):
             masks = fgd_masks(
                 targets.target_boxes,
                 targets.target_image_index,
-                len(student_outputs.images),
-                tuple(size),
-                (height / size[0], width / size[1]),
+                images=len(student_outputs.images),
+                size=tuple(size),
+                stride=(height / size[0], width / size[1]),
             )
             terms = fgd_feature_loss(
                 student_map,

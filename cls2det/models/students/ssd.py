@@ -36,7 +36,7 @@ def ssd300_vgg16(classes: int, _size: int, weights: VGG16_Weights | None) -> SSD
 def ssd512_vgg16(classes: int, _size: int, weights: VGG16_Weights | None) -> SSD:
     """SSD512 of the paper: seven maps of 64, 32, 16, 8, 4, 2 and 1 cells, and its default boxes for COCO (4 to 90 %)."""
     backbone = _vgg_extractor(vgg16(weights=weights), highres=True, trainable_layers=4 if weights else 5)
-    _halve_where_the_paper_does(backbone)
+    _halve_the_last_maps(backbone)
     anchors = DefaultBoxGenerator(
         [[2], [2, 3], [2, 3], [2, 3], [2, 3], [2], [2]],
         scales=[0.04, 0.10, 0.26, 0.42, 0.58, 0.74, 0.90, 1.06],
@@ -46,7 +46,7 @@ def ssd512_vgg16(classes: int, _size: int, weights: VGG16_Weights | None) -> SSD
     return SSD(backbone, anchors, (512, 512), classes + 1, **scale)
 
 
-def _halve_where_the_paper_does(backbone: nn.Module) -> None:
+def _halve_the_last_maps(backbone: nn.Module) -> None:
     """torchvision shrinks 8 cells to 6, 4 and 1 by leaving out the padding; SSD512 halves them to 4, 2 and 1."""
     for conv, stride in zip((block[2] for block in backbone.extra[3:6]), (2, 2, 1), strict=True):
         conv.stride, conv.padding = (stride, stride), (1, 1)
