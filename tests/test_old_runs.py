@@ -11,7 +11,14 @@ pytest.importorskip("pycocotools")
 
 from cls2det.data.dataset import DetectionData
 from cls2det.data.loader import train_loader
-from cls2det.distill import ClassifierDistiller, ClassifierSettings, DetectorTeacher, Distillation, FKDSettings
+from cls2det.distill import (
+    DETECTOR_METHODS,
+    ClassifierDistiller,
+    ClassifierSettings,
+    DetectorTeacher,
+    Distillation,
+    FKDSettings,
+)
 from cls2det.models.backbones import load_backbone, load_classifier
 from cls2det.models.students import build_student, load_student
 from cls2det.models.weights import read_weights
@@ -134,6 +141,21 @@ def test_an_averaged_state_is_renamed_too(distilled):
     for state in ("state_dict", "current_model_state"):
         for name in methods:
             assert torch.equal(renamed[state][name.replace("distillers.", "distillation.")], content[state][name])
+
+
+@pytest.mark.parametrize("student, method, old", [("fasterrcnn_compact", "chen", "kd"), ("fcos_compact", "harmony", "tbd")])
+def test_adapters_of_renamed_methods(tmp_path, student, method, old):
+    torch.manual_seed(0)
+    detector, teacher = build_student(student, 2), build_student(f"{student}_wide", 2)
+    settings = {method: DETECTOR_METHODS[method][1]()}
+    distillation = Distillation(detector, None, DetectorTeacher(teacher, CLASSES, [1, 2]), settings)
+    module = DetectorTraining(detector, CLASSES, distillation=distillation)
+    state = {name: torch.full_like(value, 3) for name, value in module.state_dict().items()}
+    renamed = {name.replace(f"distillation.methods.{method}", f"distillers.methods.{old}"): state[name] for name in state}
+    assert renamed.keys() != state.keys()
+    torch.save({"global_step": 1, "state_dict": renamed}, tmp_path / "last.ckpt")
+    assert read_checkpoint(tmp_path / "last.ckpt", module)["state_dict"].keys() == state.keys()
+    assert all((value == 3).all() for value in distillation.parameters())
 
 
 def test_a_claim_is_compared_under_todays_names(old_runs):
