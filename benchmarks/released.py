@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torchvision.models import ResNet
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from cls2det.distill.classifier import ClassifierSettings
 from cls2det.models.taps import Positives
+from cls2det.settings import ClassifierSettings
 from cls2det.teachers.crop_classifier import CropClassifier
 
 CHUNK = 256  # crops in one forward of the teacher

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.ssd import SSD
 
-from cls2det.distill.classifier import ClassifierDistiller, ClassifierSettings
+from cls2det.distill.classifier import ClassifierDistiller
 from cls2det.models.students import build_student
 from cls2det.models.taps import PositiveTap
+from cls2det.settings import ClassifierSettings
 from cls2det.teachers.crop_classifier import CropClassifier
 from cls2det_ops import use_backend
 from harness import TOLERANCE, check_close, exact_convolutions, generator, scene

@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from yaml import YAMLError
 
@@ -16,6 +16,9 @@ from cls2det.commands import options
 from cls2det.commands.parsing import parse_words
 from cls2det.errors import JobFailed, LibraryChanged
 from cls2det.study import options as study
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 class Command(NamedTuple):
@@ -29,8 +32,8 @@ class Command(NamedTuple):
     """
 
     module: str
-    options: type
-    reads: type | None = None
+    options: type[DataclassInstance]
+    reads: type[DataclassInstance] | None = None
     takes_recipe: bool = False
 
 
@@ -89,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", metavar="<command>", required=True)
     for name, command in COMMANDS.items():
-        commands.add_parser(name, help=command.options.__doc__.splitlines()[0])
+        commands.add_parser(name, help=(command.options.__doc__ or "").partition("\n")[0])
     return parser
 
 

@@ -39,7 +39,9 @@ def distill(options: DistillOptions, progress: Progress | None = None) -> dict:
     def build(classes: list[str], student: nn.Module) -> Distillation:
         classifier_distiller = detector_teacher = None
         if "classifier" in options.distillers:
-            classifier_distiller = ClassifierDistiller(classifier, options.classifier, classes, student.transform)
+            classifier_distiller = ClassifierDistiller(
+                classifier, options.classifier, classes, student.get_submodule("transform")
+            )
         if options.detector_teacher and options.methods:
             detector_teacher = DetectorTeacher.load(options.detector_teacher, classes)
         return Distillation(

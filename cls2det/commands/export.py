@@ -31,6 +31,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.export import Dim
 from torchvision.models.detection._utils import BoxCoder
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import boxes as box_ops
 
 from cls2det.commands.options import ExportOptions
@@ -102,7 +103,7 @@ def _write(name: str, student: TrainedStudent, images: list[Tensor], out: Path, 
 
 
 def _about(student: TrainedStudent, side: int) -> dict[str, Any]:
-    transform = student.detector.transform
+    transform: GeneralizedRCNNTransform = student.detector.transform
     return {
         "student": student.name,
         "classes": list(student.classes),
@@ -142,7 +143,8 @@ def _torch_export(student: TrainedStudent, image: Tensor, file: Path) -> tuple[d
 
 def _program(detector: nn.Module, image: Tensor) -> tuple[torch.export.ExportedProgram, str]:
     """The graph, NMS included, and its sizes: any for detectors that bring every image to one size, that of ``image`` for others."""
-    one_size = detector.transform.fixed_size is not None
+    transform: GeneralizedRCNNTransform = detector.transform
+    one_size = transform.fixed_size is not None
     with _exportable():
         program = torch.export.export(
             _OneImage(detector),
@@ -159,7 +161,7 @@ def _onnx(student: TrainedStudent, image: Tensor, file: Path) -> tuple[dict, Loa
     (Tracing writes DETR's attention wrongly: scores off by 0.03, with torch 2.14.)
     """
     _need("onnx", "onnxscript")
-    names = {"input_names": ["image"], "output_names": list(OUTPUTS)}
+    names: dict[str, Any] = {"input_names": ["image"], "output_names": list(OUTPUTS)}
     if type(student.detector).__module__.startswith("torchvision."):
         sizes = "any"
         axes = {"image": {1: "height", 2: "width"}} | {name: {0: "detections"} for name in OUTPUTS}

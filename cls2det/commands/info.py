@@ -43,6 +43,7 @@ def info(_options: InfoOptions = InfoOptions()) -> None:  # noqa: B008 (frozen)
         print(f"{name:34} {student.about}")
     print("\nDistillers")
     for name, settings in DISTILLERS.items():
-        print(f"{name:34} {settings.__doc__.splitlines()[0]}")
+        about = (settings.__doc__ or "").partition("\n")[0]
+        print(f"{name:34} {about}")
     print("\nRecipes")
     recipes()

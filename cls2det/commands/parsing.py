@@ -8,7 +8,7 @@ import re
 from argparse import SUPPRESS, Action
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import docstring_parser  # comes with jsonargparse[signatures]
 import yaml
@@ -17,7 +17,10 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 from cls2det.commands.renamed import present, present_words
 from cls2det.recipes import find_recipe
 
-Options = TypeVar("Options")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Options = TypeVar("Options", bound="DataclassInstance")
 POSITIONAL = ("runs",)  # options that are given without their name
 METAVARS = {"Path": "PATH", "int": "INT", "float": "FLOAT", "bool": "{true,false}"}  # by part of a type's name; others: TEXT
 
@@ -72,7 +75,7 @@ def read_yaml(name: str) -> dict[str, Any]:
 
 
 @cache
-def _parser(record: type, command: str, takes_recipe: bool = False) -> ArgumentParser:
+def _parser(record: type[DataclassInstance], command: str, takes_recipe: bool = False) -> ArgumentParser:
     """An option per field of the record, with its docstring as help."""
     about = docstring_parser.parse(record.__doc__)
     texts = {
@@ -100,8 +103,7 @@ def _parser(record: type, command: str, takes_recipe: bool = False) -> ArgumentP
         elif field.name in required and field.name not in POSITIONAL:
             settings["required"] = True
         elif field.name not in required:
-            missing = field.default_factory is dataclasses.MISSING
-            settings["default"] = field.default if missing else field.default_factory()
+            settings["default"] = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         name = field.name if field.name in POSITIONAL else f"--{field.name}"
         parser.add_argument(name, help=texts[field.name], **settings)
     return parser

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,8 @@ def predict(options: PredictOptions, progress: Progress | None = None) -> dict[s
     pictures = find_images(options.images, out)
     student, device = load_student(options.weights), torch_device(options.device)
     detector, classes = student.detector.to(device), list(student.classes)
-    predictions, unreadable = [], []
+    predictions: list[dict[str, Any]] = []
+    unreadable: list[dict[str, str]] = []
     with progress_bar("predicting", progress) as report_progress:
         for number, (file, picture) in enumerate(pictures.items(), start=1):
             report_progress(number, len(pictures), "")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.utils.data import DataLoader
 
@@ -36,22 +38,20 @@ def pretrain(options: PretrainOptions, progress: Progress | None = None) -> dict
     )
     claim(options)
     sampler = SeededSampler(len(data), run.checkpoint_every * optim.accumulate * optim.batch_size, options.seed)
-    workers = {"num_workers": run.workers, "persistent_workers": run.workers > 0}
+    workers: dict[str, Any] = {"num_workers": run.workers, "persistent_workers": run.workers > 0}
     loader = DataLoader(data, optim.batch_size, sampler=sampler, **workers)
     seconds = fit.fit(training, loader, options.out, optim=optim, run=run, seed=options.seed, progress=progress)
-    architecture = {"architecture": options.architecture, "width": options.width}
-    save_backbone(options.out / "weights.pt", training.network, **architecture, classes=data.files.classes)
+    weights, classes = options.out / "weights.pt", data.files.classes
+    save_backbone(weights, training.network, architecture=options.architecture, width=options.width, classes=classes)
     report = {"seconds": seconds, "images": len(data), "steps": optim.steps, "parameters": parameter_count(training)}
     if validation and is_first_process():
-        report["accuracy"] = _top1(
-            training.network, DataLoader(validation, optim.batch_size, **workers), torch_device(run.device)
-        )
+        loader = DataLoader(validation, optim.batch_size, **workers)
+        report["accuracy"] = 100 * _correct(training.network, loader, torch_device(run.device)) / len(validation)
     return write_json(options.out / "report.json", report)
 
 
 @torch.no_grad()
-def _top1(network: torch.nn.Module, loader: DataLoader, device: torch.device) -> float:
-    """Percent."""
+def _correct(network: torch.nn.Module, loader: DataLoader, device: torch.device) -> int:
+    """How many images have their class right."""
     network.eval().to(device)
-    right = sum(int((network(images.to(device)).argmax(1).cpu() == classes).sum()) for images, classes in loader)
-    return 100 * right / len(loader.dataset)
+    return sum(int((network(images.to(device)).argmax(1).cpu() == classes).sum()) for images, classes in loader)

@@ -98,7 +98,7 @@ def train_student(
         "parameters": parameter_count(detector),
     }
     write_json(options.out / "report.json", report)
-    if validation and is_first_process():
+    if options.val_split and is_first_process():
         evaluation = EvaluateOptions(
             weights,
             options.data_root,

@@ -6,9 +6,12 @@ and without suppression: is the best foreground class the true one, and how well
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import RetinaNet
+from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.ssd import SSD
 from torchvision.ops import box_iou
 
@@ -26,7 +29,7 @@ class BestAnchors:
     def __init__(self, detector: nn.Module):
         self.detector = detector
         self.applies = isinstance(detector, SSD | RetinaNet)
-        self.outputs: dict[str, tuple | dict | list] = {}  # of the last forward
+        self.outputs: dict[str, Any] = {}  # of the last forward
         self.correct: list[Tensor] = []
         self.overlaps: list[Tensor] = []
         self.handles: list = []
@@ -45,6 +48,7 @@ class BestAnchors:
         """Take the last forward's outputs; ``images`` and ``targets`` are its batch."""
         if not self.applies:
             return
+        coder: BoxCoder = self.detector.box_coder
         sizes = self.outputs["transform"][0].image_sizes
         for index, (image, target) in enumerate(zip(images, targets, strict=True)):
             if not len(target["boxes"]):
@@ -56,7 +60,7 @@ class BestAnchors:
             # Column 0 is background in SSD, unused in RetinaNet.
             logits = self.outputs["head"]["cls_logits"][index, best, CLASSES_FROM:]
             codes = self.outputs["head"]["bbox_regression"][index, best]
-            boxes = self.detector.box_coder.decode_single(codes, anchors[best])
+            boxes = coder.decode_single(codes, anchors[best])
             self.correct.append(logits.argmax(1) + CLASSES_FROM == target["labels"])
             self.overlaps.append(box_iou(boxes, truth).diagonal())
 

@@ -46,10 +46,10 @@ def draw_boxes(
     """
     image, factor = _enlarged(image.cpu(), SMALL)
     drawable = boxes.isfinite().all(1)
-    boxes, labels = boxes[drawable].cpu() * factor, labels[drawable].tolist()
-    if not labels:
+    boxes, numbers = boxes[drawable].cpu() * factor, labels[drawable].tolist()
+    if not numbers:
         return image
-    texts = [classes[label - 1] for label in labels]
+    texts = [classes[label - 1] for label in numbers]
     if colour is not None and not isinstance(colour, str):
         colour = [name for name, is_drawable in zip(colour, drawable.tolist(), strict=True) if is_drawable]
     if scores is not None:
@@ -61,7 +61,7 @@ def draw_boxes(
         image,
         boxes,
         texts,
-        colors=colour or [COLOURS[label % len(COLOURS)] for label in labels],
+        colors=colour or [COLOURS[label % len(COLOURS)] for label in numbers],
         width=max(1, round(1.5 * unit)),
         font=_font_file(),
         font_size=max(11, round(9 * unit)),

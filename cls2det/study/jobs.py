@@ -105,5 +105,6 @@ def _work(job: Job, threads: int, messages: multiprocessing.queues.Queue) -> Non
 
 def _end_with_parent() -> None:
     """A parent that was killed could not end its jobs, which would write into folders that a restart takes."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)

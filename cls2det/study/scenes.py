@@ -24,6 +24,7 @@ from importlib.resources import files
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -143,7 +144,8 @@ def render_scene(split: str, index: int, settings: SceneSettings) -> tuple[np.nd
         _paste_distractor(rng, canvas)
     images, digits = _glyphs()
     first, end = GLYPHS[split]
-    boxes, labels = [], []
+    boxes: list[tuple[float, float, float, float]] = []
+    labels: list[int] = []
     for _ in range(rng.integers(1, settings.max_objects + 1)):
         glyph = rng.integers(first, end)
         box = _paste_glyph(rng, canvas, images[glyph], boxes, settings)
@@ -279,7 +281,8 @@ def _write_scene(root: Path, split: str, settings: SceneSettings, index: int) ->
 
 def _as_coco(scenes: list, settings: SceneSettings) -> dict:
     """COCO-format annotations. Category ids start at 1; the digit is the name."""
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for image_id, (name, boxes, labels) in enumerate(scenes, start=1):
         images.append({"id": image_id, "file_name": name, "width": settings.size, "height": settings.size})
         for (x1, y1, x2, y2), label in zip(boxes.tolist(), labels.tolist(), strict=True):

@@ -22,6 +22,7 @@ from cls2det.study.report import report
 from cls2det.study.scenes import SceneSettings, make_scenes
 from cls2det.study.trainings import (
     Place,
+    Training,
     check_processes,
     check_students,
     detector_trainings,
@@ -36,7 +37,7 @@ from cls2det.training.settings import Device
 def sweep(options: SweepOptions) -> dict[str, Any]:
     """Train, evaluate and report; returns what ``report`` returns."""
     plan = load_plan(options.config, options.recipe)
-    changes = {"seeds": options.seeds, "split": options.split}
+    changes: dict[str, Any] = {"seeds": options.seeds, "split": options.split}
     plan = dataclasses.replace(plan, **{key: value for key, value in changes.items() if value})
     if options.start:
         plan = dataclasses.replace(plan, train=plan.train | {"start": str(options.start)})
@@ -77,20 +78,20 @@ def run_sweep(
     gpus = _gpus() if run["device"] == "cuda" else []
     workers = workers or len(gpus) or min(cores(), 4)
     place = Place(data_root or out / "scenes", out, run)
-    detectors, teachers, students = (
-        trainings(plan, place) for trainings in (detector_trainings, teacher_trainings, student_trainings)
-    )
-    check_processes([*teachers, *detectors, *students])
+    detectors, teachers = detector_trainings(plan, place), teacher_trainings(plan, place)
+    students = student_trainings(plan, place)
+    trainings: list[Training[Any]] = [*teachers, *detectors, *students]
+    check_processes(trainings)
     _claim(out, plan, fresh)
     console.print(f"[bold]{out}[/]: {len(students)} trainings, {workers} at a time on {run['device']}")
     if plan.scenes:
         _make_scenes(place.data_root, plan.scenes, workers, console)
-    for training in (*teachers, *detectors, *students):
+    for training in trainings:
         training.check_claim()
     check_students(students, teachers, detectors)
     for group in (teachers, detectors, students):
         run_jobs([training.job for training in group if not training.is_done], workers, console, gpus)
-    notes = [*plan.notes, *(training.summary() for training in (*teachers, *detectors))]
+    notes = [*plan.notes, *(training.summary() for training in teachers), *(training.summary() for training in detectors)]
     folders = [training.folder for training in students]
     result = report(ReportOptions(folders, out, plan.split, notes=notes, title=plan.title, quick=plan.quick), console)
     console.print(f"[dim]{(time.time() - start) / 60:.1f} minutes; all is in {out}[/]")

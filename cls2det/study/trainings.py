@@ -9,10 +9,11 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torchvision.models import get_model
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from cls2det.commands.distill import distill
 from cls2det.commands.evaluate import evaluate
@@ -29,9 +30,11 @@ from cls2det.teachers.detector import PREFIX, DetectorTeacher
 from cls2det.training.progress import Progress
 from cls2det.training.settings import torchrun_processes
 
+Options = TypeVar("Options", bound=TeacherOptions | DistillOptions, covariant=True)
+
 
 @dataclasses.dataclass(frozen=True)
-class Training:
+class Training(Generic[Options]):
     """One training of a sweep.
 
     Attributes:
@@ -41,7 +44,7 @@ class Training:
     """
 
     name: str
-    options: TeacherOptions | DistillOptions
+    options: Options
     split: str
 
     @property
@@ -107,7 +110,7 @@ class Place:
         return {"data_root": str(self.data_root), "out": str(folder), "run": self.run}
 
 
-def run_training(training: Training, progress: Progress) -> None:
+def run_training(training: Training[TeacherOptions | DistillOptions], progress: Progress) -> None:
     """Train, and evaluate a student; what is finished is not done again."""
     options = training.options
     if isinstance(options, TeacherOptions):
@@ -127,7 +130,7 @@ def run_training(training: Training, progress: Progress) -> None:
     evaluate(evaluation, progress)
 
 
-def teacher_trainings(plan: Plan, place: Place) -> list[Training]:
+def teacher_trainings(plan: Plan, place: Place) -> list[Training[TeacherOptions]]:
     """Those teachers that an arm, a detector, or all of them, name."""
     users = [plan.train, *plan.arms.values(), *plan.detectors.values()]
     names = {user.get(key) for user in users for key in ("teacher", "start")}
@@ -144,7 +147,7 @@ def teacher_trainings(plan: Plan, place: Place) -> list[Training]:
     return trainings
 
 
-def detector_trainings(plan: Plan, place: Place) -> list[Training]:
+def detector_trainings(plan: Plan, place: Place) -> list[Training[DistillOptions]]:
     """Those detectors that an arm, or all of them, name as their teacher."""
     names = {user.get("detector_teacher") for user in (plan.train, *plan.arms.values())}
     trainings = []
@@ -158,9 +161,9 @@ def detector_trainings(plan: Plan, place: Place) -> list[Training]:
     return trainings
 
 
-def student_trainings(plan: Plan, place: Place) -> list[Training]:
+def student_trainings(plan: Plan, place: Place) -> list[Training[DistillOptions]]:
     """Every arm with every student and seed; seeds first, so that a report of an unfinished sweep has whole pairs."""
-    trainings: dict[Path, Training] = {}
+    trainings: dict[Path, Training[DistillOptions]] = {}
     students = plan.students or [plan.train.get("student", "ssd_compact")]
     for seed, student, (name, changes) in itertools.product(plan.seeds, students, plan.arms.items()):
         label = name if len(students) == 1 else f"{student} {name}"
@@ -189,24 +192,28 @@ def check_processes(trainings: Iterable[Training]) -> None:
             )
 
 
-def check_students(students: Iterable[Training], teachers: Iterable[Training], detectors: Iterable[Training]) -> None:
+def check_students(
+    students: Iterable[Training[DistillOptions]],
+    teachers: Iterable[Training[TeacherOptions]],
+    detectors: Iterable[Training[DistillOptions]],
+) -> None:
     """Teachers and methods fit their students; otherwise a ValueError, before hours are spent on the teachers.
 
     Students and detector teachers are built on the meta device, where weights have no values and a forward costs nothing; their
     anchors are real. Teachers that are files are left to the runs.
     """
-    student_of_teacher = {training.weights: training.options.student for training in teachers}
+    student_of = {training.weights: training.options.student for training in teachers}
     options_of_detector = {str(training.weights): training.options for training in detectors}
     checked = set()
     for training in students:
         options = training.options
-        teachers_of_case = student_of_teacher.get(options.teacher), options.detector_teacher
-        case = (options.student, options.image_size, *teachers_of_case, *options.methods)
+        student_of_teacher = student_of.get(options.teacher) if options.teacher else None
+        case = (options.student, options.image_size, student_of_teacher, options.detector_teacher, *options.methods)
         if case in checked:
             continue
         checked.add(case)
-        if options.teacher in student_of_teacher:
-            _check_normalisation(options.student, student_of_teacher[options.teacher])
+        if student_of_teacher is not None:
+            _check_normalisation(options.student, student_of_teacher)
         if options.methods and options.detector_teacher:
             detector = _detector(options.detector_teacher, options_of_detector)
             if detector is not None:
@@ -218,7 +225,8 @@ def check_students(students: Iterable[Training], teachers: Iterable[Training], d
 def _check_normalisation(name: str, student_of_teacher: str) -> None:
     if name == student_of_teacher:
         return
-    transforms = [_meta_student(student, None).transform for student in (name, student_of_teacher)]
+    students = (_meta_student(student, None) for student in (name, student_of_teacher))
+    transforms: list[GeneralizedRCNNTransform] = [student.transform for student in students]
     means_and_stds = [(list(transform.image_mean), list(transform.image_std)) for transform in transforms]
     if means_and_stds[0] != means_and_stds[1]:
         raise ValueError(f"a teacher for {student_of_teacher} does not fit {name}: their inputs are normalised differently")
@@ -239,7 +247,7 @@ def _meta_student(name: str, image_size: int | None) -> torch.nn.Module:
         return build_student(name, 2, image_size)
 
 
-def _parsed(name: str, record: type, options: dict[str, Any]) -> Any:
+def _parsed(name: str, record: type[Options], options: dict[str, Any]) -> Options:
     try:
         return parse_options(record, options)
     except ValueError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 import lightning
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
@@ -55,7 +56,7 @@ class BackboneTraining(lightning.LightningModule):
         self.label_smoothing, self.optim = label_smoothing, optim
         self.network = build_classifier(architecture, len(classes), width)
 
-    def configure_optimizers(self) -> dict:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         return configure_optimizer(self.optim, self)
 
     def training_step(self, batch: tuple[Tensor, Tensor], _index: int) -> Tensor:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from typing import cast
 
 import lightning
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from cls2det.teachers.crop_classifier import CropClassifier, sides
@@ -60,7 +62,7 @@ class ClassifierTraining(lightning.LightningModule):
         self.classifier, self.optim = classifier, optim
         self.min_size, self.jitter, self.label_smoothing = min_size, jitter, label_smoothing
 
-    def configure_optimizers(self) -> dict:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         return configure_optimizer(self.optim, self)
 
     def training_step(self, batch: tuple[list, list], _index: int) -> Tensor:
@@ -68,7 +70,7 @@ class ClassifierTraining(lightning.LightningModule):
         if len(classes) < 2:  # batch norm needs two; a constant keeps every process of a distributed run in step
             least = f"{self.min_size:g} pixels (min_size)"
             warnings.warn(f"nothing is learnt from a batch with {len(classes)} crops of at least {least}", stacklevel=2)
-            return sum(parameter.sum() for parameter in self.parameters()) * 0.0
+            return cast(Tensor, sum(parameter.sum() for parameter in self.parameters())) * 0.0
         loss = self.loss(self.classifier(crops), classes)
         self.log("loss", loss, prog_bar=True, batch_size=len(classes))
         return loss
@@ -89,4 +91,4 @@ class ClassifierTraining(lightning.LightningModule):
         if self.classifier.loss in ("bce", "joint"):
             truth = F.one_hot(classes, logits.shape[1]).to(logits.dtype)
             terms.append(F.binary_cross_entropy_with_logits(logits, truth, reduction="sum") / len(logits))
-        return sum(terms)
+        return cast(Tensor, sum(terms))

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any, cast
 
 import lightning
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from cls2det.data.dataset import DetectionData
 from cls2det.data.images import to_float
 from cls2det.distill import Distillation
 from cls2det.evaluation.coco import as_results, coco_table
@@ -75,7 +80,7 @@ class DetectorTraining(lightning.LightningModule):
         """Detections of uint8 images: boxes (n, 4) xyxy in pixels of each image, labels (n,), scores (n,)."""
         return self.detector(to_float(images))
 
-    def configure_optimizers(self) -> dict:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         return configure_optimizer(self.optim, self)
 
     def on_fit_start(self) -> None:
@@ -85,21 +90,23 @@ class DetectorTraining(lightning.LightningModule):
     def training_step(self, batch: tuple[list, list], _index: int) -> Tensor:
         detection_terms, distillation_terms = self.losses(*batch)
         terms = detection_terms | distillation_terms
-        loss = sum(terms.values())
+        loss = cast(Tensor, sum(terms.values()))
         count = len(batch[0])
         self.log("loss", loss.detach(), prog_bar=True, batch_size=count)
         self.log_dict({name: term.detach() for name, term in terms.items()}, batch_size=count)
         classifier = self.distillation and self.distillation.classifier
         if classifier and classifier.accuracy is not None:
             self.log("teacher_accuracy", 100 * classifier.accuracy, batch_size=count)
-        if distillation_terms and self.ratio_every is not None and (self.global_step + 1) % self.ratio_every == 0:
-            ratios = gradient_ratios(sum(detection_terms.values()), distillation_terms, self.tap.outputs, self.tap.maps)
+        is_measured = self.ratio_every is not None and (self.global_step + 1) % self.ratio_every == 0
+        if self.tap is not None and distillation_terms and is_measured:
+            detection = cast(Tensor, sum(detection_terms.values()))
+            ratios = gradient_ratios(detection, distillation_terms, self.tap.outputs, self.tap.maps)
             self.log_dict({f"gradient_ratio/{name}": ratio for name, ratio in ratios.items()}, batch_size=count)
         return loss
 
     def losses(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The detector's own terms and the distillation terms, weighted."""
-        if self.distillation is None:
+        if self.distillation is None or self.tap is None:
             return self._weighted(self.detector(to_float(images), targets)), {}
         with self.tap:
             detection_terms = self._weighted(self.detector(to_float(images), targets))
@@ -117,7 +124,7 @@ class DetectorTraining(lightning.LightningModule):
     def validation_step(self, batch: tuple[list, list], index: int) -> None:
         images, targets = batch
         detections = self(images)
-        ids = self.trainer.val_dataloaders.dataset.category_ids
+        ids = self._validation_data().category_ids
         for target, detection in zip(targets, detections, strict=True):
             self.detections += as_results(int(target["image_id"]), detection, ids)
         if index == 0 and self.pictures and self.trainer.is_global_zero:
@@ -128,12 +135,16 @@ class DetectorTraining(lightning.LightningModule):
             shares: list = [None] * self.trainer.world_size
             torch.distributed.all_gather_object(shares, self.detections)
             self.detections = [detection for share in shares for detection in share]
-        table = coco_table(self.trainer.val_dataloaders.dataset, self.detections)
+        table = coco_table(self._validation_data(), self.detections)
         self.log_dict({f"val/{name}": table[name] for name in ("mAP", "AP50", "AP75") if table[name] is not None})
+
+    def _validation_data(self) -> DetectionData:
+        loader: Any = self.trainer.val_dataloaders
+        return loader.dataset
 
     def _draw(self, images: list[Tensor], targets: list[dict], detections: list[dict]) -> None:
         """To TensorBoard: predicted and ground-truth boxes, and the teacher's crops."""
-        board, classes = self.trainer.loggers[-1].experiment, self.classes
+        board, classes = cast(TensorBoardLogger, self.trainer.loggers[-1]).experiment, self.classes
         drawn = [
             {name: value[detection["scores"] >= DRAWN_SCORE] for name, value in detection.items()} for detection in detections
         ]
@@ -154,8 +165,9 @@ class DetectorTraining(lightning.LightningModule):
             crops, labels = teacher.crops_of_batch((images, targets))
             if len(crops):
                 captions = [classes[label] for label in labels.tolist()]
-                mean, std = teacher.transform.image_mean, teacher.transform.image_std
-                board.add_image("val/crops of the teacher", crops_sheet(crops, mean, std, captions), self.global_step)
+                transform: GeneralizedRCNNTransform = teacher.transform
+                sheet = crops_sheet(crops, transform.image_mean, transform.image_std, captions)
+                board.add_image("val/crops of the teacher", sheet, self.global_step)
 
 
 def gradient_ratios(detection: Tensor, terms: dict[str, Tensor], *places: Sequence[Tensor]) -> dict[str, Tensor]:

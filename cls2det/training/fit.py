@@ -7,7 +7,9 @@ import logging
 import os
 import time
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, cast
 
 import lightning
 import torch
@@ -28,13 +30,13 @@ from cls2det.training.settings import Optim, PretrainRun
 
 def fit(
     module: lightning.LightningModule,
-    loader,
+    loader: Iterable,
     folder: str | Path,
     *,
     optim: Optim,
     run: PretrainRun,
     seed: int,
-    val_loader=None,
+    val_loader: Iterable | None = None,
     val_every: int = 1,
     progress: Progress | None = None,
 ) -> float:
@@ -61,6 +63,7 @@ def fit(
     Raises:
         ValueError: last.ckpt is damaged, or of another model
     """
+    assert optim.steps is not None, "Optim.for_run gives the steps"
     quiet()
     folder = Path(folder)
     last, timer = folder / "last.ckpt", Timer(verbose=False)
@@ -68,7 +71,7 @@ def fit(
     if checkpoint["global_step"] >= optim.steps:  # it was stopped after its last step, before its weights were written
         return checkpoint["callbacks"]["Timer"]["time_elapsed"]["train"]
     put_log_aside(folder / "log", checkpoint["global_step"])
-    callbacks = [
+    callbacks: list[Callback] = [
         # Written before a validation, so that one that fails or is killed costs no training.
         ModelCheckpoint(folder, "last", save_top_k=1, enable_version_counter=False, save_on_train_epoch_end=True),
         StepSeed(seed),
@@ -84,7 +87,7 @@ def fit(
         devices=run.devices,
         num_nodes=run.num_nodes,
         strategy="ddp" if run.processes > 1 else "auto",
-        precision=run.precision,
+        precision=cast(Any, run.precision),  # Lightning checks the word
         max_epochs=optim.steps // run.checkpoint_every,
         accumulate_grad_batches=optim.accumulate,
         gradient_clip_val=optim.clip_norm,
@@ -140,7 +143,7 @@ class _Throughput(Callback):
 
     def on_train_batch_end(self, trainer: lightning.Trainer, module, _outputs, batch, index: int) -> None:
         self.images += len(batch[0]) * trainer.world_size
-        if (index + 1) % trainer.log_every_n_steps == 0:
+        if (index + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined] # set from elsewhere in Lightning
             now = time.perf_counter()
             module.log("images_per_second", self.images / (now - self.since), batch_size=1)
             self.since, self.images = now, 0
@@ -157,14 +160,15 @@ class _Report(Callback):
             self.progress = self.screen.enter_context(progress_bar("training"))
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_) -> None:
-        total = trainer.num_training_batches * trainer.max_epochs // trainer.accumulate_grad_batches
+        total = trainer.num_training_batches * (trainer.max_epochs or 0) // trainer.accumulate_grad_batches
         if self.progress and (trainer.global_step % 10 == 0 or trainer.global_step == total):
             self.progress(trainer.global_step, int(total), f"loss {float(trainer.callback_metrics.get('loss', 'nan')):.3f}")
 
     def on_fit_end(self, *_) -> None:
         self.screen.close()
 
-    on_exception = on_fit_end
+    def on_exception(self, *_) -> None:
+        self.screen.close()
 
 
 def quiet() -> None:

@@ -36,6 +36,7 @@ def draw_detections(
     )
     for column, index in enumerate(shown):
         image, target = data[index]
+        colours: str | list[str]
         for row, name in enumerate(("ground truth", *arms)):
             axes = grid[row][column]
             axes.set(xticks=[], yticks=[])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,29 +68,40 @@ def summarise(results: Mapping[tuple[str, int], Mapping[str, Any]], baseline: st
 
 def standard_error(values: Sequence[float | None]) -> float | None:
     """Of the mean; None for fewer than two values."""
-    return None if None in values or len(values) < 2 else statistics.stdev(values) / math.sqrt(len(values))
+    known = _complete(values)
+    return None if known is None or len(known) < 2 else statistics.stdev(known) / math.sqrt(len(known))
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    return None if None in values or not values else statistics.fmean(values)
+    known = _complete(values)
+    return statistics.fmean(known) if known else None
+
+
+def _complete(values: Iterable[float | None]) -> list[float] | None:
+    """The values; None if one of them is missing."""
+    values = list(values)
+    known = [value for value in values if value is not None]
+    return known if len(known) == len(values) else None
 
 
 def _by_iou(result: Mapping[str, Any]) -> list[float | None]:
     return result.get("AP by IoU") or [None] * len(THRESHOLDS)
 
 
-def _gain(rows: Mapping[int, Mapping], base: Mapping[int, Mapping], of) -> tuple[float | None, float | None]:
+def _gain(
+    rows: Mapping[int, Mapping], base: Mapping[int, Mapping], of: Callable[..., float | None]
+) -> tuple[float | None, float | None]:
     """Mean difference and its standard error, by seed if possible."""
     shared = rows.keys() & base.keys()
-    values = {seed: of(rows[seed]) for seed in shared or rows}
-    before = {seed: of(base[seed]) for seed in shared or base}
-    if not before or None in (*values.values(), *before.values()):
+    values = _complete(of(rows[seed]) for seed in sorted(shared or rows))
+    before = _complete(of(base[seed]) for seed in sorted(shared or base))
+    if not values or not before:
         return None, None
     if shared:
-        differences = [values[seed] - before[seed] for seed in sorted(shared)]
+        differences = [value - reference for value, reference in zip(values, before, strict=True)]
         return _mean(differences), standard_error(differences)
-    errors = [standard_error(list(part.values())) for part in (values, before)]
-    return _mean(list(values.values())) - _mean(list(before.values())), None if None in errors else math.hypot(*errors)
+    errors = _complete(map(standard_error, (values, before)))
+    return statistics.fmean(values) - statistics.fmean(before), None if errors is None else math.hypot(*errors)
 
 
 def pairing_notes(student: str, table: Mapping[str, Mapping[str, Any]], baseline: str) -> list[str]:
@@ -157,8 +168,8 @@ def method_rows(
 
 
 def _minus(row: Mapping, other: Mapping, column: str) -> float | None:
-    values = row.get(column), other.get(column)
-    return None if None in values else values[0] - values[1]
+    value, reference = row.get(column), other.get(column)
+    return None if value is None or reference is None else value - reference
 
 
 def run_rows(runs: Iterable[RunRecord]) -> list[dict]:

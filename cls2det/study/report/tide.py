@@ -78,7 +78,8 @@ def match(truth: Any, detections: Sequence[Mapping[str, Any]]) -> Matches:
                 f"a detection is of image {detection['image_id']}, category {detection['category_id']}, which the ground truth lacks"
             )
         by_image[detection["image_id"]].append(detection)
-    parts, truth_category = [], []
+    parts: list[dict[str, np.ndarray]] = []
+    truth_category: list[int] = []
     for image, of_image in by_image.items():
         annotations = truth.imgToAnns[image]
         objects = [note for note in annotations if not note.get("iscrowd", 0)]
