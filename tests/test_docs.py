@@ -38,10 +38,6 @@ def test_examples_run(name):
             if error.name.split(".")[0] in ("cls2det", "cls2det_ops"):
                 raise
             pytest.skip(f"{name} needs {error.name}")
-        except ImportError as error:  # to go once the distillers have their new names
-            if "Distillation" not in str(error):
-                raise
-            pytest.skip("the distillers still have their old names")
 
 
 def commands(text: str) -> list[str]:
@@ -74,14 +70,8 @@ def has_option(text: str, option: str) -> bool:
     return re.search(re.escape(option.replace("-", "_")) + r"(?![\w.])", text) is not None
 
 
-def skip_before_renaming():  # to go once the command line has the group
-    if not has_option(help_of("distill"), "--classifier.chunk"):
-        pytest.skip("the command line still has the old names of options")
-
-
 def test_commands_and_options_exist():
     pytest.importorskip("lightning")
-    skip_before_renaming()
     wrong = []
     for name, line in named(r"(torchrun .* -m )?cls2det [a-z]"):
         command, *words = line[line.index("cls2det ") :].split()[1:]
@@ -98,7 +88,6 @@ OF_OTHER_PROGRAMS = ("--backends", "--no-build-isolation", "--bench-out", "--ben
 
 def test_options_in_sentences_exist():
     pytest.importorskip("lightning")
-    skip_before_renaming()
     known = "\n".join(help_of(command) for command in ("teacher", "distill", "pretrain", "sweep", "recipes"))
     wrong = []
     for name, line in named(r"--[a-z]"):

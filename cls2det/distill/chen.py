@@ -12,8 +12,7 @@ from cls2det.models.taps import StudentOutputs
 from cls2det.settings import ChenSettings
 from cls2det.teachers.detector import DetectorTeacher, TeacherOutputs, check_same_grid
 from cls2det_ops import masked_feature_loss
-from cls2det_ops.losses import kd_bounded_loss as chen_bounded_loss
-from cls2det_ops.losses import kd_weighted_loss as chen_class_loss
+from cls2det_ops.losses import chen_bounded_loss, chen_class_loss
 
 
 class Chen(nn.Module):

@@ -14,8 +14,7 @@ from cls2det.distill.maps import make_adapters, pairs
 from cls2det.models.taps import StudentOutputs
 from cls2det.settings import HarmonySettings
 from cls2det.teachers.detector import DetectorTeacher, TeacherOutputs, check_same_grid
-from cls2det_ops.losses import bckd_box_loss, bckd_loss, harmony_score
-from cls2det_ops.losses import tbd_feature_loss as harmony_feature_loss
+from cls2det_ops.losses import bckd_box_loss, bckd_loss, harmony_feature_loss, harmony_score
 
 
 class Harmony(nn.Module):

@@ -7,6 +7,7 @@ loaded before Python's (LD_PRELOAD, see the Makefile); or ``races``, with the ra
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import functools
 import hashlib
 import os
@@ -89,18 +90,19 @@ def compile_sources(
     folder.mkdir(parents=True, exist_ok=True)
 
     def compile_one(source: Path) -> str:
-        target = folder / f"{source.name}.{os.getpid()}.o"
+        target = folder / f"{source.name}.o"
         extra = build.kernel_flags if source in kernels else []
         subprocess.run([compiler, *common, *extra, "-x", "c++", "-c", str(source), "-o", str(target)], check=True)
         return str(target)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(
-            pool.map(compile_one, [*kernels, *host_sources])
-        )  # kernels first: their copies of inline functions are kept
-    part = folder / f"{name}.{os.getpid()}"
-    subprocess.run([compiler, "-o", str(part), *objects, *build.link_flags, *link], check=True)
-    part.replace(result)
+    with (folder / "lock").open("w") as lock:  # tests run side by side: one process compiles, the others wait for it
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not result.is_file():
+            with ThreadPoolExecutor(os.cpu_count()) as pool:  # kernels first: their copies of inline functions are kept
+                objects = list(pool.map(compile_one, [*kernels, *host_sources]))
+            part = folder / f"{name}.part"
+            subprocess.run([compiler, "-o", str(part), *objects, *build.link_flags, *link], check=True)
+            part.replace(result)
     return result
 
 
