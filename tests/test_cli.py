@@ -107,22 +107,22 @@ def test_a_damaged_checkpoint_is_named(scenes, tmp_path, capsys, damage):
     if damage == "other":
         torch.save({"weights": {}}, last)
     elif damage == "of another model":
-        held = torch.load(last, weights_only=True)
-        held["state_dict"]["other.weight"] = held["state_dict"].pop(next(iter(held["state_dict"])))
-        torch.save(held | {"global_step": 1}, last)
+        checkpoint = torch.load(last, weights_only=True)
+        checkpoint["state_dict"]["other.weight"] = checkpoint["state_dict"].pop(next(iter(checkpoint["state_dict"])))
+        torch.save(checkpoint | {"global_step": 1}, last)
     else:
         last.write_bytes(last.read_bytes()[: {"truncated": last.stat().st_size // 2, "cut early": 20_000, "empty": 0}[damage]])
     log = tmp_path / "log" / "metrics.csv"
     log.write_text(log.read_text()[:-20])  # a full disk cuts both
     capsys.readouterr()
     assert main(command) == 2
-    said = capsys.readouterr().err
+    message = capsys.readouterr().err
     if damage == "of another model":
-        assert said.startswith(f"cls2det train: {last} does not fit the model of this run: ") and "other.weight" in said
+        assert message.startswith(f"cls2det train: {last} does not fit the model of this run: ") and "other.weight" in message
     else:
-        assert said.startswith(f"cls2det train: {last} does not load as a checkpoint: ")
-    assert said.count("\n") == 1
-    assert said.endswith("Remove it, and the run starts from its first step\n")
+        assert message.startswith(f"cls2det train: {last} does not load as a checkpoint: ")
+    assert message.count("\n") == 1
+    assert message.endswith("Remove it, and the run starts from its first step\n")
     last.unlink()
     assert main(command) == 0 and (tmp_path / "weights.pt").is_file()
     (tmp_path / "options.json").write_text("")
@@ -136,9 +136,13 @@ def test_a_library_that_a_tap_does_not_fit_is_named(scenes, teacher_weights, tmp
     command = ["distill", "--data-root", str(scenes), "--teacher", str(teacher_weights), "--allow-poor-teacher"]
     command += ["--backbone-weights", "none", "--run.device", "cpu", "--out", str(tmp_path / "run")]
     assert main(command) == 2
-    said = capsys.readouterr().err
-    assert said.startswith(f"cls2det distill: torchvision {torchvision.__version__} (0.29 is known to fit): ")
-    assert "compute_loss takes (" in said and "Install the version that is known to fit" in said and said.count("\n") == 1
+    message = capsys.readouterr().err
+    assert message.startswith(f"cls2det distill: torchvision {torchvision.__version__} (0.29 is known to fit): ")
+    assert (
+        "compute_loss takes (" in message
+        and "Install the version that is known to fit" in message
+        and message.count("\n") == 1
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -158,8 +162,8 @@ def test_recipes_and_info(capsys):
     assert main(["recipes", "--name", "ssd300"]) == 0
     assert "student: ssd300_vgg16" in capsys.readouterr().out and "ssd300 " in listed
     assert main(["info"]) == 0
-    said = capsys.readouterr().out
-    assert "torchvision" in said and "CPU back end" in said and "fasterrcnn_qr50_fpn" in said
+    message = capsys.readouterr().out
+    assert "torchvision" in message and "CPU back end" in message and "fasterrcnn_qr50_fpn" in message
 
 
 def test_the_papers_recipes_on_a_small_coco(scenes, tmp_path):
@@ -187,8 +191,8 @@ def test_the_papers_recipes_on_a_small_coco(scenes, tmp_path):
     log = (tmp_path / "runs" / "distill" / "log" / "metrics.csv").read_text()
     assert all(name in log for name in ("kd_cls", "kd_loc", "loc"))
     assert main(["report", str(tmp_path / "runs"), "--split", "val2017", "--out", str(tmp_path / "report")]) == 0
-    said = (tmp_path / "report" / "report.md").read_text()
-    assert f"## {student}" in said and "baseline" in said and "+ all" in said
+    message = (tmp_path / "report" / "report.md").read_text()
+    assert f"## {student}" in message and "baseline" in message and "+ all" in message
 
 
 def test_a_recipe_under_options_from_the_command_line(scenes, teacher_weights, tmp_path):

@@ -93,10 +93,10 @@ def test_predictions_are_the_models_output(weights, photos, tmp_path):
         pixels = read_image(image["file"])
         assert (image["height"], image["width"]) == tuple(pixels.shape[1:])
         with torch.no_grad():
-            found = detector([pixels.float() / 255])[0]
-        sure = found["scores"] >= threshold
-        assert image["boxes"] == found["boxes"][sure].tolist() and image["scores"] == found["scores"][sure].tolist()
-        assert image["classes"] == [CLASSES[label - 1] for label in found["labels"][sure].tolist()]
+            expected = detector([pixels.float() / 255])[0]
+        sure = expected["scores"] >= threshold
+        assert image["boxes"] == expected["boxes"][sure].tolist() and image["scores"] == expected["scores"][sure].tolist()
+        assert image["classes"] == [CLASSES[label - 1] for label in expected["labels"][sure].tolist()]
     counts = {image["file"].rsplit("/")[-1]: len(image["scores"]) for image in images}
     assert counts["black.png"] == 0 and counts["a.jpg"] > 1 and counts["scan.tiff"] > 1
     assert {name for image in images for name in image["classes"]} <= set(CLASSES)

@@ -33,11 +33,11 @@ SINGLE = {name: command_of(name) for name in RECIPES if name not in SWEEPS}
 @pytest.mark.parametrize("name", [name for name, command in SINGLE.items() if command == "distill"])
 def test_a_detectors_recipe_runs(scenes, tmp_path, name):
     """Two steps on a small COCO, and the evaluation; with a teacher of the student's normalisation that was not trained."""
-    given = yaml.safe_load(RECIPES[name])["student"]
-    student = STUDENTS[given]
+    student_name = yaml.safe_load(RECIPES[name])["student"]
+    student = STUDENTS[student_name]
     size = [] if student.fixed_size else ["--image-size", "128"]
     torch.manual_seed(0)
-    CropClassifier(DIGITS, student=given, image_size=None if student.fixed_size else 128).save(tmp_path / "teacher.pt")
+    CropClassifier(DIGITS, student=student_name, image_size=None if student.fixed_size else 128).save(tmp_path / "teacher.pt")
     root, out = coco_layout(scenes, tmp_path / "coco"), tmp_path / "run"
     command = ["distill", "--config", name, "--data-root", str(root), "--out", str(out), "--backbone-weights", "none", *size]
     assert main([*command, "--teacher", str(tmp_path / "teacher.pt"), "--allow-poor-teacher", *SHORT]) == 0

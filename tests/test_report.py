@@ -80,8 +80,8 @@ def make_run(folder, root, mAP, seed=1, name=None, student="ssd_compact", split=
     write(folder / "options.json", options)
     write(folder / "report.json", {"seconds": 100.0 + seed, "images": 8, "steps": 20, "parameters": 1234})
     write(folder / split / "evaluation.json", columns | {"data_root": str(root), "split": split})
-    found = [{"image_id": image, "category_id": 2, "bbox": [0, 0, 40, 40], "score": 0.9} for image in (1, 2)]
-    write(folder / split / "detections.json", found)
+    results = [{"image_id": image, "category_id": 2, "bbox": [0, 0, 40, 40], "score": 0.9} for image in (1, 2)]
+    write(folder / split / "detections.json", results)
     (folder / "log" / "metrics.csv").write_text(
         "epoch,gradient_ratio/kd_cls,kd_cls,loss,lr-AdamW,step,val/mAP\n0,0.1,1.5,3.0,0.1,9,\n0,,,,,9,12.5\n1,0.1,1.0,2.0,0.1,19,\n"
     )
@@ -131,9 +131,11 @@ def test_means_errors_and_paired_gains(runs, tmp_path):
     assert text.startswith("# My study\n") and "- the teacher knows more" in text and "Reported on" in text
     assert "+3.00 ± 1.53" in screen and "the teacher knows more" in screen and "mean of 3 seeds" in text
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == content
-    each = {(row["arm"], row["seed"]): row for row in rows_of(tmp_path / "out" / "runs.csv")}
-    assert len(each) == 6 and float(each["+ KD-cls", "3"]["mAP"]) == 18.0 and each["baseline", "1"]["parameters"] == "1234"
-    assert float(each["baseline", "2"]["AP95"]) == pytest.approx(20 * SHARES[9])
+    record = {(row["arm"], row["seed"]): row for row in rows_of(tmp_path / "out" / "runs.csv")}
+    assert (
+        len(record) == 6 and float(record["+ KD-cls", "3"]["mAP"]) == 18.0 and record["baseline", "1"]["parameters"] == "1234"
+    )
+    assert float(record["baseline", "2"]["AP95"]) == pytest.approx(20 * SHARES[9])
     iou = [row for row in rows_of(tmp_path / "out" / "iou.csv") if row["arm"] == "+ KD-cls"]
     assert float(iou[0]["AP70"]) == pytest.approx(17 * SHARES[4])
     for name in ("gain", "ap-by-iou", "ap-by-size", "errors", "training", "detections"):
@@ -222,21 +224,21 @@ def test_other_data_show_the_paper_without_a_difference(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("gone", "without", "said"),
+    ("gone", "without", "message"),
     [
         ("data/annotations/instances_val.json", ["errors.png", "detections.png"], "no annotation file"),
         ("runs/cls1/val/detections.json", ["detections.png"], "errors of ssd_compact, + KD-cls, seed 1"),
         ("data/val/1.jpg", ["detections.png"], "1.jpg"),
     ],
 )
-def test_what_is_missing_is_left_out_and_the_rest_written(runs, tmp_path, gone, without, said):
+def test_what_is_missing_is_left_out_and_the_rest_written(runs, tmp_path, gone, without, message):
     names = ("gain", "ap-by-iou", "ap-by-size", "training", "errors", "detections")
     (tmp_path / "out").mkdir()
     for name in names:  # of an earlier report
         (tmp_path / "out" / f"{name}.png").touch()
     (tmp_path / gone).unlink()
     content, text, _ = quietly([runs], tmp_path / "out")
-    assert "Left out: " in text and said in text and content["left out"]
+    assert "Left out: " in text and message in text and content["left out"]
     for name in names:
         assert (tmp_path / "out" / f"{name}.png").is_file() == (f"{name}.png" not in without)
         assert (f"({name}.png)" in text) == (f"{name}.png" not in without)
@@ -281,8 +283,8 @@ def test_what_is_no_run_is_passed_over(runs, tmp_path):
     (runs / "teacher").mkdir()
     write(runs / "teacher" / "options.json", {"command": "teacher", "seed": 0})
     (runs / "base2" / "val" / "evaluation.json").unlink()
-    found, notes = find_runs([runs, runs / "base1"], "val")  # a folder given twice counts once
-    assert len(found) == 5 and any("1 trained run" in note and "base2" in note for note in notes)
+    results, notes = find_runs([runs, runs / "base1"], "val")  # a folder given twice counts once
+    assert len(results) == 5 and any("1 trained run" in note and "base2" in note for note in notes)
 
 
 def test_arms_without_a_name_are_named_after_what_is_distilled():
@@ -318,8 +320,8 @@ def test_unlike_runs_are_not_averaged_in_silence(tmp_path):
     make_run(tmp_path / "runs" / "a", root, 10.0, seed=1, weights=(0.2, 0, 0))
     make_run(tmp_path / "runs" / "b", root, 11.0, seed=2, weights=(0.4, 0, 0))
     make_run(tmp_path / "runs" / "c", root, 12.0, seed=1, run={"device": "cuda"}, teacher="other.pt")
-    found, _ = find_runs([tmp_path / "runs"], "val")
-    assert [run.arm for run in found] == ["baseline", "+ KD-cls (kd_cls_weight=0.2)", "+ KD-cls (kd_cls_weight=0.4)"]
+    results, _ = find_runs([tmp_path / "runs"], "val")
+    assert [run.arm for run in results] == ["baseline", "+ KD-cls (kd_cls_weight=0.2)", "+ KD-cls (kd_cls_weight=0.4)"]
     for number, rate in enumerate((0.1, 0.2)):
         make_run(tmp_path / "more" / str(number), root, 10.0, seed=number, name="tuned", optim={"learning_rate": rate})
     _, notes = find_runs([tmp_path / "runs", tmp_path / "more"], "val")
@@ -328,8 +330,8 @@ def test_unlike_runs_are_not_averaged_in_silence(tmp_path):
     for seed, precision in enumerate(("32-true", "bf16-mixed")):
         run = {"precision": precision, "checkpoint_every": 100 + seed}
         make_run(tmp_path / "mixed" / precision, root, 10.0, seed=seed, run=run)
-    found, notes = find_runs([tmp_path / "mixed"], "val")
-    assert [run.arm for run in found] == ["baseline", "baseline"]
+    results, notes = find_runs([tmp_path / "mixed"], "val")
+    assert [run.arm for run in results] == ["baseline", "baseline"]
     assert any("baseline differ in run.precision**" in note for note in notes)
 
 
@@ -337,10 +339,10 @@ def test_order_of_arms(tmp_path):
     root = make_data(tmp_path / "data")
     weights = {"all": (1, 1, 1), "base": (0, 0, 0), "cls": (1, 0, 0), "loc": (0, 1, 1)}
     folders = {name: make_run(tmp_path / "runs" / name, root, 10.0, weights=weight) for name, weight in weights.items()}
-    found, _ = find_runs([tmp_path / "runs"], "val")
-    assert [run.arm for run in found] == ["baseline", "+ KD-cls", "+ loc + KD-loc", "+ all"]
-    found, _ = find_runs([folders[name] for name in ("loc", "all", "base", "cls")], "val")
-    assert [run.arm for run in found] == ["baseline", "+ loc + KD-loc", "+ all", "+ KD-cls"]
+    results, _ = find_runs([tmp_path / "runs"], "val")
+    assert [run.arm for run in results] == ["baseline", "+ KD-cls", "+ loc + KD-loc", "+ all"]
+    results, _ = find_runs([folders[name] for name in ("loc", "all", "base", "cls")], "val")
+    assert [run.arm for run in results] == ["baseline", "+ loc + KD-loc", "+ all", "+ KD-cls"]
 
 
 def test_training_curves(runs):
@@ -445,16 +447,16 @@ DUPLICATED = 100 - 100 * (51 + 50 * 2 / 3) / 101  # of the second object, found 
     ],
 )
 def test_every_kind_of_error(objects, detections, ap, gains):
-    found = errors.error_gains(truth_of(objects, categories=3), found_of(*detections))
-    assert found.pop("AP") == pytest.approx([ap] * 10)
-    for kind, values in found.items():
+    results = errors.error_gains(truth_of(objects, categories=3), found_of(*detections))
+    assert results.pop("AP") == pytest.approx([ap] * 10)
+    for kind, values in results.items():
         assert values == pytest.approx([gains.get(kind, 0)] * 10, abs=1e-9), kind
 
 
 def test_errors_change_with_the_threshold():
-    found = errors.error_gains(truth_of(WORLD), found_of((1, [0, 0, 40, 28.8], 0.9), RIGHT_B))  # IoU 0.72
-    assert found["AP"] == pytest.approx([100] * 5 + [50] * 5)
-    assert found["localisation"] == pytest.approx([0] * 5 + [50] * 5) and found["missed"] == [0] * 10
+    results = errors.error_gains(truth_of(WORLD), found_of((1, [0, 0, 40, 28.8], 0.9), RIGHT_B))  # IoU 0.72
+    assert results["AP"] == pytest.approx([100] * 5 + [50] * 5)
+    assert results["localisation"] == pytest.approx([0] * 5 + [50] * 5) and results["missed"] == [0] * 10
 
 
 def test_errors_need_a_ground_truth():
@@ -478,11 +480,11 @@ def random_world(seed):
             category, box = int(random.integers(1, 4)), [*box[:2].tolist(), *np.maximum(box[2:], 1).tolist()]
             detections.append({"image_id": image, "category_id": category, "bbox": box, "score": score})
     coco = truth_of(objects, categories=3)
-    return coco, [each for each in detections if each["image_id"] in coco.imgs]
+    return coco, [record for record in detections if record["image_id"] in coco.imgs]
 
 
 @pytest.mark.parametrize(
-    "seed, level, wanted",
+    "seed, level, expected",
     [
         (0, 0, [15.332, 18.930, 4.671, 1.263, 0.657, 0.683, 0.662]),
         (0, 5, [11.311, 13.753, 6.638, 1.787, 0.303, 0.662, 0.616]),
@@ -490,27 +492,27 @@ def random_world(seed):
         (2, 5, [21.094, 20.129, 6.002, 2.987, 0.125, 1.061, 2.339]),
     ],
 )
-def test_errors_are_those_of_tidecv(seed, level, wanted):
+def test_errors_are_those_of_tidecv(seed, level, expected):
     """At IoU 0.5 and 0.75, where no scores are tied; its figures (tidecv 1.0.1) are kept here: it needs OpenCV and an old numpy."""
     coco, detections = random_world(seed)
     random = np.random.default_rng(0)
-    for each in detections:
-        each["score"] += random.random() * 0.009
-    found = errors.error_gains(coco, detections)
-    assert [found[kind][level] for kind in ("AP", *errors.ERRORS)] == pytest.approx(wanted, abs=6e-4)
+    for record in detections:
+        record["score"] += random.random() * 0.009
+    results = errors.error_gains(coco, detections)
+    assert [results[kind][level] for kind in ("AP", *errors.ERRORS)] == pytest.approx(expected, abs=6e-4)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_ap_equals_that_of_pycocotools(seed):
     coco, detections = random_world(seed)
     with contextlib.redirect_stdout(io.StringIO()):
-        judge = COCOeval(coco, coco.loadRes([dict(each) for each in detections]), "bbox")
+        judge = COCOeval(coco, coco.loadRes([dict(record) for record in detections]), "bbox")
         judge.evaluate()
         judge.accumulate()
-    wanted = [100 * level[level > -1].mean() for level in judge.eval["precision"][:, :, :, 0, -1]]
-    found = errors.error_gains(coco, detections)
-    assert found["AP"] == pytest.approx(wanted, abs=1e-9) and wanted[0] > 1
-    assert all(gain > -1e-9 for kind in errors.ERRORS for gain in found[kind])
+    expected = [100 * level[level > -1].mean() for level in judge.eval["precision"][:, :, :, 0, -1]]
+    results = errors.error_gains(coco, detections)
+    assert results["AP"] == pytest.approx(expected, abs=1e-9) and expected[0] > 1
+    assert all(gain > -1e-9 for kind in errors.ERRORS for gain in results[kind])
 
 
 # Evaluation
@@ -543,8 +545,8 @@ def test_columns_of_an_ssd_and_of_a_detector_without_default_boxes(data):
 def test_recall_is_pycocotools_own(data):
     """Of the cat (medium, 1600 px) both are found, of the dog (small, 900 px) one of two."""
     notes = data.coco.dataset["annotations"]
-    some = [{key: note[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.5} for note in notes[:3]]
-    table = evaluate.coco_table(data, some)
+    subset = [{key: note[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.5} for note in notes[:3]]
+    table = evaluate.coco_table(data, subset)
     assert (table["mAR"], table["ARs"], table["ARm"], table["ARl"]) == pytest.approx((75.0, 50.0, 100.0, None))
     assert table["APm"] == pytest.approx(100.0) and table["APs"] == pytest.approx(100 * 51 / 101)
     nothing = evaluate.coco_table(data, [])

@@ -61,18 +61,18 @@ def test_student_trains_detects_and_delivers_positives(name):
     tap = PositiveTap(model)
     with tap:
         losses = model(images, targets)
-    found, loss = tap.positives, sum(losses.values())
+    result, loss = tap.positives, sum(losses.values())
 
-    assert len(found) >= 3 and set(found.matched_idxs.tolist()) <= {0, 1, 2}
-    assert torch.equal(found.target_image_index[found.matched_idxs], found.image_index)
-    assert found.logits.shape == (len(found), CLASSES + 1) and found.boxes.shape == (len(found), 4)
-    assert torch.isfinite(found.logits).all() and torch.isfinite(found.boxes).all()
+    assert len(result) >= 3 and set(result.matched_idxs.tolist()) <= {0, 1, 2}
+    assert torch.equal(result.target_image_index[result.matched_idxs], result.image_index)
+    assert result.logits.shape == (len(result), CLASSES + 1) and result.boxes.shape == (len(result), 4)
+    assert torch.isfinite(result.logits).all() and torch.isfinite(result.boxes).all()
     body = next(weight for weight in model.backbone.parameters() if weight.dim() == 4)
     box_weights = weights_of(model, "regression_head", "bbox_pred")
     class_weights = weights_of(model, "classification_head", "cls_score", "class_labels_classifier")
-    *to_boxes, to_body = reaches(found.boxes.square().sum(), [*box_weights, body])
+    *to_boxes, to_body = reaches(result.boxes.square().sum(), [*box_weights, body])
     assert any(to_boxes) and to_body
-    *to_classes, to_body = reaches(found.logits.square().sum(), [*class_weights, body])
+    *to_classes, to_body = reaches(result.logits.square().sum(), [*class_weights, body])
     assert any(to_classes) and to_body
 
     optimizer = torch.optim.SGD([weight for weight in model.parameters() if weight.requires_grad], 1e-3)
@@ -88,8 +88,8 @@ def test_student_trains_detects_and_delivers_positives(name):
     model.eval()
     with torch.no_grad():
         detections = model(images)
-    for image, found in zip(images, detections, strict=True):
-        boxes, labels, scores = found["boxes"], found["labels"], found["scores"]
+    for image, result in zip(images, detections, strict=True):
+        boxes, labels, scores = result["boxes"], result["labels"], result["scores"]
         assert boxes.shape == (len(scores), 4) and labels.shape == scores.shape and labels.dtype == torch.int64
         if len(scores):
             assert labels.min() >= 1 and labels.max() <= CLASSES

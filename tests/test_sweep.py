@@ -196,9 +196,9 @@ def test_a_training_of_two_processes_is_refused_at_once(tmp_path, monkeypatch, c
     options["run"] = {"checkpoint_every": 2, "num_nodes" if place == "arms" else "devices": 2}
     config = write(tmp_path / "arms.yaml", seeds=[5], **plan)
     assert main(["sweep", "--config", config, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 2
-    said = capsys.readouterr().err
+    message = capsys.readouterr().err
     name = {"teachers": "teacher", "detectors": "detector big"}.get(place, "all, seed 5")
-    assert said.startswith(f"cls2det sweep: {name}: a training of a sweep is one process, found run.devices")
+    assert message.startswith(f"cls2det sweep: {name}: a training of a sweep is one process, found run.devices")
     assert not (tmp_path / "out").exists()
 
 

@@ -208,8 +208,8 @@ def test_ctrl_c_says_how_to_go_on(scenes, tmp_path):
     while not (tmp_path / "last.ckpt").is_file() and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=60)[1]
-    assert process.returncode == 130 and "goes on from the last checkpoint" in said and "Traceback" not in said, said
+    message = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and "goes on from the last checkpoint" in message and "Traceback" not in message, message
 
 
 def test_a_stopped_teacher_goes_on_as_if_it_had_not_stopped(scenes, tmp_path):
