@@ -7,13 +7,14 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch.distributed
 
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # set by what starts the processes, the first counts
 
 
-def write_json(path: str | Path, content: dict) -> dict:
+def write_json(path: str | Path, content: dict[str, Any]) -> dict[str, Any]:
     """Write ``content``, in the first process only; returns it."""
     if is_first_process():
         with write_then_rename(path) as part:

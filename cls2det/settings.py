@@ -56,7 +56,7 @@ class ClassifierSettings:
     normalizer: Literal["process", "all"] = "process"
     control: Literal["none", "one_hot", "shuffled"] = "none"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if len(self.feature_layers) != len(self.feature_pools):
             raise ValueError(f"one pool per layer: feature_layers {self.feature_layers}, feature_pools {self.feature_pools}")
         for name in ("input_std", "temperature", "pixel_pool", "pixel_size", "chunk", "max_positives"):
@@ -285,4 +285,4 @@ DISTILLERS = {  # by name, in the order in which reports and help texts list the
     "harmony": HarmonySettings,
 }
 TERMS = ("kd_cls_weight", "kd_loc_weight", "loc_weight")  # of the classifier; a weight above 0 is what makes a run distil
-NO_TERMS = ClassifierSettings(**dict.fromkeys(TERMS, 0.0))
+NO_TERMS = ClassifierSettings(kd_cls_weight=0.0, kd_loc_weight=0.0, loc_weight=0.0)

@@ -1,5 +1,6 @@
 """``python -m cls2det_ops``: what is installed, which back ends work, and why one is missing."""
 
+import importlib
 import platform
 import textwrap
 from pathlib import Path
@@ -8,8 +9,6 @@ import torch
 
 from . import __version__
 from ._library import build_info, cpu_missing, cuda_missing
-
-WHOLE_WORDS = {"break_long_words": False, "break_on_hyphens": False}  # a path can be copied
 
 
 def report() -> list[tuple[str, str]]:
@@ -39,9 +38,7 @@ def _kernels() -> str:
 
 
 def _capability() -> str:
-    from . import _C
-
-    return _C.cpu_capability()
+    return str(importlib.import_module("cls2det_ops._C").cpu_capability())
 
 
 def _cuda() -> str:
@@ -53,4 +50,12 @@ def _cuda() -> str:
 
 if __name__ == "__main__":
     for name, value in report():
-        print(textwrap.fill(value, 100, initial_indent=f"{name:<20} ", subsequent_indent=" " * 21, **WHOLE_WORDS))
+        line = textwrap.fill(
+            value,
+            100,
+            initial_indent=f"{name:<20} ",
+            subsequent_indent=" " * 21,
+            break_long_words=False,  # so that a path can be copied
+            break_on_hyphens=False,
+        )
+        print(line)

@@ -33,7 +33,8 @@ def _load_cpu() -> tuple[dict[str, str], str]:
         library = importlib.import_module("cls2det_ops._C")
     except ImportError as error:
         return {}, f"the compiled library could not be loaded ({error}); install the package again, for this Python and torch"
-    torch.ops.cls2det._loaded_from = str(Path(spec.origin).resolve())  # stays when this module is imported again
+    # stays when this module is imported again
+    torch.ops.cls2det._loaded_from = str(Path(spec.origin).resolve())  # type: ignore[attr-defined]
     return library.build_info(), ""
 
 
@@ -67,7 +68,9 @@ def _load_cuda() -> str:
         return "the CPU library, which declares the operators, is missing"
     if torch.version.cuda is None:
         return "this torch has no CUDA support"
-    cpu = Path(importlib.import_module("cls2det_ops._C").__file__)
+    file = importlib.import_module("cls2det_ops._C").__file__
+    assert file is not None  # a compiled module has one
+    cpu = Path(file)
     library = cpu.with_name(cpu.name.replace("_C", "_C_cuda", 1))  # of the same Python
     if not library.is_file():
         return build_info.get("cuda_missing") or "the package was built without CUDA kernels"

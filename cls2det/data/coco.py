@@ -13,22 +13,26 @@ import math
 import warnings
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from pycocotools.coco import COCO
 
 CLASSES_FROM = 1  # label of the first class; 0 is background
 SMALLEST_SIDE = 0.01  # pixels; still a positive width after the rounding of float32 at thousands of pixels
 LISTED = 3  # faults of one kind that a message lists
 
 
-def load_coco(annotation_file: str | Path):
+def load_coco(annotation_file: str | Path) -> COCO:
     """``pycocotools.coco.COCO`` of a file, checked, without prints and with clear errors. See ``DetectionData``."""
     return index_coco(read_annotations(annotation_file), annotation_file)
 
 
-def read_annotations(file: str | Path) -> dict:
+def read_annotations(file: str | Path) -> dict[str, Any]:
     """The file's json, checked: every annotation is a box in a listed image with a listed category, ``area`` and ``iscrowd``."""
     file = Path(file)
     if not file.is_file():
@@ -48,11 +52,10 @@ def read_annotations(file: str | Path) -> dict:
             raise ValueError(f"{file} is not COCO detection data: {name} is not a list of objects")
     _check_categories(content["categories"], file)
     _check_images(content["images"], file)
-    content["annotations"] = _usable(content, file)
-    return content
+    return {**content, "annotations": _usable(content, file)}
 
 
-def _check_categories(categories: list[dict], file: Path) -> None:
+def _check_categories(categories: list[dict[str, Any]], file: Path) -> None:
     if not categories:
         raise ValueError(f"{file} lists no category")
     _check_ids(categories, "category", file)
@@ -71,7 +74,7 @@ def _check_categories(categories: list[dict], file: Path) -> None:
         names.setdefault(name, category["id"])
 
 
-def _check_images(images: list[dict], file: Path) -> None:
+def _check_images(images: list[dict[str, Any]], file: Path) -> None:
     _check_ids(images, "image", file)
     for image in images:
         if not isinstance(image.get("file_name"), str) or not image["file_name"]:
@@ -84,8 +87,8 @@ def _check_images(images: list[dict], file: Path) -> None:
                 )
 
 
-def _check_ids(entries: list[dict], kind: str, file: Path) -> None:
-    by_id: dict[int, dict] = {}
+def _check_ids(entries: list[dict[str, Any]], kind: str, file: Path) -> None:
+    by_id: dict[int, dict[str, Any]] = {}
     for number, entry in enumerate(entries, start=1):
         if type(entry.get("id")) is not int or abs(entry["id"]) >= 2**63:
             raise ValueError(
@@ -97,7 +100,7 @@ def _check_ids(entries: list[dict], kind: str, file: Path) -> None:
         by_id[entry["id"]] = entry
 
 
-def _usable(content: dict, file: Path) -> list[dict]:
+def _usable(content: dict[str, Any], file: Path) -> list[dict[str, Any]]:
     """Annotations with four finite numbers as box, in a listed image, with the fields that ``COCOeval`` reads filled in."""
     images = {image["id"] for image in content["images"]}
     categories = {category["id"] for category in content["categories"]}
@@ -136,7 +139,7 @@ def _is_box(bbox: object) -> bool:
     return isinstance(bbox, list) and len(bbox) == 4 and all(map(_is_number, bbox)) and bbox[2] >= 0 and bbox[3] >= 0
 
 
-def _describe(annotation: dict) -> str:
+def _describe(annotation: dict[str, Any]) -> str:
     bbox = "no bbox" if "bbox" not in annotation else f"bbox {annotation['bbox']}"
     return f"annotation {annotation.get('id')!r} of image {annotation['image_id']} ({bbox})"
 
@@ -148,7 +151,7 @@ def _warn(file: Path, faults: list[str], fate: str) -> None:
         warnings.warn(f"{file}: {len(faults)} {noun} {fate}: {', '.join(faults[:LISTED])}{more}", stacklevel=2)
 
 
-def make_targets(content: dict, file: Path) -> list[dict[str, Tensor]]:
+def make_targets(content: dict[str, Any], file: Path) -> list[dict[str, Tensor]]:
     """Of each image, in order of its id: ``boxes`` clipped to the image, ``labels`` and ``image_id``."""
     images = sorted(content["images"], key=lambda image: image["id"])
     place = {image["id"]: number for number, image in enumerate(images)}
@@ -184,7 +187,7 @@ def make_targets(content: dict, file: Path) -> list[dict[str, Tensor]]:
     ]
 
 
-def index_coco(content: dict, file: str | Path):
+def index_coco(content: dict[str, Any], file: str | Path) -> COCO:
     """``pycocotools.coco.COCO`` of the content that ``read_annotations`` returned."""
     from pycocotools.coco import COCO
 
@@ -196,7 +199,7 @@ def index_coco(content: dict, file: str | Path):
     return coco
 
 
-def _number_annotations(annotations: list[dict], file: str | Path) -> None:
+def _number_annotations(annotations: list[dict[str, Any]], file: str | Path) -> None:
     """New ids where the file's do not serve: of two equal ids pycocotools would evaluate one object twice, and a detection
     that matches an object of id 0 would count as false.
     """

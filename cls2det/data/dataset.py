@@ -14,7 +14,7 @@ import os
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from cls2det.data.images import read_image
 BAD_IN_A_ROW = 20  # images that are passed over before the fault is taken to be the disk's and not the images'
 
 
-class DetectionData(Dataset):
+class DetectionData(Dataset[tuple[Tensor, dict[str, Tensor]]]):
     """One split of COCO-format data.
 
     Category ids may have gaps (COCO's do): labels are contiguous, in order of category id; ``category_ids`` leads back.
@@ -166,12 +166,12 @@ class DetectionData(Dataset):
                     warnings.warn(f"{error}; skipped, the next image takes its place", stacklevel=2)
         raise ValueError(f"no image in a row of {BAD_IN_A_ROW} can be used; the last: {self.bad[place]}")
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         """For loader workers that do not begin as a fork: as tensors, targets would take a file handle each; ``coco`` is large."""
         targets = [{name: value.numpy() for name, value in target.items()} for target in self.targets]
         return {**self.__dict__, "targets": targets, "coco": None, "cache": None if self.cache is None else {}}
 
-    def __setstate__(self, state: dict) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
         targets = [{name: torch.from_numpy(value) for name, value in target.items()} for target in state["targets"]]
         self.__dict__.update(state, targets=targets)
 

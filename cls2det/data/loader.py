@@ -20,7 +20,7 @@ def train_loader(
     seed: int,
     loader_workers: int = 0,
     pin_memory: bool = False,
-) -> DataLoader:
+) -> DataLoader[tuple[Tensor, dict[str, Tensor]]]:
     """Augmented batches in a seeded order; ``batch_size`` is per process. ``pin_memory`` speeds up the way to a GPU."""
     if loader_workers:
         _allow_open_files()
@@ -38,7 +38,7 @@ def train_loader(
 
 def test_loader(
     data: DetectionData, *, batch_size: int = 32, loader_workers: int = 0, pin_memory: bool = False, shared: bool = False
-) -> DataLoader:
+) -> DataLoader[tuple[Tensor, dict[str, Tensor]]]:
     """Every image once, in order, not augmented; ``shared``: over the processes of a distributed run."""
     if loader_workers:
         _allow_open_files()
@@ -52,13 +52,13 @@ def test_loader(
     )
 
 
-def collate(items: list) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+def collate(items: list[tuple[Tensor, dict[str, Tensor]]]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
     """Images stay a list: torchvision's detectors resize and batch them, on the device."""
     images, targets = zip(*items, strict=True)
     return list(images), list(targets)
 
 
-class SeededSampler(Sampler):
+class SeededSampler(Sampler[tuple[int, int]]):
     """An order of (index, augmentation seed) that is a function of (seed, epoch) alone.
 
     So a run that is resumed at an epoch's start gets the items that the unbroken run would have got, and two runs of one
@@ -89,7 +89,7 @@ class SeededSampler(Sampler):
             yield int(order[position % self.size]), _mix(self.seed, 1, position)
 
 
-class _SharedOrder(Sampler):
+class _SharedOrder(Sampler[int]):
     """0, 1, … without gaps or repeats over all processes: torch's DistributedSampler repeats items to make shares equal."""
 
     def __init__(self, size: int):

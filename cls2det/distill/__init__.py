@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from cls2det.distill.bckd import BCKD
 from cls2det.distill.chen import Chen
@@ -101,7 +102,7 @@ class Distillation(nn.Module):
     ):
         super().__init__()
         self.classifier, self.teacher, self.settings = classifier, teacher, dict(settings or {})
-        self.transform = student.transform  # has no parameters
+        self.transform: GeneralizedRCNNTransform = student.transform  # has no parameters
         if self.settings and teacher is None:
             raise ValueError(f"{', '.join(self.settings)} need a detector as teacher: give --detector-teacher")
         self.methods = nn.ModuleDict(
@@ -116,11 +117,11 @@ class Distillation(nn.Module):
 
     def forward(self, student_outputs: StudentOutputs, step: int) -> dict[str, Tensor]:
         """``step`` counts optimizer steps from 0: a method's weight rises over its first ``warmup_steps``."""
-        terms = {}
+        terms: dict[str, Tensor] = {}
         if self.classifier is not None:
             rise = warmup(self.classifier.settings.warmup_steps, step)
             terms |= {name: rise * term for name, term in self.classifier(student_outputs.positives).items()}
-        if self.methods:
+        if self.teacher is not None:
             teacher_outputs = TeacherOutputs(self.teacher, student_outputs, self.transform)
             for name, method in self.methods.items():
                 weight = self.settings[name].weight * warmup(self.settings[name].warmup_steps, step)

@@ -24,6 +24,7 @@ class BCKD(nn.Module):
 
     def forward(self, student_outputs: StudentOutputs, teacher_outputs: TeacherOutputs) -> dict[str, Tensor]:
         settings, grid = self.settings, student_outputs.grid
+        assert grid is not None  # check_same_grid
         logits, regression = teacher_outputs.grid
         logits = logits[..., self.columns]
         in_loss, image, anchor = grid.labels >= 0, *torch.where(grid.labels > 0)

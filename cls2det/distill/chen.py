@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import operator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 
 from cls2det.distill.maps import pairs
-from cls2det.models.taps import StudentOutputs
+from cls2det.models.taps import Grid, Regions, StudentOutputs
 from cls2det.settings import ChenSettings
 from cls2det.teachers.detector import DetectorTeacher, TeacherOutputs, check_same_grid
 from cls2det_ops import masked_feature_loss
@@ -27,26 +30,25 @@ class Chen(nn.Module):
         self.adapters = nn.ModuleList(nn.Conv2d(*pair, 1) for pair in channels)
 
     def forward(self, student_outputs: StudentOutputs, teacher_outputs: TeacherOutputs) -> dict[str, Tensor]:
-        settings = self.settings
-        logits, regression = teacher_outputs.regions(student_outputs.regions.proposals)
+        settings, regions, grid = self.settings, student_outputs.regions, student_outputs.grid
+        assert regions is not None and grid is not None  # of a Faster R-CNN
+        logits, regression = teacher_outputs.regions(regions.proposals)
         logits, regression = logits[:, self.columns], regression.unflatten(1, (-1, 4))[:, self.columns]
         return {
-            "chen_soft": settings.soft_weight
-            * (self._soft_regions(student_outputs, logits) + _soft_anchors(student_outputs, teacher_outputs)),
-            "chen_bounded": settings.bounded_weight * self._bounded(student_outputs, regression),
+            "chen_soft": settings.soft_weight * (self._soft_regions(regions, logits) + _soft_anchors(grid, teacher_outputs)),
+            "chen_bounded": settings.bounded_weight * self._bounded(regions, regression),
             "chen_hint": settings.hint_weight * self._hint(student_outputs, teacher_outputs),
         }
 
-    def _soft_regions(self, student_outputs: StudentOutputs, logits: Tensor) -> Tensor:
+    def _soft_regions(self, regions: Regions, logits: Tensor) -> Tensor:
         return chen_class_loss(
-            student_outputs.regions.logits,
+            regions.logits,
             logits,
             background_weight=self.settings.background_weight,
             temperature=self.settings.temperature,
         )
 
-    def _bounded(self, student_outputs: StudentOutputs, regression: Tensor) -> Tensor:
-        regions = student_outputs.regions
+    def _bounded(self, regions: Regions, regression: Tensor) -> Tensor:
         rows = torch.where(regions.labels > 0)[0]
         labels = regions.labels[rows]
         codes = regions.regression.unflatten(1, (-1, 4))[rows, labels]
@@ -58,14 +60,12 @@ class Chen(nn.Module):
             masked_feature_loss(student_map, teacher_map, normalizer=teacher_map.numel())
             for student_map, teacher_map in pairs(self.adapters, student_outputs, teacher_outputs)
         ]
-        return sum(terms) / len(terms)
+        return functools.reduce(operator.add, terms) / len(terms)
 
 
-def _soft_anchors(student_outputs: StudentOutputs, teacher_outputs: TeacherOutputs) -> Tensor:
+def _soft_anchors(grid: Grid, teacher_outputs: TeacherOutputs) -> Tensor:
     """Of the RPN, over the anchors that its own loss has sampled."""
-    in_loss = student_outputs.grid.labels >= 0
+    in_loss = grid.labels >= 0
     objectness = teacher_outputs.grid[0][..., 0].float().sigmoid()
-    loss = F.binary_cross_entropy_with_logits(
-        student_outputs.grid.logits[..., 0].float(), objectness, in_loss.float(), reduction="sum"
-    )
+    loss = F.binary_cross_entropy_with_logits(grid.logits[..., 0].float(), objectness, in_loss.float(), reduction="sum")
     return loss / in_loss.sum().clamp(min=1)

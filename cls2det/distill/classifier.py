@@ -12,11 +12,15 @@ are not clamped and crops repeat the border, so that a box that leaves the image
 
 from __future__ import annotations
 
+import functools
+import operator
 import statistics
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from cls2det.models.taps import Positives
 from cls2det.settings import ClassifierSettings
@@ -39,9 +43,15 @@ class ClassifierDistiller:
     """
 
     def __init__(
-        self, teacher: CropClassifier | None, settings: ClassifierSettings, classes: Sequence[str], transform: nn.Module
+        self,
+        teacher: CropClassifier | None,
+        settings: ClassifierSettings,
+        classes: Sequence[str],
+        transform: GeneralizedRCNNTransform,
     ):
         self.teacher, self.settings, self.classes = teacher, settings, len(classes)
+        self.on_targets: Replayed | None = None
+        self.on_predictions: nn.Module | None = None
         layers = settings.feature_layers if settings.kd_loc_weight else ()
         logits = settings.kd_cls_weight > 0 and settings.control != "one_hot"
         if teacher is None and (layers or logits):
@@ -50,16 +60,18 @@ class ClassifierDistiller:
             _check_same_classes(teacher, classes)
             _check_same_normalisation(teacher, transform)
             teacher.eval().requires_grad_(False)
-        # One pass per ground truth serves both losses; predicted crops, or whole images, run the low layers alone.
-        on_crops = layers if settings.feature_mode == "crop" else ()
-        dtype = {"32": torch.float32, "bf16": torch.bfloat16}[settings.teacher_precision]
-        self.on_targets = Replayed(teacher.reader(on_crops, logits, dtype)) if on_crops or logits else None
-        self.on_predictions = teacher.reader(layers, False, dtype) if layers else None
+            # One pass per ground truth serves both losses; predicted crops, or whole images, run the low layers alone.
+            on_crops = layers if settings.feature_mode == "crop" else ()
+            dtype = {"32": torch.float32, "bf16": torch.bfloat16}[settings.teacher_precision]
+            if on_crops or logits:
+                self.on_targets = Replayed(teacher.reader(on_crops, logits, dtype))
+            if layers:
+                self.on_predictions = teacher.reader(layers, False, dtype)
         self.pixel_size = settings.pixel_size or (teacher.crop_size if teacher else 112)
         self.pixel_scale = 255 * statistics.fmean(transform.image_std) / settings.input_std
         self.accuracy: Tensor | None = None  # of the teacher on the last step's ground truths, in [0, 1]
 
-    def __deepcopy__(self, _memo) -> ClassifierDistiller:
+    def __deepcopy__(self, _memo: dict[int, Any]) -> ClassifierDistiller:
         """A copy of the training module (an average of its weights, say) shares the frozen teacher."""
         return self
 
@@ -70,7 +82,8 @@ class ClassifierDistiller:
         return self
 
     def __call__(self, positives: Positives) -> dict[str, Tensor]:
-        settings, terms = self.settings, {}
+        settings = self.settings
+        terms: dict[str, Tensor] = {}
         on_boxes = positives if settings.max_positives is None else positives.thinned(settings.max_positives)
         divisor, box_divisor = self._normalizers(positives, on_boxes)
         with torch.no_grad():
@@ -95,6 +108,7 @@ class ClassifierDistiller:
         if self.on_targets is None or not len(truth):
             return {"logits": positives.images.new_zeros(len(truth), self.classes), **one_hot}
         boxes, image_index = positives.target_boxes, positives.target_image_index
+        assert self.teacher is not None  # on_targets reads it
         parts = [
             self.on_targets(self.teacher.crop(positives.images, boxes[chunk], image_index[chunk]))
             for chunk in self._chunks(boxes)
@@ -130,17 +144,22 @@ class ClassifierDistiller:
         Where there are several chunks, each is differentiated as soon as it is computed, and the next one takes its memory.
         """
 
+        teacher, layers = self.teacher, self.on_predictions
+        assert teacher is not None and layers is not None  # with a weight of KD-loc
+
         def compare(boxes: Tensor, chunk: slice) -> Tensor:
-            outputs = self.on_predictions(self.teacher.crop(positives.images, boxes, positives.image_index[chunk]))
-            return sum(
+            outputs = layers(teacher.crop(positives.images, boxes, positives.image_index[chunk]))
+            terms = (
                 matched_feature_loss(outputs[layer], targets[layer], positives.matched_idxs[chunk], pool, normalizer=divisor)
                 for layer, pool in zip(self.settings.feature_layers, self.settings.feature_pools, strict=True)
             )
+            return functools.reduce(operator.add, terms)
 
         chunks = self._chunks(positives.boxes)
         if len(chunks) == 1:
             return compare(positives.boxes, chunks[0])
-        return _ByChunks.apply(positives.boxes, compare, chunks)
+        loss: Tensor = _ByChunks.apply(positives.boxes, compare, chunks)
+        return loss
 
     def _chunks(self, boxes: Tensor) -> list[slice]:
         size = self.settings.chunk or len(boxes)  # where there are no boxes, there are no chunks
@@ -148,28 +167,30 @@ class ClassifierDistiller:
 
     def _on_maps(self, positives: Positives, _targets: dict[str, Tensor], divisor: float | Tensor) -> Tensor:
         """Sum over the layers, from maps of whole images; a box has as many samples on a map as its crop would have places."""
+        teacher, layers = self.teacher, self.on_predictions
+        assert teacher is not None and layers is not None  # with a weight of KD-loc
         with torch.no_grad():
-            maps = self.on_predictions(positives.images)
+            maps = layers(positives.images)
         terms = []
         for layer, pool in zip(self.settings.feature_layers, self.settings.feature_pools, strict=True):
             stride = round(positives.images.shape[-1] / maps[layer].shape[-1])
             terms.append(
                 roi_feature_loss(
                     maps[layer],
-                    boxes=self.teacher.with_margin(positives.boxes),
+                    boxes=teacher.with_margin(positives.boxes),
                     image_index=positives.image_index,
-                    target_boxes=self.teacher.with_margin(positives.target_boxes),
+                    target_boxes=teacher.with_margin(positives.target_boxes),
                     target_image_index=positives.target_image_index,
                     matched_idxs=positives.matched_idxs,
                     output_size=pool,
-                    sampling_size=max(self.teacher.crop_size // stride, pool),
+                    sampling_size=max(teacher.crop_size // stride, pool),
                     spatial_scale=1 / stride,
                     padding_mode=PADDING,
                     clip=False,
                     normalizer=divisor,
                 )
             )
-        return sum(terms)
+        return functools.reduce(operator.add, terms)
 
     def _pixels(self, positives: Positives, divisor: float | Tensor) -> Tensor:
         return self.pixel_scale * roi_feature_loss(
@@ -192,7 +213,7 @@ class ClassifierDistiller:
         if self.settings.normalizer == "all" and distributed.is_available() and distributed.is_initialized():
             totals = torch.tensor(counts, device=groups[0].boxes.device)
             distributed.all_reduce(totals)
-            return totals.clamp(min=1) / distributed.get_world_size()
+            return (totals.clamp(min=1) / distributed.get_world_size()).unbind()
         return [max(count, 1.0) for count in counts]  # on the host: no kernel is launched for them
 
 
@@ -200,8 +221,9 @@ class _ByChunks(torch.autograd.Function):
     """Sum of ``compare(boxes[chunk], chunk)`` over slices, which gives gradient to nothing but the boxes."""
 
     @staticmethod
-    def forward(ctx, boxes: Tensor, compare: Callable[[Tensor, slice], Tensor], chunks: Sequence[slice]) -> Tensor:
-        needs_grad, terms, gradients = ctx.needs_input_grad[0], [], []
+    def forward(ctx: Any, boxes: Tensor, compare: Callable[[Tensor, slice], Tensor], chunks: Sequence[slice]) -> Tensor:
+        needs_grad, terms = ctx.needs_input_grad[0], []
+        gradients: list[Tensor] = []
         for chunk in chunks:
             with torch.set_grad_enabled(needs_grad):
                 part = boxes[chunk].detach().requires_grad_(needs_grad)
@@ -214,7 +236,7 @@ class _ByChunks(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return grad * ctx.saved_tensors[0], None, None
 
 
@@ -230,7 +252,7 @@ def _check_same_classes(teacher: CropClassifier, classes: Sequence[str]) -> None
         )
 
 
-def _check_same_normalisation(teacher: CropClassifier, transform: nn.Module) -> None:
+def _check_same_normalisation(teacher: CropClassifier, transform: GeneralizedRCNNTransform) -> None:
     """The teacher's inputs are scaled like the student's, or a ValueError."""
     for name in ("image_mean", "image_std"):
         students, teachers = list(getattr(transform, name)), list(getattr(teacher.transform, name))

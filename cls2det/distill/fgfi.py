@@ -25,16 +25,17 @@ class FGFI(nn.Module):
         )
 
     def forward(self, student_outputs: StudentOutputs, teacher_outputs: TeacherOutputs) -> dict[str, Tensor]:
-        settings, targets = self.settings, student_outputs.positives
+        settings, targets, grid = self.settings, student_outputs.positives, student_outputs.grid
+        assert grid is not None  # of a student with anchors
         near = imitation_mask(
-            student_outputs.grid.anchors,
+            grid.anchors,
             boxes=targets.target_boxes,
             image_index=targets.target_image_index,
             images=len(student_outputs.images),
-            level_sizes=student_outputs.grid.level_sizes,
+            level_sizes=grid.level_sizes,
             factor=settings.factor,
             assignment=settings.assignment,
-        ).split(student_outputs.grid.level_sizes, 1)
+        ).split(grid.level_sizes, 1)
         maps = list(student_outputs.features.values())
         masks = [
             mask.unflatten(1, (*feature.shape[-2:], places)).any(-1)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import operator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,17 +35,19 @@ class FKD(nn.Module):
         self.levels = nn.ModuleList(_Level(*pair, first=level) for level, pair in enumerate(channels))
 
     def forward(self, student_outputs: StudentOutputs, teacher_outputs: TeacherOutputs) -> dict[str, Tensor]:
-        sums = [0.0, 0.0, 0.0]
+        terms = []
         maps = (student_outputs.features.values(), teacher_outputs.features.values())
         for level, student, teacher in zip(self.levels, *maps, strict=True):
+            assert isinstance(level, _Level)
             spatial, channel = fkd_masks(student, teacher, self.temperature)
             masks = (spatial, channel if self.channel_mask else None)
-            terms = (
+            losses = (
                 root_feature_loss(level.adapt(student), teacher, *masks, per_image=self.per_image),
                 fkd_attention_loss(*level.attention(student, teacher), per_image=self.per_image),
                 root_feature_loss(*level.relations(student, teacher), per_image=self.per_image),
             )
-            sums = [total + term for total, term in zip(sums, terms, strict=True)]
+            terms.append(losses)
+        sums = [functools.reduce(operator.add, column) for column in zip(*terms, strict=True)]
         names = ("fkd_attention", "fkd_transfer", "fkd_nonlocal")
         return {name: weight * term for name, weight, term in zip(names, self.weights, sums, strict=True)}
 
@@ -96,4 +101,5 @@ class NonLocal(nn.Module):
         if self.norm.training and y[:, 0].numel() == 1:  # one value per channel (SSD's last map, one image) has no statistics
             norm = self.norm
             return F.batch_norm(y, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
-        return self.norm(y)
+        normalised: Tensor = self.norm(y)
+        return normalised

@@ -34,11 +34,12 @@ class GID(nn.Module):
 
     def forward(self, student_outputs: StudentOutputs, teacher_outputs: TeacherOutputs) -> dict[str, Tensor]:
         settings, grid = self.settings, student_outputs.grid
+        assert grid is not None  # check_same_grid
         logits, regression = teacher_outputs.grid
         if self.columns:
             logits = logits[..., self.columns]
         with torch.no_grad():
-            instances = self._instances(student_outputs, logits, regression)
+            instances = self._instances(grid, student_outputs.image_sizes, logits, regression)
             on_instances = torch.stack([self._positive_anchors(grid, boxes) for boxes in instances]).flatten()
         student_features = self._pooled(
             [self.adapter(feature) for feature in student_outputs.features.values()], instances, student_outputs
@@ -62,19 +63,22 @@ class GID(nn.Module):
             "gid_response": response,
         }
 
-    def _instances(self, student_outputs: StudentOutputs, logits: Tensor, regression: Tensor) -> list[Tensor]:
-        grid, settings = student_outputs.grid, self.settings
+    def _instances(self, grid: Grid, image_sizes: list[tuple[int, int]], logits: Tensor, regression: Tensor) -> list[Tensor]:
+        settings = self.settings
         logit_pair = torch.stack([grid.logits.detach(), logits]).float()
         foreground = 0 if grid.logits.shape[-1] == 1 else 1
         scores = (logit_pair.softmax(-1) if grid.head == "softmax" else logit_pair.sigmoid())[..., foreground:]
         codes, instances = torch.stack([grid.regression.detach(), regression]).float(), []
-        for image, size in enumerate(student_outputs.image_sizes):
-            boxes = [grid.decode(code, grid.anchors) for code in codes[:, image]]
+        for image, size in enumerate(image_sizes):
+            student_boxes, teacher_boxes = (grid.decode(code, grid.anchors) for code in codes[:, image])
+            student_scores, teacher_scores = scores[:, image]
             instances.append(
                 select_instances(
-                    *scores[:, image],
-                    *boxes,
-                    size,
+                    student_scores=student_scores,
+                    teacher_scores=teacher_scores,
+                    student_boxes=student_boxes,
+                    teacher_boxes=teacher_boxes,
+                    image_size=size,
                     instances=settings.instances,
                     candidates=settings.candidates,
                     nms_threshold=settings.nms_threshold,
@@ -89,14 +93,15 @@ class GID(nn.Module):
             return torch.zeros(len(grid.anchors), dtype=torch.bool, device=boxes.device)
         if self.radius is not None:
             return fcos_places(grid.anchors, grid.level_sizes, boxes, self.radius)
-        overlap = box_iou(grid.anchors, boxes)
+        overlap: Tensor = box_iou(grid.anchors, boxes)
         best = (overlap == overlap.amax(0)) & (overlap > 0)
         return ((overlap >= 0.5) | best).any(1)
 
     def _pooled(self, maps: list[Tensor], instances: list[Tensor], student_outputs: StudentOutputs) -> Tensor:
         named = OrderedDict((str(level), feature.float()) for level, feature in enumerate(maps))
         padded = [tuple(student_outputs.images.shape[-2:])] * len(instances)
-        return self.pool(named, instances, padded)
+        pooled: Tensor = self.pool(named, instances, padded)
+        return pooled
 
 
 def fcos_places(anchors: Tensor, level_sizes: Sequence[int], boxes: Tensor, radius: float) -> Tensor:
@@ -144,4 +149,5 @@ def select_instances(
     boxes = clip_boxes_to_image(boxes, image_size)
     large = (boxes[:, 2:] - boxes[:, :2]).amin(1) >= min_size
     boxes, scores = boxes[large], scores[large]
-    return boxes[nms(boxes, scores, nms_threshold)[:instances]]
+    kept: Tensor = boxes[nms(boxes, scores, nms_threshold)[:instances]]
+    return kept

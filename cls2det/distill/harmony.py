@@ -29,6 +29,7 @@ class Harmony(nn.Module):
 
     def forward(self, student_outputs: StudentOutputs, teacher_outputs: TeacherOutputs) -> dict[str, Tensor]:
         settings, grid, positives = self.settings, student_outputs.grid, student_outputs.positives
+        assert grid is not None  # check_same_grid
         logits, regression = teacher_outputs.grid
         logits = logits[..., self.columns].float()
         image, anchor = torch.where(grid.labels > 0)  # the order of ``positives``
@@ -39,9 +40,12 @@ class Harmony(nn.Module):
         harmony, iou = harmony_score(scores, teacher_boxes, positives.target_boxes[positives.matched_idxs])
         count = max(len(image), 1)
         overlaps = torch.zeros_like(logits[..., 0]).index_put((image, anchor), iou)
+        student_maps, teacher_maps = zip(*pairs(self.adapters, student_outputs, teacher_outputs), strict=True)
         feature = harmony_feature_loss(
-            *zip(*pairs(self.adapters, student_outputs, teacher_outputs), strict=True),
-            *(by_place(values, student_outputs) for values in (logits.amax(-1).sigmoid(), overlaps)),
+            student_maps,
+            teacher_maps,
+            by_place(logits.amax(-1).sigmoid(), student_outputs),
+            by_place(overlaps, student_outputs),
             settings.balance,
         )
         cls = bckd_loss(grid.logits[..., 1:][image, anchor], logits[image, anchor], beta=0.0, weight=harmony, normalizer=count)
@@ -54,6 +58,7 @@ class Harmony(nn.Module):
 
 def by_place(values: Tensor, student_outputs: StudentOutputs) -> list[Tensor]:
     """Values at anchors (B, A) to one map (B, h, w) per level: the largest value at every place."""
+    assert student_outputs.grid is not None  # check_same_grid
     sizes = [features.shape[-2:] for features in student_outputs.features.values()]
     levels = values.split(list(student_outputs.grid.level_sizes), 1)
     return [level.unflatten(1, (*size, -1)).amax(-1) for level, size in zip(levels, sizes, strict=True)]

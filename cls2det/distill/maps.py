@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import operator
+
 import torch
 from torch import Tensor, nn
 
@@ -36,11 +39,8 @@ class PKD(nn.Module):
         self.adapters = make_adapters(check_same_maps("pkd", student, teacher.detector))
 
     def forward(self, student_outputs: StudentOutputs, teacher_outputs: TeacherOutputs) -> dict[str, Tensor]:
-        return {
-            "pkd": sum(
-                pkd_loss(*pair, per_image=self.per_image) for pair in pairs(self.adapters, student_outputs, teacher_outputs)
-            )
-        }
+        maps = pairs(self.adapters, student_outputs, teacher_outputs)
+        return {"pkd": functools.reduce(operator.add, (pkd_loss(*pair, per_image=self.per_image) for pair in maps))}
 
 
 class CWD(nn.Module):
@@ -52,9 +52,8 @@ class CWD(nn.Module):
         self.adapters = make_adapters(check_same_maps("cwd", student, teacher.detector))
 
     def forward(self, student_outputs: StudentOutputs, teacher_outputs: TeacherOutputs) -> dict[str, Tensor]:
-        return {
-            "cwd": sum(cwd_loss(*pair, self.temperature) for pair in pairs(self.adapters, student_outputs, teacher_outputs))
-        }
+        maps = pairs(self.adapters, student_outputs, teacher_outputs)
+        return {"cwd": functools.reduce(operator.add, (cwd_loss(*pair, self.temperature) for pair in maps))}
 
 
 class FGD(nn.Module):
@@ -68,17 +67,16 @@ class FGD(nn.Module):
 
     def forward(self, student_outputs: StudentOutputs, teacher_outputs: TeacherOutputs) -> dict[str, Tensor]:
         settings, targets = self.settings, student_outputs.positives
-        names = ("fgd_foreground", "fgd_background", "fgd_attention", "fgd_context")
-        sums = dict.fromkeys(names, 0.0)
+        levels = []
         height, width = student_outputs.images.shape[-2:]
         for level, (student_map, teacher_map) in enumerate(pairs(self.adapters, student_outputs, teacher_outputs)):
-            size = student_map.shape[-2:]
+            rows, columns = student_map.shape[-2:]
             masks = fgd_masks(
                 targets.target_boxes,
                 targets.target_image_index,
                 images=len(student_outputs.images),
-                size=tuple(size),
-                stride=(height / size[0], width / size[1]),
+                size=(rows, columns),
+                stride=(height / rows, width / columns),
             )
             terms = fgd_feature_loss(
                 student_map,
@@ -92,9 +90,10 @@ class FGD(nn.Module):
             context = masked_feature_loss(
                 self.student_context[level](student_map), self.teacher_context[level](teacher_map), normalizer=len(student_map)
             )
-            for name, term in zip(names, (*terms, settings.context_weight * context), strict=True):
-                sums[name] = sums[name] + term
-        return sums
+            levels.append((*terms, settings.context_weight * context))
+        names = ("fgd_foreground", "fgd_background", "fgd_attention", "fgd_context")
+        sums = (functools.reduce(operator.add, column) for column in zip(*levels, strict=True))
+        return dict(zip(names, sums, strict=True))
 
 
 class Context(nn.Module):
@@ -107,10 +106,11 @@ class Context(nn.Module):
         self.transform = nn.Sequential(
             nn.Conv2d(channels, half, 1), nn.LayerNorm([half, 1, 1]), nn.ReLU(), nn.Conv2d(half, channels, 1)
         )
-        nn.init.zeros_(self.transform[-1].weight)  # the identity at first, as in the release
-        nn.init.zeros_(self.transform[-1].bias)
+        for parameter in self.transform[-1].parameters():
+            nn.init.zeros_(parameter)  # the identity at first, as in the release
 
     def forward(self, x: Tensor) -> Tensor:
         weights = self.mask(x).flatten(1).softmax(1)
         context = torch.einsum("bcn,bn->bc", x.flatten(2), weights.to(x.dtype))
-        return x + self.transform(context[:, :, None, None])
+        change: Tensor = self.transform(context[:, :, None, None])
+        return x + change

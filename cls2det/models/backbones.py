@@ -68,7 +68,8 @@ class CompactClassifier(nn.Module):
         self.head = nn.Linear(8 * width, classes)
 
     def forward(self, crops: Tensor) -> Tensor:
-        return self.head(self.backbone(crops)["2"].mean((2, 3)))
+        logits: Tensor = self.head(self.backbone(crops)["2"].mean((2, 3)))
+        return logits
 
 
 def classifier_names() -> list[str]:
@@ -181,7 +182,7 @@ def narrow_resnet(architecture: str, width: int, classes: int) -> ResNet:
     return network
 
 
-def _narrow_layer(layer: nn.Module, width: int, classes: int) -> nn.Module:
+def _narrow_layer(layer: nn.Conv2d | nn.BatchNorm2d | nn.Linear, width: int, classes: int) -> nn.Module:
     if isinstance(layer, nn.Linear):
         return nn.Linear(layer.in_features * width // 64, classes)
     if isinstance(layer, nn.BatchNorm2d):
@@ -192,7 +193,8 @@ def _narrow_layer(layer: nn.Module, width: int, classes: int) -> nn.Module:
         raise ValueError(
             f"width {width} leaves {inputs} channels to {layer.groups} groups of a convolution; take a larger one"
         )
-    return nn.Conv2d(inputs, outputs, layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups, bias=False)
+    size, padding = (layer.kernel_size, layer.stride), (layer.padding, layer.dilation)
+    return nn.Conv2d(inputs, outputs, *size, *padding, layer.groups, bias=False)  # type: ignore[arg-type]
 
 
 def _is_resnet(name: str) -> bool:
@@ -228,7 +230,8 @@ def load_backbone(student: nn.Module, classifier: nn.Module) -> None:
 
     Batch norm statistics come along. Raises ValueError, and leaves the student as it was, if the two do not fit.
     """
-    body = getattr(student.backbone, "body", student.backbone)
+    backbone = student.get_submodule("backbone")
+    body: nn.Module = getattr(backbone, "body", backbone)
     if isinstance(classifier, CompactClassifier):
         weights = classifier.backbone.state_dict()
     elif isinstance(classifier, MobileNetV2):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 
-def calibration(probabilities: Tensor, classes: Tensor, bins: int = 15) -> dict:
+def calibration(probabilities: Tensor, classes: Tensor, bins: int = 15) -> dict[str, Any]:
     """Top-1 accuracy and calibration of probabilities (N, C) for true ``classes`` (N,), in percent.
 
     ``ece`` is the expected calibration error (Guo et al., ICML 2017, eq. 3): the mean over crops of ``|accuracy - confidence|``

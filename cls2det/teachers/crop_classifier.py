@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from cls2det.data.images import to_float
@@ -23,6 +24,7 @@ from cls2det.teachers.frozen import freeze
 from cls2det_ops import roi_crop
 
 PADDING = "border"  # of crops in the teacher's training, KD-cls and KD-loc alike
+Batch = tuple[list[Tensor], list[dict[str, Tensor]]]  # images, and the target of each
 LOSSES = ("ce", "bce", "joint")
 
 
@@ -62,7 +64,7 @@ class CropClassifier(nn.Module):
             raise ValueError(f"a teacher needs a crop_size from 1 and a margin from 0; got {crop_size} and {margin}")
         self.classes, self.architecture, self.width, self.student = list(classes), architecture, width, student
         self.image_size, self.crop_size, self.loss, self.margin = image_size, crop_size, loss, margin
-        self.transform = build_student(student, len(self.classes), image_size).transform
+        self.transform: GeneralizedRCNNTransform = build_student(student, len(self.classes), image_size).transform
         self.network = build_classifier(architecture, len(self.classes), width, backbone_weights)
 
     def save(self, path: str | Path) -> None:
@@ -87,7 +89,8 @@ class CropClassifier(nn.Module):
 
     def forward(self, crops: Tensor) -> Tensor:
         """Logits (N, C) of crops (N, 3, S, S) of normalised images."""
-        return self.network(crops)
+        logits: Tensor = self.network(crops)
+        return logits
 
     def crop(self, images: Tensor, boxes: Tensor, image_index: Tensor) -> Tensor:
         """Crops (N, 3, S, S) of ``boxes`` in normalised ``images``; gradient flows to the boxes."""
@@ -97,7 +100,7 @@ class CropClassifier(nn.Module):
         """The boxes that are cropped for ``boxes`` (N, 4)."""
         return boxes + self.margin * sides(boxes) * boxes.new_tensor([-1, -1, 1, 1]) if self.margin else boxes
 
-    def ground_truths(self, batch: tuple[list, list]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def ground_truths(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Of a detection batch: normalised images (B, 3, H, W), boxes (N, 4) in them, classes (N,) from 0, image_index (N,)."""
         images, targets = self.transform(to_float(batch[0]), batch[1])
         boxes = torch.cat([target["boxes"] for target in targets])
@@ -106,7 +109,7 @@ class CropClassifier(nn.Module):
         image_index = torch.repeat_interleave(torch.arange(len(counts), device=boxes.device), counts)
         return images.tensors, boxes, classes, image_index
 
-    def crops_of_batch(self, batch: tuple[list, list]) -> tuple[Tensor, Tensor]:
+    def crops_of_batch(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Ground-truth crops of a detection batch and their classes (label - 1)."""
         images, boxes, classes, image_index = self.ground_truths(batch)
         return self.crop(images, boxes, image_index), classes
@@ -139,7 +142,7 @@ def sides(boxes: Tensor) -> Tensor:
 
 @torch.no_grad()
 def crop_logits(
-    model: CropClassifier, loader: Iterable, device: str | torch.device = "cpu", enough: int | None = None
+    model: CropClassifier, loader: Iterable[Batch], device: str | torch.device = "cpu", enough: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Logits (N, C) and classes (N,) of every ground-truth crop, or of the first batches that hold ``enough`` crops."""
     model.eval().to(device)
@@ -157,7 +160,7 @@ def crop_logits(
     return torch.cat(logits), torch.cat(classes)
 
 
-def check_not_at_chance(model: CropClassifier, loader: Iterable, device: str | torch.device = "cpu") -> float:
+def check_not_at_chance(model: CropClassifier, loader: Iterable[Batch], device: str | torch.device = "cpu") -> float:
     """Accuracy, in percent, on about 500 ground-truth crops; ValueError unless it is above guessing.
 
     A teacher can load without an error and be useless: trained on another normalisation, on classes in

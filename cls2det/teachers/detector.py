@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 from torchvision.models.detection.ssd import SSD
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from cls2det.models.backbones import load_into_cache
 from cls2det.models.students import load_student
@@ -53,7 +56,7 @@ class DetectorTeacher:
             detector, names = student.detector, ["__background__", *student.classes]
         return cls(detector, classes, [names.index(name) if name in names else None for name in classes])
 
-    def __deepcopy__(self, _memo) -> DetectorTeacher:
+    def __deepcopy__(self, _memo: dict[int, Any]) -> DetectorTeacher:
         return self
 
     def to(self, device: torch.device) -> DetectorTeacher:
@@ -65,7 +68,7 @@ class DetectorTeacher:
         unknown = [name for name, label in zip(self.classes, self.labels, strict=True) if label is None]
         if unknown:
             raise ValueError(f"{method} reads the detector teacher's scores, and it does not know {', '.join(unknown)}")
-        return [0, *self.labels]
+        return [0, *(label for label in self.labels if label is not None)]
 
 
 class TeacherOutputs:
@@ -77,14 +80,14 @@ class TeacherOutputs:
         transform: the student's, which made the images
     """
 
-    def __init__(self, teacher: DetectorTeacher, student_outputs: StudentOutputs, transform: nn.Module):
+    def __init__(self, teacher: DetectorTeacher, student_outputs: StudentOutputs, transform: GeneralizedRCNNTransform):
         self.detector, self._student_outputs, self._transform = teacher.detector, student_outputs, transform
 
     @cached_property
     @torch.no_grad()
     def features(self) -> dict[str, Tensor]:
         """The backbone's maps, by name: no head, no proposals, no NMS."""
-        images = rescaled(self._student_outputs.images, self._transform, self.detector.transform)
+        images = rescaled(self._student_outputs.images, self._transform, self.detector.get_submodule("transform"))
         return dict(body(self.detector)(images))
 
     @cached_property
@@ -95,15 +98,16 @@ class TeacherOutputs:
         if isinstance(self.detector, FasterRCNN):
             objectness, regression = concat_box_prediction_layers(*self.detector.rpn.head(maps))
             return objectness.view(*shape, 1), regression.view(*shape, 4)
-        outputs = self.detector.head(maps)
+        outputs = self.detector.get_submodule("head")(maps)
         return outputs["cls_logits"], outputs["bbox_regression"]
 
     @torch.no_grad()
     def regions(self, proposals: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Logits (R, columns) and regression (R, 4 columns) of a Faster R-CNN's box head at the student's proposals."""
-        heads = self.detector.roi_heads
+        heads: RoIHeads = self.detector.roi_heads
         pooled = heads.box_roi_pool(self.features, proposals, self._student_outputs.image_sizes)
-        return heads.box_predictor(heads.box_head(pooled))
+        logits, regression = heads.box_predictor(heads.box_head(pooled))
+        return logits, regression
 
 
 def rescaled(images: Tensor, student: nn.Module, teacher: nn.Module) -> Tensor:
@@ -166,14 +170,19 @@ def _probe(detector: nn.Module, student: nn.Module) -> list[Tensor]:
 
 
 def _probe_size(student: nn.Module) -> tuple[int, int]:
-    return tuple(student.transform.fixed_size or (256, 256))
+    transform: GeneralizedRCNNTransform = student.transform
+    height, width = transform.fixed_size or (256, 256)
+    return height, width
 
 
 def _probe_anchors(detector: nn.Module, student: nn.Module) -> Tensor:
     size = _probe_size(student)
     images = ImageList(torch.zeros(1, 3, *size), [size])
     maps = [torch.zeros(feature.shape) for feature in _probe(detector, student)]  # which may be on the meta device
-    return anchor_generator(detector)(images, maps)[0]
+    generator = anchor_generator(detector)
+    assert generator is not None  # of one of GRIDS
+    anchors: list[Tensor] = generator(images, maps)
+    return anchors[0]
 
 
 def _from_torchvision(name: str) -> tuple[nn.Module, list[str]]:

@@ -8,6 +8,7 @@ layers are one operator; on a GPU convolution, sum and ReLU are one of cuDNN's; 
 from __future__ import annotations
 
 import operator
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -45,27 +46,31 @@ class Replayed(nn.Module):
         self._forget()
 
     def _forget(self) -> None:
-        self._graphs: dict[tuple, tuple[torch.cuda.CUDAGraph, Tensor, dict[str, Tensor]]] = {}
+        self._graphs: dict[tuple[Any, ...], tuple[torch.cuda.CUDAGraph, Tensor, dict[str, Tensor]]] = {}
         self._stream: torch.cuda.Stream | None = None  # of all captures, which share their memory
 
-    def _apply(self, *arguments, **options) -> Replayed:
+    def _apply(self, *arguments: Any, **options: Any) -> Replayed:
         self._forget()  # the weights move, and a graph reads them at their old address
-        return super()._apply(*arguments, **options)
+        super()._apply(*arguments, **options)
+        return self
 
     @property
     def captured_sizes(self) -> list[int]:
         """Crops per graph, of the graphs that exist."""
         return sorted(size for size, *_ in self._graphs)
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_graphs": {}, "_stream": None}
 
     def forward(self, crops: Tensor) -> dict[str, Tensor]:
+        outputs: dict[str, Tensor]
         if not (crops.is_cuda and len(crops)) or torch.is_grad_enabled():
-            return self.network(crops)
+            outputs = self.network(crops)
+            return outputs
         with torch.cuda.device(crops.device):
             if torch.cuda.is_current_stream_capturing():
-                return self.network(crops)
+                outputs = self.network(crops)
+                return outputs
             parts = [self._replay(part) for part in crops.split(LARGEST_GRAPH)]
         return parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
@@ -98,11 +103,12 @@ class Replayed(nn.Module):
         return graph, inputs, outputs
 
 
-def _library_state() -> tuple:
+def _library_state() -> tuple[Any, ...]:
     """Settings of torch on which the captured kernels depend. (`allow_tf32` cannot be read where its newer form was set.)"""
     cudnn = torch.backends.cudnn
     autocast = (torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"))
-    return (*autocast, cudnn.enabled, cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision, _deterministic())
+    convolution, product = cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision  # type: ignore[attr-defined]
+    return (*autocast, cudnn.enabled, convolution, product, _deterministic())
 
 
 def _deterministic() -> bool:
@@ -122,7 +128,7 @@ class ConvReLU(nn.Module):
         if by_layers or (added is not None and added.shape != convolved_shape(conv, x)):
             y = conv(x)
             return F.relu_(y if added is None else y + added)
-        options = (conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+        options: tuple[Any, ...] = (conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
         if added is None:
             return torch.cudnn_convolution_relu(x, conv.weight, *options)
         return torch.cudnn_convolution_add_relu(x, conv.weight, added, 1.0, *options)
@@ -135,6 +141,7 @@ def _has_cudnn(x: Tensor) -> bool:
 
 def convolved_shape(conv: nn.Conv2d, x: Tensor) -> tuple[int, ...]:
     """Shape of ``conv(x)``."""
+    assert isinstance(conv.padding, tuple)  # as _fuse_relu chooses them
     options = zip(x.shape[2:], conv.kernel_size, conv.stride, conv.padding, conv.dilation, strict=True)
     sides = (
         (side + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1 for side, kernel, stride, padding, dilation in options
@@ -145,8 +152,12 @@ def convolved_shape(conv: nn.Conv2d, x: Tensor) -> tuple[int, ...]:
 class FrozenStem(nn.Module):
     """``frozen_stem`` with the weights of a convolution, in the dtype that autocast asks of a convolution."""
 
+    weight: Tensor
+    bias: Tensor
+
     def __init__(self, conv: nn.Conv2d):
         super().__init__()
+        assert isinstance(conv.padding, tuple)  # see _is_stem
         self.stride, self.padding = conv.stride[0], conv.padding[0]
         self.register_buffer("weight", conv.weight.detach().contiguous())
         self.register_buffer("bias", conv.weight.new_zeros(len(conv.weight)) if conv.bias is None else conv.bias.detach())
@@ -167,11 +178,13 @@ def _fuse_stem(network: torch.fx.GraphModule, dtype: torch.dtype) -> None:
         chain = [node, *list(node.users)[:1]]
         chain += list(chain[-1].users)[:1]
         layers = [modules.get(part.target) if part.op == "call_module" else None for part in chain]
-        if [type(layer) for layer in layers] != [nn.Conv2d, nn.ReLU, nn.MaxPool2d] or not _is_stem(layers[0], layers[2]):
+        if [type(layer) for layer in layers] != [nn.Conv2d, nn.ReLU, nn.MaxPool2d]:
             continue
-        if any(len(part.users) > 1 for part in chain[:2]):
+        conv, _, pool = layers
+        assert isinstance(conv, nn.Conv2d) and isinstance(pool, nn.MaxPool2d)
+        if not _is_stem(conv, pool) or any(len(part.users) > 1 for part in chain[:2]):
             continue
-        network.add_submodule("frozen_stem", FrozenStem(layers[0]))
+        network.add_submodule("frozen_stem", FrozenStem(conv))
         with network.graph.inserting_before(node):
             first = network.graph.call_module("frozen_stem", node.args)
         chain[-1].replace_all_uses_with(first)
@@ -192,10 +205,10 @@ def _fuse_relu(network: torch.fx.GraphModule) -> None:
     """relu(conv(x)) and relu(conv(x) + y) become ``ConvReLU``, where nothing else reads the tensors between them."""
     modules = dict(network.named_modules())
 
-    def is_layer(node: object, kind: type) -> bool:
+    def is_layer(node: object, kind: type) -> TypeGuard[torch.fx.Node]:
         return isinstance(node, torch.fx.Node) and node.op == "call_module" and type(modules.get(node.target)) is kind
 
-    def is_conv(node: object) -> bool:
+    def is_conv(node: object) -> TypeGuard[torch.fx.Node]:
         if not is_layer(node, nn.Conv2d) or len(node.users) != 1 or len(node.args) != 1:
             return False
         conv = modules[node.target]
@@ -204,7 +217,9 @@ def _fuse_relu(network: torch.fx.GraphModule) -> None:
     for relu in list(network.graph.nodes):
         if not is_layer(relu, nn.ReLU) or len(relu.args) != 1:
             continue
-        (source,), added, chain = relu.args, (), [relu]
+        source, chain = relu.args[0], [relu]
+        assert isinstance(source, torch.fx.Node)  # a layer reads a tensor
+        added: tuple[torch.fx.Node, ...] = ()
         if source.op == "call_function" and source.target in (operator.add, operator.iadd) and len(source.users) == 1:
             left, right = source.args
             if is_conv(left) and isinstance(right, torch.fx.Node):
@@ -225,7 +240,9 @@ def _fuse_relu(network: torch.fx.GraphModule) -> None:
 
 def _is_stem(conv: nn.Conv2d, pool: nn.MaxPool2d) -> bool:
     """Whether ``frozen_stem`` computes these."""
-    square = isinstance(conv.padding, tuple) and len({*conv.stride}) == len({*conv.padding}) == 1
+    if not isinstance(conv.padding, tuple):
+        return False
+    square = len({*conv.stride}) == len({*conv.padding}) == 1
     plain = (conv.groups, conv.dilation, conv.padding_mode) == (1, (1, 1), "zeros") and max(conv.kernel_size) <= 8
     pools = (pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode) == (3, 2, 1, 1, False)
     return square and plain and pools and conv.padding[0] < min(conv.kernel_size)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import operator
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -21,6 +25,11 @@ def pair(function: str, student: Tensor, teacher: Tensor, shape: tuple[int | str
     check.same_device(function, **dict(zip(names, (student, teacher), strict=True)))
     dtype = check.accumulate_dtype(torch.promote_types(student.dtype, teacher.dtype))
     return student.to(dtype), teacher.detach().to(dtype)
+
+
+def add_up(terms: Iterable[Tensor]) -> Tensor:
+    """The sum of at least one tensor."""
+    return functools.reduce(operator.add, terms)
 
 
 def instances(function: str, argument: str, tensor: Tensor) -> None:

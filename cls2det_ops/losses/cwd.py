@@ -29,5 +29,5 @@ def cwd_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tens
     check.floating(name, "teacher", teacher, tuple(student.shape))
     rows = student.shape[0] * student.shape[1]
     match = torch.arange(rows, device=student.device)
-    flat = (features.flatten(0, 1).flatten(1) for features in (student, teacher))
-    return kd_softmax_loss(*flat, match, temperature, "none")
+    student, teacher = (features.flatten(0, 1).flatten(1) for features in (student, teacher))
+    return kd_softmax_loss(student, teacher, match, temperature, "none")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import _checks as check
 from ..ops.masked_feature_loss import masked_feature_loss
-from ._common import attention_masks
+from ._common import add_up, attention_masks
 
 
 class FGDLoss(NamedTuple):
@@ -110,7 +110,7 @@ def fgd_feature_loss(
         return masked_feature_loss(student, teacher, mask * teacher_masks[0], teacher_masks[1], normalizer=count)
 
     attention = (
-        sum(
+        add_up(
             (student_mask - teacher_mask).abs().sum()
             for student_mask, teacher_mask in zip(student_masks, teacher_masks, strict=True)
         )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import _checks as check
 from ..ops.masked_feature_loss import masked_feature_loss
-from ._common import weights
+from ._common import add_up, weights
 
 
 def fgfi_loss(
@@ -46,11 +46,11 @@ def fgfi_loss(
         weights(name, f"masks[{level}]", mask, (student_map.shape[0], *student_map.shape[2:]))
         for level, (mask, student_map) in enumerate(zip(masks, student, strict=True))
     ]
-    squares = sum(
+    squares = add_up(
         masked_feature_loss(student_map, teacher_map.detach(), mask, normalizer=1.0, reduction="none")
         for student_map, teacher_map, mask in zip(student, teacher, masks, strict=True)
     )
-    counts = sum(mask.flatten(1).sum(1) for mask in masks)
+    counts = add_up(mask.flatten(1).sum(1) for mask in masks)
     if per_image:
         return (squares / (2 * torch.where(counts > 0, counts, 1))).sum() / max(len(counts), 1)
     total = counts.sum()

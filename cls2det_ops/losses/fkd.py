@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import _checks as check
 from ..ops.masked_feature_loss import masked_feature_loss
-from ._common import attention_masks, root
+from ._common import add_up, attention_masks, root
 
 
 def fkd_masks(student: Tensor, teacher: Tensor, temperature: float = 0.5) -> tuple[Tensor, Tensor]:
@@ -93,7 +93,7 @@ def fkd_attention_loss(
     """
     name = "fkd_attention_loss"
     check.flag(name, "per_image", per_image)
-    total = 0.0
+    norms = []
     for kind, shape, student, teacher in (
         ("spatial", ("B", "H", "W"), _plane(student_spatial), _plane(teacher_spatial)),
         ("channel", ("B", "C"), student_channel, teacher_channel),
@@ -102,8 +102,8 @@ def fkd_attention_loss(
         check.floating(name, f"teacher_{kind}", teacher, tuple(student.shape))
         dtype = check.accumulate_dtype(torch.promote_types(student.dtype, teacher.dtype))
         squares = (student.to(dtype) - teacher.to(dtype)).square()
-        total = total + _batch_root(squares.flatten(1).sum(1), per_image)
-    return total
+        norms.append(_batch_root(squares.flatten(1).sum(1), per_image))
+    return add_up(norms)
 
 
 def _plane(spatial: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import _checks as check
 from ..ops.masked_feature_loss import masked_feature_loss
-from ._common import weights
+from ._common import add_up, weights
 from .bckd import overlaps
 
 
@@ -81,7 +81,7 @@ def harmony_feature_loss(
         _shares(name, of, masks, student, share)
         for of, masks, share in (("cls_masks", cls_masks, balance), ("box_masks", box_masks, 1 - balance))
     ]
-    return sum(
+    return add_up(
         masked_feature_loss(
             student_map, teacher_map.detach(), cls + box, normalizer=max(student_map.shape[0] * student_map.shape[1], 1)
         )
@@ -95,6 +95,6 @@ def _shares(function: str, of: str, masks: Sequence[Tensor], student: Sequence[T
         weights(function, f"{of}[{level}]", mask, (student_map.shape[0], *student_map.shape[2:]))
         for level, (mask, student_map) in enumerate(zip(masks, student, strict=True))
     ]
-    total = sum(mask.flatten(1).sum(1) for mask in masks)
+    total = add_up(mask.flatten(1).sum(1) for mask in masks)
     total = torch.where(total > 0, total, 1)[:, None, None]
     return [mask / total * share for mask in masks]  # the division first: share / total is infinite for a tiny total

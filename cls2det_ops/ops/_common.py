@@ -21,13 +21,13 @@ def arguments_of(name: str) -> Any:
     return namedtuple(name, [argument.name for argument in schema.arguments])
 
 
-def register_fake(name: str) -> Callable[[Callable], Callable]:
+def register_fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorator of a function (arguments by name) -> empty results of the right shapes and dtypes, for torch.compile and export.
 
     It does nothing without compiled schemas.
     """
 
-    def register(function: Callable) -> Callable:
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
         if build_info:
             named = arguments_of(name)
             torch.library.register_fake(f"cls2det::{name}", lambda *arguments: function(named(*arguments)))
@@ -37,15 +37,15 @@ def register_fake(name: str) -> Callable[[Callable], Callable]:
 
 
 class Operator(NamedTuple):
-    kernel: Callable  # by the dispatcher
-    function: Callable  # by a torch.autograd.Function
+    kernel: Callable[..., Any]  # by the dispatcher
+    function: Callable[..., Any]  # by a torch.autograd.Function
     names: tuple[str, ...]  # of the arguments of both, in their order
 
 
 _OPERATORS: dict[str, Operator] = {}  # filled by register_autograd
 
 
-def register_autograd(name: str, save: Callable, backward: Callable) -> None:
+def register_autograd(name: str, save: Callable[..., None], backward: Callable[..., Any]) -> None:
     """The gradient of an operator, for the dispatcher and for :func:`run`.
 
     ``save(ctx, arguments, output)`` keeps what the backward needs; ``backward(ctx, needs, *grads)`` gives the gradients by
@@ -57,7 +57,7 @@ def register_autograd(name: str, save: Callable, backward: Callable) -> None:
     named = arguments_of(name)
     names = named._fields
 
-    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         save(ctx, named(*inputs), output)
 
     def formula(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -73,8 +73,8 @@ def register_autograd(name: str, save: Callable, backward: Callable) -> None:
         return output
 
     members = {"forward": staticmethod(forward), "backward": staticmethod(formula)}
-    function = type(name, (torch.autograd.Function,), members).apply
-    _OPERATORS[name] = Operator(operator, function, names)
+    formulas: type[torch.autograd.Function] = type(name, (torch.autograd.Function,), members)
+    _OPERATORS[name] = Operator(operator, formulas.apply, names)
 
 
 def run(name: str, **arguments: Any) -> Any:
@@ -96,7 +96,7 @@ def run(name: str, **arguments: Any) -> Any:
 def refuse_second_derivative(name: str) -> None:
     """Make differentiating through a backward operator an error instead of a silently wrong number."""
 
-    def refuse(ctx: Any, needs: tuple, *grads: Tensor) -> None:
+    def refuse(ctx: Any, needs: tuple[bool, ...], *grads: Tensor) -> None:
         raise NotImplementedError(f"cls2det_ops.{name.removesuffix('_backward')} has no second derivative (create_graph=True)")
 
     register_autograd(name, lambda ctx, arguments, output: None, refuse)
@@ -113,7 +113,7 @@ def wants_gradient(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
-def save_row_gradients(tensors: Sequence[str], options: Sequence[str] = ()) -> Callable:
+def save_row_gradients(tensors: Sequence[str], options: Sequence[str] = ()) -> Callable[..., None]:
     """``save`` of a loss whose second output is d rows / d input: it keeps that output and these tensors, in this order, and
     the other arguments that the backward needs, by name, in ``ctx.options``."""
 
@@ -172,7 +172,7 @@ def register_box_sampling(name: str, map: str, options: Sequence[str]) -> None:
 
     @register_fake(name)
     def _(arguments: Any) -> Tensor:
-        images = getattr(arguments, map)
+        images: Tensor = getattr(arguments, map)
         return images.new_empty(arguments.boxes.shape[0], images.shape[1], arguments.out_h, arguments.out_w)
 
     @register_fake(f"{name}_backward")
@@ -201,7 +201,8 @@ def register_box_sampling(name: str, map: str, options: Sequence[str]) -> None:
 
 @register_fake("scale_rows")
 def _(arguments: Any) -> Tensor:
-    return arguments.row_grads.new_empty(arguments.row_grads.shape, dtype=arguments.input.dtype)
+    rows: Tensor = arguments.row_grads
+    return rows.new_empty(rows.shape, dtype=arguments.input.dtype)
 
 
 refuse_second_derivative("scale_rows")

@@ -39,7 +39,8 @@ def attention_means(features: Tensor, *, absolute: bool = True) -> tuple[Tensor,
     check.feature_map(name, "features", features)
     check.flag(name, "absolute", absolute)
     if native(features):
-        return run(name, features=features, absolute=absolute)
+        means: tuple[Tensor, Tensor] = run(name, features=features, absolute=absolute)
+        return means
     return reference.attention_means(features, absolute)
 
 

@@ -58,6 +58,7 @@ def frozen_stem(images: Tensor, weight: Tensor, bias: Tensor, *, stride: int = 2
         raise check.fail(name, "images", f"padded, at least as large as the kernel, {kernel}", tuple(images.shape[2:]))
     weight, bias = weight.detach().to(images.dtype), bias.detach().to(images.dtype)
     if native(images):
+        output: Tensor
         need_grad = wants_gradient(images)
         output, _ = run(name, images=images, weight=weight, bias=bias, stride=stride, padding=padding, need_grad=need_grad)
         return output
@@ -74,8 +75,8 @@ def _(arguments: Any) -> tuple[Tensor, Tensor]:
 
 @register_fake("frozen_stem_backward")
 def _(arguments: Any) -> Tensor:
-    grad, inputs = arguments.grad, arguments.weight.shape[1]
-    return grad.new_empty(grad.shape[0], inputs, arguments.height, arguments.width)
+    grad: Tensor = arguments.grad
+    return grad.new_empty(grad.shape[0], arguments.weight.shape[1], arguments.height, arguments.width)
 
 
 def _save(ctx: Any, arguments: Any, output: tuple[Tensor, Tensor]) -> None:

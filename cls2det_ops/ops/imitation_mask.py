@@ -71,9 +71,10 @@ def imitation_mask(
     dtype = check.accumulate_dtype(torch.promote_types(anchors.dtype, boxes.dtype))
     anchors, boxes = anchors.detach().to(dtype), boxes.detach().to(dtype)
     if native(anchors):
-        return torch.ops.cls2det.imitation_mask(
+        mask: Tensor = torch.ops.cls2det.imitation_mask(
             anchors, boxes, image_index, images=images, level_sizes=sizes, factor=factor, assignment=kind
         )
+        return mask
     return reference.imitation_mask(anchors, boxes, image_index, images, sizes, factor, assignment)
 
 
@@ -83,4 +84,5 @@ MOST_LEVELS = 16
 
 @register_fake("imitation_mask")
 def _(arguments: Any) -> Tensor:
-    return arguments.anchors.new_empty(arguments.images, arguments.anchors.shape[0], dtype=torch.bool)
+    anchors: Tensor = arguments.anchors
+    return anchors.new_empty(arguments.images, anchors.shape[0], dtype=torch.bool)

@@ -74,7 +74,7 @@ def masked_feature_loss(
 
 @register_fake("masked_feature_loss")
 def _(arguments: Any) -> Tensor:
-    student = arguments.student
+    student: Tensor = arguments.student
     return student.new_empty(student.shape[0], dtype=check.accumulate_dtype(student.dtype))
 
 

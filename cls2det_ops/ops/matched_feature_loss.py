@@ -97,7 +97,8 @@ def _(arguments: Any) -> tuple[Tensor, Tensor]:
 
 @register_fake("matched_feature_loss_backward")
 def _(arguments: Any) -> Tensor:
-    return arguments.features.new_empty(arguments.features.shape)
+    features: Tensor = arguments.features
+    return features.new_empty(features.shape)
 
 
 def _backward(ctx: Any, needs: Any, grad_rows: Tensor | None, _: None) -> dict[str, Tensor]:

@@ -64,7 +64,7 @@ def roi_avg_pool(
             features, boxes, image_index, size, samples, spatial_scale=scale, padding_mode=padding_mode, clip=clip
         )
     boxes = check.in_dtype(boxes, check.accumulate_dtype(features.dtype))
-    return run(
+    pooled: Tensor = run(
         name,
         features=features,
         boxes=boxes,
@@ -77,6 +77,7 @@ def roi_avg_pool(
         border=border,
         clip=clip,
     )
+    return pooled
 
 
 register_box_sampling("roi_avg_pool", "features", ["samples_h", "samples_w", "spatial_scale", "border", "clip"])

@@ -63,7 +63,8 @@ def roi_crop(
         return reference.roi_crop(images, boxes, image_index, size, padding_mode=padding_mode, clip=clip)
     boxes = check.in_dtype(boxes, check.accumulate_dtype(images.dtype))
     tensors = {"images": images, "boxes": boxes, "image_index": image_index}
-    return run(name, **tensors, out_h=size[0], out_w=size[1], border=border, clip=clip)
+    crops: Tensor = run(name, **tensors, out_h=size[0], out_w=size[1], border=border, clip=clip)
+    return crops
 
 
 register_box_sampling("roi_crop", "images", ["border", "clip"])

@@ -126,7 +126,7 @@ def roi_feature_loss(
     features, target_features = check.in_dtype(features, dtype), check.constant(target_features, dtype)
     acc = check.accumulate_dtype(dtype)
     boxes, target_boxes = check.in_dtype(boxes, acc), check.constant(target_boxes, acc)
-    tensors = {
+    tensors: dict[str, Any] = {
         "features": features,
         "boxes": boxes,
         "image_index": image_index,
@@ -134,7 +134,7 @@ def roi_feature_loss(
         "target_boxes": target_boxes,
         "target_image_index": target_image_index,
     }
-    options = {"spatial_scale": scale, "target_spatial_scale": target_scale, "clip": clip, "beta": beta}
+    options: dict[str, Any] = {"spatial_scale": scale, "target_spatial_scale": target_scale, "clip": clip, "beta": beta}
     if native(features):
         rows, _ = run(
             name,
@@ -170,7 +170,8 @@ def _(arguments: Any) -> tuple[Tensor, Tensor]:
 
 @register_fake("roi_feature_loss_backward")
 def _(arguments: Any) -> Tensor:
-    return arguments.features.new_empty(arguments.features.shape)
+    features: Tensor = arguments.features
+    return features.new_empty(features.shape)
 
 
 TENSORS = ("features", "boxes", "image_index", "target_features", "target_boxes", "target_image_index", "matched_idxs")

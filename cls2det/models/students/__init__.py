@@ -135,7 +135,7 @@ def build_student(name: str, classes: int, image_size: int | None = None, backbo
         raise ValueError(f"the size of {name}'s images must be positive, or None for the student's own; found {size}")
     weights = choose_weights(student.weights, backbone_weights, f"the backbone of {name}")
     detector = student.build(classes, size, weights)
-    detector.started_from = str(weights or RANDOM)
+    detector.started_from = str(weights or RANDOM)  # type: ignore[assignment]
     return detector
 
 

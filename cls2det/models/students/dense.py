@@ -19,7 +19,7 @@ from cls2det.models.students.pyramids import CompactPyramid
 SCALE = {"image_mean": IMAGE_MEAN, "image_std": IMAGE_STD}
 
 
-def without_class_0(model: nn.Module) -> nn.Module:
+def without_class_0(model: RetinaNet | FCOS) -> RetinaNet | FCOS:
     """Column 0 starts at a probability of 5e-5 where the others start at 0.01: an early detector reports no label 0.
 
     Its target is always 0, so it stays there; torchvision leaves this to training.

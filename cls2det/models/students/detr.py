@@ -7,7 +7,7 @@ ResNet-50, or the compact one, in place of transformers' own: the same weights, 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,10 @@ from torchvision.ops import box_convert, clip_boxes_to_image
 from cls2det.models.backbones import IMAGE_MEAN, IMAGE_STD, CompactResNet
 from cls2det.models.students.faster_rcnn import image_sides
 from cls2det.models.students.pyramids import resnet50_last_map
+
+if TYPE_CHECKING:
+    from torchvision.models.resnet import BasicBlock
+    from transformers import DetrForObjectDetection
 
 Matches = list[tuple[Tensor, Tensor]]  # per image: queries (n,), and the ground truth (n,) that each is matched to
 
@@ -42,14 +46,15 @@ class Detr(nn.Module):
         config = transformers.DetrConfig(
             backbone_config=replaced, use_timm_backbone=False, num_labels=classes, auxiliary_loss=True, **settings
         )
-        self.network = transformers.DetrForObjectDetection(config)
+        self.network: DetrForObjectDetection = transformers.DetrForObjectDetection(config)
         _draw_weights(self.network)
         self.network.model.backbone = _Encoder(body)
         self.transform = transform
 
     @property
-    def backbone(self) -> nn.Module:
-        return self.network.model.backbone
+    def backbone(self) -> _Encoder:
+        encoder: _Encoder = self.network.model.backbone
+        return encoder
 
     def forward(
         self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
@@ -62,7 +67,10 @@ class Detr(nn.Module):
         if self.training:
             labels = _labels(targets, batch.image_sizes)
             return self.compute_loss(labels, layers, [self.match(layer, labels) for layer in layers])
-        return self.transform.postprocess(_detections(layers[-1], batch.image_sizes), batch.image_sizes, sizes)
+        detections: list[dict[str, Tensor]] = self.transform.postprocess(
+            _detections(layers[-1], batch.image_sizes), batch.image_sizes, sizes
+        )
+        return detections
 
     def predict(self, images: Tensor, image_sizes: list[tuple[int, int]]) -> list[dict[str, Tensor]]:
         """Of each decoder layer, "logits" (B, Q, C + 1) and "pred_boxes" (B, Q, 4): centre and sides in shares of the image.
@@ -94,7 +102,8 @@ class Detr(nn.Module):
         matcher = loss_functions().HungarianMatcher(
             class_cost=config.class_cost, bbox_cost=config.bbox_cost, giou_cost=config.giou_cost
         )
-        return matcher(outputs, labels)
+        matches: Matches = matcher(outputs, labels)
+        return matches
 
     def compute_loss(
         self, labels: list[dict[str, Tensor]], layers: list[dict[str, Tensor]], matches: list[Matches]
@@ -126,7 +135,7 @@ class _Encoder(nn.Module):
         return [(features, F.interpolate(mask[None].float(), size=features.shape[-2:])[0].bool())]
 
 
-def _draw_weights(network: nn.Module) -> None:
+def _draw_weights(network: DetrForObjectDetection) -> None:
     """Random weights as DETR's authors draw them.
 
     transformers draws all with a deviation of 0.02, for weights that are loaded over them: queries are alike, attention is
@@ -143,7 +152,8 @@ def _draw_weights(network: nn.Module) -> None:
 
 def pixel_boxes(boxes: Tensor, image_sizes: Tensor) -> Tensor:
     """Boxes (..., 4) as centre and sides in shares of an image, to xyxy in pixels of images of (..., 2) height and width."""
-    return box_convert(boxes, "cxcywh", "xyxy") * image_sizes.flip(-1).repeat(*[1] * (image_sizes.dim() - 1), 2)
+    corners: Tensor = box_convert(boxes, "cxcywh", "xyxy")
+    return corners * image_sizes.flip(-1).repeat(*[1] * (image_sizes.dim() - 1), 2)
 
 
 def _labels(targets: list[dict[str, Tensor]], image_sizes: list[tuple[int, int]]) -> list[dict[str, Tensor]]:
@@ -187,7 +197,8 @@ def detr_compact(classes: int, size: int, _weights: None = None) -> Detr:
     students have theirs after 600. It is there to try the machinery on.
     """
     body = CompactResNet()
-    body.stages[-1].conv1.stride = body.stages[-1].downsample[0].stride = (1, 1)
+    last: BasicBlock = body.stages[-1]
+    last.conv1.stride = last.downsample[0].stride = (1, 1)
     transform = GeneralizedRCNNTransform(**image_sides(size), image_mean=IMAGE_MEAN, image_std=IMAGE_STD)
     return Detr(
         body,

@@ -28,7 +28,8 @@ class CompactPyramid(nn.Module):
         self.fpn = FeaturePyramidNetwork(self.body.out_channels, self.out_channels)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        return self.fpn(self.body(images))
+        maps: dict[str, Tensor] = self.fpn(self.body(images))
+        return maps
 
 
 def resnet50_last_map(weights: ResNet50_Weights | None) -> IntermediateLayerGetter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 from torch import nn
 from torchvision.models import MobileNet_V3_Large_Weights, VGG16_Weights, detection, mobilenet_v3_large, vgg16
@@ -12,6 +13,9 @@ from torchvision.models.detection.ssd import SSD, _vgg_extractor
 from torchvision.models.detection.ssdlite import SSDLiteHead, _mobilenet_extractor
 
 from cls2det.models.backbones import IMAGE_MEAN, IMAGE_STD, CompactResNet
+
+if TYPE_CHECKING:
+    from torchvision.models.detection.ssd import SSDFeatureExtractorVGG
 
 
 def ssd_compact(classes: int, size: int, _weights: None = None, width: int = 16) -> SSD:
@@ -46,7 +50,7 @@ def ssd512_vgg16(classes: int, _size: int, weights: VGG16_Weights | None) -> SSD
     return SSD(backbone, anchors, (512, 512), classes + 1, **scale)
 
 
-def _halve_the_last_maps(backbone: nn.Module) -> None:
+def _halve_the_last_maps(backbone: SSDFeatureExtractorVGG) -> None:
     """torchvision shrinks 8 cells to 6, 4 and 1 by leaving out the padding; SSD512 halves them to 4, 2 and 1."""
     for conv, stride in zip((block[2] for block in backbone.extra[3:6]), (2, 2, 1), strict=True):
         conv.stride, conv.padding = (stride, stride), (1, 1)

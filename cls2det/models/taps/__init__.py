@@ -24,6 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
+from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
+from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSD
 
 from cls2det.errors import LibraryChanged
@@ -159,7 +161,8 @@ class PositiveTap:
         common = {"transform.forward": ("images", "targets")}
         _check(model, common | family.methods, family.library)
         family.check(model)
-        self.model, self._install = model, family.install
+        self.model: Any = model  # its parts are torchvision's and transformers', which mypy does not know
+        self._install = family.install
         self._features: dict[str, Tensor] = {}
         self._anchors: Tensor | None = None
         self._grid: dict[str, Any] = {}
@@ -179,7 +182,7 @@ class PositiveTap:
         self._install(self)
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         while self._undo:
             self._undo.pop()()
 
@@ -193,12 +196,14 @@ class PositiveTap:
     @property
     def student_outputs(self) -> StudentOutputs:
         """All that the last forward made. Raises RuntimeError as ``positives``."""
-        positives, places, grid = self.positives, (), None
+        positives, grid = self.positives, None
+        places: tuple[int, ...] = ()
         if (generator := anchor_generator(self.model)) is not None:
             places = tuple(generator.num_anchors_per_location())
         if self._grid:
             shapes = [feature.shape[-2:].numel() for feature in self._features.values()]
             sizes = tuple(count * size for count, size in zip(places, shapes, strict=True))
+            assert self._anchors is not None  # a loss over anchors has them
             grid = Grid(self._anchors, sizes, **self._grid)
         return StudentOutputs(
             positives=positives,
@@ -227,7 +232,9 @@ class PositiveTap:
         """The backbone's maps of the last forward, in order of level, with graph."""
         return tuple(self._features.values())
 
-    def _keep_inputs(self, _module: nn.Module, _arguments: tuple, outputs: tuple) -> None:
+    def _keep_inputs(
+        self, _module: nn.Module, _arguments: tuple[Any, ...], outputs: tuple[ImageList, list[dict[str, Tensor]] | None]
+    ) -> None:
         images, targets = outputs
         self._parts, self._outputs, self.image_sizes = {}, (), images.image_sizes
         self._grid, self._regions = {}, None
@@ -264,11 +271,17 @@ class PositiveTap:
         self._outputs = outputs
         self._parts |= {"image_index": image_index, "matched_idxs": matched + self._first[image_index], **parts}
 
-    def wrap(self, owner: nn.Module, name: str, before: Callable | None = None, after: Callable | None = None) -> None:
+    def wrap(
+        self,
+        owner: nn.Module,
+        name: str,
+        before: Callable[..., None] | None = None,
+        after: Callable[[Any], None] | None = None,
+    ) -> None:
         """Call ``before(*arguments)`` or ``after(result)`` at each call of ``owner.name``, until the tap closes."""
         method = getattr(owner, name)
 
-        def call(*arguments, **keywords):
+        def call(*arguments: Any, **keywords: Any) -> Any:
             if before:
                 before(*arguments, **keywords)
             result = method(*arguments, **keywords)
@@ -289,10 +302,10 @@ class PositiveTap:
 
 def body(model: nn.Module) -> nn.Module:
     """The module that gives a detector's maps (B, C, h, w) by name; with its pyramid, where it has one."""
-    return model.backbone.body if isinstance(model, Detr) else model.backbone
+    return model.backbone.body if isinstance(model, Detr) else model.get_submodule("backbone")
 
 
-def anchor_generator(model: nn.Module) -> nn.Module | None:
+def anchor_generator(model: nn.Module) -> AnchorGenerator | DefaultBoxGenerator | None:
     """The module that gives a torchvision detector its anchors; None for a DETR."""
     return getattr(getattr(model, "rpn", model), "anchor_generator", None)
 
@@ -305,7 +318,9 @@ def _check(model: nn.Module, methods: dict[str, tuple[str, ...] | None], library
             if not hasattr(method, name):
                 raise LibraryChanged(library, f"{type(model).__name__} has no {path}, from which its positives are taken")
             method = getattr(method, name)
-        parameters = tuple(inspect.signature(method).parameters) if arguments else None
+        if not arguments:
+            continue
+        parameters = tuple(inspect.signature(method).parameters)
         if parameters != arguments:
             raise LibraryChanged(
                 library,

@@ -30,7 +30,7 @@ def tap_fcos(tap: Any) -> None:
 
 
 def _tap(tap: Any, owner: nn.Module, decode: Callable[[Tensor, Tensor], Tensor], head: str) -> None:
-    def keep(targets, head_outputs, anchors, matched_idxs):
+    def keep(targets: Any, head_outputs: dict[str, Tensor], anchors: list[Tensor], matched_idxs: list[Tensor]) -> None:
         matched = torch.stack(matched_idxs)
         rows = torch.where(matched.flatten() >= 0)[0]
         logits, regression = head_outputs["cls_logits"], head_outputs["bbox_regression"]

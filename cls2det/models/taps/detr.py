@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cls2det.errors import LibraryChanged
 from cls2det.models.students import detr
@@ -15,7 +15,7 @@ from cls2det.models.taps.family import Family
 
 
 def tap_detr(tap: Any) -> None:
-    def keep(labels, layers, matches):
+    def keep(labels: Any, layers: list[dict[str, Tensor]], matches: list[detr.Matches]) -> None:
         outputs, pairs, device = layers[-1], matches[-1], layers[-1]["logits"].device
         counts = torch.tensor([len(queries) for queries, _ in pairs], device=device)
         image = torch.repeat_interleave(torch.arange(len(pairs), device=device), counts)

@@ -5,16 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
+from torchvision.models.detection import FasterRCNN
 
 from cls2det.errors import LibraryChanged
 from cls2det.models.taps.family import TORCHVISION, Family
 
 
 def tap_roi_heads(tap: Any) -> None:
-    heads, sampled = tap.model.roi_heads, {}
+    heads = tap.model.roi_heads
+    sampled: dict[str, Any] = {}
 
-    def keep_samples(result):
+    def keep_samples(result: tuple[list[Tensor], ...]) -> None:
         proposals, matched, labels, targets = result
         counts, device = [len(rows) for rows in labels], labels[0].device
         sampled.update(
@@ -28,7 +30,7 @@ def tap_roi_heads(tap: Any) -> None:
             ),
         )
 
-    def keep_predictions(result):
+    def keep_predictions(result: tuple[Tensor, Tensor]) -> None:
         if not sampled:  # an evaluation
             return
         logits, regression = result
@@ -54,12 +56,15 @@ def tap_roi_heads(tap: Any) -> None:
         )
         sampled.clear()
 
-    rpn, outputs = tap.model.rpn, {}
+    rpn = tap.model.rpn
+    outputs: dict[str, Any] = {}
 
-    def keep_anchors(objectness, pred_bbox_deltas, labels, regression_targets):
+    def keep_anchors(
+        objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
+    ) -> None:
         outputs.update(objectness=objectness, deltas=pred_bbox_deltas, labels=torch.stack(labels).long())
 
-    def keep_grid(samples):
+    def keep_grid(samples: tuple[list[Tensor], list[Tensor]]) -> None:
         positive, negative = (torch.stack(masks).bool() for masks in samples)
         labels = torch.where(positive | negative, outputs["labels"], -1)
         logits, regression = (outputs[name].view(*labels.shape, -1) for name in ("objectness", "deltas"))
@@ -72,7 +77,7 @@ def tap_roi_heads(tap: Any) -> None:
     tap.hook(heads.box_predictor, keep_predictions)
 
 
-def check_samples(model: nn.Module) -> None:
+def check_samples(model: FasterRCNN) -> None:
     """``select_training_samples`` gives proposals, matches, labels and one thing more, in this order: tried on one box."""
     box = torch.tensor([[10.0, 10.0, 40.0, 40.0]])
     with torch.random.fork_rng(devices=[]):  # it draws a sample
