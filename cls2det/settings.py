@@ -17,8 +17,8 @@ class ClassifierSettings:
         kd_cls_weight: weight of KD-cls
         kd_loc_weight: weight of KD-loc, on the teacher's features
         loc_weight: weight of loc, on pixels
-        input_std: loc_weight is for pixel differences divided by this many of the 255 levels, whatever the student's own
-            normalisation: 1 for the paper's 0.15, 58 for weights chosen on ImageNet-normalised images
+        input_std: unit of the pixel differences that loc_weight is for, in levels of 0 to 255, whatever the student's own
+            normalisation: 1 fits the paper's weight of 0.15, 58 fits weights chosen on ImageNet-normalised images
         warmup_steps: steps over which the weights rise from 0
         temperature: of KD-cls
         pixel_size: side of the square on which the pixels of a box are sampled; null is the teacher's crop size, or 112
@@ -61,7 +61,8 @@ class ClassifierSettings:
             raise ValueError(f"one pool per layer: feature_layers {self.feature_layers}, feature_pools {self.feature_pools}")
         for name in ("input_std", "temperature", "pixel_pool", "pixel_size", "chunk", "max_positives"):
             if (value := getattr(self, name)) is not None and value <= 0:
-                raise ValueError(f"classifier.{name} must be above 0, got {value}")
+                remedy = " (None is the default, or all)" if name in ("pixel_size", "chunk", "max_positives") else ""
+                raise ValueError(f"classifier.{name} must be above 0, got {value}{remedy}")
         if min(self.kd_cls_weight, self.kd_loc_weight, self.loc_weight) < 0:
             raise ValueError(f"weights of distillation terms must not be negative, got {self}")
 
@@ -99,10 +100,10 @@ class FGFISettings:
     """FGFI (Wang et al., CVPR 2019); fits every student with anchors whose maps have the teacher's sizes.
 
     Args:
-        weight: of the term; 0.01 in the release, for another detector than any of these
+        weight: of the term; 0.01 in the release, where it was chosen for a detector that is not among these students
         warmup_steps: steps over which the weight rises from 0; the release leaves the first 400 out
         factor: a place is imitated if an anchor there overlaps an object by more than this share of the object's best overlap
-        assignment: whether an object's best overlap is looked for on each level apart, over all levels, or over all with only
+        assignment: where an object's best overlap is looked for: on each level, over all levels, or over all levels with only
             the level of the best one imitated; the paper, with one map, does not say
         relu: end the adapters in a ReLU, as in the release; the maps of a pyramid have signs
         per_image: divide by the places of each image and average, in place of those of the batch
@@ -124,7 +125,7 @@ class GIDSettings:
         weight: of all its terms
         warmup_steps: steps over which the weight rises from 0
         feature_weight: of the instances' features
-        feature_form: "squared" is the release's, and what its 5e-4 is for; "norm" the paper's
+        feature_form: "squared" as in the release, whose weight is 5e-4; "norm" as in the paper
         relation_weight: of the distances between them
         cls_weight: of the scores at anchors on instances
         box_weight: of the box regression there

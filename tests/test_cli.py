@@ -10,6 +10,7 @@ import docstring_parser
 import pytest
 import torch
 import torchvision
+import yaml
 from torchvision.models.detection.ssd import SSD
 
 pytest.importorskip("lightning")
@@ -154,6 +155,16 @@ def test_an_option_wins_over_the_recipe_wherever_it_stands(recipe, capsys):
         assert "epochs: 24" in capsys.readouterr().out
     assert main(["distill", "--data-root", "a", "--out", "b", "--seed", "1", "--optim.steps", "-4"]) == 2  # YAML types
     assert "optim.steps must be above 0, got -4" in capsys.readouterr().err
+
+
+def test_what_yaml_knows_and_json_does_not(tmp_path, capsys):
+    recipe = tmp_path / "odd.yaml"
+    recipe.write_text("name: 2026-01-31\ncls_weight: .inf\noptim: {learning_rate: 1e-3}\n")
+    with pytest.raises(SystemExit):
+        main(["train", "--config", str(recipe), "--data-root", "coco", "--out", "runs/a", "--print_config"])
+    options = yaml.safe_load(capsys.readouterr().out)
+    assert (options["name"], options["cls_weight"]) == ("2026-01-31", float("inf"))
+    assert float(options["optim"]["learning_rate"]) == 0.001
 
 
 def test_recipes_and_info(capsys):

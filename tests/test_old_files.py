@@ -14,6 +14,7 @@ pytest.importorskip("lightning")
 pytest.importorskip("pycocotools")
 
 from cls2det.cli import main
+from cls2det.commands.renamed import present
 from cls2det.study import sweep as sweep_module
 from cls2det.study.options import ReportOptions
 from cls2det.study.plan import load_plan
@@ -143,3 +144,8 @@ def test_present_options_are_not_warned_of(old):
         warnings.filterwarnings("error", message=".*version 0.1")
         with pytest.raises(SystemExit):
             main(["distill", "--config", "present.yaml", *DATA, "--out", "x", "--print_config"])
+
+
+def test_both_names_of_a_group_are_refused():
+    with pytest.raises(ValueError, match="distill is the old name of classifier, and both are there"):
+        present({"distill": {"temperature": 3}, "classifier": {"chunk": 4}}, "mine.yaml")

@@ -112,3 +112,18 @@ def test_public_docstring_tells_what_a_user_needs(name):
         assert needed in text or needed.rstrip(":") + ": " in text, f"the docstring of {name} lacks {needed}"
     for argument in inspect.signature(function).parameters:
         assert argument in text, f"the docstring of {name} does not mention {argument}"
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE_OPS)
+@pytest.mark.filterwarnings("ignore")
+def test_a_trace_holds_the_operator(native_backend, name):
+    """The short way of eager calls must not show in a TorchScript trace, where it would be a Python function."""
+    case = make_case(name)
+    tensors = [value.to(native_backend.device).requires_grad_(key in case.gradients) for key, value in case.tensors.items()]
+
+    def function(*values: torch.Tensor) -> torch.Tensor:
+        return case.function(**dict(zip(case.tensors, values, strict=True)), **case.options)
+
+    with native_backend.context():
+        graph = str(torch.jit.trace(function, tuple(tensors), check_trace=False).graph)
+    assert "cls2det::" in graph and "^" not in graph

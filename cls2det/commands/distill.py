@@ -7,9 +7,8 @@ import warnings
 
 from torch import nn
 
-from cls2det.commands.data import training_data
 from cls2det.commands.options import DistillOptions
-from cls2det.commands.train import train, train_student
+from cls2det.commands.train import prepare, train, train_student
 from cls2det.data.dataset import DetectionData
 from cls2det.data.loader import train_loader
 from cls2det.distill import Distillation
@@ -30,11 +29,11 @@ def distill(options: DistillOptions, progress: Progress | None = None) -> dict:
     _warn_of_unread_teachers(options)
     if not options.distils:
         return train(options.without_distillation(), progress)
-    data, classifier = training_data(options), None
+    preparation, classifier = prepare(options), None
     if options.teacher and "classifier" in options.distillers:
         classifier = CropClassifier.load(options.teacher)
         if not options.allow_poor_teacher and is_first_process():
-            _check_teacher(classifier, options, data)
+            _check_teacher(classifier, options, preparation.data)
 
     def build(classes: list[str], student: nn.Module) -> Distillation:
         classifier_distiller = detector_teacher = None
@@ -51,7 +50,7 @@ def distill(options: DistillOptions, progress: Progress | None = None) -> dict:
             settings={name: getattr(options, name) for name in options.methods},
         )
 
-    return train_student(options, data, build, progress)
+    return train_student(options, preparation, build, progress)
 
 
 def _warn_of_unread_teachers(options: DistillOptions) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from argparse import SUPPRESS, Action
 from collections.abc import Mapping, Sequence
@@ -61,6 +60,16 @@ def parse_options(record: type[Options], options: Mapping[str, Any]) -> Options:
         raise ValueError(_one_line(error)) from None
 
 
+class _Loader(yaml.SafeLoader):
+    """Without dates: a run named 2026-01-31 has a name."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    letter: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 def read_yaml(name: str) -> dict[str, Any]:
     """Content of a recipe, under the options' present names.
 
@@ -68,7 +77,7 @@ def read_yaml(name: str) -> dict[str, Any]:
         name: a file's path, or the name of a recipe that comes with the package
     """
     path = find_recipe(name)
-    content = yaml.safe_load(path.read_text())
+    content = yaml.load(path.read_text(), _Loader)
     if not isinstance(content, dict):
         raise ValueError(f"{path} is not a recipe: expected options by name")
     return present(content, str(path))
@@ -120,13 +129,13 @@ def _instance(record: type[Options], parser: ArgumentParser, values: Mapping[str
 
 
 def _with_recipes_first(words: list[str]) -> list[str]:
-    """Recipes before the other options, which win over them; as JSON with present names."""
+    """Recipes before the other options, which win over them; as YAML with present names."""
     recipes, others, remaining = [], [], iter(words)
     for word in remaining:
         if word == "--config":
             word = f"--config={next(remaining, '')}"
         if word.startswith("--config="):
-            recipes.append(f"--config={json.dumps(read_yaml(word.removeprefix('--config=')))}")
+            recipes.append(f"--config={yaml.safe_dump(read_yaml(word.removeprefix('--config=')), allow_unicode=True)}")
         else:
             others.append(word)
     return [*recipes, *others]

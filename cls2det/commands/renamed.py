@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 GROUPS = {"distill": "classifier", "kd": "chen", "tbd": "harmony"}  # of options; kd and tbd are distillers too
-# What meant "not given", "all" or "none", which is None now.
+# Values that version 0.1 used for "not given", "all" or "none"; they are None now.
 NOT_GIVEN = {
     "name": "",
     "image_size": 0,
@@ -46,6 +46,10 @@ def present(options: Mapping[str, Any], source: str = "") -> dict[str, Any]:
     result: dict[str, Any] = {}
     for name, value in options.items():
         new_name = present_path(name)
+        if new_name in result or (new_name != name and new_name in options):
+            raise ValueError(
+                f"{source or 'options'}: {name} is the old name of {new_name}, and both are there; keep {new_name}"
+            )
         if new_name != name:
             changes[name.split(".")[0]] = new_name.split(".")[0]
         if isinstance(value, Mapping):

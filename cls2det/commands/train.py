@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -22,6 +22,7 @@ from cls2det.models.students import build_student, load_backbone, parameter_coun
 from cls2det.training import fit
 from cls2det.training.detector import DetectorTraining
 from cls2det.training.progress import Progress
+from cls2det.training.settings import Optim, Run
 
 BuildDistillation = Callable[[list[str], nn.Module], Distillation]  # (classes, student)
 
@@ -35,20 +36,21 @@ def train(options: TrainOptions, progress: Progress | None = None) -> dict:
         if options.teacher:
             warnings.warn(f"train distils nothing: teacher {options.teacher} is left out; see distill", stacklevel=2)
         options = options.without_distillation()
-    return train_student(options, training_data(options), None, progress)
+    return train_student(options, prepare(options), None, progress)
 
 
-def train_student(
-    options: TrainOptions, data: DetectionData, build_distillation: BuildDistillation | None, progress: Progress | None
-) -> dict[str, Any]:
-    """Train, save and evaluate a student.
+class Preparation(NamedTuple):
+    """What a training needs beside the student. ``optim`` and ``run`` are those of ``Optim.for_run``."""
 
-    Args:
-        options: of the student and its training
-        data: the images that ``options`` name
-        build_distillation: makes the distillation terms for the student, before it is trained; None for none
-        progress: called after every few steps, in place of a bar on the screen
-    """
+    data: DetectionData
+    val_loader: torch.utils.data.DataLoader | None
+    optim: Optim
+    run: Run
+
+
+def prepare(options: TrainOptions) -> Preparation:
+    """Open the data and complete the settings: what can be wrong with these ends the command before anything is built."""
+    data = training_data(options)
     validation = DetectionData(options.data_root, options.val_split) if options.val_split else None
     optim, run = options.optim.for_run(len(data), options.run)
     val_loader = None
@@ -59,6 +61,21 @@ def train_student(
         val_loader = test_loader(
             validation, batch_size=optim.batch_size, loader_workers=run.workers, pin_memory=on_gpu(run), shared=True
         )
+    return Preparation(data, val_loader, optim, run)
+
+
+def train_student(
+    options: TrainOptions, preparation: Preparation, build_distillation: BuildDistillation | None, progress: Progress | None
+) -> dict[str, Any]:
+    """Train, save and evaluate a student.
+
+    Args:
+        options: of the student and its training
+        preparation: of ``options``, by ``prepare``
+        build_distillation: makes the distillation terms for the student, before it is trained; None for none
+        progress: called after every few steps, in place of a bar on the screen
+    """
+    data, val_loader, optim, run = preparation
     torch.manual_seed(options.seed)
     backbone_weights = "none" if options.start else options.backbone_weights
     detector = build_student(options.student, len(data.classes), options.image_size, backbone_weights)

@@ -154,7 +154,7 @@ def detector_trainings(plan: Plan, place: Place) -> list[Training[DistillOptions
     for name, options in plan.detectors.items():
         if name in names:
             last = {"name": name, "val_split": None, **place.options(place.detector(name))}
-            merged = merge({"distillers": []}, options, last)  # what a recipe distils would want a teacher
+            merged = merge({"distillers": []}, options, last)  # the recipe's distillers would need a teacher
             label = f"detector {name}"
             parsed = _parsed(label, DistillOptions, _with_weights(merged, plan, place, seed=None))
             trainings.append(Training(label, parsed, plan.split))

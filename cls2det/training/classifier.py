@@ -21,7 +21,7 @@ class ClassifierTraining(lightning.LightningModule):
     """Trains ``classifier`` on crops around the ground truths, moved a little, with the loss that it was made for.
 
     Args:
-        classifier: it ends trained; its own ``save`` writes weights.pt
+        classifier: it is trained in place; its own ``save`` writes weights.pt
         optim: how its weights are optimised
         min_size: boxes with a shorter side, in input pixels, are left out
         jitter: boxes are moved by up to this share of their size

@@ -29,7 +29,7 @@ class DetectorTraining(lightning.LightningModule):
     """L = cls_weight · L_cls + box_weight · L_box (the detector's own) + the distillation's terms, each of them logged.
 
     Args:
-        detector: called like torchvision's; it ends trained (``models.students.save_student`` writes weights.pt)
+        detector: called like torchvision's; it is trained in place (``models.students.save_student`` writes weights.pt)
         classes: names of the classes, in order of label
         student: name of the detector, for the log
         image_size: side that images are brought to, for the log

@@ -25,19 +25,19 @@ class Optim:
 
     Args:
         optimizer: adamw or sgd
-        learning_rate: its peak
-        base_batch: images per step that the rate was chosen for; the rate is scaled by the real batch over this one; null is not
-            scaled
+        learning_rate: peak of the learning rate
+        base_batch: images per step that the rate was chosen for; the rate is scaled by the real batch over this one; null
+            leaves the rate as it is
         weight_decay: on every weight
         momentum: of sgd
         schedule: one_cycle (15 % rise, cosine fall), multi_step, cosine or constant
         decay_at: multi_step: shares of the run after which the rate is divided by ten
         warmup_steps: steps of linear rise, at most a tenth of the run (one_cycle has its own)
         epochs: passes over the images
-        steps: optimizer steps, in place of epochs; null is by epochs
+        steps: optimizer steps, in place of epochs; null trains for the epochs
         batch_size: images per process and forward
         accumulate: forwards per optimizer step
-        clip_norm: gradients are clipped to this norm; null is not clipped
+        clip_norm: gradients are clipped to this norm; null turns clipping off
     """
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -58,7 +58,8 @@ class Optim:
         positive = ("batch_size", "accumulate", "base_batch", "clip_norm", "epochs" if self.steps is None else "steps")
         for name in positive:
             if (value := getattr(self, name)) is not None and value <= 0:
-                raise ValueError(f"optim.{name} must be above 0, got {value}")
+                remedy = " (None is none)" if name in ("base_batch", "clip_norm") else ""
+                raise ValueError(f"optim.{name} must be above 0, got {value}{remedy}")
 
     def for_run(self, images: int, run: AnyRun) -> tuple[Optim, AnyRun]:
         """``steps`` and ``learning_rate`` as they are for this many images and processes, and a ``run`` that fits.
@@ -96,7 +97,7 @@ class PretrainRun:
         num_nodes: machines, with DDP; start the command on each with torchrun
         precision: of Lightning: 32-true, bf16-mixed, 16-mixed
         loader_workers: processes that load images, at most one per core
-        checkpoint_every: most steps between checkpoints
+        checkpoint_every: largest number of steps between checkpoints
         log_every: steps between lines of the log; at most checkpoint_every
         ema: decay of an exponential moving average of the weights, which is then saved in their place; null is none
     """
@@ -115,7 +116,7 @@ class PretrainRun:
             if (value := getattr(self, name, None)) is not None and value < least:
                 raise ValueError(f"run.{name} must be at least {least}, got {value}")
         if self.ema is not None and not 0 < self.ema < 1:
-            raise ValueError(f"run.ema must be above 0 and below 1, got {self.ema}")
+            raise ValueError(f"run.ema must be above 0 and below 1, got {self.ema} (None is none)")
 
     @property
     def workers(self) -> int:
@@ -146,7 +147,7 @@ class Run(TeacherRun):
     Args:
         validate_every: checkpoints between validations on val_split; null is none before the end
         ratio_every: steps between measurements of each distillation term's gradient against the detector's; null is none.
-            Rounded to a multiple of log_every, and at most the run
+            Rounded to a multiple of log_every, and never more than the length of the run
         pictures: validation images drawn for TensorBoard
     """
 

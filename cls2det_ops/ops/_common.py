@@ -56,12 +56,15 @@ def register_autograd(name: str, save: Callable[..., None], backward: Callable[.
     operator = getattr(torch.ops.cls2det, name).default
     named = arguments_of(name)
     names = named._fields
+    all_names = frozenset(names)
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         save(ctx, named(*inputs), output)
 
     def formula(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         by_name = backward(ctx, named(*ctx.needs_input_grad[: len(names)]), *grads)
+        if not by_name.keys() <= all_names:  # a gradient under another name would be lost
+            raise KeyError(f"{name} has no argument {', '.join(by_name.keys() - all_names)}")
         return tuple(map(by_name.get, names))
 
     torch.library.register_autograd(f"cls2det::{name}", formula, setup_context=setup_context)
@@ -83,7 +86,7 @@ def run(name: str, **arguments: Any) -> Any:
     In eager mode the dispatcher's way to a formula in Python and back costs more than a small kernel. There the formula is
     applied before the dispatcher is asked, and left out where nothing is recorded (benchmarks/NOTES.md has what both save).
     """
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
         return getattr(torch.ops.cls2det, name).default(**arguments)
     kernel, function, names = _OPERATORS[name]
     values = map(arguments.__getitem__, names)
