@@ -203,7 +203,7 @@ def test_a_training_of_two_processes_is_refused_at_once(tmp_path, monkeypatch, c
 
 
 def test_a_copy_of_the_study_takes_other_data(scenes, tmp_path, ran):
-    """As the README says."""
+    """A copy of the study with ``scenes: null``, as the documentation of the command line says."""
     content = yaml.safe_load(find_recipe("study").read_text())
     config = tmp_path / "mine.yaml"
     config.write_text(yaml.safe_dump(merge(content, TINY, {"scenes": None, "arms": {"baseline": None}, "seeds": [5]})))

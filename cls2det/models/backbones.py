@@ -52,7 +52,7 @@ class CompactResNet(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         x, maps = self.stem(images), OrderedDict()
-        for number, stage in enumerate(self.stages):  # in a form that torch.jit.script takes
+        for number, stage in enumerate(self.stages):
             x = stage(x)
             if number > 0:
                 maps[str(number - 1)] = x

@@ -1,5 +1,5 @@
 // Kernels with one bug each, and the same kernels without it: what the emulator must report, and must not.
-// Some break a rule of this project (CONTRIBUTING.md) rather than one of CUDA: an exited thread counts at no barrier there.
+// Some break a rule of this project (docs/testing.md) rather than one of CUDA: an exited thread counts at no barrier there.
 //   planted_bugs NAME bug|clean   prints "clean", "wrong result" or what was reported, and exits with 0, 2 or 1.
 // A sanitizer ends the program by itself. test_planted_bugs.py says which build has to notice which bug.
 #include <cstdio>
