@@ -11,7 +11,7 @@ BIN    := $(VENV)/bin
 $(VENV)/.ready: pyproject.toml setup.py $(shell find csrc -type f)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch torchvision 'setuptools>=77' wheel ninja 'pybind11>=2.13' numpy
-	$(BIN)/python -m pip install --verbose --disable-pip-version-check --no-build-isolation -e '.[train,study,detr,onnx,test,dev]' \
+	$(BIN)/python -m pip install --verbose --disable-pip-version-check --no-build-isolation -e '.[train,study,detr,onnx,test,docs,dev]' \
 		> $(VENV)/build.log 2>&1 || { tail -n 40 $(VENV)/build.log; exit 1; }
 	$(BIN)/python -m cls2det_ops
 	touch $@
@@ -55,10 +55,8 @@ bench-compare: $(VENV)/.ready
 	$(BIN)/python benchmarks/compare.py $$(ls build/bench/cuda.json build/bench/cpu.json 2> /dev/null | head -n 1) \
 		$(if $(shell command -v valgrind),--instructions build/bench/instructions.json)
 
-# The site in build/site, without network once its tools are there: the extra `docs`, read from pyproject.toml because installing
-# an extra would build the package again. A warning is an error.
+# The site in build/site. A warning is an error.
 docs: $(VENV)/.ready
-	sed -n 's/^docs = \[\(.*\)\]$$/\1/p' pyproject.toml | tr -d '",' | xargs $(BIN)/python -m pip install --quiet --disable-pip-version-check
 	$(BIN)/python -m sphinx -q -E -W --keep-going -c docs . build/site
 	@echo "open build/site/index.html"
 

@@ -1,8 +1,8 @@
-"""Files of version 0.1 go on working: its recipes, weights, runs and sweeps, with options that have other names now."""
+"""Commands take the files of version 0.1: recipes, weights, runs and sweeps with old names of options. (test_old_runs.py: the
+weights and checkpoints themselves.)"""
 
 import json
 import shutil
-import tarfile
 import warnings
 from pathlib import Path
 
@@ -20,16 +20,14 @@ from cls2det.study.options import ReportOptions
 from cls2det.study.plan import load_plan
 from cls2det.study.report import report
 
-ARCHIVE = Path(__file__).parent / "data" / "old_runs.tar.xz"  # written by the last commit with the old names
 DISTILL = ["--teacher", "teacher/weights.pt", "--detector-teacher", "baseline/weights.pt", "--allow-poor-teacher"]
 DATA = ["--data-root", "data", "--val-split", "val"]
 
 
 @pytest.fixture
-def old(tmp_path, monkeypatch):
+def old(old_runs, tmp_path, monkeypatch):
     """The folder with the old files, as the current folder: their paths are relative."""
-    with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(tmp_path, filter="data")
+    shutil.copytree(old_runs, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -7,6 +7,7 @@ import re
 from argparse import SUPPRESS, Action
 from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import docstring_parser  # comes with jsonargparse[signatures]
@@ -70,6 +71,11 @@ _Loader.yaml_implicit_resolvers = {
 }
 
 
+def load_yaml(path: Path) -> Any:
+    """Content of a YAML file, without dates."""
+    return yaml.load(path.read_text(), _Loader)
+
+
 def read_yaml(name: str) -> dict[str, Any]:
     """Content of a recipe, under the options' present names.
 
@@ -77,7 +83,7 @@ def read_yaml(name: str) -> dict[str, Any]:
         name: a file's path, or the name of a recipe that comes with the package
     """
     path = find_recipe(name)
-    content = yaml.load(path.read_text(), _Loader)
+    content = load_yaml(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} is not a recipe: expected options by name")
     return present(content, str(path))

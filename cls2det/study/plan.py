@@ -34,9 +34,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from cls2det.commands.parsing import read_yaml
+from cls2det.commands.parsing import load_yaml, read_yaml
 from cls2det.commands.renamed import present, present_path
 from cls2det.recipes import find_recipe
 
@@ -100,7 +98,7 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     """Content of a sweep's file, on top of what it extends; arms and grid are replaced whole, not merged."""
-    content = yaml.safe_load(path.read_text())
+    content = load_yaml(path)
     if isinstance(content, dict) and "extends" in content:
         base = _read(find_recipe(content.pop("extends")))
         _check(path, base | content)

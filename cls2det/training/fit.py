@@ -50,7 +50,7 @@ def fit(
     (``StepSeed``): a module must not expect one stream of random numbers through its training.
 
     Args:
-        module: gets its optimizer from ``optim`` (see ``Optim.configure``)
+        module: has an ``optim`` of its own, the same, from which it makes its optimizer (``configure_optimizer``)
         loader: training batches of one epoch, ``run.checkpoint_every * optim.accumulate`` of them
         folder: for last.ckpt, log/ and tensorboard/
         optim: that of ``Optim.for_run``

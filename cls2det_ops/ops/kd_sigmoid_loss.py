@@ -75,8 +75,8 @@ def kd_sigmoid_loss(
             need_grad=wants_gradient(student_logits),
         )
     else:
-        kept = without_weightless(name, matched_idxs, weight)
-        rows = reference.kd_sigmoid_loss(student_logits, teacher_logits, kept, temperature, mode, background)
+        matches = without_weightless(name, matched_idxs, weight)
+        rows = reference.kd_sigmoid_loss(student_logits, teacher_logits, matches, temperature, mode, background)
     return reduce_rows(name, rows, weight, normalizer, reduction)
 
 

@@ -77,8 +77,8 @@ def kd_softmax_loss(
             need_grad=wants_gradient(student_logits),
         )
     else:
-        kept = without_weightless(name, matched_idxs, weight)
-        rows = reference.kd_softmax_loss(student_logits, teacher_logits, kept, temperature, background)
+        matches = without_weightless(name, matched_idxs, weight)
+        rows = reference.kd_softmax_loss(student_logits, teacher_logits, matches, temperature, background)
     return reduce_rows(name, rows, weight, normalizer, reduction)
 
 

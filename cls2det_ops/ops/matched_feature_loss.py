@@ -82,8 +82,8 @@ def matched_feature_loss(
             need_grad=wants_gradient(features),
         )
     else:
-        kept = without_weightless(name, matched_idxs, weight)
-        rows = reference.matched_feature_loss(features, target_features, kept, size, loss, beta)
+        matches = without_weightless(name, matched_idxs, weight)
+        rows = reference.matched_feature_loss(features, target_features, matches, size, loss, beta)
     return reduce_rows(name, rows, weight, normalizer, reduction)
 
 
