@@ -67,6 +67,18 @@ class CropClassifier(nn.Module):
         self.transform: GeneralizedRCNNTransform = build_student(student, len(self.classes), image_size).transform
         self.network = build_classifier(architecture, len(self.classes), width, backbone_weights)
 
+    @property
+    def mean(self) -> Sequence[float]:
+        """Of each channel of images in [0, 1], as the student's transform subtracts it."""
+        mean: Sequence[float] = self.transform.image_mean
+        return mean
+
+    @property
+    def std(self) -> Sequence[float]:
+        """Of each channel, as the student's transform divides by it."""
+        std: Sequence[float] = self.transform.image_std
+        return std
+
     def save(self, path: str | Path) -> None:
         """Write a weights.pt, see ``models.weights``."""
         names = ("classes", "architecture", "width", "student", "image_size", "crop_size", "loss", "margin")
