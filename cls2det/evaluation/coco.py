@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from cls2det.data.dataset import DetectionData
 from cls2det.data.images import to_float
 from cls2det.data.loader import test_loader
 from cls2det.evaluation.anchors import BestAnchors
+from cls2det.evaluation.finite import check_finite, check_weights, finite_heads
 
 # Places in pycocotools' `stats`. AP and AR (at 100 detections per image) of all, small, medium and large objects; percent.
 COCO_STATS = {"mAP": 0, "AP50": 1, "AP75": 2, "APs": 3, "APm": 4, "APl": 5, "mAR": 8, "ARs": 9, "ARm": 10, "ARl": 11}
@@ -53,10 +54,10 @@ def evaluate_detector(
     """
     if classes is not None:
         check_classes(classes, data)
-    _check_weights(detector)
+    check_weights(detector)
     detector.eval().to(device)
     detections: list[dict] = []
-    with _finite_heads(detector), BestAnchors(detector) as anchors:
+    with finite_heads(detector), BestAnchors(detector) as anchors:
         loader = test_loader(data, batch_size=batch_size, loader_workers=loader_workers)
         for number, (images, targets) in enumerate(loader, start=1):
             targets = [{name: value.to(device) for name, value in target.items()} for target in targets]
@@ -78,49 +79,9 @@ def check_classes(classes: Sequence[str], data: DetectionData) -> None:
         )
 
 
-def _check_weights(model: nn.Module) -> None:
-    broken = [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]
-    if broken:
-        raise ValueError(
-            f"{len(broken)} of the model's tensors hold NaN or infinity ({', '.join(broken[:3])} …): its training diverged"
-        )
-
-
-@contextlib.contextmanager
-def _finite_heads(detector: nn.Module) -> Iterator[None]:
-    """Raise when a head of the detector gives a value that is not finite."""
-
-    def check(name: str):
-        def hook(_module, _arguments, output) -> None:
-            if not all(torch.isfinite(value).all() for value in _tensors(output)):
-                raise ValueError(f"the model's {name} gave NaN or infinity: its weights or its precision do not serve")
-
-        return hook
-
-    handles = [
-        module.register_forward_hook(check(name))
-        for name, module in detector.named_modules()
-        if name.rpartition(".")[2] in ("head", "box_predictor")
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _tensors(output: Any) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, (dict, list, tuple)):
-        for part in output.values() if isinstance(output, dict) else output:
-            yield from _tensors(part)
-
-
 def as_results(image_id: int, output: dict[str, Tensor], category_ids: list[int]) -> list[dict]:
     """A detector's output for one image in COCO's result format, which has COCO's category ids and boxes xywh."""
-    if not (torch.isfinite(output["boxes"]).all() and torch.isfinite(output["scores"]).all()):
-        raise ValueError(f"the model gave image {image_id} a box or a score that is NaN or infinite")
+    check_finite(output, f"image {image_id}")
     boxes = box_convert(output["boxes"], "xyxy", "xywh").tolist()
     return [
         {"image_id": image_id, "category_id": category_ids[label - CLASSES_FROM], "bbox": box, "score": score}

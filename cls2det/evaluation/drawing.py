@@ -56,7 +56,7 @@ def draw_boxes(
         texts = [f"{text} {score:.2f}" for text, score in zip(texts, scores[drawable].tolist(), strict=True)]
     height, width = image.shape[-2:]
     boxes = boxes.clamp(min=torch.zeros(4), max=torch.tensor([width - 1.0, height - 1.0] * 2))  # so that the name shows
-    unit = max(height, width) / SMALL
+    unit = min(max(height, width), 8 * min(height, width)) / SMALL  # of a strip, the longer side would make letters beyond it
     return draw_bounding_boxes(
         image,
         boxes,

@@ -1,0 +1,271 @@
+"""Inputs that once ended in a wrong number, or in no result at all, when a student predicts, is exported or evaluated."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("torchvision")
+pytest.importorskip("lightning")
+pytest.importorskip("jsonargparse")
+
+from PIL import Image
+
+from cls2det.commands.options import ExportOptions, PredictOptions
+from cls2det.commands.predict import predict as run_predict
+from cls2det.models.students import STUDENTS, build_student, load_student, save_student
+from cls2det.models.students.resizing import Transform
+from cls2det.teachers.crop_classifier import CropClassifier
+
+CLASSES = ["red", "green", "blue"]
+COMPACT = [name for name in STUDENTS if name.endswith("compact")]
+STRIPS = [(2, 1000), (5000, 3), (1, 400)]  # height, width: with a shorter side that torchvision's transform rounds to 0
+
+
+def student(name: str = "ssd_compact", classes: int = len(CLASSES)) -> torch.nn.Module:
+    if name.startswith("detr"):
+        pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    return build_student(name, classes, 96).eval()
+
+
+def saved(folder, detector: torch.nn.Module | None = None, name: str = "ssd_compact"):
+    """weights.pt of an untrained student, which finds much in noise."""
+    path = folder / "weights.pt"
+    save_student(path, detector or student(name), name=name, classes=CLASSES, image_size=96)
+    return path
+
+
+def predict(weights, images, out, **options) -> list[dict]:
+    run_predict(PredictOptions(weights, images, out, **{"threshold": 0.0, "device": "cpu"} | options), lambda *_: None)
+    return json.loads((out / "predictions.json").read_text())["images"]
+
+
+def noise(height: int = 80, width: int = 120, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+# A photograph as a phone stores it
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photograph_is_turned_upright(tmp_path, orientation):
+    upright = noise()
+    undo = {  # what brings an upright picture to how it is stored with this orientation
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = upright.transpose(undo[orientation]) if orientation in undo else upright
+    upright.save(tmp_path / "upright.png")
+    stored.save(tmp_path / "phone.png", exif=exif)
+    phone, plain = predict(saved(tmp_path), [tmp_path / "phone.png", tmp_path / "upright.png"], tmp_path / "out")
+    assert (phone["width"], phone["height"]) == (120, 80)
+    assert len(plain["scores"]) > 10
+    assert all(phone[name] == plain[name] for name in ("boxes", "scores", "classes"))
+    drawn = [np.asarray(Image.open(tmp_path / "out" / image["picture"])) for image in (phone, plain)]
+    assert np.array_equal(*drawn)
+
+
+def test_pixels_of_16_bits_are_turned_upright_too(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 65536, (60, 90), dtype=np.uint16)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(pixels).save(tmp_path / "upright.png")
+    Image.fromarray(pixels[::-1, ::-1].copy()).save(tmp_path / "phone.png", exif=exif)
+    phone, plain = predict(saved(tmp_path), [tmp_path / "phone.png", tmp_path / "upright.png"], tmp_path / "out")
+    assert phone["boxes"] == plain["boxes"] and phone["boxes"]
+
+
+# Strips
+
+
+@pytest.mark.parametrize("name", COMPACT)
+def test_a_strip_keeps_one_pixel(name):
+    detector = student(name)
+    for height, width in STRIPS:
+        detections = detector([torch.rand(3, height, width)])[0]
+        boxes = detections["boxes"]
+        assert torch.isfinite(boxes).all() and torch.isfinite(detections["scores"]).all()
+        assert (boxes <= torch.tensor([width, height, width, height])).all() and (boxes >= 0).all()
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_ordinary_pictures_are_resized_as_by_torchvision(name):
+    from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+    ours = Transform.of(student(name).transform) if "compact" in name else Transform(800, 1333, [0.5] * 3, [0.2] * 3)
+    theirs = GeneralizedRCNNTransform(
+        ours.min_size, ours.max_size, ours.image_mean, ours.image_std, ours.size_divisible, ours.fixed_size
+    )
+    for height, width in [(80, 120), (131, 97), (33, 1000), (1, 1), (300, 7)]:
+        image, target = torch.rand(3, height, width), {"boxes": torch.tensor([[0.0, 0.0, width, height]])}
+        for mode in (True, False):
+            batch, targets = ours.train(mode)([image], [target])
+            expected, expected_targets = theirs.train(mode)([image], [target])
+            assert torch.equal(batch.tensors, expected.tensors) and batch.image_sizes == expected.image_sizes
+            assert torch.equal(targets[0]["boxes"], expected_targets[0]["boxes"])
+
+
+def test_a_student_and_a_teacher_train_on_strips():
+    target = {"boxes": torch.tensor([[100.0, 0, 500, 2]]), "labels": torch.tensor([1])}
+    losses = student("retinanet_compact").train()([torch.rand(3, 2, 1000)], [target])
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    teacher = CropClassifier(CLASSES, architecture="compact", student="fasterrcnn_compact").eval()
+    image = torch.randint(0, 256, (3, 2, 1000), dtype=torch.uint8)
+    crops, classes = teacher.crops_of_batch(([image], [target]))
+    assert crops.shape == (1, 3, 32, 32) and torch.isfinite(crops).all() and classes.tolist() == [0]
+
+
+@pytest.mark.parametrize("name", ["retinanet_compact", "fasterrcnn_compact"])
+def test_a_file_for_any_size_takes_strips(tmp_path, name):
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from cls2det.commands.export import export
+
+    weights = saved(tmp_path, name=name)
+    export(ExportOptions(weights, tmp_path / "out", ["onnx"]))
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "student.onnx", providers=["CPUExecutionProvider"])
+    detector = load_student(weights).detector
+    for height, width in [(2, 1280), (5120, 3), (1, 640)]:  # 160 pixels without rounding, which float32 does differently
+        image = torch.rand(3, height, width)
+        with torch.no_grad():
+            expected = detector([image])[0]
+        boxes, _, scores = session.run(None, {"image": image.numpy()})
+        assert (
+            np.isfinite(boxes).all() and len(scores) > 50
+        )  # not their number: many of an untrained student's are nearly equal
+        assert scores.max() == pytest.approx(expected["scores"].max().item(), abs=1e-3)
+
+
+def test_predict_goes_on_after_a_strip(tmp_path):
+    for place, (height, width) in enumerate(STRIPS):
+        noise(height, width).save(tmp_path / f"{place}.png")
+    noise().save(tmp_path / "last.png")
+    images = predict(saved(tmp_path, name="retinanet_compact"), [tmp_path], tmp_path / "out")
+    assert len(images) == 4 and all(image["scores"] for image in images)
+    assert Image.open(tmp_path / "out" / images[0]["picture"]).size == (1000, 2)
+
+
+def test_a_picture_that_cannot_be_used_is_named_and_the_others_are_not_lost(tmp_path, capsys, monkeypatch):
+    for name in ("a.png", "b.png", "c.png"):
+        noise(40 if name == "b.png" else 80).save(tmp_path / name)
+
+    forward = Transform.forward
+
+    def out_of_memory(self, images, targets=None):
+        if images[0].shape[1] == 40:
+            raise RuntimeError("not enough memory: you tried to allocate much")
+        return forward(self, images, targets)
+
+    monkeypatch.setattr(Transform, "forward", out_of_memory)
+    images = predict(saved(tmp_path), [tmp_path], tmp_path / "out")
+    assert [image["file"][-5:] for image in images] == ["a.png", "c.png"]
+    assert "b.png: not enough memory" in capsys.readouterr().err
+    content = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert [entry["file"] for entry in content["unreadable"]] == [str(tmp_path / "b.png")]
+
+
+# Kinds of files
+
+
+def test_every_picture_that_pillow_reads_is_taken(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for suffix, kind in [("jfif", "JPEG"), ("JPE", "JPEG"), ("ppm", "PPM"), ("tga", "TGA"), ("jpg", "JPEG"), ("avif", "AVIF")]:
+        if kind in Image.SAVE or kind in {"JPEG", "PPM", "TGA"}:
+            noise().save(folder / f"x.{suffix}", format=kind)
+    (folder / "notes.txt").write_text("no picture")
+    (folder / "paper.pdf").write_bytes(b"%PDF-1.4")
+    images = predict(saved(tmp_path), [folder], tmp_path / "out", no_pictures=True)
+    assert {image["file"] for image in images} == {str(file) for file in folder.glob("x.*")}
+
+
+def test_pictures_of_kinds_that_cannot_be_read_are_counted(tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("1.heic", "2.HEIC", "3.nef"):
+        (folder / name).write_bytes(b"not decoded")
+    with pytest.raises(ValueError, match=r"no images in .*; found 3 pictures .*\(2 \.heic, 1 \.nef\): convert"):
+        predict(saved(tmp_path), [folder], tmp_path / "out")
+    noise().save(folder / "a.png")
+    assert len(predict(saved(tmp_path), [folder], tmp_path / "out")) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if "heic" in line]
+    assert lines == ["left out: 3 pictures of kinds that cannot be read here (2 .heic, 1 .nef): convert them to JPEG or PNG"]
+    content = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert [entry["file"][-6:] for entry in content["unreadable"]] == ["1.heic", "2.HEIC", "/3.nef"]
+
+
+def test_links_are_followed_once_and_folders_that_do_not_open_are_named(tmp_path, capsys, monkeypatch):
+    folder, elsewhere = tmp_path / "photos", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    noise().save(folder / "a.png")
+    noise().save(elsewhere / "b.png")
+    (folder / "circle").symlink_to(folder)
+    (folder / "more").symlink_to(elsewhere)
+    (folder / "gone.png").symlink_to(tmp_path / "nothing.png")
+    images = predict(saved(tmp_path), [folder], tmp_path / "out")
+    assert [image["file"] for image in images] == [str(folder / "a.png"), str(elsewhere / "b.png")]
+    assert "nothing.png" in capsys.readouterr().err
+
+    import os
+
+    scandir = os.scandir
+
+    def closed(path):
+        if str(path).endswith("more"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    assert len(predict(saved(tmp_path), [folder], tmp_path / "out")) == 1
+    assert f"not searched: {folder / 'more'}: Permission denied" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "CMYK", "1"])
+def test_pictures_of_other_modes_and_of_one_pixel(tmp_path, mode):
+    noise(1, 1).convert(mode).save(tmp_path / "a.tiff")
+    assert len(predict(saved(tmp_path), [tmp_path / "a.tiff"], tmp_path / "out")) == 1
+
+
+def test_no_detection_and_no_score_are_asked_for(tmp_path):
+    noise().save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="threshold: expected a score from 0 to 1, found nan"):
+        predict(saved(tmp_path), [tmp_path / "a.png"], tmp_path / "out", threshold=float("nan"))
+    with pytest.raises(ValueError, match="most: expected at least 1 detection per image, found -1"):
+        predict(saved(tmp_path), [tmp_path / "a.png"], tmp_path / "out", most=-1)
+
+
+# Outputs that are not finite
+
+
+def broken_by_white(detector: torch.nn.Module) -> torch.nn.Module:
+    """The detector's output is NaN for a white picture, and right for others; its weights are finite."""
+
+    def spoil(_module, inputs, output):
+        return {name: value * float("nan") for name, value in output.items()} if inputs[0].mean() > 1.5 else output
+
+    detector.backbone.register_forward_hook(spoil)
+    return detector
+
+
+def test_predict_names_a_picture_with_outputs_that_are_not_finite(tmp_path, capsys, monkeypatch):
+    import cls2det.commands.predict as module
+
+    loaded = load_student(saved(tmp_path))
+    broken_by_white(loaded.detector)
+    monkeypatch.setattr(module, "load_student", lambda path: loaded)
+    noise().save(tmp_path / "a.png")
+    Image.new("RGB", (80, 80), "white").save(tmp_path / "b.png")
+    images = predict(tmp_path / "weights.pt", [tmp_path], tmp_path / "out")
+    assert [image["file"][-5:] for image in images] == ["a.png"]
+    assert "b.png: the model's head gave NaN or infinity" in capsys.readouterr().err
+    assert "NaN" not in (tmp_path / "out" / "predictions.json").read_text().replace("gave NaN or", "")
