@@ -1,5 +1,7 @@
 """Inputs that once ended in a wrong number, or in no result at all, when a student predicts, is exported or evaluated."""
 
+import contextlib
+import io
 import json
 
 import numpy as np
@@ -11,12 +13,18 @@ pytest.importorskip("lightning")
 pytest.importorskip("jsonargparse")
 
 from PIL import Image
+from rectangles import change_annotations, make_rectangles
 
-from cls2det.commands.options import ExportOptions, PredictOptions
+from cls2det.commands.options import ExportOptions, PredictOptions, TrainOptions
 from cls2det.commands.predict import predict as run_predict
+from cls2det.commands.train import train as run_train
+from cls2det.data.dataset import DetectionData
+from cls2det.evaluation.coco import coco_table, evaluate_detector
 from cls2det.models.students import STUDENTS, build_student, load_student, save_student
+from cls2det.models.students.limits import allow_detections, most_detections
 from cls2det.models.students.resizing import Transform
 from cls2det.teachers.crop_classifier import CropClassifier
+from cls2det.training.settings import Optim, Run
 
 CLASSES = ["red", "green", "blue"]
 COMPACT = [name for name in STUDENTS if name.endswith("compact")]
@@ -128,10 +136,8 @@ def test_a_student_and_a_teacher_train_on_strips():
 def test_a_file_for_any_size_takes_strips(tmp_path, name):
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
-    from cls2det.commands.export import export
-
     weights = saved(tmp_path, name=name)
-    export(ExportOptions(weights, tmp_path / "out", ["onnx"]))
+    run_export(ExportOptions(weights, tmp_path / "out", ["onnx"]))
     session = onnxruntime.InferenceSession(tmp_path / "out" / "student.onnx", providers=["CPUExecutionProvider"])
     detector = load_student(weights).detector
     for height, width in [(2, 1280), (5120, 3), (1, 640)]:  # 160 pixels without rounding, which float32 does differently
@@ -251,7 +257,8 @@ def broken_by_white(detector: torch.nn.Module) -> torch.nn.Module:
     """The detector's output is NaN for a white picture, and right for others; its weights are finite."""
 
     def spoil(_module, inputs, output):
-        return {name: value * float("nan") for name, value in output.items()} if inputs[0].mean() > 1.5 else output
+        is_white = (inputs[0].mean((1, 2, 3)) > 1.5)[:, None, None, None]
+        return {name: value.masked_fill(is_white, float("nan")) for name, value in output.items()}
 
     detector.backbone.register_forward_hook(spoil)
     return detector
@@ -269,3 +276,132 @@ def test_predict_names_a_picture_with_outputs_that_are_not_finite(tmp_path, caps
     assert [image["file"][-5:] for image in images] == ["a.png"]
     assert "b.png: the model's head gave NaN or infinity" in capsys.readouterr().err
     assert "NaN" not in (tmp_path / "out" / "predictions.json").read_text().replace("gave NaN or", "")
+
+
+def test_evaluate_names_the_image_with_outputs_that_are_not_finite(tmp_path):
+    root = make_rectangles(tmp_path, splits={"val": 4})
+    Image.new("RGB", (96, 72), "white").save(root / "val" / "003.png")
+    with pytest.raises(ValueError, match=r"image 3: the model's head gave NaN or infinity"):
+        evaluate_detector(broken_by_white(student()), DetectionData(root, "val"), batch_size=4)
+
+
+def test_export_refuses_a_student_with_outputs_that_are_not_finite(tmp_path):
+    detector = student()
+    with torch.no_grad():
+        detector.backbone.stem[0].weight.fill_(3e38)  # finite, and too much for every picture
+    weights = saved(tmp_path, detector)
+    with pytest.raises(ValueError, match=r"weights\.pt: in an image of random blobs, the model's head gave NaN or infinity"):
+        run_export(ExportOptions(weights, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+# More objects than detections
+
+
+class Perfect(torch.nn.Module):
+    """Gives the ground truth of one image after the other."""
+
+    def __init__(self, data: DetectionData):
+        super().__init__()
+        self.targets = iter(data.targets)
+
+    def forward(self, images):
+        targets = [next(self.targets) for _ in images]
+        return [{**target, "scores": torch.ones(len(target["labels"]))} for target in targets]
+
+
+@pytest.fixture
+def crowded(tmp_path):
+    """A training image and three for validation, two of which have 150 and 230 objects."""
+    root = make_rectangles(tmp_path / "crowded", splits={"train": 4, "val": 3}, size=(192, 144))
+
+    def fill(content):
+        for image_id, count in ((1, 148), (3, 228)):
+            boxes = [[12 * (n % 16), 9 * (n // 16), 8, 6] for n in range(count)]
+            content["annotations"] += [
+                {"image_id": image_id, "category_id": 1, "bbox": box, "area": 48, "iscrowd": 0, "id": 1000 * image_id + n}
+                for n, box in enumerate(boxes)
+            ]
+
+    change_annotations(root, "val", fill)
+    return root
+
+
+def test_more_objects_than_detections_are_said_and_the_limit_can_be_raised(crowded, recwarn):
+    data = DetectionData(crowded, "val")
+    with pytest.warns(UserWarning, match=r"2 of 3 images have more objects than can be detected, up to 230, where 100"):
+        table = evaluate_detector(Perfect(data), data)
+    assert table["mAP"] < 90
+    recwarn.clear()
+    assert evaluate_detector(Perfect(data), data, max_detections=230)["mAP"] == pytest.approx(100)
+    assert not [warning for warning in recwarn if "objects" in str(warning.message)]
+    with pytest.raises(ValueError, match="max_detections must be at least 1, found 0"):
+        evaluate_detector(Perfect(data), data, max_detections=0)
+
+
+def test_the_default_table_is_that_of_pycocotools(crowded):
+    from pycocotools.cocoeval import COCOeval
+
+    data = DetectionData(crowded, "val")
+    with pytest.warns(UserWarning, match="more objects"):
+        table = evaluate_detector(student("retinanet_compact"), data)
+    detections = table["detections"] + [
+        {"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 0.5}
+        for a in data.coco.dataset["annotations"][::2]
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(data.coco, data.coco.loadRes([dict(d) for d in detections]), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    ours = coco_table(data, detections)
+    assert ours["mAP"] == 100 * evaluation.stats[0] > 10 and ours["APs"] == 100 * evaluation.stats[3]
+    assert ours["mAR"] == 100 * evaluation.stats[8]
+    assert coco_table(data, detections, 5)["mAR"] < ours["mAR"] < coco_table(data, detections, 200)["mAR"]
+
+
+@pytest.mark.parametrize("name", COMPACT)
+def test_a_detector_gives_more_detections_when_it_is_told_to(name):
+    detector, image = student(name), torch.rand(3, 200, 300)
+    before = detector([image])[0]
+    allow_detections(detector, 100)
+    assert torch.equal(detector([image])[0]["scores"], before["scores"])  # the default changes no bit
+    allow_detections(detector, 160)
+    if name == "detr_compact":
+        assert most_detections(detector) == 25
+    else:
+        assert most_detections(detector) == 160 and len(detector([image])[0]["scores"]) > len(before["scores"])
+
+
+def test_predict_gives_as_many_as_it_is_asked_for(tmp_path):
+    noise(200, 300).save(tmp_path / "a.png")
+    weights = saved(tmp_path)
+    assert len(predict(weights, [tmp_path / "a.png"], tmp_path / "out")[0]["scores"]) == 100
+    assert len(predict(weights, [tmp_path / "a.png"], tmp_path / "out", most=170)[0]["scores"]) == 170
+
+
+def test_a_training_says_it_before_it_begins_and_can_raise_the_limit(crowded, tmp_path, recwarn):
+    options = {"val_split": "val", "image_size": 96, "optim": Optim(steps=2, batch_size=2), "backbone_weights": "none"}
+    run = Run(device="cpu", checkpoint_every=1, validate_every=1)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    def warnings_of(out, **changes):
+        recwarn.clear()
+        with contextlib.suppress(KeyboardInterrupt):
+            run_train(TrainOptions(crowded, out, **options, **changes), stop)
+        return [str(warning.message) for warning in recwarn if "more objects" in str(warning.message)]
+
+    (text,) = warnings_of(tmp_path / "a", run=run)
+    assert "2 of 3 images" in text and "run.max_detections" in text
+    raised = Run(device="cpu", checkpoint_every=1, validate_every=1, max_detections=230)
+    assert not warnings_of(tmp_path / "b", run=raised)
+    run_train(TrainOptions(crowded, tmp_path / "c", **options, run=raised), lambda *_: None)
+    evaluation = json.loads((tmp_path / "c" / "val" / "evaluation.json").read_text())
+    assert evaluation["max_detections"] == 230
+
+
+def test_a_class_with_more_objects_than_a_detr_has_queries_is_said(crowded):
+    with pytest.warns(UserWarning, match="the detector gives at most 25 per image.*one detection per query"):
+        evaluate_detector(student("detr_compact"), DetectionData(crowded, "val"))

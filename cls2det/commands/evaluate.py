@@ -6,7 +6,7 @@ import json
 
 from cls2det.commands.options import EvaluateOptions
 from cls2det.data.dataset import DetectionData
-from cls2det.evaluation.coco import evaluate_detector
+from cls2det.evaluation.coco import MAX_DETECTIONS, evaluate_detector
 from cls2det.files import write_json
 from cls2det.models.students import load_student
 from cls2det.training.optimizer import torch_device
@@ -24,10 +24,13 @@ def evaluate(options: EvaluateOptions, progress: Progress | None = None) -> dict
             device=torch_device(options.device),
             batch_size=options.batch_size,
             loader_workers=options.loader_workers,
+            max_detections=options.max_detections,
             progress=report_progress,
         )
     detections = table.pop("detections")
     table |= {"data_root": str(options.data_root), "split": options.split}
+    if options.max_detections != MAX_DETECTIONS:
+        table["max_detections"] = options.max_detections
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "detections.json").write_text(json.dumps(detections))

@@ -35,6 +35,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import boxes as box_ops
 
 from cls2det.commands.options import ExportOptions
+from cls2det.evaluation.finite import NotFinite, finite_heads
 from cls2det.files import write_json
 from cls2det.models.students import STUDENTS, TrainedStudent, build_student, load_student
 
@@ -70,7 +71,10 @@ def export(options: ExportOptions) -> dict[str, Any]:
         expected = f"expected one or more of {', '.join(FILES)}"
         raise ValueError(f"formats: {expected}, found {', '.join(options.formats) or 'none'}")
     side = options.image_size or student.image_size or STUDENTS[student.name].size
-    images = _probes(student.detector, side)
+    try:
+        images = _probes(student.detector, side)
+    except NotFinite as error:
+        raise ValueError(f"{options.weights}: in an image of random blobs, {error}") from None
     out.mkdir(parents=True, exist_ok=True)
     entries = {name: _write(name, student, images, out, check=options.check) for name in options.formats}
     report = write_json(out / "export.json", _about(student, side) | {"formats": entries})
@@ -248,11 +252,12 @@ class DetectionsDiffer(ValueError):
 def _probes(detector: nn.Module, side: int, tries: int = 6) -> list[Tensor]:
     """A square image, and a larger one of another shape, which is brought to the detector's size by a scale of about 1/2.
 
-    Each is the one of several images of random blobs, coarse to fine, in which the detector finds most.
+    Each is the one of several images of random blobs, coarse to fine, in which the detector finds most. Raises ``NotFinite`` if
+    the detector gives NaN for one of them.
     """
     generator = torch.Generator().manual_seed(0)
     probes = []
-    with torch.no_grad():
+    with torch.no_grad(), finite_heads(detector):
         for height, width in ((side, side), (2 * side, 3 * side)):
             images = []
             for number in range(tries):

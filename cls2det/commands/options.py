@@ -226,6 +226,8 @@ class EvaluateOptions:
         out: folder for evaluation.json and detections.json (COCO's result format); without it nothing is written
         batch_size: images per forward; where images differ in shape, neighbours pad each other and shift scores a little
         loader_workers: processes that load images
+        max_detections: that count per image and class, as in COCO's evaluation; for images with more objects, above 100 the
+            detector is also told to give as many
         device: auto takes a GPU if there is one
     """
 
@@ -235,6 +237,7 @@ class EvaluateOptions:
     out: Path | None = None
     batch_size: int = 8
     loader_workers: int = 0
+    max_detections: int = 100
     device: Device = "auto"
 
 

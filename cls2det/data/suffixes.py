@@ -11,33 +11,9 @@ from PIL import Image
 
 ALSO = (".mpo", ".qoi")  # that Pillow opens too, without saying that they are pictures
 # Of pictures too: phones' and cameras' own formats, and what a Pillow may lack.
-OTHER = [
-    ".3fr",
-    ".arw",
-    ".avif",
-    ".avifs",
-    ".cr2",
-    ".cr3",
-    ".dng",
-    ".erf",
-    ".exr",
-    ".heic",
-    ".heics",
-    ".heif",
-    ".hif",
-    ".jp2",
-    ".jxl",
-    ".kdc",
-    ".nef",
-    ".nrw",
-    ".orf",
-    ".pef",
-    ".raf",
-    ".rw2",
-    ".srw",
-    ".svg",
-    ".webp",
-]
+OTHER = {".avif", ".avifs", ".exr", ".heic", ".heics", ".heif", ".hif", ".jp2", ".jxl", ".svg", ".webp"} | {
+    *(".3fr", ".arw", ".cr2", ".cr3", ".dng", ".erf", ".kdc", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".srw")
+}
 
 
 @cache

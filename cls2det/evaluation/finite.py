@@ -10,6 +10,10 @@ import torch
 from torch import Tensor, nn
 
 
+class NotFinite(ValueError):
+    """A head of a detector gave NaN or infinity."""
+
+
 def check_weights(model: nn.Module) -> None:
     """ValueError if a tensor of the model is not finite."""
     broken = [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]
@@ -27,12 +31,12 @@ def check_finite(detections: Mapping[str, Tensor], picture: str) -> None:
 
 @contextlib.contextmanager
 def finite_heads(detector: nn.Module) -> Iterator[None]:
-    """Inside the block, ValueError when a head of the detector gives a value that is not finite."""
+    """Inside the block, ``NotFinite`` when a head of the detector gives a value that is not finite."""
 
     def check(name: str):
         def hook(_module, _arguments, output) -> None:
             if not all(torch.isfinite(value).all() for value in _tensors(output)):
-                raise ValueError(f"the model's {name} gave NaN or infinity: its weights or its precision do not serve")
+                raise NotFinite(f"the model's {name} gave NaN or infinity: its weights or its precision do not serve")
 
         return hook
 
