@@ -15,6 +15,7 @@ pytest.importorskip("jsonargparse")
 from PIL import Image
 from rectangles import change_annotations, make_rectangles
 
+from cls2det.commands.export import export as run_export
 from cls2det.commands.options import ExportOptions, PredictOptions, TrainOptions
 from cls2det.commands.predict import predict as run_predict
 from cls2det.commands.train import train as run_train
@@ -405,3 +406,93 @@ def test_a_training_says_it_before_it_begins_and_can_raise_the_limit(crowded, tm
 def test_a_class_with_more_objects_than_a_detr_has_queries_is_said(crowded):
     with pytest.warns(UserWarning, match="the detector gives at most 25 per image.*one detection per query"):
         evaluate_detector(student("detr_compact"), DetectionData(crowded, "val"))
+
+
+# Letters that the usual font lacks
+
+
+def make_font(file, letters: str):
+    """A font whose letters are filled boxes, each of another height."""
+    builder = pytest.importorskip("fontTools.fontBuilder").FontBuilder(1000, isTTF=True)
+    from fontTools.pens.ttGlyphPen import TTGlyphPen
+
+    names = [".notdef", *(f"uni{ord(letter):04X}" for letter in letters)]
+    glyphs = {}
+    for number, name in enumerate(names):
+        pen = TTGlyphPen(None)
+        if number:
+            top = 300 + 600 * number // len(names)
+            pen.moveTo((100, 0))
+            for corner in ((100, top), (700, top), (700, 0)):
+                pen.lineTo(corner)
+            pen.closePath()
+        glyphs[name] = pen.glyph()
+    builder.setupGlyphOrder(names)
+    builder.setupCharacterMap({ord(letter): f"uni{ord(letter):04X}" for letter in letters})
+    builder.setupGlyf(glyphs)
+    builder.setupHorizontalMetrics({name: (800, 100) for name in names})
+    builder.setupHorizontalHeader(ascent=900, descent=-200)
+    builder.setupNameTable({"familyName": "Boxes", "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(file)
+    return str(file)
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Sets the fonts of the machine."""
+    from matplotlib import font_manager
+
+    from cls2det.evaluation import fonts
+
+    def install(*files: str) -> None:
+        fonts._font_with.cache_clear()
+        monkeypatch.setattr(font_manager, "findSystemFonts", lambda: list(files))
+
+    yield install
+    fonts._font_with.cache_clear()
+
+
+def test_names_in_other_scripts_are_drawn_with_a_font_that_has_them(tmp_path, installed, recwarn):
+    from cls2det.evaluation.drawing import crops_sheet, draw_boxes
+    from cls2det.evaluation.fonts import font_for
+
+    some, all_letters = make_font(tmp_path / "a.ttf", "0123456789. 猫"), make_font(tmp_path / "b.ttf", "0123456789. 猫犬")
+    installed(str(tmp_path / "missing.ttf"), some, all_letters)
+    assert font_for(["猫", "犬"]) == all_letters and font_for(["猫"]) == some
+    picture, box = torch.zeros(3, 400, 400, dtype=torch.uint8), torch.tensor([[100.0, 100, 300, 300]])
+    cat, dog = (draw_boxes(picture, box, torch.tensor([label]), ["猫", "犬"], colour="red") for label in (1, 2))
+    assert not torch.equal(cat, dog)  # as squares they were the same
+    crops = torch.zeros(2, 3, 96, 96)
+    sheets = [crops_sheet(crops, [0.5] * 3, [0.5] * 3, [name, name]) for name in ("猫", "犬")]
+    assert not torch.equal(*sheets) and not recwarn.list
+
+
+def test_letters_that_no_font_has_are_named_once(installed, recwarn, monkeypatch):
+    from cls2det.evaluation.drawing import draw_boxes
+    from cls2det.evaluation.fonts import font_for
+
+    installed()
+    picture, box = torch.zeros(3, 400, 400, dtype=torch.uint8), torch.tensor([[100.0, 100, 300, 300]])
+    for _ in range(3):
+        draw_boxes(picture, box, torch.tensor([1]), ["猫", "owl"])
+    (warning,) = recwarn.list
+    assert "has all letters of the names: 猫 will be drawn as squares. Install a font" in str(warning.message)
+
+    def search():
+        raise AssertionError("the machine's fonts were searched")
+
+    from matplotlib import font_manager
+
+    monkeypatch.setattr(font_manager, "findSystemFonts", search)
+    assert font_for(["cat", "grüner Hund", "сова", "بومة", ""]).endswith("DejaVuSans.ttf")
+
+
+def test_plots_fall_back_on_a_font_that_has_the_letters(tmp_path, installed, recwarn):
+    from cls2det.study.report.plots import draw_by_iou
+
+    installed(make_font(tmp_path / "b.ttf", "0123456789. 猫犬"))
+    table = {name: {"AP by IoU": [50.0] * 10} for name in ("猫", "plain")}
+    draw_by_iou(table, False, tmp_path / "plot.png")
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message) or "font" in str(warning.message)]
