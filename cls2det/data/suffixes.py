@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable
 from functools import cache
@@ -28,19 +29,24 @@ def readable_suffixes() -> frozenset[str]:
 
 def is_readable(file: str | Path) -> bool:
     """Whether the name is that of a picture that can be read."""
-    return Path(file).suffix.lower() in readable_suffixes()
+    return _suffix(file) in readable_suffixes()
 
 
 def is_unreadable(file: str | Path) -> bool:
     """Whether the name is that of a picture in a format that cannot be read here."""
-    suffix = Path(file).suffix.lower()
+    suffix = _suffix(file)
     return suffix in OTHER and suffix not in readable_suffixes()
+
+
+def _suffix(file: str | Path) -> str:
+    return os.path.splitext(file)[1].lower()  # without a Path: there may be millions of files
 
 
 def describe_unreadable(files: Iterable[str | Path]) -> str:
     """A sentence about files for which ``is_unreadable`` holds; "" for none."""
-    counts = Counter(Path(file).suffix.lower() for file in files)
+    counts = Counter(_suffix(file) for file in files)
     if not counts:
         return ""
     kinds = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common())
-    return f"{counts.total()} pictures of kinds that cannot be read here ({kinds}): convert them to JPEG or PNG"
+    noun = "picture" if counts.total() == 1 else "pictures"
+    return f"{counts.total()} {noun} of kinds that cannot be read here ({kinds}): convert to JPEG or PNG"
