@@ -15,8 +15,9 @@ pytest.importorskip("jsonargparse")
 from PIL import Image
 from rectangles import change_annotations, make_rectangles
 
+from cls2det.commands.evaluate import evaluate as run_evaluate
 from cls2det.commands.export import export as run_export
-from cls2det.commands.options import ExportOptions, PredictOptions, TrainOptions
+from cls2det.commands.options import EvaluateOptions, ExportOptions, PredictOptions, TrainOptions
 from cls2det.commands.predict import predict as run_predict
 from cls2det.commands.train import train as run_train
 from cls2det.data.dataset import DetectionData
@@ -496,6 +497,45 @@ def test_plots_fall_back_on_a_font_that_has_the_letters(tmp_path, installed, rec
     table = {name: {"AP by IoU": [50.0] * 10} for name in ("猫", "plain")}
     draw_by_iou(table, False, tmp_path / "plot.png")
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message) or "font" in str(warning.message)]
+
+
+# Odd requests
+
+
+def test_a_split_without_an_object_has_no_map_and_it_is_said(tmp_path):
+    root = make_rectangles(tmp_path / "data", splits={"val": 2})
+    change_annotations(root, "val", lambda content: content.update(annotations=[]))
+    options = EvaluateOptions(saved(tmp_path), root, "val", tmp_path / "out", device="cpu")
+    with pytest.warns(UserWarning, match="has no object in 2 images: there is no mAP"):
+        table = run_evaluate(options, lambda *_: None)
+    assert table["mAP"] is None
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["mAP"] is None
+
+
+def test_detections_of_an_evaluation_are_read_by_pycocotools(tmp_path):
+    root = make_rectangles(tmp_path / "data", splits={"val": 2})
+    run_evaluate(EvaluateOptions(saved(tmp_path), root, "val", tmp_path / "out", device="cpu"), lambda *_: None)
+    data = DetectionData(root, "val")
+    with contextlib.redirect_stdout(io.StringIO()):
+        results = data.coco.loadRes(str(tmp_path / "out" / "detections.json"))
+    assert len(results.anns) == 200
+
+
+@pytest.mark.parametrize("size", [0, -2])
+def test_a_batch_of_no_image_is_an_error(tmp_path, size):
+    root = make_rectangles(tmp_path / "data", splits={"val": 2})
+    with pytest.raises(ValueError, match=f"batch_size.* {size}|batch_size={size}"):
+        run_evaluate(EvaluateOptions(saved(tmp_path), root, "val", batch_size=size, device="cpu"), lambda *_: None)
+
+
+def test_export_names_what_an_earlier_export_left(tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "student.onnx").write_bytes(b"of another student")
+    run_export(ExportOptions(saved(tmp_path), tmp_path / "out", ["state_dict"]))
+    assert "student.onnx in" in (text := capsys.readouterr().err) and "of an earlier export" in text
+    for size in (0, -96):
+        with pytest.raises(ValueError, match=f"image_size: expected a side of at least 1 pixel, found {size}"):
+            run_export(ExportOptions(saved(tmp_path), tmp_path / "out", ["state_dict"], image_size=size))
 
 
 # Images by class

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -70,6 +71,8 @@ def export(options: ExportOptions) -> dict[str, Any]:
     if not options.formats or set(options.formats) - FILES.keys():
         expected = f"expected one or more of {', '.join(FILES)}"
         raise ValueError(f"formats: {expected}, found {', '.join(options.formats) or 'none'}")
+    if options.image_size is not None and options.image_size < 1:
+        raise ValueError(f"image_size: expected a side of at least 1 pixel, found {options.image_size}")
     side = options.image_size or student.image_size or STUDENTS[student.name].size
     try:
         images = _probes(student.detector, side)
@@ -81,6 +84,9 @@ def export(options: ExportOptions) -> dict[str, Any]:
     failures = {name: f"{name}: {entry['fails']}" for name, entry in entries.items() if "fails" in entry}
     if len(failures) == len(entries) or any(entries[name].get("differs") for name in failures):
         raise ValueError("; ".join(failures.values()))
+    earlier = [file for name, file in FILES.items() if name not in entries and (out / file).exists()]
+    if earlier:
+        print(f"{', '.join(earlier)} in {out} of an earlier export: export.json says nothing of it any more", file=sys.stderr)
     for name, entry in entries.items():
         print(failures.get(name) or f"{name}: {out / entry['file']}")
         if entry.get("check", {}).get("detections") == 0:

@@ -65,6 +65,8 @@ def evaluate_detector(
         check_classes(classes, data)
     allow_detections(detector, check_max_detections(max_detections))
     warn_of_crowded_images(detector, data, max_detections)
+    if not any(len(target["labels"]) for target in data.targets):
+        warnings.warn(f"{data.annotation_file} has no object in {len(data)} images: there is no mAP, it is None", stacklevel=2)
     check_weights(detector)
     detector.eval().to(device)
     detections: list[dict] = []
