@@ -14,10 +14,20 @@ from glob import glob
 from pathlib import Path
 
 import setuptools
+from setuptools.command.build import build
 
 TORCH_TARGET = "0x020b000000000000"  # 2.11: the library runs on this torch and every later one
 DEFAULT_ARCHS = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 OLDEST_TOOLKIT = 12080  # the first nvcc that knows 10.0, 12.0 and --compress-mode
+
+
+class CleanBuild(build):
+    """A wheel takes all that lies in build/lib: what an earlier build has left there goes first. Object files stay."""
+
+    def run(self):
+        if Path(self.build_base).resolve() in Path(self.build_lib).resolve().parents:  # not a folder that was asked for
+            shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
 
 
 def toolkit() -> tuple[str, str]:
@@ -64,7 +74,7 @@ def cuda_plan() -> tuple[str, str]:
 
 def extensions() -> dict:
     if os.environ.get("CLS2DET_NO_EXT", "0") not in ("", "0"):
-        return {}
+        return {"cmdclass": {"build": CleanBuild}}
     compiler = os.environ.get("CXX", "c++").split()[0]
     if not (shutil.which(compiler) or shutil.which("g++")):
         raise SystemExit(f"no C++ compiler ({compiler}, g++) found: install one, or set CLS2DET_NO_EXT=1 to do without")
@@ -121,7 +131,7 @@ def extensions() -> dict:
                 extra_compile_args={"cxx": cxx, "nvcc": ["-O3", "-std=c++17", "--compress-mode=size", "--threads=2"]},
             )
         )
-    return {"ext_modules": modules, "cmdclass": {"build_ext": cpp_extension.BuildExtension}}
+    return {"ext_modules": modules, "cmdclass": {"build_ext": cpp_extension.BuildExtension, "build": CleanBuild}}
 
 
 if int(setuptools.__version__.split(".")[0]) < 77:  # older ones fail on pyproject.toml with a message about something else

@@ -6,8 +6,8 @@ import json
 
 from cls2det.commands.options import EvaluateOptions
 from cls2det.data.dataset import DetectionData
-from cls2det.evaluation.coco import evaluate_detector
-from cls2det.files import write_json
+from cls2det.evaluation.coco import MAX_DETECTIONS, evaluate_detector
+from cls2det.files import write_json, write_then_rename
 from cls2det.models.students import load_student
 from cls2det.training.optimizer import torch_device
 from cls2det.training.progress import Progress, progress_bar
@@ -24,12 +24,16 @@ def evaluate(options: EvaluateOptions, progress: Progress | None = None) -> dict
             device=torch_device(options.device),
             batch_size=options.batch_size,
             loader_workers=options.loader_workers,
+            max_detections=options.max_detections,
             progress=report_progress,
         )
     detections = table.pop("detections")
     table |= {"data_root": str(options.data_root), "split": options.split}
+    if options.max_detections != MAX_DETECTIONS:
+        table["max_detections"] = options.max_detections
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "detections.json").write_text(json.dumps(detections))
+        with write_then_rename(options.out / "detections.json") as part:
+            part.write_text(json.dumps(detections, allow_nan=False))
         write_json(options.out / "evaluation.json", table)
     return table

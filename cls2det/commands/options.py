@@ -226,6 +226,8 @@ class EvaluateOptions:
         out: folder for evaluation.json and detections.json (COCO's result format); without it nothing is written
         batch_size: images per forward; where images differ in shape, neighbours pad each other and shift scores a little
         loader_workers: processes that load images
+        max_detections: that count per image and class, as in COCO's evaluation; for images with more objects, above 100 the
+            detector is also told to give as many
         device: auto takes a GPU if there is one
     """
 
@@ -235,6 +237,7 @@ class EvaluateOptions:
     out: Path | None = None
     batch_size: int = 8
     loader_workers: int = 0
+    max_detections: int = 100
     device: Device = "auto"
 
 
@@ -242,15 +245,16 @@ class EvaluateOptions:
 class PredictOptions:
     """Detect objects in images, and draw them.
 
-    Writes a picture per image under the folder given by --out, in the folders of the images, and predictions.json. An image
-    that cannot be read is named and left out.
+    Writes a picture per image under the folder given by --out, in the folders of the images, and predictions.json. Images are
+    turned upright as their EXIF orientation says: boxes, width and height are those of the picture as viewers show it. An image
+    that cannot be used is named and left out.
 
     Args:
         weights: weights.pt of `cls2det train` or `distill`
-        images: image files, and folders, which are searched at every depth
+        images: image files, and folders, which are searched at every depth for what Pillow can read
         out: folder for what is written
         threshold: detections with a lower score are left out
-        most: at most this many detections per image, those of the highest scores
+        most: at most this many detections per image, those of the highest scores; above 100 the detector is told to give more
         device: auto takes a GPU if there is one
         no_pictures: write predictions.json alone
     """

@@ -14,7 +14,7 @@ from cls2det.files import is_first_process, write_json
 from cls2det.models.backbones import save_backbone
 from cls2det.models.students import parameter_count
 from cls2det.training import fit
-from cls2det.training.backbone import BackboneTraining, SeededImages
+from cls2det.training.backbone import BackboneTraining, SeededImages, check_same_classes
 from cls2det.training.optimizer import torch_device
 from cls2det.training.progress import Progress
 
@@ -25,8 +25,7 @@ def pretrain(options: PretrainOptions, progress: Progress | None = None) -> dict
     validation = None
     if options.val_split:
         validation = SeededImages(options.data_root / options.val_split, options.image_size, train=False)
-        if validation.files.classes != data.files.classes:
-            raise ValueError(f"{options.val_split} has other classes than {options.train_split} in {options.data_root}")
+        check_same_classes(data.files, validation.files)
     optim, run = options.optim.for_run(len(data), options.run)
     torch.manual_seed(options.seed)
     training = BackboneTraining(

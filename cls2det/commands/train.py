@@ -16,6 +16,7 @@ from cls2det.commands.options import DistillOptions, EvaluateOptions, TrainOptio
 from cls2det.data.dataset import DetectionData
 from cls2det.data.loader import test_loader
 from cls2det.distill import Distillation
+from cls2det.evaluation.coco import warn_of_crowded_images
 from cls2det.files import is_first_process, write_json
 from cls2det.models.backbones import load_classifier
 from cls2det.models.students import build_student, load_backbone, parameter_count, save_student
@@ -43,6 +44,7 @@ class Preparation(NamedTuple):
     """What a training needs beside the student. ``optim`` and ``run`` are those of ``Optim.for_run``."""
 
     data: DetectionData
+    validation: DetectionData | None
     val_loader: torch.utils.data.DataLoader | None
     optim: Optim
     run: Run
@@ -61,7 +63,7 @@ def prepare(options: TrainOptions) -> Preparation:
         val_loader = test_loader(
             validation, batch_size=optim.batch_size, loader_workers=run.workers, pin_memory=on_gpu(run), shared=True
         )
-    return Preparation(data, val_loader, optim, run)
+    return Preparation(data, validation, val_loader, optim, run)
 
 
 def train_student(
@@ -75,7 +77,7 @@ def train_student(
         build_distillation: makes the distillation terms for the student, before it is trained; None for none
         progress: called after every few steps, in place of a bar on the screen
     """
-    data, val_loader, optim, run = preparation
+    data, validation, val_loader, optim, run = preparation
     torch.manual_seed(options.seed)
     backbone_weights = "none" if options.start else options.backbone_weights
     detector = build_student(options.student, len(data.classes), options.image_size, backbone_weights)
@@ -90,7 +92,10 @@ def train_student(
         distillation=build_distillation(data.classes, detector) if build_distillation else None,
         ratio_every=run.ratio_every,
         pictures=run.pictures,
+        max_detections=run.max_detections,
     )
+    if validation and is_first_process():
+        warn_of_crowded_images(detector, validation, run.max_detections)
     if options.start:
         load_backbone(detector, load_classifier(options.start))
     claim(options)
@@ -123,6 +128,7 @@ def train_student(
             options.out / options.val_split,
             batch_size=optim.batch_size,
             loader_workers=run.workers,
+            max_detections=run.max_detections,
             device=run.device,
         )
         table = evaluate(evaluation, progress)

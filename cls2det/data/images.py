@@ -1,4 +1,4 @@
-"""Any image file as uint8 RGB, as its pixels are stored.
+"""Any image file as uint8 RGB, as its pixels are stored or as it is shown.
 
 Pillow decodes to the same bits as ``torchvision.io.decode_image``, which is deprecated, and knows more kinds of files.
 """
@@ -10,23 +10,27 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 
-def read_image(path: str | Path) -> Tensor:
+def read_image(path: str | Path, turned: bool = False) -> Tensor:
     """uint8 (3, H, W), RGB.
 
     Grey images get three equal channels, palettes and CMYK become RGB, an alpha channel is dropped, of 16 bits the upper
-    8 are kept, of an animation the first frame. The orientation in an image's EXIF data is not applied: COCO's boxes
-    refer to the pixels as stored.
+    8 are kept, of an animation the first frame. The orientation in an image's EXIF data is applied only if ``turned``: COCO's
+    boxes refer to the pixels as stored.
+
+    Args:
+        path: of the file
+        turned: give the picture as viewers show it, upright by its EXIF orientation
 
     Raises:
         ValueError: the file cannot be decoded: missing, truncated, not an image, or 32-bit numbers of unknown range
     """
     try:
         with Image.open(path) as image:
-            return torch.from_numpy(_pixels(image)).permute(2, 0, 1)
+            return torch.from_numpy(_pixels(_upright(image) if turned else image)).permute(2, 0, 1)
     except Exception as error:  # what Pillow's decoders raise for broken files has no common type
         raise ValueError(f"cannot read {path}: {str(error) or type(error).__name__}") from None
 
@@ -34,6 +38,16 @@ def read_image(path: str | Path) -> Tensor:
 def to_float(images: Iterable[Tensor]) -> list[Tensor]:
     """uint8 images as float32 in [0, 1], as torchvision's detectors take them."""
     return [image.float() / 255 for image in images]
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """As its EXIF orientation says; as it is stored where that cannot be read."""
+    try:
+        turned = ImageOps.exif_transpose(image)
+    except Exception:  # of pixels that cannot be decoded, the caller hears soon enough
+        return image
+    turned.format = image.format  # which ``_pixels`` reads
+    return turned
 
 
 def _pixels(image: Image.Image) -> np.ndarray:

@@ -125,6 +125,7 @@ def run_training(training: Training[TeacherOptions | DistillOptions], progress: 
         training.folder / training.split,
         batch_size=options.optim.batch_size,
         loader_workers=options.run.workers,
+        max_detections=options.run.max_detections,
         device=options.run.device,
     )
     evaluate(evaluation, progress)

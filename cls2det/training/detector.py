@@ -16,8 +16,9 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from cls2det.data.dataset import DetectionData
 from cls2det.data.images import to_float
 from cls2det.distill import Distillation
-from cls2det.evaluation.coco import as_results, coco_table
+from cls2det.evaluation.coco import MAX_DETECTIONS, as_results, coco_table
 from cls2det.evaluation.drawing import contact_sheet, crops_sheet, draw_boxes
+from cls2det.models.students.limits import allow_detections
 from cls2det.models.taps import PositiveTap
 from cls2det.training.optimizer import configure_optimizer
 from cls2det.training.settings import Optim
@@ -40,6 +41,7 @@ class DetectorTraining(lightning.LightningModule):
             teachers are not
         ratio_every: steps between measurements of the terms' gradients; None is none
         pictures: validation images drawn for TensorBoard
+        max_detections: that count per image and class in validations
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class DetectorTraining(lightning.LightningModule):
         distillation: Distillation | None = None,
         ratio_every: int | None = None,
         pictures: int = 0,
+        max_detections: int = MAX_DETECTIONS,
     ):
         super().__init__()
         if min(cls_weight, box_weight) < 0:
@@ -73,7 +76,8 @@ class DetectorTraining(lightning.LightningModule):
         self.cls_weight, self.box_weight = cls_weight, box_weight
         self.distillation = distillation
         self.tap = None if distillation is None else PositiveTap(detector)
-        self.ratio_every, self.pictures = ratio_every, pictures
+        self.ratio_every, self.pictures, self.max_detections = ratio_every, pictures, max_detections
+        allow_detections(detector, max_detections)
         self.detections: list[dict] = []  # of a validation, in COCO's result format
 
     def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
@@ -135,7 +139,7 @@ class DetectorTraining(lightning.LightningModule):
             shares: list = [None] * self.trainer.world_size
             torch.distributed.all_gather_object(shares, self.detections)
             self.detections = [detection for share in shares for detection in share]
-        table = coco_table(self._validation_data(), self.detections)
+        table = coco_table(self._validation_data(), self.detections, self.max_detections)
         self.log_dict({f"val/{name}": table[name] for name in ("mAP", "AP50", "AP75") if table[name] is not None})
 
     def _validation_data(self) -> DetectionData:

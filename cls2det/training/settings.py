@@ -149,11 +149,13 @@ class Run(TeacherRun):
         ratio_every: steps between measurements of each distillation term's gradient against the detector's; null is none.
             Rounded to a multiple of log_every, and never more than the length of the run
         pictures: validation images drawn for TensorBoard
+        max_detections: that count per image and class in evaluations on val_split; see `cls2det evaluate`
     """
 
     validate_every: int | None = None
     ratio_every: int | None = 25
     pictures: int = 4
+    max_detections: int = 100
 
 
 LEAST = {
@@ -165,6 +167,7 @@ LEAST = {
     "validate_every": 1,
     "ratio_every": 1,
     "pictures": 0,
+    "max_detections": 1,
 }
 # Options of a run that change its steps. A restart must not change them.
 CLAIMED = ("devices", "num_nodes", "precision", "skip_bad_images", "checkpoint_every", "ema")
