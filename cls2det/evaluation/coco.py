@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
-from cls2det.data.coco import CLASSES_FROM
 from cls2det.data.dataset import DetectionData
 from cls2det.data.images import to_float
 from cls2det.data.loader import test_loader
+from cls2det.data.targets import CLASSES_FROM
 from cls2det.evaluation.anchors import BestAnchors
 
 # Places in pycocotools' `stats`. AP and AR (at 100 detections per image) of all, small, medium and large objects; percent.
