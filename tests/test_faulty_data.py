@@ -1,15 +1,21 @@
 """Data that lies: what it holds is told in one line, and each kind of fault is mended, warned of, or an error before a run."""
 
+import ast
 import json
 import logging
 import math
+import os
 import shutil
+import subprocess
+import sys
 import unicodedata
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 pytest.importorskip("pycocotools")
 
@@ -17,12 +23,16 @@ from PIL import Image, ImageOps
 from rectangles import annotation_file, change_annotations, make_rectangles
 
 from cls2det.commands.data import training_data
-from cls2det.commands.options import TrainOptions
+from cls2det.commands.evaluate import evaluate
+from cls2det.commands.options import EvaluateOptions, TrainOptions
 from cls2det.data.coco import read_annotations
 from cls2det.data.conventions import suspect_convention
 from cls2det.data.dataset import DetectionData
-from cls2det.data.images import MAX_PIXELS, read_header, read_image
+from cls2det.data.images import read_header, read_image
 from cls2det.evaluation.coco import coco_table
+from cls2det.settings import MAX_PIXELS
+
+REPOSITORY = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -402,3 +412,78 @@ def test_boxes_that_are_missing_beside_a_segmentation_are_named(root):
     change_annotations(root, "train", lambda content: content["annotations"][0].pop("bbox"))
     with pytest.warns(UserWarning, match=r"annotation 1 of image 1 \(no bbox, but a segmentation\)"):
         DetectionData(root, "train")
+
+
+def text_calls_without_encoding(file):
+    """Lines where a text file is opened in the encoding of the system: ``read_text``, ``write_text`` and ``open``."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            values = [
+                value.value
+                for value in (*node.args, *(word.value for word in node.keywords))
+                if isinstance(value, ast.Constant)
+            ]
+            is_binary = any(isinstance(value, str) and "b" in value and set(value) <= set("rwaxb+") for value in values)
+            is_image = isinstance(node.func, ast.Attribute) and ast.unparse(node.func.value) in ("Image", "os", "webbrowser")
+            given = {word.arg for word in node.keywords}
+            if name in ("read_text", "write_text", "open") and "encoding" not in given and not is_binary and not is_image:
+                yield f"{file.relative_to(REPOSITORY)}:{node.lineno}"
+
+
+def test_every_text_file_is_read_and_written_as_utf_8():
+    """ruff's PLW1514 does not see a call on a value whose type it does not know."""
+    folders = [REPOSITORY / name for name in ("cls2det", "cls2det_ops", "benchmarks", "docs")]
+    files = [path for folder in folders for path in folder.rglob("*.py")] + [REPOSITORY / "setup.py"]
+    assert len(files) > 100
+    assert [line for file in files for line in text_calls_without_encoding(file)] == []
+
+
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # of a terminal that knows no other letters
+
+
+def run_in_ascii(*words):
+    environment = {**os.environ, **ASCII}
+    environment.pop("PYTHONIOENCODING", None)
+    command = [sys.executable, "-c", "import sys; from cls2det.cli import main; sys.exit(main())", *map(str, words)]
+    return subprocess.run(command, env=environment, capture_output=True, cwd=REPOSITORY, check=False)
+
+
+def test_recipes_are_printed_on_a_terminal_of_ascii():
+    for words in (("recipes",), ("recipes", "--name", "ssd300")):
+        result = run_in_ascii(*words)
+        assert result.returncode == 0, result.stderr
+    assert yaml.safe_load(result.stdout.decode("ascii"))["student"] == "ssd300_vgg16"
+
+
+def test_class_names_and_results_on_a_terminal_of_ascii(root):
+    """A split with Chinese classes is trained on and evaluated; what the terminal lacks is written as an escape."""
+
+    def rename_classes(content):
+        for category, name in zip(content["categories"], ("红", "grün", "·"), strict=True):
+            category["name"] = name
+
+    for split in ("train", "val"):
+        change_annotations(root, split, rename_classes)
+    words = (
+        "--run.device",
+        "cpu",
+        "--optim.steps",
+        "1",
+        "--optim.batch-size",
+        "2",
+        "--backbone-weights",
+        "none",
+        "--run.pictures",
+        "0",
+    )
+    result = run_in_ascii("train", "--data-root", root, "--val-split", "val", "--out", root / "out", *words)
+    assert result.returncode == 0, result.stderr
+    assert b"mAP" in result.stdout
+    change_annotations(root, "train", lambda content: content["images"][0].update(file_name="größe.png"))
+    rename(root, "001.png", "größe.png")
+    result = run_in_ascii("train", "--data-root", root, "--out", root / "other", *words)
+    assert b"encoding of file names" in result.stderr and result.returncode == 2
+    options = EvaluateOptions(root / "out" / "weights.pt", root, "val", device="cpu", max_pixels=100)
+    with pytest.raises(ValueError, match=r"more than the limit of 100\."):
+        evaluate(options, lambda *_: None)

@@ -12,6 +12,7 @@ from typing import Literal
 
 from cls2det.settings import (
     DISTILLERS,
+    MAX_PIXELS,
     TERMS,
     BCKDSettings,
     ChenSettings,
@@ -227,6 +228,7 @@ class EvaluateOptions:
         batch_size: images per forward; where images differ in shape, neighbours pad each other and shift scores a little
         loader_workers: processes that load images
         device: auto takes a GPU if there is one
+        max_pixels: an image of more pixels is not read, as a small file can fill the memory; null is no limit
     """
 
     weights: Path
@@ -236,6 +238,7 @@ class EvaluateOptions:
     batch_size: int = 8
     loader_workers: int = 0
     device: Device = "auto"
+    max_pixels: int | None = MAX_PIXELS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,6 +256,7 @@ class PredictOptions:
         most: at most this many detections per image, those of the highest scores
         device: auto takes a GPU if there is one
         no_pictures: write predictions.json alone
+        max_pixels: an image of more pixels is not read, as a small file can fill the memory; null is no limit
     """
 
     weights: Path
@@ -262,6 +266,7 @@ class PredictOptions:
     most: int = 100
     device: Device = "auto"
     no_pictures: bool = False
+    max_pixels: int | None = MAX_PIXELS
 
 
 @dataclasses.dataclass(frozen=True)

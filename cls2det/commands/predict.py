@@ -35,7 +35,7 @@ def predict(options: PredictOptions, progress: Progress | None = None) -> dict[s
         for number, (file, picture) in enumerate(pictures.items(), start=1):
             report_progress(number, len(pictures), "")
             try:
-                image = read_image(file)
+                image = read_image(file, max_pixels=options.max_pixels)
             except ValueError as error:
                 unreadable.append({"file": str(file), "reason": str(error)})
                 print(f"left out: {error}", file=sys.stderr)

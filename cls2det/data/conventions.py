@@ -95,7 +95,7 @@ def _is_corner(starts: np.ndarray, ends: np.ndarray) -> bool:
 
 def _reach_out(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     over = boxes[:, :2] + boxes[:, 2:] > sizes + _slack(sizes)
-    return over[:, 0] | over[:, 1]
+    return np.asarray(over.any(1))
 
 
 def _slack(sizes: np.ndarray) -> np.ndarray:

@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-MAX_PIXELS = 178_956_970  # where Pillow stops by itself
+from cls2det.settings import MAX_PIXELS
+
 ORIENTATION = 0x0112  # EXIF's tag: 1 is upright
 INVERSE = {6: 8, 8: 6}  # the other turns are their own inverse
 SIDES_SWAPPED = (5, 6, 7, 8)  # orientations that make a wide picture high
