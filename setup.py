@@ -45,7 +45,7 @@ def toolkit() -> tuple[str, str]:
 def toolkit_version(folder: str) -> int:
     """CUDA_VERSION of the toolkit's headers, such as 13000; 0 if they do not say."""
     header = Path(folder) / "include/cuda.h"
-    words = header.read_text(errors="ignore").split("#define CUDA_VERSION", 1) if header.is_file() else [""]
+    words = header.read_text(errors="ignore", encoding="utf-8").split("#define CUDA_VERSION", 1) if header.is_file() else [""]
     return int(words[1].split()[0]) if len(words) == 2 else 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import logging
 import os
 import sys
@@ -61,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _parser().parse_args(words[:1] or ["--help"])  # ends with the help, or an error
         return 2
     name, command = words[0], COMMANDS[words[0]]
+    _print_everything()
     _log_to_screen()
     try:
         wants_help = {"-h", "--help"} & set(words)
@@ -94,6 +96,12 @@ def _parser() -> argparse.ArgumentParser:
     for name, command in COMMANDS.items():
         commands.add_parser(name, help=(command.options.__doc__ or "").partition("\n")[0])
     return parser
+
+
+def _print_everything() -> None:
+    """Write as an escape what the terminal's encoding lacks: a class name must not end a run."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _log_to_screen() -> None:

@@ -18,7 +18,7 @@ def write_json(path: str | Path, content: dict[str, Any]) -> dict[str, Any]:
     """Write ``content``, in the first process only; returns it."""
     if is_first_process():
         with write_then_rename(path) as part:
-            part.write_text(json.dumps(content, indent=2))
+            part.write_text(json.dumps(content, indent=2), encoding="utf-8")
     return content
 
 

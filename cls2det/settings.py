@@ -1,4 +1,4 @@
-"""The settings of every distiller: data alone, without torch, so that a help text comes at once.
+"""The settings of every distiller, and a limit of images: data alone, without torch, so that a help text comes at once.
 
 The terms that they weight are in ``cls2det.distill``, formulas in ``cls2det_ops.losses``.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 from typing import Literal
+
+MAX_PIXELS = 178_956_970  # of an image that is read, where an option does not say another number; Pillow alone stops there
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,6 @@ pytest.importorskip("lightning")
 pytest.importorskip("jsonargparse")
 
 from PIL import Image
-from rectangles import change_annotations, make_rectangles
 
 from cls2det.commands.evaluate import evaluate as run_evaluate
 from cls2det.commands.export import export as run_export
@@ -27,6 +26,7 @@ from cls2det.models.students.limits import allow_detections, most_detections
 from cls2det.models.students.resizing import Transform
 from cls2det.teachers.crop_classifier import CropClassifier
 from cls2det.training.settings import Optim, Run
+from rectangles import change_annotations, make_rectangles
 
 CLASSES = ["red", "green", "blue"]
 COMPACT = [name for name in STUDENTS if name.endswith("compact")]

@@ -29,6 +29,7 @@ def training_data(options: TeacherOptions | TrainOptions) -> DetectionData:
         labelled_only=True,
         cache=options.run.cache,
         on_bad_image="skip" if options.run.skip_bad_images else "stop",
+        max_pixels=options.run.max_pixels,
     )
 
 

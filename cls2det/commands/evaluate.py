@@ -15,7 +15,8 @@ from cls2det.training.progress import Progress, progress_bar
 
 def evaluate(options: EvaluateOptions, progress: Progress | None = None) -> dict:
     """Detect and compare; returns the content of evaluation.json."""
-    student, data = load_student(options.weights), DetectionData(options.data_root, options.split)
+    student = load_student(options.weights)
+    data = DetectionData(options.data_root, options.split, max_pixels=options.max_pixels)
     with progress_bar("evaluating", progress) as report_progress:
         table = evaluate_detector(
             student.detector,
@@ -34,6 +35,6 @@ def evaluate(options: EvaluateOptions, progress: Progress | None = None) -> dict
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         with write_then_rename(options.out / "detections.json") as part:
-            part.write_text(json.dumps(detections, allow_nan=False))
+            part.write_text(json.dumps(detections, allow_nan=False), encoding="utf-8")
         write_json(options.out / "evaluation.json", table)
     return table

@@ -12,6 +12,7 @@ from typing import Literal
 
 from cls2det.settings import (
     DISTILLERS,
+    MAX_PIXELS,
     TERMS,
     BCKDSettings,
     ChenSettings,
@@ -229,6 +230,7 @@ class EvaluateOptions:
         max_detections: that count per image and class, as in COCO's evaluation; for images with more objects, above 100 the
             detector is also told to give as many
         device: auto takes a GPU if there is one
+        max_pixels: an image of more pixels is not read, as a small file can fill the memory; null is no limit
     """
 
     weights: Path
@@ -239,6 +241,7 @@ class EvaluateOptions:
     loader_workers: int = 0
     max_detections: int = 100
     device: Device = "auto"
+    max_pixels: int | None = MAX_PIXELS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,6 +260,7 @@ class PredictOptions:
         most: at most this many detections per image, those of the highest scores; above 100 the detector is told to give more
         device: auto takes a GPU if there is one
         no_pictures: write predictions.json alone
+        max_pixels: an image of more pixels is not read, as a small file can fill the memory; null is no limit
     """
 
     weights: Path
@@ -266,6 +270,7 @@ class PredictOptions:
     most: int = 100
     device: Device = "auto"
     no_pictures: bool = False
+    max_pixels: int | None = MAX_PIXELS
 
 
 @dataclasses.dataclass(frozen=True)

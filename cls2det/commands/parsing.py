@@ -73,7 +73,7 @@ _Loader.yaml_implicit_resolvers = {
 
 def load_yaml(path: Path) -> Any:
     """Content of a YAML file, without dates."""
-    return yaml.load(path.read_text(), _Loader)
+    return yaml.load(path.read_text(encoding="utf-8"), _Loader)
 
 
 def read_yaml(name: str) -> dict[str, Any]:

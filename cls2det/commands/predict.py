@@ -45,7 +45,7 @@ def predict(options: PredictOptions, progress: Progress | None = None) -> dict[s
         for number, (file, picture) in enumerate(found.pictures.items(), start=1):
             report_progress(number, len(found.pictures), "")
             try:
-                image = read_image(file, turned=True)
+                image = read_image(file, turned=True, max_pixels=options.max_pixels)
                 detections = _detect(detector, image.to(device), threshold, options.most)
                 boxes, labels, scores = (detections[name] for name in ("boxes", "labels", "scores"))
                 if not options.no_pictures:

@@ -25,7 +25,9 @@ from cls2det.training.progress import Progress
 def teacher(options: TeacherOptions, progress: Progress | None = None) -> dict:
     """Train the classifier; returns the content of report.json."""
     data = training_data(options)
-    validation = DetectionData(options.data_root, options.val_split) if options.val_split else None
+    validation = None
+    if options.val_split:
+        validation = DetectionData(options.data_root, options.val_split, max_pixels=options.run.max_pixels)
     counts = data.class_counts()
     if missing := [name for name, count in counts.items() if not count]:
         warnings.warn(f"no object of class {', '.join(missing)} to train on: the teacher will not know it", stacklevel=2)

@@ -53,7 +53,9 @@ class Preparation(NamedTuple):
 def prepare(options: TrainOptions) -> Preparation:
     """Open the data and complete the settings: what can be wrong with these ends the command before anything is built."""
     data = training_data(options)
-    validation = DetectionData(options.data_root, options.val_split) if options.val_split else None
+    validation = None
+    if options.val_split:
+        validation = DetectionData(options.data_root, options.val_split, max_pixels=options.run.max_pixels)
     optim, run = options.optim.for_run(len(data), options.run)
     val_loader = None
     if validation and run.validate_every:
@@ -130,6 +132,7 @@ def train_student(
             loader_workers=run.workers,
             max_detections=run.max_detections,
             device=run.device,
+            max_pixels=run.max_pixels,
         )
         table = evaluate(evaluation, progress)
         report |= {column: table[column] for column in ("mAP", "AP50", "AP75")}

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
-from cls2det.data.coco import CLASSES_FROM
 from cls2det.data.dataset import DetectionData
 from cls2det.data.images import to_float
 from cls2det.data.loader import test_loader
+from cls2det.data.targets import CLASSES_FROM
 from cls2det.evaluation.anchors import BestAnchors
 from cls2det.evaluation.finite import NotFinite, check_finite, check_weights, finite_heads
 from cls2det.models.students.detr import Detr

@@ -121,7 +121,7 @@ def _claim(out: Path, plan: Plan, fresh: bool) -> None:
             raise FileExistsError(f"{out} holds something other than a sweep; give another --out")
         if fresh:
             shutil.rmtree(out)
-        elif _present_parts(json.loads(file.read_text())) != _present_parts(json.loads(json.dumps(parts))):
+        elif _present_parts(json.loads(file.read_text(encoding="utf-8"))) != _present_parts(json.loads(json.dumps(parts))):
             raise FileExistsError(f"{out} holds a sweep with other settings; give --fresh to start it anew, or another --out")
     out.mkdir(parents=True, exist_ok=True)
     write_json(file, parts)

@@ -272,4 +272,4 @@ def _with_weights(options: dict[str, Any], plan: Plan, place: Place, seed: int |
 
 
 def read(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text())
+    return json.loads(file.read_text(encoding="utf-8"))

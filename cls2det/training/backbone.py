@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from cls2det.data.coco import LISTED
+from cls2det.data.faults import LISTED
 from cls2det.data.images import read_image
 from cls2det.data.suffixes import describe_unreadable, is_readable, is_unreadable
 from cls2det.models.backbones import build_classifier

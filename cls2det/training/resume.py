@@ -97,13 +97,13 @@ def join_log(folder: Path) -> None:
 
 def _rows(file: Path) -> list[dict[str, str]]:
     """Without a last line that a kill or a full disk has cut off."""
-    text = file.read_text()
+    text = file.read_text(encoding="utf-8")
     return list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))
 
 
 def _write_rows(file: Path, rows: list[dict[str, str]]) -> None:
     columns = sorted({column for row in rows for column in row} | {"step"})
-    with write_then_rename(file) as part, part.open("w", newline="") as stream:
+    with write_then_rename(file) as part, part.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, columns)
         writer.writeheader()
         writer.writerows(rows)

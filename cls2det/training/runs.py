@@ -48,7 +48,7 @@ def check_claim(folder: str | Path, record: Record, rename: Callable[[Record], R
 
 def _read(file: Path) -> Record:
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is damaged ({error}); give another --out, or remove the folder") from None
     if not isinstance(content, dict):

@@ -10,6 +10,8 @@ import math
 import os
 from typing import Literal, TypeVar
 
+from cls2det.settings import MAX_PIXELS
+
 Device = Literal["auto", "cpu", "cuda"]
 AnyRun = TypeVar("AnyRun", bound="PretrainRun")
 
@@ -134,10 +136,12 @@ class TeacherRun(PretrainRun):
     Args:
         cache: keep decoded images in memory (for small data)
         skip_bad_images: go on without training images that cannot be read, with a warning for each, instead of stopping
+        max_pixels: an image of more pixels is not read, as a small file can fill the memory; null is no limit
     """
 
     cache: bool = False
     skip_bad_images: bool = False
+    max_pixels: int | None = MAX_PIXELS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,6 +172,7 @@ LEAST = {
     "ratio_every": 1,
     "pictures": 0,
     "max_detections": 1,
+    "max_pixels": 1,
 }
 # Options of a run that change its steps. A restart must not change them.
 CLAIMED = ("devices", "num_nodes", "precision", "skip_bad_images", "checkpoint_every", "ema")

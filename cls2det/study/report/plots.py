@@ -111,7 +111,7 @@ def read_curves(file: Path) -> dict[str, tuple[list[float], list[float]]]:
     if not file.is_file():
         return {}
     curves: dict[str, tuple[list[float], list[float]]] = {}
-    with file.open(newline="") as lines:
+    with file.open(newline="", encoding="utf-8") as lines:
         for row in csv.DictReader(lines):
             for name, text in row.items():
                 is_curve = name == "val/mAP" or (name and "/" not in name and not name.startswith("lr-"))

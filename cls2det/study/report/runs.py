@@ -104,7 +104,7 @@ def by_arm(runs: Iterable[RunRecord], student: str | None = None) -> dict[str, l
 
 def read_json(file: Path) -> Any:
     try:
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{file} is not json: {error}") from None
 
