@@ -1,6 +1,8 @@
-"""The training data of ``teacher``, ``train`` and ``distill``."""
+"""The data of ``teacher``, ``train`` and ``distill``."""
 
 from __future__ import annotations
+
+import warnings
 
 import torch
 
@@ -29,6 +31,20 @@ def training_data(options: TeacherOptions | TrainOptions) -> DetectionData:
         labelled_only=True,
         cache=options.run.cache,
         on_bad_image="skip" if options.run.skip_bad_images else "stop",
+    )
+
+
+def validation_data(options: TeacherOptions | TrainOptions, training: DetectionData) -> DetectionData | None:
+    """The val_split with the labels of the training data; ValueError where it lists other classes. None without a val_split."""
+    if options.val_split is None:
+        return None
+    if options.val_split == options.train_split:
+        warnings.warn(
+            f"val_split and train_split are both {options.val_split}: what is measured there is memory, not learning",
+            stacklevel=3,
+        )
+    return DetectionData(
+        options.data_root, options.val_split, classes=training.classes, classes_of=str(training.annotation_file)
     )
 
 

@@ -31,9 +31,10 @@ def distill(options: DistillOptions, progress: Progress | None = None) -> dict:
         return train(options.without_distillation(), progress)
     preparation, classifier = prepare(options), None
     if options.teacher and "classifier" in options.distillers:
-        classifier = CropClassifier.load(options.teacher)
+        data = preparation.data
+        classifier = CropClassifier.load(options.teacher).for_classes(data.classes, str(data.annotation_file))
         if not options.allow_poor_teacher and is_first_process():
-            _check_teacher(classifier, options, preparation.data)
+            _check_teacher(classifier, options, data)
 
     def build(classes: list[str], student: nn.Module) -> Distillation:
         classifier_distiller = detector_teacher = None

@@ -15,7 +15,8 @@ from cls2det.training.progress import Progress, progress_bar
 
 def evaluate(options: EvaluateOptions, progress: Progress | None = None) -> dict:
     """Detect and compare; returns the content of evaluation.json."""
-    student, data = load_student(options.weights), DetectionData(options.data_root, options.split)
+    student = load_student(options.weights)
+    data = DetectionData(options.data_root, options.split, classes=student.classes, classes_of=str(options.weights))
     with progress_bar("evaluating", progress) as report_progress:
         table = evaluate_detector(
             student.detector,

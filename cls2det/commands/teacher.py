@@ -6,10 +6,9 @@ import warnings
 
 import torch
 
-from cls2det.commands.data import training_data, training_loader
+from cls2det.commands.data import training_data, training_loader, validation_data
 from cls2det.commands.identity import claim
 from cls2det.commands.options import TeacherOptions
-from cls2det.data.dataset import DetectionData
 from cls2det.data.loader import test_loader
 from cls2det.evaluation.reliability import draw_reliability
 from cls2det.files import is_first_process, write_json
@@ -25,7 +24,7 @@ from cls2det.training.progress import Progress
 def teacher(options: TeacherOptions, progress: Progress | None = None) -> dict:
     """Train the classifier; returns the content of report.json."""
     data = training_data(options)
-    validation = DetectionData(options.data_root, options.val_split) if options.val_split else None
+    validation = validation_data(options, data)
     counts = data.class_counts()
     if missing := [name for name, count in counts.items() if not count]:
         warnings.warn(f"no object of class {', '.join(missing)} to train on: the teacher will not know it", stacklevel=2)

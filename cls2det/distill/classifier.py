@@ -36,7 +36,7 @@ class ClassifierDistiller:
     part of itself: the teacher is not among its parameters, in its checkpoint, in DDP's buckets or in averaged weights.
 
     Args:
-        teacher: a trained classifier, or None if the settings ask for the pixel term alone
+        teacher: a trained classifier of the student's classes in any order, or None if the settings ask for the pixel term alone
         settings: of the terms
         classes: names of the student's classes, in order of label
         transform: of the student: its normalisation must be the teacher's
@@ -49,7 +49,7 @@ class ClassifierDistiller:
         classes: Sequence[str],
         transform: GeneralizedRCNNTransform,
     ):
-        self.teacher, self.settings, self.classes = teacher, settings, len(classes)
+        self.settings, self.classes = settings, len(classes)
         self.on_targets: Replayed | None = None
         self.on_predictions: nn.Module | None = None
         layers = settings.feature_layers if settings.kd_loc_weight else ()
@@ -57,7 +57,7 @@ class ClassifierDistiller:
         if teacher is None and (layers or logits):
             raise ValueError("KD-cls and KD-loc need a teacher; without one, only loc_weight may be above 0")
         if teacher is not None:
-            _check_same_classes(teacher, classes)
+            teacher = teacher.for_classes(classes)
             _check_same_normalisation(teacher, transform)
             teacher.eval().requires_grad_(False)
             # One pass per ground truth serves both losses; predicted crops, or whole images, run the low layers alone.
@@ -67,6 +67,7 @@ class ClassifierDistiller:
                 self.on_targets = Replayed(teacher.reader(on_crops, logits, dtype))
             if layers:
                 self.on_predictions = teacher.reader(layers, False, dtype)
+        self.teacher = teacher
         self.pixel_size = settings.pixel_size or (teacher.crop_size if teacher else 112)
         self.pixel_scale = 255 * statistics.fmean(transform.image_std) / settings.input_std
         self.accuracy: Tensor | None = None  # of the teacher on the last step's ground truths, in [0, 1]
@@ -238,18 +239,6 @@ class _ByChunks(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return grad * ctx.saved_tensors[0], None, None
-
-
-def _check_same_classes(teacher: CropClassifier, classes: Sequence[str]) -> None:
-    """Same classes in the same order, or a ValueError that says what differs."""
-    if list(classes) != list(teacher.classes):
-        teacher_only = [name for name in teacher.classes if name not in classes]
-        data_only = [name for name in classes if name not in teacher.classes]
-        raise ValueError(
-            f"the teacher knows {len(teacher.classes)} classes, the data has {len(classes)}: "
-            f"only the teacher knows {teacher_only}, only the data has {data_only}"
-            + ("" if teacher_only or data_only else "; the order differs")
-        )
 
 
 def _check_same_normalisation(teacher: CropClassifier, transform: GeneralizedRCNNTransform) -> None:

@@ -210,19 +210,35 @@ def _one_output(name: str, weights: WeightsEnum | None) -> dict[str, Any]:
 
 def with_new_last_layer(network: nn.Module, known: int, classes: int) -> nn.Module:
     """The classifier of ``known`` classes, with a new last layer of ``classes`` outputs. LibraryChanged where it ends otherwise."""
-    path, last = [entry for entry in network.named_modules() if isinstance(entry[1], nn.Linear | nn.Conv2d)][-1]
-    if known not in (getattr(last, "out_features", 0), getattr(last, "out_channels", 0)):
-        raise LibraryChanged(
-            f"torchvision {torchvision.__version__}",
-            f"{type(network).__name__} ends in {last}, not in a layer of {known} outputs",
-        )
+    path, last = _last_layer(network, known)
     if isinstance(last, nn.Linear):
         new: nn.Module = nn.Linear(last.in_features, classes, bias=last.bias is not None)
     else:  # SqueezeNet
-        new = nn.Conv2d(last.in_channels, classes, last.kernel_size)
+        new = nn.Conv2d(last.in_channels, classes, last.kernel_size)  # type: ignore[arg-type]
     parent, _, name = path.rpartition(".")
     setattr(network.get_submodule(parent), name, new)
     return network
+
+
+@torch.no_grad()
+def exchange_outputs(network: nn.Module, order: Sequence[int]) -> None:
+    """Let output k of a classifier be what its output ``order[k]`` was, in place."""
+    _, last = _last_layer(network, len(order))
+    for parameter in (last.weight, last.bias):
+        if parameter is not None:
+            parameter.copy_(parameter[list(order)])
+
+
+def _last_layer(network: nn.Module, outputs: int) -> tuple[str, nn.Linear | nn.Conv2d]:
+    """Path and module of the layer that gives a classifier's outputs. LibraryChanged where it ends otherwise."""
+    layers = [(path, module) for path, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    path, last = layers[-1]
+    if outputs != (last.out_features if isinstance(last, nn.Linear) else last.out_channels):
+        raise LibraryChanged(
+            f"torchvision {torchvision.__version__}",
+            f"{type(network).__name__} ends in {last}, not in a layer of {outputs} outputs",
+        )
+    return path, last
 
 
 def load_backbone(student: nn.Module, classifier: nn.Module) -> None:

@@ -16,8 +16,9 @@ from torch.fx.experimental.optimization import fuse
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
+from cls2det.data.classes import class_order
 from cls2det.data.images import to_float
-from cls2det.models.backbones import build_classifier
+from cls2det.models.backbones import build_classifier, exchange_outputs
 from cls2det.models.students import build_student
 from cls2det.models.weights import check_fit, read_weights, write_weights
 from cls2det.teachers.frozen import freeze
@@ -86,6 +87,25 @@ class CropClassifier(nn.Module):
             classifier = cls(**saved.settings)
             classifier.network.load_state_dict(saved.weights)
         return classifier.eval()
+
+    def for_classes(self, classes: Sequence[str], of_classes: str = "the data") -> CropClassifier:
+        """A teacher whose columns are ``classes``, in their order: itself, or a copy with the rows of its last layer exchanged.
+
+        Args:
+            classes: names in order of label
+            of_classes: what they are the classes of, for the message
+
+        Raises:
+            ValueError: a name that only one side has
+        """
+        remedy = "Train the teacher on the same classes"
+        order = class_order(classes, self.classes, of_classes, "the teacher", remedy)
+        if order == sorted(order):
+            return self
+        teacher = copy.deepcopy(self)
+        teacher.classes = list(classes)
+        exchange_outputs(teacher.network, order)
+        return teacher
 
     def forward(self, crops: Tensor) -> Tensor:
         """Logits (N, C) of crops (N, 3, S, S) of normalised images."""
