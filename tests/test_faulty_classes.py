@@ -1,26 +1,33 @@
 """Splits and weights that disagree on classes, and teachers with too little to learn."""
 
+import dataclasses
 import json
 import warnings
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torchvision.ops import box_iou
 
 pytest.importorskip("lightning")
 pytest.importorskip("pycocotools")
 
-from rectangles import COLOURS, change_annotations, make_rectangles
-
 from cls2det.cli import main
 from cls2det.data.dataset import DetectionData
-from cls2det.distill import ClassifierDistiller, ClassifierSettings
+from cls2det.data.loader import collate, test_loader
+from cls2det.distill import ClassifierDistiller, ClassifierSettings, Distillation
 from cls2det.evaluation.coco import as_results, evaluate_detector
 from cls2det.models.students import build_student, load_student, save_student
-from cls2det.teachers.crop_classifier import CropClassifier
+from cls2det.models.taps import PositiveTap
+from cls2det.teachers.background import background_boxes
+from cls2det.teachers.crop_classifier import CropClassifier, check_not_at_chance, crop_logits
 from cls2det.teachers.detector import DetectorTeacher
+from cls2det.training.detector import DetectorTraining
 from cls2det.training.settings import Optim, Run, TeacherRun
+from rectangles import COLOURS, change_annotations, make_rectangles
 from training_cases import distill, evaluate, logged, train, train_teacher
 
+test_loader.__test__ = False  # a function of the package, not a test
 CLASSES = list(COLOURS)
 SHORT = {"optim": Optim(steps=2, batch_size=4), "run": TeacherRun(device="cpu", checkpoint_every=2)}
 ONE_STEP = {"optim": Optim(steps=1, batch_size=4), "run": Run(device="cpu", checkpoint_every=1)}
@@ -95,7 +102,7 @@ def test_splits_that_disagree_on_classes_end_a_sweep_before_it_begins(root, tmp_
 def test_splits_with_other_ids_and_another_order_of_classes_are_mapped(root, tmp_path):
     """Objects keep the labels of their names; accuracy, mAP and results are those of the file in the old order."""
     before = DetectionData(root, "val")
-    teacher = train_teacher(root, tmp_path / "teacher", optim=Optim(steps=40, batch_size=4), val_split="val")
+    teacher = train_teacher(root, tmp_path / "teacher", optim=Optim(steps=20, batch_size=4), val_split="val")
     accuracy = json.loads((teacher.parent / "report.json").read_text())["accuracy"]
     run = Run(device="cpu", cache=True, checkpoint_every=40, log_every=10, validate_every=1)
     settings = {"images": None, "optim": Optim(steps=40, batch_size=4), "run": run, "val_split": "val"}
@@ -107,7 +114,7 @@ def test_splits_with_other_ids_and_another_order_of_classes_are_mapped(root, tmp
     assert data.classes == CLASSES and data.category_ids == [30, 20, 10] and data.class_counts() == before.class_counts()
     assert all(torch.equal(new["labels"], old["labels"]) for new, old in zip(data.targets, before.targets, strict=True))
 
-    again = train_teacher(root, tmp_path / "again", optim=Optim(steps=40, batch_size=4), val_split="val")
+    again = train_teacher(root, tmp_path / "again", optim=Optim(steps=20, batch_size=4), val_split="val")
     assert json.loads((again.parent / "report.json").read_text())["accuracy"] == accuracy > 60
     mapped = train(root, tmp_path / "mapped", **settings)
     assert mapped["mAP"] == pytest.approx(plain["mAP"]) and plain["AP50"] > 5
@@ -200,3 +207,234 @@ def test_right_classes_are_met_with_silence(root, tmp_path):
         warnings.filterwarnings("error", module="cls2det")
         warnings.filterwarnings("error", message=".*class")
         train(root, tmp_path / "run", val_split="val", images=None, **ONE_STEP)
+
+
+def keep_class(*names):
+    """Only objects of these classes; all stay listed."""
+
+    def change(content):
+        ids = [category["id"] for category in content["categories"] if category["name"] in names]
+        content["annotations"] = [note for note in content["annotations"] if note["category_id"] in ids]
+
+    return change
+
+
+def list_class(name):
+    def change(content):
+        keep_class(name)(content)
+        content["categories"] = [category for category in content["categories"] if category["name"] == name]
+
+    return change
+
+
+def spoil(root, change):
+    for split in ("train", "val"):
+        change_annotations(root, split, change)
+
+
+TRAINED = {"optim": Optim(steps=30, batch_size=4), "augmentation": "none"}
+
+
+@pytest.mark.parametrize("loss", ["ce", "bce", "joint"])
+@pytest.mark.parametrize("change", [list_class("red"), keep_class("red")], ids=["listed", "with objects"])
+def test_a_teacher_of_one_class_learns_the_background(root, tmp_path, caplog, loss, change):
+    spoil(root, change)
+    with caplog.at_level("INFO", logger="cls2det"):
+        weights = train_teacher(root, tmp_path / "teacher", loss=loss, val_split="val", **TRAINED)
+    assert "'red' is the only class with objects: the teacher learns the background too" in caplog.text
+    teacher, report = CropClassifier.load(weights), json.loads((weights.parent / "report.json").read_text())
+    classes = len(teacher.classes)
+    assert teacher.background and report["background"]
+    counts = report["validation crops"]
+    assert counts["objects"] == sum(DetectionData(root, "val").class_counts().values()) and counts["background"] >= 3
+    assert report["accuracy"] > 100 * max(counts.values()) / sum(counts.values()) + 10
+    data = DetectionData(root, "train")
+    logits, truth = crop_logits(teacher, test_loader(data))
+    assert logits.shape[1] == classes + (loss != "bce")
+    assert check_not_at_chance(teacher, test_loader(data)) > 80
+    again, _ = crop_logits(teacher, test_loader(data))
+    assert torch.equal(logits, again)  # the same crops every time
+    sigmoids = teacher.probabilities(logits, sigmoid=True)
+    assert sigmoids.shape[1] == classes + 1 and (sigmoids > 0).all() and truth.max() == classes
+    if loss != "ce":
+        assert sigmoids[truth == classes, :-1].amax(1).mean() < 0.5 < sigmoids[truth == 0, 0].mean()
+
+
+@pytest.fixture(scope="module")
+def one_class(tmp_path_factory):
+    """Data of one class, and a teacher for both kinds of heads that was trained on it."""
+    folder = tmp_path_factory.mktemp("one_class")
+    root = make_rectangles(folder / "data")
+    spoil(root, list_class("red"))
+    return root, train_teacher(root, folder / "teacher", loss="joint", **TRAINED)
+
+
+@pytest.mark.parametrize("student", ["ssd_compact", "fasterrcnn_compact", "detr_compact", "retinanet_compact", "fcos_compact"])
+def test_a_student_of_one_class_learns_from_the_background_too(one_class, student):
+    """KD-cls is positive, has gradients and falls; without a column for the background it was the one-hot label."""
+    root, weights = one_class
+    only = ClassifierSettings(kd_cls_weight=1.0, kd_loc_weight=0.0, loc_weight=0.0)
+    torch.manual_seed(0)
+    detector = build_student(student, 1)
+    teacher = CropClassifier.load(weights)
+    model = DetectorTraining(
+        detector,
+        ["red"],
+        distillation=Distillation(detector, ClassifierDistiller(teacher, only, ["red"], detector.transform)),
+    ).train()
+    data = DetectionData(root, "train", labelled_only=True)
+    pictures, history = collate([data[index] for index in range(4)]), []
+    optimizer = torch.optim.AdamW(detector.parameters(), lr=1e-3)
+    for step in range(12):
+        torch.manual_seed(step)  # of the proposals that Faster R-CNN samples
+        _, terms = model.losses(*pictures)
+        optimizer.zero_grad()
+        terms["kd_cls"].backward()
+        assert any(parameter.grad is not None and parameter.grad.any() for parameter in detector.parameters())
+        optimizer.step()
+        history.append(terms["kd_cls"].item())
+    assert min(history) > 0 and sum(history[-3:]) / 3 < 0.95 * history[0], history
+
+    positives = model.tap.positives
+    crops = teacher.crop(positives.images, positives.target_boxes, positives.target_image_index)
+    of_teacher = teacher(crops)[positives.matched_idxs]
+    logits = positives.logits.detach()
+    if positives.head == "softmax":  # written out, with the columns where each student has them
+        columns = [1, 0] if positives.background == "first" else [0, 1]
+        expected = F.kl_div((logits / 2).log_softmax(1), (of_teacher[:, columns] / 2).softmax(1), reduction="sum")
+    else:
+        student_score = (logits[:, -1:] / 2).sigmoid()
+        score = (of_teacher[:, :1] / 2).sigmoid()
+        expected = sum(p * (p / q).log() for p, q in ((score, student_score), (1 - score, 1 - student_score))).sum()
+    distiller = model.distillation.classifier
+    torch.testing.assert_close(distiller(positives)["kd_cls"], 4 * expected / len(positives), rtol=1e-3, atol=1e-5)
+    equal = dataclasses.replace(positives, logits=of_teacher[:, columns]) if positives.head == "softmax" else None
+    if equal is not None:
+        assert distiller(equal)["kd_cls"].abs() < 1e-5
+
+
+def test_columns_of_several_classes_and_the_background_land_where_the_student_has_them(root):
+    """A student that gives the teacher's logits, in its own order of columns, has nothing to learn."""
+    torch.manual_seed(0)
+    only = ClassifierSettings(kd_cls_weight=1.0, kd_loc_weight=0.0, loc_weight=0.0)
+    teacher = CropClassifier(CLASSES[::-1], background=True, loss="joint").eval()
+    detector = build_student("ssd_compact", 3).train()
+    tap, data = PositiveTap(detector), DetectionData(root, "train")
+    images, targets = collate([data[index] for index in range(4)])
+    with tap:
+        detector([image / 255 for image in images], targets)
+    positives = tap.positives
+    crops = teacher.crop(positives.images, positives.target_boxes, positives.target_image_index)
+    blue, green, red, background = teacher(crops)[positives.matched_idxs].unbind(1)
+    distiller = ClassifierDistiller(teacher, only, CLASSES, detector.transform)
+    places = {"first": [background, red, green, blue], "last": [red, green, blue, background]}
+    for place, columns in places.items():
+        equal = dataclasses.replace(positives, logits=torch.stack(columns, 1), background=place)
+        assert distiller(equal)["kd_cls"].abs() < 1e-6
+        assert distiller(dataclasses.replace(equal, logits=equal.logits.flip(1)))["kd_cls"] > 1e-4
+    sigmoid = dataclasses.replace(positives, logits=torch.stack([red, green, blue], 1), head="sigmoid", background="none")
+    assert distiller(sigmoid)["kd_cls"].abs() < 1e-6
+    shuffled = dataclasses.replace(only, control="shuffled")
+    wrong = ClassifierDistiller(teacher, shuffled, CLASSES, detector.transform)
+    equal = dataclasses.replace(positives, logits=torch.stack([background, blue, red, green], 1), background="first")
+    assert wrong(equal)["kd_cls"].abs() < 1e-6
+
+
+def test_background_boxes_miss_the_objects_and_lie_inside_their_image():
+    torch.manual_seed(0)
+    corners = torch.rand(40, 2) * 60
+    boxes = torch.cat([corners, corners + 5 + torch.rand(40, 2) * 30], 1)
+    image_index, sizes = torch.arange(40) % 8, [(96, 128)] * 8
+    spaces, space_index = background_boxes(boxes, image_index, sizes)
+    assert 30 <= len(spaces) <= 40
+    for index in range(8):
+        assert box_iou(spaces[space_index == index], boxes[image_index == index]).max() < 0.2
+    assert (spaces >= 0).all() and (spaces[:, 2] <= 128).all() and (spaces[:, 3] <= 96).all()
+    full = torch.tensor([[0.0, 0, 128, 96], [10, 10, 30, 30]])  # an object that fills the image leaves no room for another
+    assert len(background_boxes(full, torch.tensor([0, 0]), [(96, 128)])[0]) == 0
+    assert background_boxes(full[:0], torch.zeros(0, dtype=torch.int64), [(96, 128)])[0].shape == (0, 4)
+
+
+def test_one_class_and_no_background_is_refused(root, tmp_path):
+    spoil(root, list_class("red"))
+    for loss in ("ce", "bce"):
+        with pytest.raises(ValueError, match=r"'red' is the only class .*--background true.*loc-weight.*detector teacher"):
+            train_teacher(root, tmp_path / "teacher", loss=loss, background=False, **SHORT)
+    assert not (tmp_path / "teacher").exists()
+    CropClassifier(["red"]).save(tmp_path / "old.pt")  # as was written before
+    with pytest.raises(ValueError, match=r"all \d+ crops .* are of class 'red': naming it is always right.*--background true"):
+        distill(root, tmp_path / "run", tmp_path / "old.pt", allow_poor_teacher=False, **ONE_STEP)
+    with pytest.raises(ValueError, match="control shuffled exchanges classes and needs two"):
+        settings = ClassifierSettings(control="shuffled")
+        ClassifierDistiller(CropClassifier(["red"]), settings, ["red"], build_student("ssd_compact", 1).transform)
+
+
+def test_one_class_from_the_teacher_to_the_student(root, tmp_path):
+    """By the two commands, with the check that refuses a guessing teacher; the student starts from the teacher's body."""
+    spoil(root, list_class("red"))
+    weights = train_teacher(root, tmp_path / "teacher", architecture="compact", **TRAINED)
+    settings = {"classifier": ClassifierSettings(kd_loc_weight=0.0), "images": None, "allow_poor_teacher": False}
+    report = distill(root, tmp_path / "run", weights, start=weights, **settings, **ONE_STEP)
+    assert report["started from"] == str(weights)
+    assert float(logged(tmp_path / "run", "kd_cls")[0]["kd_cls"]) > 0
+
+
+def test_background_for_several_classes_is_learnt_where_it_is_asked_for(root, tmp_path):
+    weights = train_teacher(root, tmp_path / "teacher", background=True, val_split="val", **TRAINED)
+    teacher, report = CropClassifier.load(weights), json.loads((weights.parent / "report.json").read_text())
+    assert teacher.network.fc.out_features == 4 and report["validation crops"]["background"] > 0
+    assert report["accuracy"] > 60 and check_not_at_chance(teacher, test_loader(DetectionData(root, "train"))) > 60
+    plain = train_teacher(root, tmp_path / "plain", **SHORT)
+    assert CropClassifier.load(plain).network.fc.out_features == 3
+    assert not json.loads((plain.parent / "report.json").read_text())["background"]
+
+
+def test_classes_without_objects_to_train_on_are_counted_in_the_val_split(root, tmp_path):
+    change_annotations(root, "train", keep_class("red", "green"))
+    count = DetectionData(root, "val").class_counts()["blue"]
+    text = rf"no object of class 'blue' in the 12 images that are trained on, {count} in .*val.json: the {{}} will not"
+    with pytest.warns(UserWarning, match=text.format("teacher")):
+        train_teacher(root, tmp_path / "teacher", val_split="val", **SHORT)
+    with pytest.warns(UserWarning, match=text.format("detector")):
+        train(root, tmp_path / "run", val_split="val", images=None, **ONE_STEP)
+    change_annotations(root, "train", keep_class("red"))
+    change_annotations(root, "val", keep_class("red"))
+    with pytest.warns(UserWarning, match=r"'green', 'blue' in the 1 images that are trained on: the detector"):
+        train(root, tmp_path / "subset", images=1, **ONE_STEP)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*no object")
+        train(root, tmp_path / "listed", val_split="val", images=None, **ONE_STEP)
+
+
+@pytest.mark.parametrize("changes", [{"min_size": 500.0}, {"optim": Optim(steps=2, batch_size=1)}], ids=["small", "single"])
+def test_a_teacher_that_learns_from_no_batch_ends_with_an_error(root, tmp_path, changes):
+    """Crops that are all below the least size; one crop per batch."""
+    spoil(root, lambda content: content.update(annotations=content["annotations"][::2]))  # one per image
+    out = tmp_path / "teacher"
+    with (
+        pytest.raises(
+            ValueError, match=r"the teacher learns nothing: none of 2 batches held two crops of at least .* Lower --min"
+        ),
+        pytest.warns(UserWarning, match="nothing is learnt from a batch with . crops") as record,
+    ):
+        train_teacher(root, out, **SHORT | changes)
+    assert len([entry for entry in record if "nothing is learnt" in str(entry.message)]) == 1
+    assert not (out / "weights.pt").exists() and not (out / "last.ckpt").exists()
+
+
+def test_a_training_that_moves_no_weight_is_warned_of(root, tmp_path):
+    still = Optim(optimizer="sgd", learning_rate=0.0, schedule="constant", weight_decay=0.0, steps=1, batch_size=4)
+    with pytest.warns(UserWarning, match=r"moved no weight of the teacher, .* started from: random weights"):
+        train_teacher(root, tmp_path / "teacher", **SHORT | {"optim": still})
+
+
+def test_weights_of_the_other_kind_are_named(root, tmp_path):
+    teacher = train_teacher(root, tmp_path / "teacher", **SHORT)
+    train(root, tmp_path / "student", **ONE_STEP)
+    student = tmp_path / "student" / "weights.pt"
+    with pytest.raises(ValueError, match="holds a student, expected a crop_classifier"):
+        distill(root, tmp_path / "a", student, **ONE_STEP)
+    with pytest.raises(ValueError, match="holds a crop_classifier, expected a student"):
+        distill(root, tmp_path / "b", detector_teacher=str(teacher), distillers=["fkd"], **ONE_STEP)
+    with pytest.raises(ValueError, match="the ResNet does not fit the student's backbone"):
+        train(root, tmp_path / "c", start=teacher, **ONE_STEP)

@@ -8,6 +8,7 @@ import torch
 
 from cls2det.commands.options import TeacherOptions, TrainOptions
 from cls2det.data.augment import get_augmentation
+from cls2det.data.classes import listed
 from cls2det.data.dataset import DetectionData
 from cls2det.data.loader import train_loader
 from cls2det.training.optimizer import torch_device
@@ -46,6 +47,30 @@ def validation_data(options: TeacherOptions | TrainOptions, training: DetectionD
     return DetectionData(
         options.data_root, options.val_split, classes=training.classes, classes_of=str(training.annotation_file)
     )
+
+
+def warn_of_missing(
+    training: DetectionData, validation: DetectionData | None, consequence: str, *, unless_absent: bool = False
+) -> None:
+    """Warn of classes without an object to train on, and say how many objects of them the val_split has.
+
+    Args:
+        training: what is trained on
+        validation: what is measured on, or None
+        consequence: of having seen none, for the message
+        unless_absent: say nothing of classes that the val_split has no object of either
+    """
+    missing = [name for name, count in training.class_counts().items() if not count]
+    counts = validation.class_counts() if validation else {}
+    if unless_absent:
+        missing = [name for name in missing if counts.get(name)]
+    if missing:
+        measured = f", {sum(counts[name] for name in missing)} in {validation.annotation_file}" if validation else ""
+        warnings.warn(
+            f"{training.annotation_file}: no object of class {listed(missing)} in the {len(training)} images that are trained "
+            f"on{measured}: {consequence}",
+            stacklevel=3,
+        )
 
 
 def training_loader(data: DetectionData, optim: Optim, run: TeacherRun, seed: int) -> torch.utils.data.DataLoader:

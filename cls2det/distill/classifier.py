@@ -3,6 +3,7 @@
 L = L_det + kd_cls_weight · KD-cls + kd_loc_weight · KD-loc + loc_weight · loc        (eq. 12)
 
 KD-cls (eq. 1-7): the student's class distribution at a positive follows the teacher's on the crop of its ground truth.
+A teacher that knows the background too (its last column) gives a softmax student a whole distribution to follow.
 KD-loc (eq. 10): the crop of the predicted box looks, to the teacher's frozen low layers, like the crop of the ground truth.
 loc (eq. 11): so do its pixels; no teacher takes part. The gradient flows through the crop to the box and to nothing else.
 
@@ -56,6 +57,8 @@ class ClassifierDistiller:
         logits = settings.kd_cls_weight > 0 and settings.control != "one_hot"
         if teacher is None and (layers or logits):
             raise ValueError("KD-cls and KD-loc need a teacher; without one, only loc_weight may be above 0")
+        if settings.control == "shuffled" and len(classes) < 2:
+            raise ValueError(f"control shuffled exchanges classes and needs two; the data has {classes[0]!r} alone")
         if teacher is not None:
             teacher = teacher.for_classes(classes)
             _check_same_normalisation(teacher, transform)
@@ -98,7 +101,8 @@ class ClassifierDistiller:
         return terms
 
     def _targets(self, positives: Positives) -> dict[str, Tensor]:
-        """The teacher's outputs on the crops of the ground truths: "logits" (G, C), and layers by name."""
+        """The teacher's outputs on the crops of the ground truths: "logits" (G, C), with its column for the background, if it has
+        one, (G, C + 1), and layers by name."""
         truth = positives.target_labels - 1
         if self.settings.control == "one_hot":
             is_class = torch.arange(self.classes, device=truth.device) == truth[:, None]
@@ -118,18 +122,24 @@ class ClassifierDistiller:
         if "logits" in outputs:
             outputs["logits"] = outputs["logits"].float()
             self.accuracy = (outputs["logits"].argmax(1) == truth).float().mean()
-            if self.settings.control == "shuffled":
-                outputs["logits"] = outputs["logits"].roll(1, dims=1)
+            if self.settings.control == "shuffled":  # the background stays where it is
+                outputs["logits"][:, : self.classes] = outputs["logits"][:, : self.classes].roll(1, dims=1)
         return {**outputs, **one_hot}
 
     def _classification(self, positives: Positives, targets: dict[str, Tensor], divisor: float | Tensor) -> Tensor:
         loss = kd_softmax_loss if positives.head == "softmax" else kd_sigmoid_loss
+        logits, background = targets["logits"], positives.background
+        if logits.shape[1] > self.classes:  # the teacher's last column is the background
+            if positives.head == "softmax" and background != "none":  # two distributions over the same columns
+                logits, background = logits if background == "last" else logits.roll(1, dims=1), "none"
+            else:
+                logits = logits[:, : self.classes]
         return loss(
             positives.logits,
-            targets["logits"],
+            logits,
             positives.matched_idxs,
             self.settings.temperature,
-            background=positives.background,
+            background=background,
             normalizer=divisor,
         )
 

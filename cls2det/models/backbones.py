@@ -119,9 +119,18 @@ def load_classifier(path: str | Path) -> nn.Module:
     """
     saved = read_weights(path, "crop_classifier", "backbone")
     with check_fit(path):
-        network = build_classifier(saved.settings["architecture"], len(saved.settings["classes"]), saved.settings["width"])
+        settings = saved.settings
+        outputs = len(settings["classes"]) + has_background_column(
+            settings.get("background", False), settings.get("loss", "ce")
+        )
+        network = build_classifier(settings["architecture"], outputs, settings["width"])
         network.load_state_dict(saved.weights)
     return network.eval()
+
+
+def has_background_column(background: bool, loss: str) -> bool:
+    """Whether a classifier of crops has an output, the last, for crops without an object; sigmoids need none."""
+    return background and loss != "bce"
 
 
 def choose_weights(weights: WeightsEnum | None, policy: str, name: str) -> WeightsEnum | None:
@@ -222,18 +231,18 @@ def with_new_last_layer(network: nn.Module, known: int, classes: int) -> nn.Modu
 
 @torch.no_grad()
 def exchange_outputs(network: nn.Module, order: Sequence[int]) -> None:
-    """Let output k of a classifier be what its output ``order[k]`` was, in place."""
-    _, last = _last_layer(network, len(order))
+    """Let output k of a classifier be what its output ``order[k]`` was, in place; outputs beyond stay."""
+    _, last = _last_layer(network)
     for parameter in (last.weight, last.bias):
         if parameter is not None:
-            parameter.copy_(parameter[list(order)])
+            parameter[: len(order)] = parameter[list(order)]
 
 
-def _last_layer(network: nn.Module, outputs: int) -> tuple[str, nn.Linear | nn.Conv2d]:
-    """Path and module of the layer that gives a classifier's outputs. LibraryChanged where it ends otherwise."""
+def _last_layer(network: nn.Module, outputs: int | None = None) -> tuple[str, nn.Linear | nn.Conv2d]:
+    """Path and module of the layer that gives a classifier's outputs. LibraryChanged unless there are ``outputs`` of them."""
     layers = [(path, module) for path, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     path, last = layers[-1]
-    if outputs != (last.out_features if isinstance(last, nn.Linear) else last.out_channels):
+    if outputs is not None and outputs != (last.out_features if isinstance(last, nn.Linear) else last.out_channels):
         raise LibraryChanged(
             f"torchvision {torchvision.__version__}",
             f"{type(network).__name__} ends in {last}, not in a layer of {outputs} outputs",
