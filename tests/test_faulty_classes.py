@@ -19,8 +19,9 @@ from cls2det.distill import ClassifierDistiller, ClassifierSettings, Distillatio
 from cls2det.evaluation.coco import as_results, evaluate_detector
 from cls2det.models.students import build_student, load_student, save_student
 from cls2det.models.taps import PositiveTap
+from cls2det.teachers.accuracy import check_not_at_chance, crop_logits
 from cls2det.teachers.background import background_boxes
-from cls2det.teachers.crop_classifier import CropClassifier, check_not_at_chance, crop_logits
+from cls2det.teachers.crop_classifier import CropClassifier
 from cls2det.teachers.detector import DetectorTeacher
 from cls2det.training.detector import DetectorTraining
 from cls2det.training.settings import Optim, Run, TeacherRun

@@ -16,7 +16,8 @@ from cls2det.distill.classifier import ClassifierDistiller
 from cls2det.files import is_first_process
 from cls2det.models.students import STUDENTS
 from cls2det.settings import DISTILLERS
-from cls2det.teachers.crop_classifier import CropClassifier, check_not_at_chance
+from cls2det.teachers.accuracy import check_not_at_chance
+from cls2det.teachers.crop_classifier import CropClassifier
 from cls2det.teachers.detector import DetectorTeacher
 from cls2det.training.optimizer import torch_device
 from cls2det.training.progress import Progress

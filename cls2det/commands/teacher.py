@@ -15,8 +15,9 @@ from cls2det.data.loader import test_loader
 from cls2det.evaluation.reliability import draw_reliability
 from cls2det.files import is_first_process, write_json
 from cls2det.models.students import parameter_count
+from cls2det.teachers.accuracy import ONE_CLASS, crop_logits
 from cls2det.teachers.calibration import calibration
-from cls2det.teachers.crop_classifier import ONE_CLASS, CropClassifier, crop_logits
+from cls2det.teachers.crop_classifier import CropClassifier
 from cls2det.training import fit
 from cls2det.training.classifier import ClassifierTraining
 from cls2det.training.optimizer import torch_device
