@@ -23,6 +23,7 @@ from cls2det.teachers.accuracy import check_not_at_chance, crop_logits
 from cls2det.teachers.background import background_boxes
 from cls2det.teachers.crop_classifier import CropClassifier
 from cls2det.teachers.detector import DetectorTeacher
+from cls2det.training.classifier import ClassifierTraining
 from cls2det.training.detector import DetectorTraining
 from cls2det.training.settings import Optim, Run, TeacherRun
 from rectangles import COLOURS, change_annotations, make_rectangles
@@ -421,6 +422,31 @@ def test_a_teacher_that_learns_from_no_batch_ends_with_an_error(root, tmp_path, 
         train_teacher(root, out, **SHORT | changes)
     assert len([entry for entry in record if "nothing is learnt" in str(entry.message)]) == 1
     assert not (out / "weights.pt").exists() and not (out / "last.ckpt").exists()
+
+
+def test_objects_that_leave_no_room_for_a_background_are_an_error(root, tmp_path):
+    def fill(content):
+        list_class("red")(content)
+        for note in content["annotations"]:
+            note["bbox"] = [0, 0, 96, 72]
+
+    spoil(root, fill)
+    with pytest.raises(ValueError, match=r"no room for it in any of 2 batches\. Do without a classifier.*, or add images"):
+        train_teacher(root, tmp_path / "teacher", **SHORT)
+    assert not (tmp_path / "teacher" / "weights.pt").exists()
+
+
+def test_a_stopped_teacher_remembers_what_it_has_seen():
+    """A stretch without a crop of the background, after one with some, is no fault."""
+    training = ClassifierTraining(CropClassifier(CLASSES, background=True))
+    training.barren, training.fruitful, training.missed = 1, 5, 3
+    checkpoint: dict = {}
+    training.on_save_checkpoint(checkpoint)
+    other = ClassifierTraining(CropClassifier(CLASSES, background=True))
+    other.on_load_checkpoint(checkpoint)
+    assert (other.barren, other.fruitful, other.missed) == (1, 5, 3)
+    other.on_load_checkpoint({})  # of an older run
+    assert other.fruitful and other.missed
 
 
 def test_a_training_that_moves_no_weight_is_warned_of(root, tmp_path):

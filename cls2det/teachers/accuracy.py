@@ -10,11 +10,12 @@ from torch import Tensor
 from cls2det.models.backbones import has_background_column
 from cls2det.teachers.crop_classifier import Batch, CropClassifier
 
-ONE_CLASS = (  # what is left to who has one
-    "Train a teacher that tells it from the background (--background true), or do without one: the pixel term alone "
-    "(--classifier.loc-weight, with --classifier.kd-cls-weight 0 and --classifier.kd-loc-weight 0) and the methods of a detector "
-    "teacher need none"
+# What is left to who has one class.
+NO_TEACHER = (
+    "Do without a classifier as teacher: the pixel term alone (--classifier.loc-weight, with --classifier.kd-cls-weight 0 and "
+    "--classifier.kd-loc-weight 0) and the methods of a detector teacher need none"
 )
+ONE_CLASS = f"Train a teacher that tells it from the background (--background true). {NO_TEACHER}"
 
 
 @torch.no_grad()

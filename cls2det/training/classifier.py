@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
+from cls2det.teachers.accuracy import NO_TEACHER
 from cls2det.teachers.background import background_boxes
 from cls2det.teachers.crop_classifier import CropClassifier, sides
 from cls2det.training.optimizer import configure_optimizer
@@ -67,7 +68,7 @@ class ClassifierTraining(lightning.LightningModule):
         )
         self.classifier, self.optim = classifier, optim
         self.min_size, self.jitter, self.label_smoothing = min_size, jitter, label_smoothing
-        self.barren = self.fruitful = 0  # batches, in this process
+        self.barren = self.fruitful = self.missed = 0  # batches of this process; ``missed`` had crops of the background
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         return configure_optimizer(self.optim, self)
@@ -81,12 +82,13 @@ class ClassifierTraining(lightning.LightningModule):
             self.barren += 1
             return cast(Tensor, sum(parameter.sum() for parameter in self.parameters())) * 0.0
         self.fruitful += 1
+        self.missed += int((classes == len(self.classifier.classes)).any())
         loss = self.loss(self.classifier(crops), classes)
         self.log("loss", loss, prog_bar=True, batch_size=len(classes))
         return loss
 
     def on_train_epoch_end(self) -> None:
-        """ValueError, before a checkpoint is written, where no batch had enough crops to learn from."""
+        """ValueError, before a checkpoint is written, where no batch had enough crops, or none had one of the background."""
         is_last = self.trainer.current_epoch + 1 == self.trainer.max_epochs
         learnt = self.trainer.strategy.reduce_boolean_decision(self.fruitful > 0, all=False)
         if not learnt and (is_last or self.barren >= BARREN):
@@ -94,12 +96,20 @@ class ClassifierTraining(lightning.LightningModule):
                 f"the teacher learns nothing: none of {self.barren} batches held two crops of at least {self.min_size:g} pixels. "
                 "Lower --min-size, or raise --optim.batch-size"
             )
+        has_missed = self.trainer.strategy.reduce_boolean_decision(self.missed > 0, all=False)
+        if self.classifier.background and not has_missed and (is_last or self.fruitful >= BARREN):
+            raise ValueError(
+                f"the teacher does not learn the background: the objects leave no room for it in any of {self.fruitful} batches. "
+                f"{NO_TEACHER}, or add images with free space"
+            )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["batches"] = [self.barren, self.fruitful]
+        checkpoint["batches"] = [self.barren, self.fruitful, self.missed]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.barren, self.fruitful = checkpoint.get("batches", [0, 1])  # an older run is believed to have learnt
+        self.barren, self.fruitful, self.missed = checkpoint.get(
+            "batches", [0, 1, 1]
+        )  # an older run is believed to have learnt
 
     def training_crops(self, batch: tuple[list, list]) -> tuple[Tensor, Tensor]:
         """Crops (N, 3, S, S) and classes (N,) from 0, C for the background: of boxes that are not too small, moved a little."""
