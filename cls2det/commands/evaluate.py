@@ -16,7 +16,13 @@ from cls2det.training.progress import Progress, progress_bar
 def evaluate(options: EvaluateOptions, progress: Progress | None = None) -> dict:
     """Detect and compare; returns the content of evaluation.json."""
     student = load_student(options.weights)
-    data = DetectionData(options.data_root, options.split, max_pixels=options.max_pixels)
+    data = DetectionData(
+        options.data_root,
+        options.split,
+        max_pixels=options.max_pixels,
+        classes=student.classes,
+        classes_of=str(options.weights),
+    )
     with progress_bar("evaluating", progress) as report_progress:
         table = evaluate_detector(
             student.detector,

@@ -53,6 +53,8 @@ class TeacherOptions:
         min_size: boxes whose shorter side is below this many input pixels are not trained on
         jitter: training boxes are moved by up to this share of their size
         label_smoothing: of the ce loss; a smoothed teacher is less sure of itself
+        background: learn from crops that miss the objects too, and give a softmax a column for them (default: where fewer
+            than two classes have objects; a classifier of one class would have nothing to tell apart)
         images: how many images to use, drawn with the seed (default: all)
         augmentation: none, flip, ssd, ssdlite, jitter, jitter_flip; best the same as the student's
         optim: how weights are optimised; batch_size counts images, not crops
@@ -75,6 +77,7 @@ class TeacherOptions:
     min_size: float = 0.0
     jitter: float = 0.05
     label_smoothing: float = 0.05
+    background: bool | None = None
     images: int | None = None
     augmentation: str = "none"
     optim: Optim = Optim()

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from cls2det.commands.data import on_gpu, training_data, training_loader
+from cls2det.commands.data import on_gpu, training_data, training_loader, validation_data, warn_of_missing
 from cls2det.commands.evaluate import evaluate
 from cls2det.commands.identity import claim
 from cls2det.commands.options import DistillOptions, EvaluateOptions, TrainOptions
@@ -53,9 +53,9 @@ class Preparation(NamedTuple):
 def prepare(options: TrainOptions) -> Preparation:
     """Open the data and complete the settings: what can be wrong with these ends the command before anything is built."""
     data = training_data(options)
-    validation = None
-    if options.val_split:
-        validation = DetectionData(options.data_root, options.val_split, max_pixels=options.run.max_pixels)
+    validation = validation_data(options, data)
+    is_subset = options.images is not None
+    warn_of_missing(data, validation, "the detector will not find it", unless_absent=not is_subset)
     optim, run = options.optim.for_run(len(data), options.run)
     val_loader = None
     if validation and run.validate_every:

@@ -11,6 +11,7 @@ reads the demo. An item is (image uint8 (3, H, W), target), a target holds
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from torch.utils.data import Dataset
 
 from cls2det.data.augment import Augment
 from cls2det.data.checks import check_split
+from cls2det.data.classes import SAME_CLASSES, class_order, warn_of_twins
 from cls2det.data.coco import index_coco, read_annotations
 from cls2det.data.faults import LISTED, some, warn_of
 from cls2det.data.images import SIDES_SWAPPED, read_with_orientation, turn
@@ -33,7 +35,8 @@ BAD_IN_A_ROW = 20  # images that are passed over before the fault is taken to be
 class DetectionData(Dataset[tuple[Tensor, dict[str, Tensor]]]):
     """One split of COCO-format data.
 
-    Category ids may have gaps (COCO's do): labels are contiguous, in order of category id; ``category_ids`` leads back.
+    Category ids may have gaps (COCO's do): labels are contiguous, in order of category id or of ``classes``; ``category_ids``
+    leads back.
     ``data[index, seed]`` is a training item, augmented with that seed; ``data[index]`` is the image as it is.
 
     What is done about faults, always with the file, the annotation's or image's id, and the reason:
@@ -49,6 +52,7 @@ class DetectionData(Dataset[tuple[Tensor, dict[str, Tensor]]]):
     many boxes in another convention or scale          a warning; so are many boxes that stand twice
     annotation ids missing, not integers, twice, or 0  numbered anew, as pycocotools misjudges them; a warning but for 0
     a category name twice                              the second is renamed "name (id)", with a warning
+    a name that differs by case or blanks alone        another class, with a warning
     images without objects                             kept, unless ``labelled_only``
     a category that is not listed; image or category   error
     ids twice or not integers; no width or height
@@ -77,6 +81,9 @@ class DetectionData(Dataset[tuple[Tensor, dict[str, Tensor]]]):
             with a warning per file, and only many in a row are an error. ``data[index]`` stops in any case: an evaluation
             that leaves out images is not one.
         max_pixels: an image of more is not read; None is no limit
+        classes: names in order of label, of another split or of weights; None is the file's own, in order of category id.
+            ValueError for a name that only one side has
+        classes_of: what ``classes`` are those of, for the message
 
     Attributes:
         classes, category_ids: name and COCO id of label 1, 2, ...
@@ -95,6 +102,8 @@ class DetectionData(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         cache: bool = False,
         on_bad_image: Literal["stop", "skip"] = "stop",
         max_pixels: int | None = MAX_PIXELS,
+        classes: Sequence[str] | None = None,
+        classes_of: str = "the list of classes",
     ):
         if on_bad_image not in ("stop", "skip"):
             raise ValueError(f"on_bad_image must be 'stop' or 'skip', got {on_bad_image!r}")
@@ -109,9 +118,12 @@ class DetectionData(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         categories = sorted(content["categories"], key=lambda category: category["id"])
         self.classes = [category["name"] for category in categories]
         self.category_ids = [category["id"] for category in categories]
+        warn_of_twins(self.classes, self.annotation_file)
         table = tabulate(content)
         check_split(content, table, self.annotation_file)
         self.targets = make_targets(content, table, self.annotation_file)
+        if classes is not None:
+            self._take_order(classes, classes_of)
         self.coco = index_coco(content, self.annotation_file)
         self.files = {
             image["id"]: Listed(image["id"], image["file_name"], image["width"], image["height"])
@@ -147,6 +159,16 @@ class DetectionData(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         """Boxes of each class in ``targets``; 0 for a class that has none."""
         labels = torch.cat([target["labels"] for target in self.targets]) - CLASSES_FROM
         return dict(zip(self.classes, labels.bincount(minlength=len(self.classes)).tolist(), strict=True))
+
+    def _take_order(self, classes: Sequence[str], classes_of: str) -> None:
+        """Label k is ``classes[k - 1]`` from here on."""
+        order = class_order(classes, self.classes, classes_of, str(self.annotation_file), SAME_CLASSES)
+        if order == sorted(order):
+            return
+        new_label = torch.tensor(order).argsort() + CLASSES_FROM
+        self.classes, self.category_ids = list(classes), [self.category_ids[place] for place in order]
+        for target in self.targets:
+            target["labels"] = new_label[target["labels"] - CLASSES_FROM]
 
     def _check_files(self) -> None:
         used = [self.files[int(target["image_id"])] for target in self.targets]

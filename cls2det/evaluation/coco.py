@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
+from cls2det.data.classes import class_order
 from cls2det.data.dataset import DetectionData
 from cls2det.data.images import to_float
 from cls2det.data.loader import test_loader
@@ -99,20 +100,33 @@ def _detect(detector: nn.Module, images: list[Tensor], targets: list[dict[str, T
 
 def check_classes(classes: Sequence[str], data: DetectionData) -> None:
     """ValueError unless a model's classes are the data's, in the same order."""
-    if list(classes) != list(data.classes):
+    order = class_order(
+        classes, data.classes, "the model", str(data.annotation_file), "Evaluate on data of the model's classes"
+    )
+    if order != sorted(order):
         raise ValueError(
-            f"the model knows {len(classes)} classes ({', '.join(classes[:5])} …), "
-            f"{data.annotation_file} has {len(data.classes)} ({', '.join(data.classes[:5])} …)"
+            f"the model and the data of {data.annotation_file} have their classes in different orders; open the data in the "
+            "model's: DetectionData(root, split, classes=…)"
         )
 
 
 def as_results(image_id: int, output: dict[str, Tensor], category_ids: list[int]) -> list[dict]:
-    """A detector's output for one image in COCO's result format, which has COCO's category ids and boxes xywh."""
+    """A detector's output for one image in COCO's result format, which has COCO's category ids and boxes xywh.
+
+    Raises:
+        ValueError: boxes or scores that are not finite; a label that stands for no class (0, or beyond the data's)
+    """
     check_finite(output, f"image {image_id}")
+    labels = output["labels"].tolist()
+    if strange := [label for label in labels if not CLASSES_FROM <= label < CLASSES_FROM + len(category_ids)]:
+        raise ValueError(
+            f"the model gave image {image_id} the label {strange[0]}; the data's {len(category_ids)} classes have the labels "
+            f"from {CLASSES_FROM} to {len(category_ids)}: it was trained for others"
+        )
     boxes = box_convert(output["boxes"], "xyxy", "xywh").tolist()
     return [
         {"image_id": image_id, "category_id": category_ids[label - CLASSES_FROM], "bbox": box, "score": score}
-        for box, label, score in zip(boxes, output["labels"].tolist(), output["scores"].tolist(), strict=True)
+        for box, label, score in zip(boxes, labels, output["scores"].tolist(), strict=True)
     ]
 
 

@@ -24,6 +24,7 @@ from cls2det.study.trainings import (
     Place,
     Training,
     check_processes,
+    check_splits,
     check_students,
     detector_trainings,
     student_trainings,
@@ -88,6 +89,7 @@ def run_sweep(
         _make_scenes(place.data_root, plan.scenes, workers, console)
     for training in trainings:
         training.check_claim()
+    check_splits([training for training in trainings if not training.is_done], place.data_root)
     check_students(students, teachers, detectors)
     for group in (teachers, detectors, students):
         run_jobs([training.job for training in group if not training.is_done], workers, console, gpus)
