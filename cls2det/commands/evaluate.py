@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 from cls2det.commands.options import EvaluateOptions
 from cls2det.data.dataset import DetectionData
 from cls2det.evaluation.coco import evaluate_detector
-from cls2det.files import write_json
+from cls2det.files import make_folder, write_json
 from cls2det.models.students import load_student
 from cls2det.training.optimizer import torch_device
 from cls2det.training.progress import Progress, progress_bar
@@ -15,6 +13,8 @@ from cls2det.training.progress import Progress, progress_bar
 
 def evaluate(options: EvaluateOptions, progress: Progress | None = None) -> dict:
     """Detect and compare; returns the content of evaluation.json."""
+    if options.out:
+        make_folder(options.out)
     student, data = load_student(options.weights), DetectionData(options.data_root, options.split)
     with progress_bar("evaluating", progress) as report_progress:
         table = evaluate_detector(
@@ -29,7 +29,6 @@ def evaluate(options: EvaluateOptions, progress: Progress | None = None) -> dict
     detections = table.pop("detections")
     table |= {"data_root": str(options.data_root), "split": options.split}
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "detections.json").write_text(json.dumps(detections))
+        write_json(options.out / "detections.json", detections, indent=None)
         write_json(options.out / "evaluation.json", table)
     return table

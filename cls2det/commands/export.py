@@ -35,7 +35,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import boxes as box_ops
 
 from cls2det.commands.options import ExportOptions
-from cls2det.files import write_json
+from cls2det.files import make_folder, write_json
 from cls2det.models.students import STUDENTS, TrainedStudent, build_student, load_student
 
 Detections = dict[str, Tensor]  # boxes (n, 4), labels (n,), scores (n,)
@@ -70,8 +70,8 @@ def export(options: ExportOptions) -> dict[str, Any]:
         expected = f"expected one or more of {', '.join(FILES)}"
         raise ValueError(f"formats: {expected}, found {', '.join(options.formats) or 'none'}")
     side = options.image_size or student.image_size or STUDENTS[student.name].size
+    make_folder(out)
     images = _probes(student.detector, side)
-    out.mkdir(parents=True, exist_ok=True)
     entries = {name: _write(name, student, images, out, check=options.check) for name in options.formats}
     report = write_json(out / "export.json", _about(student, side) | {"formats": entries})
     failures = {name: f"{name}: {entry['fails']}" for name, entry in entries.items() if "fails" in entry}

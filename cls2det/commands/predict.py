@@ -13,7 +13,7 @@ from torch import Tensor
 from cls2det.commands.options import PredictOptions
 from cls2det.data.images import read_image
 from cls2det.evaluation.drawing import draw_boxes, write_picture
-from cls2det.files import write_json
+from cls2det.files import make_folder, write_json
 from cls2det.models.students import load_student
 from cls2det.training.optimizer import torch_device
 from cls2det.training.progress import Progress, progress_bar
@@ -28,6 +28,7 @@ def predict(options: PredictOptions, progress: Progress | None = None) -> dict[s
         raise ValueError(f"threshold: expected a score from 0 to 1, found {threshold}")
     pictures = find_images(options.images, out)
     student, device = load_student(options.weights), torch_device(options.device)
+    make_folder(out)
     detector, classes = student.detector.to(device), list(student.classes)
     predictions: list[dict[str, Any]] = []
     unreadable: list[dict[str, str]] = []
@@ -56,7 +57,6 @@ def predict(options: PredictOptions, progress: Progress | None = None) -> dict[s
             predictions.append(prediction)
     if not predictions:
         raise ValueError(f"none of {len(pictures)} images could be read; the first: {unreadable[0]['reason']}")
-    out.mkdir(parents=True, exist_ok=True)
     write_json(
         out / "predictions.json", {"threshold": threshold, "classes": classes, "images": predictions, "unreadable": unreadable}
     )

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 from cls2det.commands.renamed import present
-from cls2det.files import write_json
+from cls2det.files import make_folder, write_json
 from cls2det.study.jobs import cores, run_jobs
 from cls2det.study.options import ReportOptions, SweepOptions
 from cls2det.study.plan import Plan, load_plan
@@ -116,14 +116,14 @@ def _claim(out: Path, plan: Plan, fresh: bool) -> None:
     """
     parts = {"scenes": plan.scenes, "teachers": plan.teachers, "detectors": plan.detectors, "train": plan.train}
     file = out / "sweep.json"
-    if out.exists() and any(out.iterdir()):
+    if out.is_dir() and any(out.iterdir()):
         if not file.is_file():
             raise FileExistsError(f"{out} holds something other than a sweep; give another --out")
         if fresh:
             shutil.rmtree(out)
         elif _present_parts(json.loads(file.read_text())) != _present_parts(json.loads(json.dumps(parts))):
             raise FileExistsError(f"{out} holds a sweep with other settings; give --fresh to start it anew, or another --out")
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     write_json(file, parts)
 
 

@@ -10,15 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cls2det.files import write_json
+from cls2det.files import make_folder, write_json
 
 Record = dict[str, Any]  # plain values, as JSON has them
 
 
 def claim(folder: str | Path, record: Record, rename: Callable[[Record], Record] | None = None) -> None:
     """Make ``folder`` the place of the run with this record. Raises as ``check_claim``."""
-    if not check_claim(folder, record, rename):
-        Path(folder).mkdir(parents=True, exist_ok=True)
+    is_claimed = check_claim(folder, record, rename)
+    make_folder(folder)
+    if not is_claimed:
         write_json(Path(folder) / "options.json", record)
 
 
