@@ -7,6 +7,7 @@ import torch
 from cls2det.commands.options import TeacherOptions, TrainOptions
 from cls2det.data.augment import get_augmentation
 from cls2det.data.dataset import DetectionData
+from cls2det.data.fingerprint import Fingerprint, fingerprint
 from cls2det.data.loader import train_loader
 from cls2det.training.optimizer import torch_device
 from cls2det.training.settings import Optim, TeacherRun
@@ -30,6 +31,14 @@ def training_data(options: TeacherOptions | TrainOptions) -> DetectionData:
         cache=options.run.cache,
         on_bad_image="skip" if options.run.skip_bad_images else "stop",
     )
+
+
+def fingerprints(
+    options: TeacherOptions | TrainOptions, data: DetectionData, validation: DetectionData | None
+) -> dict[str, Fingerprint]:
+    """Of the annotations that a run reads, by split."""
+    splits = {options.train_split: data} | ({options.val_split: validation} if options.val_split and validation else {})
+    return {split: fingerprint(part) for split, part in splits.items()}
 
 
 def training_loader(data: DetectionData, optim: Optim, run: TeacherRun, seed: int) -> torch.utils.data.DataLoader:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cls2det.commands.options import EvaluateOptions
 from cls2det.data.dataset import DetectionData
+from cls2det.data.fingerprint import fingerprint
 from cls2det.evaluation.coco import evaluate_detector
 from cls2det.files import make_folder, write_json
 from cls2det.models.students import load_student
@@ -27,7 +28,7 @@ def evaluate(options: EvaluateOptions, progress: Progress | None = None) -> dict
             progress=report_progress,
         )
     detections = table.pop("detections")
-    table |= {"data_root": str(options.data_root), "split": options.split}
+    table |= {"data_root": str(options.data_root), "split": options.split, "annotations": fingerprint(data)}
     if options.out:
         write_json(options.out / "detections.json", detections, indent=None)
         write_json(options.out / "evaluation.json", table)

@@ -6,7 +6,7 @@ import warnings
 
 import torch
 
-from cls2det.commands.data import training_data, training_loader
+from cls2det.commands.data import fingerprints, training_data, training_loader
 from cls2det.commands.identity import claim
 from cls2det.commands.options import TeacherOptions
 from cls2det.data.dataset import DetectionData
@@ -49,7 +49,7 @@ def teacher(options: TeacherOptions, progress: Progress | None = None) -> dict:
         jitter=options.jitter,
         label_smoothing=options.label_smoothing,
     )
-    claim(options)
+    claim(options, fingerprints(options, data, validation))
     loader = training_loader(data, optim, run, options.seed)
     seconds = fit.fit(training, loader, options.out, optim=optim, run=run, seed=options.seed, progress=progress)
     classifier.save(options.out / "weights.pt")

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from cls2det.commands.renamed import present
 from cls2det.files import make_folder, write_json
+from cls2det.study.claims import check_claims
 from cls2det.study.jobs import cores, run_jobs
 from cls2det.study.options import ReportOptions, SweepOptions
 from cls2det.study.plan import Plan, load_plan
@@ -86,8 +87,7 @@ def run_sweep(
     console.print(f"[bold]{out}[/]: {len(students)} trainings, {workers} at a time on {run['device']}")
     if plan.scenes:
         _make_scenes(place.data_root, plan.scenes, workers, console)
-    for training in trainings:
-        training.check_claim()
+    check_claims(trainings)
     check_students(students, teachers, detectors)
     for group in (teachers, detectors, students):
         run_jobs([training.job for training in group if not training.is_done], workers, console, gpus)

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
+from cls2det.data.fingerprint import Fingerprint, folder_fingerprint
 from cls2det.data.images import read_image
 from cls2det.models.backbones import build_classifier
 from cls2det.training.optimizer import configure_optimizer
@@ -87,6 +88,11 @@ class SeededImages(Dataset):
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def fingerprint(self) -> Fingerprint:
+        """Of the folder's classes and files."""
+        names = [(Path(path).relative_to(self.files.root).as_posix(), label) for path, label in self.files.samples]
+        return folder_fingerprint(self.files.classes, names)
 
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int]:
         index, seed = key if isinstance(key, tuple) else (key, 0)
