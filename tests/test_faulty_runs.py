@@ -1,25 +1,35 @@
 """Runs that were wrong without a word: on changed data, with half of a checkpoint, or with losses that are no numbers."""
 
+import errno
 import json
 import os
 import re
 import resource
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 pytest.importorskip("lightning")
 pytest.importorskip("pycocotools")
 
+from rectangles import annotation_file, change_annotations, make_rectangles
+
 import cls2det
 from cls2det import files
 from cls2det.cli import main
-from rectangles import annotation_file, change_annotations, make_rectangles
+from cls2det.distill import Distillation
+from cls2det.models.weights import write_weights
+from cls2det.training import fit, guards
+from cls2det.training.detector import DetectorTraining
 from training_cases import weights_in
 
 HERE = Path(__file__).parent
@@ -217,3 +227,330 @@ def test_a_run_among_its_data_is_refused(rectangles, capsys):
     for out in (rectangles, rectangles / "train" / "run", rectangles / "annotations"):
         assert "lies among the data of" in run_fails(words("train", rectangles, out), capsys)
     assert not (rectangles / "options.json").exists()
+
+
+# ---------------------------------------------------------------- checkpoints and other files, whole or absent
+
+
+def other_disk(tmp_path) -> Path:
+    """A folder on another file system than ``tmp_path``, which is where TMPDIR is."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK) or memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is no second file system here")
+    return Path(tempfile.mkdtemp(dir=memory))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("disks", ["one", "two"])
+def test_a_run_that_is_killed_again_and_again_ends_with_the_weights_of_an_unbroken_one(rectangles, tmp_path, request, disks):
+    """SIGKILL at random moments; with TMPDIR on the disk of --out, and on another one. ``--kills 50`` kills it fifty times."""
+    kills = request.config.getoption("--kills")
+    folder = tmp_path / "runs" if disks == "one" else other_disk(tmp_path)
+    try:
+        results = {}
+        for name, count in (("unbroken", 0), ("killed", kills)):
+            arguments = words("train", rectangles, folder / name, steps=40 + 20 * kills)
+            command = [sys.executable, str(HERE / "killed_run.py"), str(count), "0", "3", *arguments]
+            done = subprocess.run(command, env=ENVIRONMENT | {"TMPDIR": str(tmp_path)}, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr[-3000:]
+            results[name] = json.loads(done.stdout.splitlines()[-1])
+        print(disks, results)
+        assert results["killed"]["kills"] == kills and results["killed"]["status"] == 0
+        assert same(*(weights_in(folder / name / "weights.pt") for name in results))
+        assert not list(folder.rglob("*.part"))
+    finally:
+        if disks == "two":
+            shutil.rmtree(folder)
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_checkpoint_is_written_beside_the_old_one_and_renamed(rectangles, tmp_path, monkeypatch):
+    """A kill in the middle of the second: the first is there, and the restart takes it, whatever disk TMPDIR is on."""
+    folder = other_disk(tmp_path)
+    arguments = words("train", rectangles, folder / "run", steps=2)
+    try:
+        write, written = Path.write_bytes, []
+
+        def stop_halfway(path, content):
+            write(path, content[: len(content) // 2] if written else content)
+            written.append(path)
+            if len(written) == 2:
+                os.replace(path, f"{path}.kept")  # an exception would tidy up, a kill does not
+                raise Killed
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "write_bytes", stop_halfway)
+            with pytest.raises(Killed):
+                main(arguments)
+        assert [path.name for path in written] == ["last.ckpt.part"] * 2
+        assert torch.load(folder / "run" / "last.ckpt", weights_only=True)["global_step"] == 1
+        os.replace(f"{written[0]}.kept", written[0])
+        assert main(arguments) == 0 and not list(folder.rglob("*.part"))
+        assert main(words("train", rectangles, tmp_path / "unbroken", steps=2)) == 0
+        assert same(*(weights_in(place / "weights.pt") for place in (folder / "run", tmp_path / "unbroken")))
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_a_disk_too_small_for_the_checkpoint_is_named(rectangles, tmp_path, capsys):
+    """A limit on the size of files stands for it: the system refuses the bytes in the middle of the write."""
+    arguments = words("train", rectangles, tmp_path / "run", steps=2)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
+    try:
+        message = run_fails(arguments, capsys)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert f"{tmp_path / 'run' / 'last.ckpt'} cannot be written: File too large (its disk has " in message
+    assert not list((tmp_path / "run").glob("last.ckpt*"))
+    assert main(arguments) == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["last.ckpt", "weights.pt", "report.json", "detections.json", "evaluation.json", "options.json"]
+)
+def test_a_full_disk_leaves_the_old_file_and_is_named(rectangles, tmp_path, capsys, monkeypatch, name):
+    arguments = words("train", rectangles, tmp_path / "run", "--val-split", "val", steps=1)
+    flush = files._flush
+
+    def full(path):
+        if path.name == f"{name}.part":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        flush(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "_flush", full)
+        message = run_fails(arguments, capsys)
+    assert f"{name} cannot be written: No space left on device (its disk has " in message
+    assert not list((tmp_path / "run").rglob(f"{name}*"))
+    assert main(arguments) == 0 and list((tmp_path / "run").rglob(name))
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_the_first_step(rectangles, tmp_path, capsys, monkeypatch):
+    """For every command that writes one: below a file, where a file is, and where the system lets nobody write."""
+    assert main(words("train", rectangles, tmp_path / "run", "--val-split", "val", steps=1)) == 0
+    weights = str(tmp_path / "run" / "weights.pt")
+    (tmp_path / "images" / "train" / "a").mkdir(parents=True)
+    shutil.copy(rectangles / "train" / "001.png", tmp_path / "images" / "train" / "a")
+    config = tmp_path / "sweep.yaml"
+    config.write_text(json.dumps({"train": {}, "arms": {"baseline": {}}, "seeds": [1], "split": "val"}))
+    monkeypatch.setattr(fit, "fit", lambda *_, **__: pytest.fail("it trained"))
+    (tmp_path / "file").write_text("kept")
+    for out in (tmp_path / "file", tmp_path / "file" / "run", Path("/proc/cls2det")):
+        commands = [
+            words("train", rectangles, out),
+            teacher_words(rectangles, out),
+            words("distill", rectangles, out, "--distillers", "fkd", "--detector-teacher", weights),
+            words("pretrain", tmp_path / "images", out, "--val-split", "null", "--width", "4"),
+            ["evaluate", "--weights", weights, "--data-root", str(rectangles), "--out", str(out)],
+            ["predict", "--weights", weights, "--images", str(rectangles / "val"), "--out", str(out)],
+            ["export", "--weights", weights, "--out", str(out)],
+            ["report", str(tmp_path / "run"), "--split", "val", "--out", str(out)],
+            ["sweep", "--config", str(config), "--data-root", str(rectangles), "--out", str(out), "--device", "cpu"],
+            ["demo", "--quick", "--out", str(out), "--device", "cpu"],
+        ]
+        for command in commands:
+            message = run_fails(command, capsys)
+            assert f"{out} is a file" in message or f"nothing can be written to the folder {out}" in message, message
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_run_that_goes_on_where_it_may_no_longer_write_is_stopped_at_once(rectangles, tmp_path, capsys, monkeypatch):
+    arguments = words("train", rectangles, tmp_path / "run", steps=1)
+    assert main(arguments) == 0
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)  # the tests may run as root, whom nothing stops
+    message = run_fails(arguments, capsys)
+    assert f"nothing can be written to the folder {tmp_path / 'run'}: Permission denied" in message
+
+
+# ---------------------------------------------------------------- losses, weights and numbers that are none
+
+TOO_FAST = ["--optim.optimizer", "sgd", "--optim.learning-rate", "1e12", "--optim.schedule", "constant"]
+
+
+@pytest.mark.parametrize("command", ["train", "teacher"])
+def test_a_training_stops_at_the_first_loss_that_is_not_finite(rectangles, tmp_path, capsys, command):
+    """With the checkpoint from before it, and no weights. Started again, it says the same."""
+    make = teacher_words if command == "teacher" else lambda *arguments, **steps: words("train", *arguments, **steps)
+    arguments = make(rectangles, tmp_path / "run", *TOO_FAST, "--optim.clip-norm", "null", steps=20)
+    for _ in range(2):
+        message = run_fails(arguments, capsys)
+        step = int(re.search(r"stopped at step (\d+): not finite: ", message)[1])
+        assert 0 < step < 10 and ("loss (" if command == "teacher" else "bbox_regression (") in message, message
+        assert "--optim.learning-rate" in message and "give another --out" in message and "last.ckpt is from before" in message
+        checkpoint = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+        assert checkpoint["global_step"] == step and not files.not_finite(checkpoint["state_dict"])
+        assert not {"weights.pt", "report.json"} & set(os.listdir(tmp_path / "run"))
+
+
+def test_a_term_that_is_not_finite_is_named(rectangles, tmp_path, capsys, monkeypatch):
+    assert main(teacher_words(rectangles, tmp_path / "teacher", "--image-size", "96", steps=1)) == 0
+    forward = Distillation.forward
+
+    def spoilt(self, student, step):
+        terms = forward(self, student, step)
+        return terms | ({"kd_loc": terms["kd_loc"] * float("nan")} if step == 2 else {})
+
+    monkeypatch.setattr(Distillation, "forward", spoilt)
+    more = ["--teacher", str(tmp_path / "teacher" / "weights.pt"), "--allow-poor-teacher"]
+    message = run_fails(words("distill", rectangles, tmp_path / "run", *more, steps=4), capsys)
+    assert "stopped at step 2: not finite: kd_loc (nan). " in message
+
+
+def test_a_gradient_that_is_not_finite_costs_no_checkpoint(rectangles, tmp_path, capsys, monkeypatch):
+    """In the last step, after whose update no loss is computed."""
+
+    def spoil(module, _optimizer):
+        if module.global_step == 1:
+            next(module.parameters()).grad.fill_(float("inf"))
+
+    monkeypatch.setattr(DetectorTraining, "on_before_optimizer_step", spoil)
+    arguments = words("train", rectangles, tmp_path / "run", "--optim.clip-norm", "null", steps=2)
+    message = run_fails(arguments, capsys)
+    assert "stopped after step 1: the loss was finite, but these weights are not: " in message
+    assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == 1
+    assert not (tmp_path / "run" / "weights.pt").exists()
+
+
+def test_weights_that_are_not_finite_are_neither_read_nor_written(rectangles, tmp_path, capsys):
+    assert main(words("train", rectangles, tmp_path / "run", steps=1)) == 0
+    assert main(teacher_words(rectangles, tmp_path / "teacher", "--image-size", "96", steps=1)) == 0
+
+    def spoil(folder):
+        content = torch.load(tmp_path / folder / "weights.pt", weights_only=True)
+        name = next(name for name, value in content["weights"].items() if value.is_floating_point())
+        content["weights"][name].flatten()[0] = float("nan")
+        torch.save(content, tmp_path / f"{folder}.pt")
+        return str(tmp_path / f"{folder}.pt"), name
+
+    student, weight = spoil("run")
+    teacher, weight_of_teacher = spoil("teacher")
+    out = tmp_path / "out"
+    for command in (
+        ["evaluate", "--weights", student, "--data-root", str(rectangles)],
+        ["predict", "--weights", student, "--images", str(rectangles / "val"), "--out", str(out)],
+        ["export", "--weights", student, "--out", str(out)],
+        words("distill", rectangles, out, "--distillers", "fkd", "--detector-teacher", student),
+        words("distill", rectangles, out, "--teacher", teacher),
+        words("train", rectangles, out, "--start", teacher),
+    ):
+        message = run_fails(command, capsys)
+        name = weight_of_teacher if teacher in command else weight
+        assert f" holds weights that are not finite ({name})" in message, message
+    with pytest.raises(ValueError, match=r"weights.pt is not written: these weights are not finite: a"):
+        write_weights(tmp_path / "weights.pt", "student", {}, {"a": torch.tensor([1.0, torch.inf]), "b": torch.ones(2)})
+    assert not (tmp_path / "weights.pt").exists()
+    last = tmp_path / "run" / "last.ckpt"
+    content = torch.load(last, weights_only=True)
+    next(iter(content["state_dict"].values())).fill_(torch.nan)
+    torch.save(content, last)
+    assert "last.ckpt holds weights that are not finite" in run_fails(
+        words("train", rectangles, tmp_path / "run", steps=1), capsys
+    )
+
+
+def test_json_files_hold_no_nan(rectangles, tmp_path, capsys):
+    files.write_json(tmp_path / "a.json", {"ece": 1.0})
+    for content, place in (({"ece": float("nan")}, "ece is nan"), ({"a": {"b": [0.0, float("inf")]}}, r"a.b\[1\] is inf")):
+        with pytest.raises(ValueError, match=rf"a.json is not written: {place}"):
+            files.write_json(tmp_path / "a.json", content)
+    assert json.loads((tmp_path / "a.json").read_text()) == {"ece": 1.0}
+    message = run_fails(words("train", rectangles, tmp_path / "run", "--optim.weight-decay", ".nan"), capsys)
+    assert "options.json is not written: optim.weight_decay is nan" in message
+
+
+# ---------------------------------------------------------------- what else ends a run
+
+
+def test_two_commands_at_once_in_one_folder(rectangles, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(guards, "PATIENCE", 0.2)
+    arguments = words("train", rectangles, tmp_path / "run", steps=1)
+    with guards.alone_in(tmp_path / "run"):
+        assert "another command trains in" in run_fails(arguments, capsys)
+    assert main(arguments) == 0
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_ends_a_run_as_ctrl_c_does(rectangles, tmp_path, name):
+    command = [sys.executable, "-m", "cls2det", *words("train", rectangles, tmp_path / "run", steps=5000)]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    wait_for(tmp_path / "run" / "last.ckpt", process)
+    process.send_signal(getattr(signal, name))
+    message = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + getattr(signal, name), message
+    assert f"Stopped by {name}. The same command goes on from the last checkpoint." in message and "Traceback" not in message
+    assert not list((tmp_path / "run").rglob("*.part"))
+
+
+def test_a_loader_process_that_is_killed_is_named(rectangles, tmp_path):
+    """As the system does where memory runs out."""
+    more = ["--run.loader-workers", "1", "--run.cache", "false"]
+    command = [sys.executable, "-m", "cls2det", *words("train", rectangles, tmp_path / "run", *more, steps=5000)]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    wait_for(tmp_path / "run" / "last.ckpt", process)
+    tasks = Path(f"/proc/{process.pid}/task").iterdir()
+    for child in {int(child) for task in tasks for child in (task / "children").read_text().split()}:
+        os.kill(child, signal.SIGKILL)
+    message = process.communicate(timeout=60)[1]
+    assert process.returncode == 1 and "Traceback" not in message, message
+    assert "cls2det train: a process that loads images was killed" in message and "--run.loader-workers" in message
+
+
+def wait_for(file: Path, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not file.is_file():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline, f"no {file}"
+        time.sleep(0.02)
+
+
+# ---------------------------------------------------------------- several processes
+
+
+def torchrun(arguments: list[str], *launcher: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "torch.distributed.run", *launcher, "-m", "cls2det", *arguments]
+    return subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+GLOO = pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="this torch has no gloo")
+
+
+@pytest.mark.slow
+@GLOO
+def test_two_processes_stop_together_at_a_loss_that_is_not_finite(rectangles, tmp_path):
+    more = [*TOO_FAST, "--optim.clip-norm", "null", "--run.devices", "2"]
+    arguments = words("train", rectangles, tmp_path / "run", *more, steps=20)
+    process = torchrun(arguments, "--standalone", "--nproc-per-node", "2")
+    _, message = process.communicate(timeout=240)
+    assert process.returncode != 0 and "stopped at step" in message and "bbox_regression (" in message, message[-3000:]
+    assert not files.not_finite(torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["state_dict"])
+    assert not (tmp_path / "run" / "weights.pt").exists()
+
+
+@pytest.mark.slow
+@GLOO
+def test_two_nodes_of_one_process_give_the_weights_of_two_processes_on_one(rectangles, tmp_path):
+    """Two agents of torchrun on this machine stand for the nodes. The run is begun by them, and gone on with after an end."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    for name, options in (("nodes", ["--run.num-nodes", "2"]), ("devices", ["--run.devices", "2"])):
+        arguments = words("train", rectangles, tmp_path / name, "--val-split", "val", *options, steps=4, every=2)
+        if name == "devices":
+            agents = [torchrun(arguments, "--standalone", "--nproc-per-node", "2")]
+        else:
+            place = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", port]
+            agents = [torchrun(arguments, *place, "--node-rank", str(rank)) for rank in range(2)]
+        outputs = [agent.communicate(timeout=240) for agent in agents]
+        assert not any(agent.returncode for agent in agents), [error[-3000:] for _, error in outputs]
+        assert "".join(output for output, _ in outputs).count("parameters") == 1  # one of them prints
+    assert same(*(weights_in(tmp_path / name / "weights.pt") for name in ("nodes", "devices")))
+    reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("nodes", "devices")]
+    assert all(report.pop("seconds") > 0 for report in reports) and reports[0] == reports[1]
