@@ -3,8 +3,9 @@
     python killed_run.py KILLS SEED LONGEST cls2det-arguments …
 
 Each start is a fork of this process, which has imported everything: a kill costs no seconds of imports. The fork is killed with
-SIGKILL after a random time of up to LONGEST seconds. Prints a line of JSON: how many kills there were, how many of them left a part
-of a file behind, and the exit status of the last start.
+SIGKILL: every other time up to LONGEST seconds after its start, and otherwise up to 0.2 seconds after it has written a checkpoint, so
+that many kills fall into the steps and into the writing of the next one. Prints a line of JSON: how many kills there were, how many
+of them came after a new checkpoint, how many left a part of a file behind, and the exit status of the last start.
 """
 
 import json
@@ -32,19 +33,28 @@ def start(arguments: list[str]) -> int:
 
 
 def kill_and_restart(kills: int, seed: int, longest: float, arguments: list[str]) -> dict[str, int]:
-    draw, killed, parts = random.Random(seed), 0, 0
+    draw, late, parts = random.Random(seed), 0, 0
     out = Path(arguments[arguments.index("--out") + 1])
-    while killed < kills:
-        process = start(arguments)
-        time.sleep(draw.uniform(0, longest))
+    for number in range(kills):
+        before, process = written(out), start(arguments)
+        if number % 2:
+            while written(out) == before and os.waitpid(process, os.WNOHANG) == (0, 0):
+                time.sleep(0.002)
+        time.sleep(draw.uniform(0, 0.2 if number % 2 else longest))
         os.kill(process, signal.SIGKILL)
         _, status = os.waitpid(process, 0)
         if not os.WIFSIGNALED(status):
-            raise SystemExit(f"it ended by itself ({status}) after {killed} kills: the run is too short")
-        killed += 1
+            raise SystemExit(f"it ended by itself ({status}) after {number} kills: the run is too short")
+        late += written(out) != before
         parts += any(out.rglob("*.part"))
     _, status = os.waitpid(start(arguments), 0)
-    return {"kills": killed, "parts": parts, "status": os.waitstatus_to_exitcode(status)}
+    return {"kills": kills, "after a checkpoint": late, "parts": parts, "status": os.waitstatus_to_exitcode(status)}
+
+
+def written(out: Path) -> int:
+    """When the checkpoint was written; 0 for none."""
+    file = out / "last.ckpt"
+    return file.stat().st_mtime_ns if file.exists() else 0
 
 
 if __name__ == "__main__":

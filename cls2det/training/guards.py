@@ -86,7 +86,7 @@ class FiniteLosses(Callback):
 
     def look(self, trainer: lightning.Trainer) -> None:
         losses, self.losses = self.losses, []
-        values = torch.stack([term.float() for _, terms in losses for term in terms.values()])
+        values = torch.stack([term.float().reshape(()) for _, terms in losses for term in terms.values()])
         is_finite = bool(values.isfinite().all())  # waits for the device
         if trainer.strategy.reduce_boolean_decision(is_finite):
             return
