@@ -14,9 +14,9 @@ from cls2det.training.progress import Progress, progress_bar
 
 def evaluate(options: EvaluateOptions, progress: Progress | None = None) -> dict:
     """Detect and compare; returns the content of evaluation.json."""
+    student, data = load_student(options.weights), DetectionData(options.data_root, options.split)
     if options.out:
         make_folder(options.out)
-    student, data = load_student(options.weights), DetectionData(options.data_root, options.split)
     with progress_bar("evaluating", progress) as report_progress:
         table = evaluate_detector(
             student.detector,

@@ -28,6 +28,7 @@ def predict(options: PredictOptions, progress: Progress | None = None) -> dict[s
         raise ValueError(f"threshold: expected a score from 0 to 1, found {threshold}")
     pictures = find_images(options.images, out)
     student, device = load_student(options.weights), torch_device(options.device)
+    is_new = not out.exists()
     make_folder(out)
     detector, classes = student.detector.to(device), list(student.classes)
     predictions: list[dict[str, Any]] = []
@@ -56,6 +57,8 @@ def predict(options: PredictOptions, progress: Progress | None = None) -> dict[s
                 prediction["picture"] = picture.as_posix()
             predictions.append(prediction)
     if not predictions:
+        if is_new:
+            out.rmdir()
         raise ValueError(f"none of {len(pictures)} images could be read; the first: {unreadable[0]['reason']}")
     write_json(
         out / "predictions.json", {"threshold": threshold, "classes": classes, "images": predictions, "unreadable": unreadable}
