@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import io
 import logging
-import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from yaml import YAMLError
@@ -68,20 +70,59 @@ def main(arguments: Sequence[str] | None = None) -> int:
         wants_help = {"-h", "--help"} & set(words)
         record = command.options if wants_help else command.reads or command.options
         parsed = parse_words(record, words[1:], name, command.takes_recipe)
-        function = getattr(importlib.import_module(command.module), name)
-        result = function(parsed)
-    except KeyboardInterrupt:
-        print("\nStopped. The same command goes on from the last checkpoint.", file=sys.stderr)
-        return 130
+        with _stopped_by_signals():
+            function = getattr(importlib.import_module(command.module), name)
+            result = function(parsed)
+    except KeyboardInterrupt as stop:
+        how = f" by {stop.signal.name}" if isinstance(stop, _Stopped) else ""
+        print(f"\nStopped{how}. The same command goes on from the last checkpoint.", file=sys.stderr)
+        return 128 + (stop.signal if isinstance(stop, _Stopped) else signal.SIGINT)
     except (OSError, ValueError, ImportError, YAMLError, LibraryChanged) as error:
         print(f"cls2det {name}: {error}", file=sys.stderr)
         return 2
     except JobFailed as error:
         print(f"cls2det {name}: {error}", file=sys.stderr)
         return 1
-    if isinstance(result, dict) and os.environ.get("LOCAL_RANK", "0") == "0":
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        print(
+            f"cls2det {name}: a process that loads images was killed, as happens where memory runs out ({error}). Give a lower "
+            "--run.loader-workers or more memory; the same command goes on from the last checkpoint",
+            file=sys.stderr,
+        )
+        return 1
+    if isinstance(result, dict):
         _print(result)
     return 0
+
+
+class _Stopped(KeyboardInterrupt):
+    """A signal that asks the process to end, treated as Ctrl-C."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.signal = signal.Signals(number)
+
+
+@contextlib.contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """SIGTERM (a scheduler's) and SIGHUP (a closed terminal's) end a command as Ctrl-C does, but where they are ignored already."""
+
+    def stop(number: int, _frame: object) -> None:
+        raise _Stopped(number)
+
+    names = ("SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]  # Windows has no SIGHUP
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in handlers.items():
+        if handler is signal.SIG_DFL:
+            signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -116,6 +157,10 @@ def _print(result: dict) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from cls2det.files import is_first_process
+
+    if not is_first_process():
+        return
     table = Table(show_header=False)
     for name, value in result.items():
         if isinstance(value, int | float) and not isinstance(value, bool):

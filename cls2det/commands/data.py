@@ -8,8 +8,9 @@ import torch
 
 from cls2det.commands.options import TeacherOptions, TrainOptions
 from cls2det.data.augment import get_augmentation
-from cls2det.data.classes import listed
+from cls2det.data.classes import quoted
 from cls2det.data.dataset import DetectionData
+from cls2det.data.fingerprint import Fingerprint, fingerprint
 from cls2det.data.loader import train_loader
 from cls2det.training.optimizer import torch_device
 from cls2det.training.settings import Optim, TeacherRun
@@ -72,10 +73,18 @@ def warn_of_missing(
     if missing:
         measured = f", {sum(counts[name] for name in missing)} in {validation.annotation_file}" if validation else ""
         warnings.warn(
-            f"{training.annotation_file}: no object of class {listed(missing)} in the {len(training)} images that are trained "
+            f"{training.annotation_file}: no object of class {quoted(missing)} in the {len(training)} images that are trained "
             f"on{measured}: {consequence}",
             stacklevel=3,
         )
+
+
+def fingerprints(
+    options: TeacherOptions | TrainOptions, data: DetectionData, validation: DetectionData | None
+) -> dict[str, Fingerprint]:
+    """Of the annotations that a run reads, by split."""
+    splits = {options.train_split: data} | ({options.val_split: validation} if options.val_split and validation else {})
+    return {split: fingerprint(part) for split, part in splits.items()}
 
 
 def training_loader(data: DetectionData, optim: Optim, run: TeacherRun, seed: int) -> torch.utils.data.DataLoader:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 from cls2det.commands.options import EvaluateOptions
 from cls2det.data.dataset import DetectionData
+from cls2det.data.fingerprint import fingerprint
 from cls2det.evaluation.coco import MAX_DETECTIONS, evaluate_detector
-from cls2det.files import write_json, write_then_rename
+from cls2det.files import make_folder, write_json
 from cls2det.models.students import load_student
 from cls2det.training.optimizer import torch_device
 from cls2det.training.progress import Progress, progress_bar
@@ -23,6 +22,8 @@ def evaluate(options: EvaluateOptions, progress: Progress | None = None) -> dict
         classes=student.classes,
         classes_of=str(options.weights),
     )
+    if options.out:
+        make_folder(options.out)
     with progress_bar("evaluating", progress) as report_progress:
         table = evaluate_detector(
             student.detector,
@@ -35,12 +36,10 @@ def evaluate(options: EvaluateOptions, progress: Progress | None = None) -> dict
             progress=report_progress,
         )
     detections = table.pop("detections")
-    table |= {"data_root": str(options.data_root), "split": options.split}
+    table |= {"data_root": str(options.data_root), "split": options.split, "annotations": fingerprint(data)}
     if options.max_detections != MAX_DETECTIONS:
         table["max_detections"] = options.max_detections
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        with write_then_rename(options.out / "detections.json") as part:
-            part.write_text(json.dumps(detections, allow_nan=False), encoding="utf-8")
+        write_json(options.out / "detections.json", detections, indent=None)
         write_json(options.out / "evaluation.json", table)
     return table

@@ -37,7 +37,7 @@ from torchvision.ops import boxes as box_ops
 
 from cls2det.commands.options import ExportOptions
 from cls2det.evaluation.finite import NotFinite, finite_heads
-from cls2det.files import write_json
+from cls2det.files import make_folder, write_json
 from cls2det.models.students import STUDENTS, TrainedStudent, build_student, load_student
 
 Detections = dict[str, Tensor]  # boxes (n, 4), labels (n,), scores (n,)
@@ -78,7 +78,7 @@ def export(options: ExportOptions) -> dict[str, Any]:
         images = _probes(student.detector, side)
     except NotFinite as error:
         raise ValueError(f"{options.weights}: in an image of random blobs, {error}") from None
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     entries = {name: _write(name, student, images, out, check=options.check) for name in options.formats}
     report = write_json(out / "export.json", _about(student, side) | {"formats": entries})
     failures = {name: f"{name}: {entry['fails']}" for name, entry in entries.items() if "fails" in entry}

@@ -17,7 +17,7 @@ from cls2det.data.suffixes import describe_unreadable, is_readable, is_unreadabl
 from cls2det.errors import first_lines
 from cls2det.evaluation.drawing import draw_boxes, write_picture
 from cls2det.evaluation.finite import check_finite, finite_heads
-from cls2det.files import write_json
+from cls2det.files import make_folder, write_json
 from cls2det.models.students import load_student
 from cls2det.models.students.limits import allow_detections
 from cls2det.training.optimizer import torch_device
@@ -36,6 +36,8 @@ def predict(options: PredictOptions, progress: Progress | None = None) -> dict[s
         raise ValueError(f"most: expected at least 1 detection per image, found {options.most}")
     found = find_images(options.images, out)
     student, device = load_student(options.weights), torch_device(options.device)
+    is_new = not out.exists()
+    make_folder(out)
     detector, classes = student.detector.to(device), list(student.classes)
     allow_detections(detector, options.most)
     predictions: list[dict[str, Any]] = []
@@ -68,8 +70,9 @@ def predict(options: PredictOptions, progress: Progress | None = None) -> dict[s
                 prediction["picture"] = picture.as_posix()
             predictions.append(prediction)
     if not predictions:
+        if is_new:
+            out.rmdir()
         raise ValueError(f"none of {len(failures)} images could be used; the first: {failures[0]}")
-    out.mkdir(parents=True, exist_ok=True)
     write_json(
         out / "predictions.json", {"threshold": threshold, "classes": classes, "images": predictions, "unreadable": unreadable}
     )

@@ -35,7 +35,8 @@ def pretrain(options: PretrainOptions, progress: Progress | None = None) -> dict
         label_smoothing=options.label_smoothing,
         optim=optim,
     )
-    claim(options)
+    splits = {options.train_split: data} | ({options.val_split: validation} if options.val_split and validation else {})
+    claim(options, {split: part.fingerprint() for split, part in splits.items()})
     sampler = SeededSampler(len(data), run.checkpoint_every * optim.accumulate * optim.batch_size, options.seed)
     workers: dict[str, Any] = {"num_workers": run.workers, "persistent_workers": run.workers > 0}
     loader = DataLoader(data, optim.batch_size, sampler=sampler, **workers)

@@ -7,10 +7,10 @@ import warnings
 
 import torch
 
-from cls2det.commands.data import training_data, training_loader, validation_data, warn_of_missing
+from cls2det.commands.data import fingerprints, training_data, training_loader, validation_data, warn_of_missing
 from cls2det.commands.identity import claim
 from cls2det.commands.options import TeacherOptions
-from cls2det.data.classes import listed
+from cls2det.data.classes import quoted
 from cls2det.data.loader import test_loader
 from cls2det.evaluation.reliability import draw_reliability
 from cls2det.files import is_first_process, write_json
@@ -53,7 +53,7 @@ def teacher(options: TeacherOptions, progress: Progress | None = None) -> dict:
         jitter=options.jitter,
         label_smoothing=options.label_smoothing,
     )
-    claim(options)
+    claim(options, fingerprints(options, data, validation))
     loader = training_loader(data, optim, run, options.seed)
     seconds = fit.fit(training, loader, options.out, optim=optim, run=run, seed=options.seed, progress=progress)
     if all(map(torch.equal, start, (parameter.detach().cpu() for parameter in classifier.parameters()))):
@@ -96,6 +96,6 @@ def learns_background(options: TeacherOptions, counts: dict[str, int]) -> bool:
     if len(known) > 1 or options.background:
         return bool(options.background)
     if options.background is False:
-        raise ValueError(f"{listed(known)} is the only class with objects: there is nothing to tell it from. {ONE_CLASS}")
-    logging.getLogger(__name__).info("%s is the only class with objects: the teacher learns the background too", listed(known))
+        raise ValueError(f"{quoted(known)} is the only class with objects: there is nothing to tell it from. {ONE_CLASS}")
+    logging.getLogger(__name__).info("%s is the only class with objects: the teacher learns the background too", quoted(known))
     return True

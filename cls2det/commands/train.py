@@ -9,11 +9,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from cls2det.commands.data import on_gpu, training_data, training_loader, validation_data, warn_of_missing
+from cls2det.commands.data import (
+    fingerprints,
+    on_gpu,
+    training_data,
+    training_loader,
+    validation_data,
+    warn_of_missing,
+)
 from cls2det.commands.evaluate import evaluate
 from cls2det.commands.identity import claim
 from cls2det.commands.options import DistillOptions, EvaluateOptions, TrainOptions
 from cls2det.data.dataset import DetectionData
+from cls2det.data.fingerprint import Fingerprint
 from cls2det.data.loader import test_loader
 from cls2det.distill import Distillation
 from cls2det.evaluation.coco import warn_of_crowded_images
@@ -41,11 +49,15 @@ def train(options: TrainOptions, progress: Progress | None = None) -> dict:
 
 
 class Preparation(NamedTuple):
-    """What a training needs beside the student. ``optim`` and ``run`` are those of ``Optim.for_run``."""
+    """What a training needs beside the student.
+
+    ``prints`` are the data's fingerprints by split; ``optim`` and ``run`` are those of ``Optim.for_run``.
+    """
 
     data: DetectionData
     validation: DetectionData | None
     val_loader: torch.utils.data.DataLoader | None
+    prints: dict[str, Fingerprint]
     optim: Optim
     run: Run
 
@@ -65,7 +77,7 @@ def prepare(options: TrainOptions) -> Preparation:
         val_loader = test_loader(
             validation, batch_size=optim.batch_size, loader_workers=run.workers, pin_memory=on_gpu(run), shared=True
         )
-    return Preparation(data, validation, val_loader, optim, run)
+    return Preparation(data, validation, val_loader, fingerprints(options, data, validation), optim, run)
 
 
 def train_student(
@@ -79,7 +91,7 @@ def train_student(
         build_distillation: makes the distillation terms for the student, before it is trained; None for none
         progress: called after every few steps, in place of a bar on the screen
     """
-    data, validation, val_loader, optim, run = preparation
+    data, validation, val_loader, prints, optim, run = preparation
     torch.manual_seed(options.seed)
     backbone_weights = "none" if options.start else options.backbone_weights
     detector = build_student(options.student, len(data.classes), options.image_size, backbone_weights)
@@ -100,7 +112,7 @@ def train_student(
         warn_of_crowded_images(detector, validation, run.max_detections)
     if options.start:
         load_backbone(detector, load_classifier(options.start))
-    claim(options)
+    claim(options, prints)
     seconds = fit.fit(
         training,
         training_loader(data, optim, run, options.seed),

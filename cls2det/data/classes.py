@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cls2det.data.coco import read_annotations
-from cls2det.data.faults import LISTED
+from cls2det.errors import some
 
 SAME_CLASSES = "List all classes in the annotation files of all splits, also those without objects"
 
@@ -29,7 +29,7 @@ def class_order(wanted: Sequence[str], found: Sequence[str], of_wanted: str, of_
     only_found = [name for name in found if name not in wanted]
     if only_found or only_wanted:
         sides = [
-            f"only {side} has {listed(names)}" for side, names in ((of_wanted, only_wanted), (of_found, only_found)) if names
+            f"only {side} has {quoted(names)}" for side, names in ((of_wanted, only_wanted), (of_found, only_found)) if names
         ]
         raise ValueError(
             f"{of_wanted} has {counted(wanted)} and {of_found} {counted(found)}, of other names: {', '.join(sides)}"
@@ -43,10 +43,9 @@ def read_classes(file: Path) -> list[str]:
     return [category["name"] for category in sorted(read_annotations(file)["categories"], key=lambda entry: entry["id"])]
 
 
-def listed(names: Sequence[str]) -> str:
+def quoted(names: Sequence[str]) -> str:
     """The first names in quotes, which show blanks, and how many more there are."""
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(map(repr, names[:LISTED])) + more
+    return some([repr(name) for name in names])
 
 
 def counted(classes: Sequence[str]) -> str:
@@ -70,8 +69,7 @@ def warn_of_twins(classes: Sequence[str], file: Path) -> None:
     first: dict[str, str] = {}
     pairs = [f"{first[plain(name)]!r} and {name!r}" for name in classes if first.setdefault(plain(name), name) != name]
     if pairs:
-        more = f" and {len(pairs) - LISTED} more" if len(pairs) > LISTED else ""
         warnings.warn(
-            f"{file}: categories differ by case or blanks alone and count as different classes: {', '.join(pairs[:LISTED])}{more}",
+            f"{file}: categories differ by case or blanks alone and count as different classes: {some(pairs)}",
             stacklevel=3,
         )

@@ -15,7 +15,8 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cls2det.data.faults import count, describe, some, warn_of
+from cls2det.data.faults import count, describe, warn_of
+from cls2det.errors import some
 
 if TYPE_CHECKING:
     from pycocotools.coco import COCO

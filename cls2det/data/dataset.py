@@ -23,10 +23,11 @@ from cls2det.data.augment import Augment
 from cls2det.data.checks import check_split
 from cls2det.data.classes import SAME_CLASSES, class_order, warn_of_twins
 from cls2det.data.coco import index_coco, read_annotations
-from cls2det.data.faults import LISTED, some, warn_of
+from cls2det.data.faults import warn_of
 from cls2det.data.images import SIDES_SWAPPED, read_with_orientation, turn
 from cls2det.data.pictures import Listed, find_missing, hint, other_size, read_headers, with_slashes
 from cls2det.data.targets import CLASSES_FROM, make_targets, tabulate
+from cls2det.errors import LISTED, some
 from cls2det.settings import MAX_PIXELS
 
 BAD_IN_A_ROW = 20  # images that are passed over before the fault is taken to be the disk's and not the images'

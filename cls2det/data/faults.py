@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-LISTED = 3  # faults of one kind that a message lists
+from cls2det.errors import some
 
 
 def warn_of(file: Path, faults: Sequence[str], fate: str, noun: str = "annotation") -> None:
@@ -19,12 +19,6 @@ def warn_of(file: Path, faults: Sequence[str], fate: str, noun: str = "annotatio
 def count(faults: Sequence[str], noun: str = "annotation") -> str:
     """3 annotations."""
     return f"{len(faults)} {noun}" if len(faults) == 1 else f"{len(faults)} {noun}s"
-
-
-def some(faults: Sequence[str]) -> str:
-    """The first of them, and how many more there are."""
-    more = f" and {len(faults) - LISTED} more" if len(faults) > LISTED else ""
-    return f"{', '.join(faults[:LISTED])}{more}"
 
 
 def describe(annotation: dict[str, Any]) -> str:

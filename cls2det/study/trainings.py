@@ -17,7 +17,6 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from cls2det.commands.distill import distill
 from cls2det.commands.evaluate import evaluate
-from cls2det.commands.identity import check_claim
 from cls2det.commands.options import DistillOptions, EvaluateOptions, TeacherOptions
 from cls2det.commands.parsing import parse_options
 from cls2det.commands.teacher import teacher
@@ -64,10 +63,6 @@ class Training(Generic[Options]):
     @property
     def job(self) -> Job:
         return Job(self.name, run_training, (self,))
-
-    def check_claim(self) -> None:
-        """FileExistsError if the folder holds a run with other options."""
-        check_claim(self.folder, self.options)
 
     def summary(self) -> str:
         """A sentence about a finished teacher or detector teacher, for the report."""

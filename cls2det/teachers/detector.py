@@ -16,7 +16,7 @@ from torchvision.models.detection.rpn import concat_box_prediction_layers
 from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from cls2det.data.classes import listed, overlooked
+from cls2det.data.classes import overlooked, quoted
 from cls2det.models.backbones import load_into_cache
 from cls2det.models.students import load_student
 from cls2det.models.taps import StudentOutputs, anchor_generator, body
@@ -72,9 +72,9 @@ class DetectorTeacher:
         """Columns of its logits for the background and for the student's classes; ValueError if it lacks one of them."""
         unknown = [name for name, label in zip(self.classes, self.labels, strict=True) if label is None]
         if unknown:
-            known = f" (it knows {listed(self.known)})" if self.known else ""
+            known = f" (it knows {quoted(self.known)})" if self.known else ""
             raise ValueError(
-                f"{method} reads the detector teacher's scores, and it does not know {listed(unknown)}{known}"
+                f"{method} reads the detector teacher's scores, and it does not know {quoted(unknown)}{known}"
                 f"{overlooked(unknown, self.known)}. Take a teacher of these classes, or methods that compare maps alone"
             )
         return [0, *(label for label in self.labels if label is not None)]

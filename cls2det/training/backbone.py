@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from cls2det.data.faults import LISTED
+from cls2det.data.fingerprint import Fingerprint, folder_fingerprint
 from cls2det.data.images import read_image
 from cls2det.data.suffixes import describe_unreadable, is_readable, is_unreadable
+from cls2det.errors import some
 from cls2det.models.backbones import build_classifier
 from cls2det.training.optimizer import configure_optimizer
 from cls2det.training.settings import Optim
@@ -97,7 +98,7 @@ class ImagesByClass:
         full = {label for _, label in self.samples}
         if empty := [name for label, name in enumerate(self.classes) if label not in full]:
             raise ValueError(
-                f"{folder}: {len(empty)} of {len(self.classes)} folders have no image that can be read: {listed(empty)}"
+                f"{folder}: {len(empty)} of {len(self.classes)} folders have no image that can be read: {some(empty)}"
                 f"{f' ({unreadable})' if unreadable else ''}; add images, or remove the folders"
             )
         if unreadable:
@@ -116,13 +117,8 @@ def check_same_classes(data: ImagesByClass, validation: ImagesByClass) -> None:
     """ValueError unless both have the same classes, with those that only one has."""
     sides = ((data, validation), (validation, data))
     only = [(here, sorted(set(here.classes) - set(there.classes))) for here, there in sides]
-    if found := [f"{here.folder} alone has {listed(names)}" for here, names in only if names]:
+    if found := [f"{here.folder} alone has {some(names)}" for here, names in only if names]:
         raise ValueError(f"the classes of training and validation differ: {'; '.join(found)}")
-
-
-def listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more
 
 
 def _is_hidden(name: str) -> bool:
@@ -155,6 +151,11 @@ class SeededImages(Dataset):
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def fingerprint(self) -> Fingerprint:
+        """Of the folder's classes and files."""
+        names = [(Path(path).relative_to(self.files.folder).as_posix(), label) for path, label in self.files.samples]
+        return folder_fingerprint(self.files.classes, names)
 
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int]:
         index, seed = key if isinstance(key, tuple) else (key, 0)

@@ -78,6 +78,7 @@ class DetectorTraining(lightning.LightningModule):
         self.tap = None if distillation is None else PositiveTap(detector)
         self.ratio_every, self.pictures, self.max_detections = ratio_every, pictures, max_detections
         allow_detections(detector, max_detections)
+        self.terms: dict[str, Tensor] = {}  # of the last forward, for ``guards.FiniteLosses``
         self.detections: list[dict] = []  # of a validation, in COCO's result format
 
     def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
@@ -95,9 +96,10 @@ class DetectorTraining(lightning.LightningModule):
         detection_terms, distillation_terms = self.losses(*batch)
         terms = detection_terms | distillation_terms
         loss = cast(Tensor, sum(terms.values()))
+        self.terms = {name: term.detach() for name, term in terms.items()}
         count = len(batch[0])
         self.log("loss", loss.detach(), prog_bar=True, batch_size=count)
-        self.log_dict({name: term.detach() for name, term in terms.items()}, batch_size=count)
+        self.log_dict(self.terms, batch_size=count)
         classifier = self.distillation and self.distillation.classifier
         if classifier and classifier.accuracy is not None:
             self.log("teacher_accuracy", 100 * classifier.accuracy, batch_size=count)

@@ -10,8 +10,8 @@ import lightning
 import torch
 from torch import Tensor
 
-from cls2det.errors import first_lines
-from cls2det.files import is_first_process, write_then_rename
+from cls2det.errors import first_lines, some
+from cls2det.files import is_first_process, not_finite, write_then_rename, write_torch
 
 # How version 0.1 named the parts of a module in its checkpoints; the first prefix that fits is replaced.
 OLD_PREFIXES = {
@@ -30,7 +30,7 @@ def read_checkpoint(file: Path, module: lightning.LightningModule) -> dict[str, 
     Lightning resumes.
 
     Raises:
-        ValueError: the file is damaged, something else, or of another model
+        ValueError: the file is damaged, something else, of another model, or has weights that are NaN or infinite
     """
     if not file.is_file():
         return {"global_step": 0}
@@ -45,9 +45,10 @@ def read_checkpoint(file: Path, module: lightning.LightningModule) -> dict[str, 
         if isinstance(error, OSError) and error.filename:  # it cannot be read, which says nothing about its content
             raise
         raise ValueError(f"{file} does not load as a checkpoint: {first_lines(error, 1)}. {remedy}") from None
+    if names := not_finite(content["state_dict"]):
+        raise ValueError(f"{file} holds weights that are not finite ({some(names)}). {remedy}")
     if _rename_states(content, module) and is_first_process():
-        with write_then_rename(file) as part:
-            torch.save(content, part)
+        write_torch(file, content)
     try:
         module.load_state_dict(content["state_dict"])
     except (RuntimeError, TypeError) as error:  # another model, or a version of a library that names its layers otherwise

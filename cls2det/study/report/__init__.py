@@ -23,7 +23,7 @@ from rich.console import Console
 
 from cls2det.data.coco import load_coco
 from cls2det.data.dataset import DetectionData
-from cls2det.files import write_json
+from cls2det.files import make_folder, write_json
 from cls2det.study.options import ReportOptions
 from cls2det.study.report import pages, plots, tables
 from cls2det.study.report.gallery import draw_detections
@@ -57,7 +57,7 @@ def report(options: ReportOptions, console: Console | None = None) -> dict[str, 
     if (out / "options.json").is_file():
         raise ValueError(f"{out} holds a run, whose report.json this report would replace; give another --out")
     runs, run_notes = find_runs(options.runs, split)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     left_out: list[str] = []
     root = runs[0].data_root
     truth = _attempt(
