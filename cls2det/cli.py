@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import io
 import logging
+import os
 import signal
 import sys
 import threading
@@ -65,14 +66,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     name, command = words[0], COMMANDS[words[0]]
     _print_everything()
-    _log_to_screen()
+    with _log_on_screen():
+        return _run(name, command, words[1:])
+
+
+def _run(name: str, command: Command, words: Sequence[str]) -> int:
+    """Run a command; errors that a user can do something about are one line."""
     try:
         wants_help = {"-h", "--help"} & set(words)
         record = command.options if wants_help else command.reads or command.options
-        parsed = parse_words(record, words[1:], name, command.takes_recipe)
+        parsed = parse_words(record, words, name, command.takes_recipe)
         with _stopped_by_signals():
             function = getattr(importlib.import_module(command.module), name)
             result = function(parsed)
+    except BrokenPipeError:  # `cls2det recipes | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to print goes there
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt as stop:
         how = f" by {stop.signal.name}" if isinstance(stop, _Stopped) else ""
         print(f"\nStopped{how}. The same command goes on from the last checkpoint.", file=sys.stderr)
@@ -145,12 +154,18 @@ def _print_everything() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def _log_to_screen() -> None:
+@contextlib.contextmanager
+def _log_on_screen() -> Iterator[None]:
     """Show what this package logs: which weights a backbone starts from, say."""
-    logger = logging.getLogger("cls2det")
-    if not logger.handlers:
-        logger.addHandler(logging.StreamHandler())
-        logger.setLevel(logging.INFO)
+    logger, handler = logging.getLogger("cls2det"), logging.StreamHandler()
+    logger.addHandler(handler)
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def _print(result: dict) -> None:

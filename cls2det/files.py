@@ -9,6 +9,8 @@ import math
 import os
 import shutil
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +21,7 @@ import torch.distributed
 from cls2det.errors import some
 
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # set by what starts the processes, the first counts
+_processes = 1  # that run this command together
 Content = TypeVar("Content", bound=dict[str, Any] | list[Any])
 
 
@@ -48,6 +51,22 @@ def write_torch(path: str | Path, content: Any) -> None:
     torch.save(content, buffer)
     with write_then_rename(path) as part:
         part.write_bytes(buffer.getbuffer())
+
+
+def load_torch(path: str | Path) -> Any:
+    """``torch.load`` on the CPU, of tensors and plain values alone. Raises ValueError where a part of the file is damaged.
+
+    torch does not compare the parts with the checksums that the file holds: one bit that a disk has lost gives another network.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            try:
+                damaged = archive.testzip()
+            except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+                raise ValueError(f"the file is damaged: {error}") from None
+        if damaged:
+            raise ValueError(f"the file is damaged: its part {damaged} does not have the checksum that was written")
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 @contextlib.contextmanager
@@ -134,8 +153,22 @@ def _not_finite(content: Any, place: str = "") -> Iterator[tuple[str, float]]:
             yield from _not_finite(value, f"{place}[{number}]")
 
 
+def start_processes(count: int) -> None:
+    """Say how many processes run this command together; before that, and for commands that never do, it is one."""
+    global _processes
+    _processes = count
+
+
 def is_first_process() -> bool:
-    """Whether this process is alone, or the one of a distributed run that writes its files."""
+    """Whether this process is alone, or the one of a distributed run that writes its files.
+
+    A variable that a shell or a scheduler has set means nothing to a command that runs alone.
+    """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank() == 0
-    return next((int(os.environ[name]) for name in RANKS if name in os.environ), 0) == 0
+    name = next((name for name in RANKS if name in os.environ), None) if _processes > 1 else None
+    if name is None:
+        return True
+    if not os.environ[name].isdecimal():
+        raise ValueError(f"the variable {name} is {os.environ[name]!r}, expected the number of a process")
+    return int(os.environ[name]) == 0

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from cls2det.commands.identity import claim
 from cls2det.commands.options import PretrainOptions
 from cls2det.data.loader import SeededSampler
-from cls2det.files import is_first_process, write_json
+from cls2det.files import is_first_process, start_processes, write_json
 from cls2det.models.backbones import save_backbone
 from cls2det.models.students import parameter_count
 from cls2det.training import fit
@@ -27,6 +27,7 @@ def pretrain(options: PretrainOptions, progress: Progress | None = None) -> dict
         validation = SeededImages(options.data_root / options.val_split, options.image_size, train=False)
         check_same_classes(data.files, validation.files)
     optim, run = options.optim.for_run(len(data), options.run)
+    start_processes(run.processes)
     torch.manual_seed(options.seed)
     training = BackboneTraining(
         data.files.classes,

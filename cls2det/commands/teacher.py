@@ -13,7 +13,7 @@ from cls2det.commands.options import TeacherOptions
 from cls2det.data.classes import quoted
 from cls2det.data.loader import test_loader
 from cls2det.evaluation.reliability import draw_reliability
-from cls2det.files import is_first_process, write_json
+from cls2det.files import is_first_process, start_processes, write_json
 from cls2det.models.students import parameter_count
 from cls2det.teachers.accuracy import ONE_CLASS, crop_logits
 from cls2det.teachers.calibration import calibration
@@ -32,6 +32,7 @@ def teacher(options: TeacherOptions, progress: Progress | None = None) -> dict:
     warn_of_missing(data, validation, "the teacher will not know it")
     background = learns_background(options, counts)
     optim, run = options.optim.for_run(len(data), options.run)
+    start_processes(run.processes)
     torch.manual_seed(options.seed)
     classifier = CropClassifier(
         data.classes,

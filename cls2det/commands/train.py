@@ -25,7 +25,7 @@ from cls2det.data.fingerprint import Fingerprint
 from cls2det.data.loader import test_loader
 from cls2det.distill import Distillation
 from cls2det.evaluation.coco import warn_of_crowded_images
-from cls2det.files import is_first_process, write_json
+from cls2det.files import is_first_process, start_processes, write_json
 from cls2det.models.backbones import load_classifier
 from cls2det.models.students import build_student, load_backbone, parameter_count, save_student
 from cls2det.training import fit
@@ -69,6 +69,7 @@ def prepare(options: TrainOptions) -> Preparation:
     is_subset = options.images is not None
     warn_of_missing(data, validation, "the detector will not find it", unless_absent=not is_subset)
     optim, run = options.optim.for_run(len(data), options.run)
+    start_processes(run.processes)
     val_loader = None
     if validation and run.validate_every:
         if len(validation) < run.processes:  # a process without an image would keep the others waiting

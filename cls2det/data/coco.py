@@ -115,10 +115,10 @@ def _usable(content: dict[str, Any], file: Path) -> tuple[list[dict[str, Any]], 
     usable, strays, malformed, crowds, areas = [], [], [], [], []
     for annotation in content["annotations"]:
         image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
-        if not isinstance(image_id, (int, float)) or image_id not in images:
+        if not _is_number(image_id) or image_id not in images:
             strays.append(f"annotation {annotation.get('id')!r} (image {image_id!r})")
             continue
-        if not isinstance(category_id, (int, float)) or category_id not in categories:
+        if not _is_number(category_id) or category_id not in categories:
             raise ValueError(
                 f"{file}: annotation {annotation.get('id')!r} of image {image_id} has category {category_id!r}, "
                 "which is not listed"
@@ -162,11 +162,11 @@ def _is_area(area: object, width: float, height: float) -> bool:
 
     A mask may cover the pixels that the box only touches, and parts of a mask that overlap may have been counted twice.
     """
-    return isinstance(area, (int, float)) and 0 < area <= 2 * (width + 2) * (height + 2)
+    return _is_number(area) and 0 < area <= 2 * (width + 2) * (height + 2)
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_box(bbox: object) -> bool:

@@ -10,6 +10,7 @@ reads the demo. An item is (image uint8 (3, H, W), target), a target holds
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -98,7 +99,7 @@ class DetectionData(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         split: str,
         *,
         augment: Augment | None = None,
-        keep: Tensor | None = None,
+        keep: Tensor | Sequence[int] | None = None,
         labelled_only: bool = False,
         cache: bool = False,
         on_bad_image: Literal["stop", "skip"] = "stop",
@@ -133,7 +134,14 @@ class DetectionData(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         if labelled_only:
             self.targets = [target for target in self.targets if len(target["labels"])]
         if keep is not None:
-            self.targets = [self.targets[index] for index in keep.tolist()]
+            positions = torch.as_tensor(keep)
+            if positions.dtype != torch.int64 or positions.dim() != 1:
+                raise TypeError(
+                    f"keep must be positions of images, int64 (n,); found {positions.dtype}, {tuple(positions.shape)}"
+                )
+            if len(positions) and not 0 <= positions.min() <= positions.max() < len(self.targets):
+                raise IndexError(f"keep must be positions from 0 to {len(self.targets) - 1}, found {positions.aminmax()}")
+            self.targets = [self.targets[index] for index in positions.tolist()]
         if not self.targets:
             raise ValueError(
                 f"{self.annotation_file} leaves no image to use: {len(content['images'])} images are listed, and "
@@ -250,6 +258,15 @@ class DetectionData(Dataset[tuple[Tensor, dict[str, Tensor]]]):
                     self.bad[place] = str(error)
                     warnings.warn(f"{error}; skipped, the next image takes its place", stacklevel=2)
         raise ValueError(f"no image in a row of {BAD_IN_A_ROW} can be used; the last: {self.bad[place]}")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> DetectionData:
+        """A whole copy, but for the annotations, which nothing changes."""
+        copied = object.__new__(type(self))
+        memo[id(self)] = copied
+        copied.__dict__.update(
+            (name, value if name == "coco" else copy.deepcopy(value, memo)) for name, value in self.__dict__.items()
+        )
+        return copied
 
     def __getstate__(self) -> dict[str, Any]:
         """For loader workers that do not begin as a fork: as tensors, targets would take a file handle each; ``coco`` is large."""

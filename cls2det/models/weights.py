@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from cls2det.errors import first_lines, some
-from cls2det.files import is_first_process, not_finite, write_torch
+from cls2det.files import is_first_process, load_torch, not_finite, write_torch
 
 # What version 0.1 wrote in place of a kind, and before the name of each weight.
 OLD_KINDS = {
@@ -82,7 +82,7 @@ def read_weights(path: str | Path, *kinds: str) -> SavedWeights:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no weights at {path}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_torch(path)
     except Exception as error:  # torch has a different one for each way in which a file can be wrong
         raise ValueError(f"{path} does not load as weights alone: {first_lines(error)}") from None
     if not isinstance(content, dict) or set(content) != {"kind", "settings", "weights"}:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 
 from cls2det.commands.renamed import present
 from cls2det.files import make_folder, write_json
@@ -85,7 +86,7 @@ def run_sweep(
     trainings: list[Training[Any]] = [*teachers, *detectors, *students]
     check_processes(trainings)
     _claim(out, plan, fresh)
-    console.print(f"[bold]{out}[/]: {len(students)} trainings, {workers} at a time on {run['device']}")
+    console.print(f"[bold]{escape(str(out))}[/]: {len(students)} trainings, {workers} at a time on {run['device']}")
     if plan.scenes:
         _make_scenes(place.data_root, plan.scenes, workers, console)
     check_claims(trainings)
@@ -96,7 +97,7 @@ def run_sweep(
     notes = [*plan.notes, *(training.summary() for training in teachers), *(training.summary() for training in detectors)]
     folders = [training.folder for training in students]
     result = report(ReportOptions(folders, out, plan.split, notes=notes, title=plan.title, quick=plan.quick), console)
-    console.print(f"[dim]{(time.time() - start) / 60:.1f} minutes; all is in {out}[/]")
+    console.print(f"[dim]{(time.time() - start) / 60:.1f} minutes; all is in {escape(str(out))}[/]")
     return result
 
 

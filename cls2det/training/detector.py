@@ -62,6 +62,10 @@ class DetectorTraining(lightning.LightningModule):
         super().__init__()
         if min(cls_weight, box_weight) < 0:
             raise ValueError(f"cls_weight and box_weight must be at least 0, got {cls_weight} and {box_weight}")
+        if cls_weight == box_weight == 0 and distillation is None:
+            raise ValueError(
+                "cls_weight and box_weight are both 0, and nothing is distilled: the detector would learn nothing"
+            )
         self.save_hyperparameters(
             {
                 "classes": list(classes),

@@ -22,6 +22,7 @@ from lightning.pytorch.callbacks import (
     Timer,
 )
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from cls2det.files import cannot_write
 from cls2det.training.guards import FiniteLosses, OwnSignals, WholeCheckpoints, alone_in
@@ -115,6 +116,9 @@ def _trainer(
     ]
     if run.ema is not None:
         callbacks.append(EMAWeightAveraging(decay=run.ema))
+    plugins: list[Any] = [WholeCheckpoints()]
+    if run.processes == 1:
+        plugins.append(LightningEnvironment())  # else a scheduler's variables make Lightning one of several
     return lightning.Trainer(
         accelerator=torch_device(run.device).type.replace("cuda", "gpu"),
         devices=run.devices,
@@ -125,7 +129,7 @@ def _trainer(
         accumulate_grad_batches=optim.accumulate,
         gradient_clip_val=optim.clip_norm,
         callbacks=callbacks,
-        plugins=[WholeCheckpoints()],
+        plugins=plugins,
         logger=[CSVLogger(folder, name="", version="log"), TensorBoardLogger(folder, name="", version="tensorboard")],
         log_every_n_steps=run.log_every,
         check_val_every_n_epoch=val_every or 1,
@@ -153,7 +157,7 @@ class StepSeed(Callback):
 
     def on_train_batch_start(self, trainer: lightning.Trainer, _module, _batch, index: int) -> None:
         forwards = trainer.current_epoch * trainer.num_training_batches + index
-        torch.manual_seed(self.seed * 1_000_003 + forwards * trainer.world_size + trainer.global_rank)
+        torch.manual_seed((self.seed * 1_000_003 + forwards * trainer.world_size + trainer.global_rank) % 2**63)
 
 
 class _Throughput(Callback):

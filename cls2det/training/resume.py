@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 from torch import Tensor
 
 from cls2det.errors import first_lines, some
-from cls2det.files import is_first_process, not_finite, write_then_rename, write_torch
+from cls2det.files import is_first_process, load_torch, not_finite, write_then_rename, write_torch
 
 # How version 0.1 named the parts of a module in its checkpoints; the first prefix that fits is replaced.
 OLD_PREFIXES = {
@@ -36,7 +35,7 @@ def read_checkpoint(file: Path, module: lightning.LightningModule) -> dict[str, 
         return {"global_step": 0}
     remedy = "Remove it, and the run starts from its first step"
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        content = load_torch(file)
         if not isinstance(content, dict) or not {"global_step", "state_dict"} <= content.keys():
             raise ValueError("it is something else")
     except MemoryError:

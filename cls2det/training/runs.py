@@ -42,7 +42,7 @@ def claim(folder: str | Path, record: Record, inputs: Inputs, rename: Callable[[
 def check_claim(
     folder: str | Path, record: Record, rename: Callable[[Record], Record] | None = None, inputs: Inputs | None = None
 ) -> bool:
-    """Whether ``folder`` is the place of the run with this record; False for a free one.
+    """Whether ``folder`` is the place of the run with this record; False for a free one, or one with nothing but options.
 
     Args:
         folder: of the run
@@ -62,6 +62,8 @@ def check_claim(
         existing = rename(existing)
     then = Inputs(existing.pop("data", {}), existing.pop("weights", {}))
     names = sorted(name for name in record.keys() | existing.keys() if record.get(name) != existing.get(name))
+    if not any((Path(folder) / name).exists() for name in ("last.ckpt", "weights.pt", "report.json")):
+        return False  # it made no step worth keeping: a wrong option ended it, say
     if names:
         raise FileExistsError(f"{folder} holds a run with other options ({', '.join(names)}); give another --out or remove it")
     if inputs is not None and (texts := _changed_inputs(then, inputs)):

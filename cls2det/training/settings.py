@@ -8,17 +8,18 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
-from cls2det.settings import MAX_PIXELS
+from cls2det.settings import MAX_PIXELS, check_numbers
 
 Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 AnyRun = TypeVar("AnyRun", bound="PretrainRun")
 
 
 def torchrun_processes() -> int | None:
     """How many processes torchrun has started, this one included; None if it did not start this one."""
-    return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else None
+    return int(os.environ["WORLD_SIZE"]) if {"TORCHELASTIC_RUN_ID", "WORLD_SIZE"} <= os.environ.keys() else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +58,12 @@ class Optim:
     clip_norm: float | None = 10.0
 
     def __post_init__(self):
-        positive = ("batch_size", "accumulate", "base_batch", "clip_norm", "epochs" if self.steps is None else "steps")
-        for name in positive:
-            if (value := getattr(self, name)) is not None and value <= 0:
-                remedy = " (None is none)" if name in ("base_batch", "clip_norm") else ""
-                raise ValueError(f"optim.{name} must be above 0, got {value}{remedy}")
+        length = "epochs" if self.steps is None else "steps"
+        check_numbers(self, "optim", ("batch_size", "accumulate", "base_batch", "clip_norm", "learning_rate", length))
+        if self.momentum >= 1:
+            raise ValueError(f"optim.momentum must be below 1, got {self.momentum}")
+        if not all(0 < share < 1 for share in self.decay_at):
+            raise ValueError(f"optim.decay_at takes shares of the run, above 0 and below 1, not epochs; got {self.decay_at}")
 
     def for_run(self, images: int, run: AnyRun) -> tuple[Optim, AnyRun]:
         """``steps`` and ``learning_rate`` as they are for this many images and processes, and a ``run`` that fits.
@@ -107,7 +109,7 @@ class PretrainRun:
     device: Device = "auto"
     devices: int = 1
     num_nodes: int = 1
-    precision: str = "32-true"
+    precision: Precision = "32-true"
     loader_workers: int = 0
     checkpoint_every: int = 100
     log_every: int = 25
@@ -117,6 +119,8 @@ class PretrainRun:
         for name, least in LEAST.items():
             if (value := getattr(self, name, None)) is not None and value < least:
                 raise ValueError(f"run.{name} must be at least {least}, got {value}")
+        if self.precision not in get_args(Precision):
+            raise ValueError(f"run.precision must be one of {', '.join(get_args(Precision))}, got {self.precision!r}")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"run.ema must be above 0 and below 1, got {self.ema} (None is none)")
 

@@ -20,6 +20,7 @@ from statistics import fmean
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from cls2det.data.coco import load_coco
 from cls2det.data.dataset import DetectionData
@@ -105,7 +106,7 @@ def report(options: ReportOptions, console: Console | None = None) -> dict[str, 
     write_json(out / "report.json", content)
     for note in notes:
         console.print("- " + note.replace("**", "").replace("`", ""), style="dim", highlight=False, markup=False)
-    console.print(f"[dim]{out}/report.md, report.json, tables as .csv, plots as .png[/]")
+    console.print(f"[dim]{escape(str(out))}/report.md, report.json, tables as .csv, plots as .png[/]")
     return content
 
 
