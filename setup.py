@@ -14,10 +14,20 @@ from glob import glob
 from pathlib import Path
 
 import setuptools
+from setuptools.command.build import build
 
 TORCH_TARGET = "0x020b000000000000"  # 2.11: the library runs on this torch and every later one
 DEFAULT_ARCHS = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 OLDEST_TOOLKIT = 12080  # the first nvcc that knows 10.0, 12.0 and --compress-mode
+
+
+class CleanBuild(build):
+    """A wheel takes all that lies in build/lib: what an earlier build has left there goes first. Object files stay."""
+
+    def run(self):
+        if Path(self.build_base).resolve() in Path(self.build_lib).resolve().parents:  # not a folder that was asked for
+            shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
 
 
 def toolkit() -> tuple[str, str]:
@@ -35,7 +45,7 @@ def toolkit() -> tuple[str, str]:
 def toolkit_version(folder: str) -> int:
     """CUDA_VERSION of the toolkit's headers, such as 13000; 0 if they do not say."""
     header = Path(folder) / "include/cuda.h"
-    words = header.read_text(errors="ignore").split("#define CUDA_VERSION", 1) if header.is_file() else [""]
+    words = header.read_text(errors="ignore", encoding="utf-8").split("#define CUDA_VERSION", 1) if header.is_file() else [""]
     return int(words[1].split()[0]) if len(words) == 2 else 0
 
 
@@ -64,7 +74,7 @@ def cuda_plan() -> tuple[str, str]:
 
 def extensions() -> dict:
     if os.environ.get("CLS2DET_NO_EXT", "0") not in ("", "0"):
-        return {}
+        return {"cmdclass": {"build": CleanBuild}}
     compiler = os.environ.get("CXX", "c++").split()[0]
     if not (shutil.which(compiler) or shutil.which("g++")):
         raise SystemExit(f"no C++ compiler ({compiler}, g++) found: install one, or set CLS2DET_NO_EXT=1 to do without")
@@ -121,7 +131,7 @@ def extensions() -> dict:
                 extra_compile_args={"cxx": cxx, "nvcc": ["-O3", "-std=c++17", "--compress-mode=size", "--threads=2"]},
             )
         )
-    return {"ext_modules": modules, "cmdclass": {"build_ext": cpp_extension.BuildExtension}}
+    return {"ext_modules": modules, "cmdclass": {"build_ext": cpp_extension.BuildExtension, "build": CleanBuild}}
 
 
 if int(setuptools.__version__.split(".")[0]) < 77:  # older ones fail on pyproject.toml with a message about something else

@@ -45,7 +45,7 @@ def kind(record: Mapping) -> tuple:
 
 def committed_like(record: Mapping) -> dict[str, float]:
     """The newest ratio of each name on the same kind of machine; files' names begin with the date."""
-    runs = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*-*.json"))]
+    runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*-*.json"))]
     return {name: ratio for run in runs if "rows" in run and kind(run) == kind(record) for name, ratio in ratios(run).items()}
 
 
@@ -65,9 +65,9 @@ def main() -> None:
     parser.add_argument("--instructions", type=Path, help="counts by benchmarks/instructions.py")
     parser.add_argument("--tolerance", type=float, default=0.3, help="share of a ratio that may be lost: machines are noisy")
     options = parser.parse_args()
-    record = json.loads(options.result.read_text())
+    record = json.loads(options.result.read_text(encoding="utf-8"))
     lines, compared = [], 0
-    before = ratios(json.loads(options.against.read_text())) if options.against else committed_like(record)
+    before = ratios(json.loads(options.against.read_text(encoding="utf-8"))) if options.against else committed_like(record)
     if before:
         now = ratios(record)
         common = before.keys() & now.keys()
@@ -80,7 +80,7 @@ def main() -> None:
     if options.instructions and not COUNTS.is_file():
         print("no committed counts of instructions")
     elif options.instructions:
-        counted, known = (json.loads(path.read_text()) for path in (options.instructions, COUNTS))
+        counted, known = (json.loads(path.read_text(encoding="utf-8")) for path in (options.instructions, COUNTS))
         more = worse({name: 1 / n for name, n in counted.items()}, {name: 1 / n for name, n in known.items()}, COUNT_TOLERANCE)
         print(f"instructions of {len(known)} kernels, of which {len(more)} execute over {COUNT_TOLERANCE:.0%} more")
         for name in sorted(known.keys() & counted.keys()):

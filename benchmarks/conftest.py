@@ -60,7 +60,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
@@ -263,5 +263,5 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
 def write(out: Path, record: dict) -> None:
     out.mkdir(parents=True, exist_ok=True)
     name = "cpu" if record["about"]["device"] == processor() else "cuda"
-    (out / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
-    (out / f"{name}.md").write_text(tables.document(record))
+    (out / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (out / f"{name}.md").write_text(tables.document(record), encoding="utf-8")

@@ -59,7 +59,7 @@ def main() -> None:
     text = json.dumps(counts(), indent=1) + "\n"
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text)
+        options.out.write_text(text, encoding="utf-8")
     else:
         print(text, end="")
 

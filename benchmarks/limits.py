@@ -28,7 +28,9 @@ def cache_bytes(device: str, cpus: Path = Path("/sys/devices/system/cpu")) -> in
     levels: dict[int, dict[str, int]] = {}
     for folder in cpus.glob("cpu[0-9]*/cache/index*"):
         try:
-            level, size, shared = ((folder / name).read_text().strip() for name in ("level", "size", "shared_cpu_list"))
+            level, size, shared = (
+                (folder / name).read_text(encoding="utf-8").strip() for name in ("level", "size", "shared_cpu_list")
+            )
         except OSError:
             continue
         levels.setdefault(int(level), {})[shared] = int(size.removesuffix("K")) * 1024

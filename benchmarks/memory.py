@@ -27,7 +27,7 @@ PAGE_BYTES = 1024
 
 
 def resident(field: str) -> int:
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.split(field + ":")[1].split()[0]) * PAGE_BYTES
 
 
@@ -50,7 +50,7 @@ def growth_on_cpu(run: Callable[[], None], warm: Callable[[], None]) -> int:
     if child == 0:
         warm()  # a fork starts without the pages of the libraries
         before = resident("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts again from here
         run()
         os.write(write, str(resident("VmHWM") - before).encode())
         os._exit(0)

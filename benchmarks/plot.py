@@ -91,11 +91,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("result", type=Path, help="JSON of a run")
     parser.add_argument("--out", type=Path, help="folder; default: the one where the JSON is")
     options = parser.parse_args(arguments)
-    record = json.loads(options.result.read_text())
+    record = json.loads(options.result.read_text(encoding="utf-8"))
     out, name = options.out or options.result.parent, options.result.stem
     out.mkdir(parents=True, exist_ok=True)
     written = [out / f"{name}.md"]
-    written[0].write_text(document(record))
+    written[0].write_text(document(record), encoding="utf-8")
     if record["rows"]:
         draw_operators(record["rows"], out / f"{name}-operators.png")
         written.append(out / f"{name}-operators.png")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import io
 import logging
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from yaml import YAMLError
@@ -61,25 +65,73 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _parser().parse_args(words[:1] or ["--help"])  # ends with the help, or an error
         return 2
     name, command = words[0], COMMANDS[words[0]]
-    _log_to_screen()
+    _print_everything()
+    with _log_on_screen():
+        return _run(name, command, words[1:])
+
+
+def _run(name: str, command: Command, words: Sequence[str]) -> int:
+    """Run a command; errors that a user can do something about are one line."""
     try:
         wants_help = {"-h", "--help"} & set(words)
         record = command.options if wants_help else command.reads or command.options
-        parsed = parse_words(record, words[1:], name, command.takes_recipe)
-        function = getattr(importlib.import_module(command.module), name)
-        result = function(parsed)
-    except KeyboardInterrupt:
-        print("\nStopped. The same command goes on from the last checkpoint.", file=sys.stderr)
-        return 130
+        parsed = parse_words(record, words, name, command.takes_recipe)
+        with _stopped_by_signals():
+            function = getattr(importlib.import_module(command.module), name)
+            result = function(parsed)
+    except BrokenPipeError:  # `cls2det recipes | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to print goes there
+        return 128 + signal.SIGPIPE
+    except KeyboardInterrupt as stop:
+        how = f" by {stop.signal.name}" if isinstance(stop, _Stopped) else ""
+        print(f"\nStopped{how}. The same command goes on from the last checkpoint.", file=sys.stderr)
+        return 128 + (stop.signal if isinstance(stop, _Stopped) else signal.SIGINT)
     except (OSError, ValueError, ImportError, YAMLError, LibraryChanged) as error:
         print(f"cls2det {name}: {error}", file=sys.stderr)
         return 2
     except JobFailed as error:
         print(f"cls2det {name}: {error}", file=sys.stderr)
         return 1
-    if isinstance(result, dict) and os.environ.get("LOCAL_RANK", "0") == "0":
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        print(
+            f"cls2det {name}: a process that loads images was killed, as happens where memory runs out ({error}). Give a lower "
+            "--run.loader-workers or more memory; the same command goes on from the last checkpoint",
+            file=sys.stderr,
+        )
+        return 1
+    if isinstance(result, dict):
         _print(result)
     return 0
+
+
+class _Stopped(KeyboardInterrupt):
+    """A signal that asks the process to end, treated as Ctrl-C."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.signal = signal.Signals(number)
+
+
+@contextlib.contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """SIGTERM (a scheduler's) and SIGHUP (a closed terminal's) end a command as Ctrl-C does, but where they are ignored already."""
+
+    def stop(number: int, _frame: object) -> None:
+        raise _Stopped(number)
+
+    names = ("SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]  # Windows has no SIGHUP
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in handlers.items():
+        if handler is signal.SIG_DFL:
+            signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -96,18 +148,34 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _log_to_screen() -> None:
+def _print_everything() -> None:
+    """Write as an escape what the terminal's encoding lacks: a class name must not end a run."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def _log_on_screen() -> Iterator[None]:
     """Show what this package logs: which weights a backbone starts from, say."""
-    logger = logging.getLogger("cls2det")
-    if not logger.handlers:
-        logger.addHandler(logging.StreamHandler())
-        logger.setLevel(logging.INFO)
+    logger, handler = logging.getLogger("cls2det"), logging.StreamHandler()
+    logger.addHandler(handler)
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def _print(result: dict) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from cls2det.files import is_first_process
+
+    if not is_first_process():
+        return
     table = Table(show_header=False)
     for name, value in result.items():
         if isinstance(value, int | float) and not isinstance(value, bool):

@@ -1,4 +1,14 @@
-"""Errors of this package that the command line prints in one line, and the wording of those of torch."""
+"""Errors of this package that the command line prints in one line, and how long messages are kept short."""
+
+from collections.abc import Sequence
+
+LISTED = 3  # examples that a message gives
+
+
+def some(texts: Sequence[str]) -> str:
+    """The first of them, and how many more there are."""
+    more = f" and {len(texts) - LISTED} more" if len(texts) > LISTED else ""
+    return f"{', '.join(texts[:LISTED])}{more}"
 
 
 class LibraryChanged(RuntimeError):

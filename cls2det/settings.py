@@ -1,4 +1,4 @@
-"""The settings of every distiller: data alone, without torch, so that a help text comes at once.
+"""The settings of every distiller, and a limit of images: data alone, without torch, so that a help text comes at once.
 
 The terms that they weight are in ``cls2det.distill``, formulas in ``cls2det_ops.losses``.
 """
@@ -6,11 +6,56 @@ The terms that they weight are in ``cls2det.distill``, formulas in ``cls2det_ops
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+import math
+from collections.abc import Collection
+from typing import Any, ClassVar, Literal
+
+
+def check_numbers(record: Any, group: str, positive: Collection[str] = (), shares: Collection[str] = ()) -> None:
+    """Raise ValueError unless every number of a record of settings is finite and at least 0.
+
+    Args:
+        record: a dataclass; None, texts and booleans are passed over, of a tuple every entry is looked at
+        group: the options' group, for the message
+        positive: fields that must be above 0
+        shares: fields that must be at most 1
+    """
+    for field in dataclasses.fields(record):
+        value, name = getattr(record, field.name), f"{group}.{field.name}"
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, bool) or not isinstance(number, (int, float)):
+                continue
+            if not math.isfinite(number):
+                raise ValueError(f"{name} must be a finite number, got {number}")
+            if number < 0 or (number == 0 and field.name in positive):
+                remedy = " (None is the default, or all)" if field.default is None or "None" in str(field.type) else ""
+                least = "above 0" if field.name in positive else "at least 0"
+                raise ValueError(f"{name} must be {least}, got {number}{remedy}")
+            if number > 1 and field.name in shares:
+                raise ValueError(f"{name} must be at most 1, got {number}")
+
+
+class Settings:
+    """Of a distiller: every number is finite and not negative.
+
+    Attributes:
+        positive: fields that must be above 0
+        shares: fields that must be at most 1
+    """
+
+    positive: ClassVar[tuple[str, ...]] = ()
+    shares: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        group = next((name for name, kind in DISTILLERS.items() if isinstance(self, kind)), type(self).__name__)
+        check_numbers(self, group, self.positive, self.shares)
+
+
+MAX_PIXELS = 178_956_970  # of an image that is read, where an option does not say another number; Pillow alone stops there
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassifierSettings:
+class ClassifierSettings(Settings):
     """The image classifier's terms (Guo et al., NeurIPS 2021); fit every student. A weight of 0 leaves one out.
 
     Args:
@@ -56,19 +101,16 @@ class ClassifierSettings:
     normalizer: Literal["process", "all"] = "process"
     control: Literal["none", "one_hot", "shuffled"] = "none"
 
+    positive = ("input_std", "temperature", "pixel_pool", "pixel_size", "feature_pools", "chunk", "max_positives")
+
     def __post_init__(self) -> None:
+        super().__post_init__()
         if len(self.feature_layers) != len(self.feature_pools):
             raise ValueError(f"one pool per layer: feature_layers {self.feature_layers}, feature_pools {self.feature_pools}")
-        for name in ("input_std", "temperature", "pixel_pool", "pixel_size", "chunk", "max_positives"):
-            if (value := getattr(self, name)) is not None and value <= 0:
-                remedy = " (None is the default, or all)" if name in ("pixel_size", "chunk", "max_positives") else ""
-                raise ValueError(f"classifier.{name} must be above 0, got {value}{remedy}")
-        if min(self.kd_cls_weight, self.kd_loc_weight, self.loc_weight) < 0:
-            raise ValueError(f"weights of distillation terms must not be negative, got {self}")
 
 
 @dataclasses.dataclass(frozen=True)
-class ChenSettings:
+class ChenSettings(Settings):
     """Chen et al., NeurIPS 2017; fits Faster R-CNN with the teacher's anchors.
 
     The paper mixes its own loss in as mu hard + (1 - mu) soft; the detector's loss keeps its weight of 1 here, and the soft
@@ -94,9 +136,11 @@ class ChenSettings:
     margin: float = 0.0
     hint_weight: float = 0.5
 
+    positive = ("temperature",)
+
 
 @dataclasses.dataclass(frozen=True)
-class FGFISettings:
+class FGFISettings(Settings):
     """FGFI (Wang et al., CVPR 2019); fits every student with anchors whose maps have the teacher's sizes.
 
     Args:
@@ -116,9 +160,12 @@ class FGFISettings:
     relu: bool = False
     per_image: bool = False
 
+    positive = ("factor",)
+    shares = ("factor",)
+
 
 @dataclasses.dataclass(frozen=True)
-class GIDSettings:
+class GIDSettings(Settings):
     """GID (Dai et al., CVPR 2021); fits students with the teacher's anchors whose maps have one number of channels.
 
     Args:
@@ -149,9 +196,12 @@ class GIDSettings:
     min_size: float = 10.0
     pool_size: int = 10
 
+    positive = ("instances", "candidates", "nms_threshold", "pool_size")
+    shares = ("nms_threshold",)
+
 
 @dataclasses.dataclass(frozen=True)
-class FKDSettings:
+class FKDSettings(Settings):
     """FKD (Zhang & Ma, ICLR 2021); fits every student whose maps have the teacher's sizes.
 
     Args:
@@ -177,9 +227,11 @@ class FKDSettings:
     channel_mask: bool | None = None
     per_image: bool = False
 
+    positive = ("temperature",)
+
 
 @dataclasses.dataclass(frozen=True)
-class FGDSettings:
+class FGDSettings(Settings):
     """FGD (Yang et al., CVPR 2022): objects and background apart, and context; fits students whose maps have the teacher's sizes.
 
     Args:
@@ -200,9 +252,11 @@ class FGDSettings:
     context_weight: float = 5e-6
     temperature: float = 0.5
 
+    positive = ("temperature",)
+
 
 @dataclasses.dataclass(frozen=True)
-class PKDSettings:
+class PKDSettings(Settings):
     """PKD (Cao et al., NeurIPS 2022): maps normalised by channel; fits every student whose maps have the teacher's sizes.
 
     Args:
@@ -217,7 +271,7 @@ class PKDSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class CWDSettings:
+class CWDSettings(Settings):
     """CWD (Shu et al., ICCV 2021): where each channel looks; fits every student whose maps have the teacher's sizes.
 
     Args:
@@ -230,9 +284,11 @@ class CWDSettings:
     warmup_steps: int = 0
     temperature: float = 1.0
 
+    positive = ("temperature",)
+
 
 @dataclasses.dataclass(frozen=True)
-class BCKDSettings:
+class BCKDSettings(Settings):
     """BCKD (Yang et al., ICCV 2023); fits RetinaNet and FCOS with the teacher's anchors.
 
     Args:
@@ -251,7 +307,7 @@ class BCKDSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class HarmonySettings:
+class HarmonySettings(Settings):
     """Ours, after an idea of TBD (Tang et al., 2022), whose equations we could not get.
 
     Fits RetinaNet and FCOS with the teacher's anchors.
@@ -271,6 +327,8 @@ class HarmonySettings:
     box_weight: float = 2.0
     feature_weight: float = 1.0
     balance: float = 0.5
+
+    shares = ("balance",)
 
 
 DISTILLERS = {  # by name, in the order in which reports and help texts list them

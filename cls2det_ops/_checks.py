@@ -140,6 +140,8 @@ def same_device(function: str, **tensors: Tensor | None) -> None:
 
 def index_values(function: str, argument: str, tensor: Tensor, size: int, of: str, ignored: bool = False) -> None:
     """Debug mode only: every entry in [0, size); with ``ignored``, negative ones are the caller's way to leave a row out."""
+    if tensor.is_meta:  # it has no values
+        return
     outside = tensor >= size if ignored else (tensor < 0) | (tensor >= size)
     bad = outside.nonzero().flatten().tolist()
     if bad:
@@ -150,6 +152,8 @@ def index_values(function: str, argument: str, tensor: Tensor, size: int, of: st
 
 def box_values(function: str, argument: str, boxes: Tensor) -> None:
     """Debug mode only: finite boxes with x1 <= x2 and y1 <= y2."""
+    if boxes.is_meta:
+        return
     good = boxes.isfinite().all(1) & (boxes[:, 0] <= boxes[:, 2]) & (boxes[:, 1] <= boxes[:, 3])
     bad = (~good).nonzero().flatten().tolist()
     if bad:
@@ -161,6 +165,8 @@ def box_values(function: str, argument: str, boxes: Tensor) -> None:
 
 def finite_values(function: str, argument: str, tensor: Tensor) -> None:
     """Debug mode only: no NaN and no infinity."""
+    if tensor.is_meta:
+        return
     bad = int((~tensor.isfinite()).sum())
     if bad:
         raise fail(function, argument, "finite", f"{bad} values that are NaN or infinite, of {tensor.numel()}")

@@ -72,8 +72,10 @@ def _load_cuda() -> str:
     assert file is not None  # a compiled module has one
     cpu = Path(file)
     library = cpu.with_name(cpu.name.replace("_C", "_C_cuda", 1))  # of the same Python
+    if missing := build_info.get("cuda_missing"):  # a file is there all the same where a source folder was built before
+        return f"{missing}; {library} is of an earlier build" if library.is_file() else missing
     if not library.is_file():
-        return build_info.get("cuda_missing") or "the package was built without CUDA kernels"
+        return "the package was built without CUDA kernels"
     built = build_info.get("cuda_version", "")
     if built.split(".")[0] != torch.version.cuda.split(".")[0]:
         return f"its kernels were built for CUDA {built or 'of unknown version'}, this torch uses CUDA {torch.version.cuda}"

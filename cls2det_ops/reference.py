@@ -2,10 +2,12 @@
 
 Written for reading, from PyTorch's own affine_grid, grid_sample, adaptive_avg_pool2d and log_softmax; it shares no formula
 with the kernels. Arguments are those of the public functions, already checked. Losses return one value per row, before
-weighting and reduction. Maps of 16 bits are computed in float32.
+weighting and reduction. Maps of 16 bits are computed in float32. Tensors on the meta device give results with shapes alone.
 """
 
 from __future__ import annotations
+
+import contextlib
 
 import torch
 import torch.nn.functional as F
@@ -64,7 +66,7 @@ def roi_feature_loss(
     if len(target_boxes) > 0:
         matched = matched_idxs.clamp(0, len(target_boxes) - 1)
         kept = kept & _inside(target_image_index, len(target_features))[matched]
-    kept = kept.nonzero().squeeze(1)
+    kept = _places(kept)
     acc = accumulate_dtype(features.dtype)
     pooled = _pool(
         _crop(features, boxes[kept], image_index[kept], sampling_size, spatial_scale, padding_mode, clip), output_size
@@ -83,7 +85,7 @@ def matched_feature_loss(
 ) -> Tensor:
     """Rows (K,): mean over channels and bins of the difference of the two pooled feature crops."""
     acc = accumulate_dtype(features.dtype)
-    kept = _inside(matched_idxs, len(target_features)).nonzero().squeeze(1)
+    kept = _places(_inside(matched_idxs, len(target_features)))
     pooled = _pool(features[kept].to(acc), output_size)
     target = _pool(target_features.detach().to(acc), output_size)
     values = _compare(pooled, target[matched_idxs[kept]], loss, beta)
@@ -113,7 +115,7 @@ def frozen_stem(images: Tensor, weight: Tensor, bias: Tensor, stride: int, paddi
     """(N, C, h, w)."""
     if weight.shape[0] == 0:  # torch convolves to no channels only in some versions
         return frozen_stem(images, weight.new_zeros(1, *weight.shape[1:]), bias.new_zeros(1), stride, padding)[:, :0]
-    with torch.autocast(images.device.type, enabled=False):
+    with _without_autocast(images):
         return F.max_pool2d(F.conv2d(images, weight, bias, stride, padding).relu(), 3, 2, 1)
 
 
@@ -198,11 +200,11 @@ def _crop(
     crops = zero.to(acc).expand(len(boxes), channels, *size)
     if len(boxes) == 0 or channels == 0:
         return crops
-    with torch.autocast(images.device.type, enabled=False):  # 16-bit positions would be off by pixels
+    with _without_autocast(images):  # 16-bit positions would be off by pixels
         grid = F.affine_grid(theta, [len(boxes), 1, *size], align_corners=False)
     rows, parts = [], []
     for i in range(len(images)):
-        members = (image_index == i).nonzero().squeeze(1)
+        members = _places(image_index == i)
         if len(members) > 0:  # the boxes of one image, stacked along the height of one sampling grid
             stacked = grid[members].view(1, len(members) * size[0], size[1], 2)
             part = F.grid_sample(images[i : i + 1].to(acc), stacked, "bilinear", padding_mode, align_corners=False)
@@ -211,7 +213,7 @@ def _crop(
     if not rows:
         return crops
     crops = crops.index_copy(0, torch.cat(rows), torch.cat(parts))
-    lost = (~finite & _inside(image_index, len(images))).nonzero().squeeze(1)
+    lost = _places(~finite & _inside(image_index, len(images)))
     return crops.index_fill(0, lost, float("nan")) if len(lost) > 0 else crops
 
 
@@ -246,8 +248,17 @@ def _without_background(columns: Tensor, background: str) -> Tensor:
 
 def _matched_logits(student: Tensor, teacher: Tensor, matched_idxs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     acc = accumulate_dtype(student.dtype)
-    kept = _inside(matched_idxs, len(teacher)).nonzero().squeeze(1)
+    kept = _places(_inside(matched_idxs, len(teacher)))
     return student[kept].to(acc), teacher.detach().to(acc)[matched_idxs[kept]], kept
+
+
+def _places(mask: Tensor) -> Tensor:
+    """Where the mask is true; on the meta device, which has shapes and no values, everywhere: results have the same shapes."""
+    return torch.arange(len(mask), device=mask.device) if mask.is_meta else mask.nonzero().squeeze(1)
+
+
+def _without_autocast(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
+    return contextlib.nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)
 
 
 def _inside(index: Tensor, size: int) -> Tensor:

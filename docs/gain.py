@@ -20,7 +20,7 @@ LABELS = {  # the study's names of its arms, as one says them
 }
 WITH_KD_CLS, WITHOUT = "#1b7837", "#777777"
 
-with (FOLDER / "study" / "arms.csv").open(newline="") as file:
+with (FOLDER / "study" / "arms.csv").open(newline="", encoding="utf-8") as file:
     arms = {row["arm"]: (float(row["gain"]), float(row["standard error"])) for row in csv.DictReader(file) if row["gain"]}
 figure = Figure(figsize=(8, 3.1), layout="constrained")
 axes = figure.subplots()

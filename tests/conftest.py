@@ -25,6 +25,7 @@ OUTCOMES: dict[str, Counter[str]] = {name: Counter() for name in BACKENDS}
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--backends", help="run only the tests on these back ends, such as cpu,emulated")
+    parser.addoption("--kills", type=int, default=5, help="how often test_faulty_runs.py kills a training (slow tests)")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

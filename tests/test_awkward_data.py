@@ -141,11 +141,10 @@ def test_exif_orientation_is_not_applied(tmp_path):
 
 def test_size_that_differs_from_the_annotations_stops(tmp_path):
     root = write(tmp_path, numbered(BOX), [listed(5, width=100)])
-    with pytest.raises(ValueError, match=r"instances_mine.json: image 5 is 100 x 40 .*a\.jpg is 50 x 40$"):
+    with pytest.raises(ValueError, match=r"instances_mine.json: .* image 5 is 100 x 40 .*a\.jpg is 50 x 40$"):
         read(root)[0]
-    root = write(tmp_path, numbered(BOX), [listed(5, width=HEIGHT, height=WIDTH)], files=False)
-    save_turned(root / "mine" / "a.jpg")
-    with pytest.raises(ValueError, match=r"40 x 50 .* is 50 x 40; .*EXIF"):
+    root = write(tmp_path, numbered(BOX), [listed(5, width=HEIGHT, height=WIDTH)])
+    with pytest.raises(ValueError, match=r"40 x 50 .* is 50 x 40; are width and height swapped"):
         read(root)[0]
 
 
@@ -167,7 +166,7 @@ BROKEN = {
 def test_unreadable_file_stops_with_its_name(name, tmp_path):
     root = write(tmp_path, numbered(BOX), [listed(5, name)])
     BROKEN[name](root / "mine" / name)
-    with pytest.raises(ValueError, match=rf"instances_mine.json: image 5: cannot read .*{name}: .+"):
+    with pytest.raises(ValueError, match=rf"instances_mine.json.* cannot (read|be read).*{name}.+"):
         read(root)[0]
 
 
@@ -214,7 +213,7 @@ def test_skipping_is_the_same_in_loader_workers(tmp_path):
 def test_skipping_gives_up_where_no_image_is_good(tmp_path):
     root = five_images_two_broken(tmp_path)
     for path in (root / "mine").iterdir():
-        path.write_bytes(b"")
+        path.write_bytes(b"no image")
     with pytest.warns(UserWarning), pytest.raises(ValueError, match=r"no image .* can be used; the last: .*image 10: cannot"):
         read(root, on_bad_image="skip")[1, 0]
     with pytest.raises(ValueError, match=r"on_bad_image must be 'stop' or 'skip', got 'warn'"):

@@ -11,6 +11,8 @@ import torch
 pytest.importorskip("pycocotools")
 pytest.importorskip("sklearn")
 
+from PIL import Image
+
 from cls2det.data.augment import AUGMENTATIONS, Augmentation, get_augmentation
 from cls2det.data.dataset import DetectionData
 from cls2det.data.loader import SeededSampler, test_loader, train_loader
@@ -102,7 +104,7 @@ def test_category_gaps_crowds_and_degenerate_boxes(tmp_path):
     )
     with pytest.raises(FileNotFoundError, match=r"names 1 of 1 images that are not there: .*a\.jpg"):
         DetectionData(root, "mine")
-    (root / "mine" / "a.jpg").touch()
+    Image.new("RGB", (50, 40)).save(root / "mine" / "a.jpg")
     with pytest.warns(UserWarning, match=r"1 annotation not trained on .*: annotation 3 of image 5"):
         data = DetectionData(root, "mine")
     assert data.targets[0]["labels"].tolist() == [2, 1]

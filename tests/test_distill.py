@@ -342,10 +342,8 @@ def test_gradient_ratios_are_those_of_the_head(scenes, teacher_weights):
 def test_teacher_that_does_not_fit(teacher_weights):
     classifier = CropClassifier.load(teacher_weights)
     transform = training(None, ONLY["loc"]).detector.transform
-    with pytest.raises(ValueError, match=r"the teacher knows 10 classes, the data has 2: .*only the data has \['cat'\]"):
+    with pytest.raises(ValueError, match=r"the data has 2 classes and the teacher 10 classes, .*: only the data has 'cat'"):
         ClassifierDistiller(classifier, ClassifierSettings(), ["1", "cat"], transform)
-    with pytest.raises(ValueError, match=r"the order differs"):
-        ClassifierDistiller(classifier, ClassifierSettings(), DIGITS[::-1], transform)
     transform.image_std = [1.0, 1.0, 1.0]
     with pytest.raises(ValueError, match=r"image_std is .* in the student and .* in the teacher"):
         ClassifierDistiller(classifier, ClassifierSettings(), DIGITS, transform)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -9,7 +13,7 @@ import pytest
 import cls2det_ops
 from cls2det_ops import _library
 from forked import run_forked
-from helpers import run_python
+from helpers import clean_environment, run_python
 
 PACKAGE = Path(cls2det_ops.__file__).parent
 
@@ -73,3 +77,55 @@ def test_public_names_are_functions_and_typed():
     for name in cls2det_ops.__all__:
         value = getattr(cls2det_ops, name)
         assert callable(value) or isinstance(value, str), f"{name} is a {type(value).__name__}: a module hides it"
+
+
+@pytest.fixture
+def sources(tmp_path):
+    """What a build reads, with what earlier builds of an older layout left in it."""
+    root, sources = PACKAGE.parent, tmp_path / "sources"
+    if not (root / "setup.py").is_file():
+        pytest.skip("not run from the source folder")
+    sources.mkdir()
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
+        shutil.copy(root / name, sources)
+    shutil.copytree(PACKAGE, sources / "cls2det_ops", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    (sources / "cls2det").mkdir()
+    (sources / "cls2det" / "__init__.py").touch()
+    for stale in ("build/lib/cls2det/old.py", "build/lib/old_package/__init__.py", "build/lib/cls2det_ops/_C_cuda.x.so"):
+        (sources / stale).parent.mkdir(parents=True, exist_ok=True)
+        (sources / stale).touch()
+    (sources / "cls2det_ops" / "_C_cuda.x.so").touch()
+    return sources
+
+
+def setup(sources: Path, code: str) -> None:
+    environment = clean_environment(sources) | {"CLS2DET_NO_EXT": "1"}
+    result = subprocess.run([sys.executable, "-c", code], cwd=sources, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_wheel_holds_what_this_build_made(sources):
+    setup(sources, "from setuptools.build_meta import build_wheel; build_wheel('dist')")
+    (wheel,) = (sources / "dist").glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "cls2det_ops/reference.py" in names and "cls2det_ops/py.typed" in names
+    assert not [name for name in names if "old" in name or name.endswith(".so")]
+
+
+def test_a_build_clears_no_folder_but_its_own(sources):
+    (sources / "elsewhere").mkdir()
+    (sources / "elsewhere" / "kept.txt").touch()
+    code = "import sys; sys.argv = ['setup.py', 'build', '--build-lib', 'elsewhere']; exec(open('setup.py').read())"
+    setup(sources, code)
+    assert (sources / "elsewhere" / "kept.txt").is_file() and (sources / "elsewhere" / "cls2det_ops").is_dir()
+    setup(sources, "from setuptools.build_meta import build_editable; build_editable('dist')")
+
+
+def test_a_library_of_an_earlier_build_with_cuda_is_not_loaded(monkeypatch):
+    """Beside the sources it stays when they are built again without CUDA; its kernels may be of other operators."""
+    if _library.cpu_missing:
+        pytest.skip(_library.cpu_missing)
+    monkeypatch.setattr(_library.torch.version, "cuda", "13.0")
+    monkeypatch.setitem(_library.build_info, "cuda_missing", "built with CLS2DET_CUDA=0")
+    monkeypatch.setattr(Path, "is_file", lambda self: True)
+    assert "built with CLS2DET_CUDA=0; " in (reason := _library._load_cuda()) and reason.endswith("is of an earlier build")

@@ -127,3 +127,27 @@ def test_a_trace_holds_the_operator(native_backend, name):
     with native_backend.context():
         graph = str(torch.jit.trace(function, tuple(tensors), check_trace=False).graph)
     assert "cls2det::" in graph and "^" not in graph
+
+
+@pytest.mark.parametrize("name", PUBLIC_OPS)
+@pytest.mark.parametrize("mode", ["auto", "reference"])
+@pytest.mark.parametrize("debug", [False, True])
+def test_shapes_on_the_meta_device(name, mode, debug):
+    """Without compiled schemas too: the plain back end gives them."""
+
+    def results(device: str, size: int) -> list[tuple]:
+        case = make_case(name, k=size)
+        tensors = {key: value.detach().clone().to(device) for key, value in cast(case.tensors, torch.float32).items()}
+        for argument in case.gradients:
+            tensors[argument].requires_grad_()
+        outputs = case.function(**tensors, **case.options)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        if case.gradients:
+            torch.stack([output.sum() for output in outputs]).sum().backward()
+        gradients = [tensors[argument].grad for argument in case.gradients]
+        assert {value.device.type for value in (*outputs, *gradients)} == {device}
+        return [(value.shape, value.dtype) for value in (*outputs, *gradients)]
+
+    with cls2det_ops.use_backend(mode), cls2det_ops.debug_values(debug):
+        for size in (9, 0):
+            assert results("meta", size) == results("cpu", size)

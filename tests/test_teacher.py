@@ -15,8 +15,9 @@ from cls2det.cli import main
 from cls2det.data.dataset import DetectionData
 from cls2det.data.loader import test_loader
 from cls2det.models.students import build_student
+from cls2det.teachers.accuracy import check_not_at_chance, crop_logits
 from cls2det.teachers.calibration import calibration
-from cls2det.teachers.crop_classifier import CropClassifier, check_not_at_chance, crop_logits
+from cls2det.teachers.crop_classifier import CropClassifier
 from cls2det.training.classifier import ClassifierTraining
 from cls2det.training.settings import Run
 from cls2det_ops import reference

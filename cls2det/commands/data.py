@@ -1,12 +1,16 @@
-"""The training data of ``teacher``, ``train`` and ``distill``."""
+"""The data of ``teacher``, ``train`` and ``distill``."""
 
 from __future__ import annotations
+
+import warnings
 
 import torch
 
 from cls2det.commands.options import TeacherOptions, TrainOptions
 from cls2det.data.augment import get_augmentation
+from cls2det.data.classes import quoted
 from cls2det.data.dataset import DetectionData
+from cls2det.data.fingerprint import Fingerprint, fingerprint
 from cls2det.data.loader import train_loader
 from cls2det.training.optimizer import torch_device
 from cls2det.training.settings import Optim, TeacherRun
@@ -29,7 +33,58 @@ def training_data(options: TeacherOptions | TrainOptions) -> DetectionData:
         labelled_only=True,
         cache=options.run.cache,
         on_bad_image="skip" if options.run.skip_bad_images else "stop",
+        max_pixels=options.run.max_pixels,
     )
+
+
+def validation_data(options: TeacherOptions | TrainOptions, training: DetectionData) -> DetectionData | None:
+    """The val_split with the labels of the training data; ValueError where it lists other classes. None without a val_split."""
+    if options.val_split is None:
+        return None
+    if options.val_split == options.train_split:
+        warnings.warn(
+            f"val_split and train_split are both {options.val_split}: what is measured there is memory, not learning",
+            stacklevel=3,
+        )
+    return DetectionData(
+        options.data_root,
+        options.val_split,
+        max_pixels=options.run.max_pixels,
+        classes=training.classes,
+        classes_of=str(training.annotation_file),
+    )
+
+
+def warn_of_missing(
+    training: DetectionData, validation: DetectionData | None, consequence: str, *, unless_absent: bool = False
+) -> None:
+    """Warn of classes without an object to train on, and say how many objects of them the val_split has.
+
+    Args:
+        training: what is trained on
+        validation: what is measured on, or None
+        consequence: of having seen none, for the message
+        unless_absent: say nothing of classes that the val_split has no object of either
+    """
+    missing = [name for name, count in training.class_counts().items() if not count]
+    counts = validation.class_counts() if validation else {}
+    if unless_absent:
+        missing = [name for name in missing if counts.get(name)]
+    if missing:
+        measured = f", {sum(counts[name] for name in missing)} in {validation.annotation_file}" if validation else ""
+        warnings.warn(
+            f"{training.annotation_file}: no object of class {quoted(missing)} in the {len(training)} images that are trained "
+            f"on{measured}: {consequence}",
+            stacklevel=3,
+        )
+
+
+def fingerprints(
+    options: TeacherOptions | TrainOptions, data: DetectionData, validation: DetectionData | None
+) -> dict[str, Fingerprint]:
+    """Of the annotations that a run reads, by split."""
+    splits = {options.train_split: data} | ({options.val_split: validation} if options.val_split and validation else {})
+    return {split: fingerprint(part) for split, part in splits.items()}
 
 
 def training_loader(data: DetectionData, optim: Optim, run: TeacherRun, seed: int) -> torch.utils.data.DataLoader:

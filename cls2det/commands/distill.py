@@ -16,7 +16,8 @@ from cls2det.distill.classifier import ClassifierDistiller
 from cls2det.files import is_first_process
 from cls2det.models.students import STUDENTS
 from cls2det.settings import DISTILLERS
-from cls2det.teachers.crop_classifier import CropClassifier, check_not_at_chance
+from cls2det.teachers.accuracy import check_not_at_chance
+from cls2det.teachers.crop_classifier import CropClassifier
 from cls2det.teachers.detector import DetectorTeacher
 from cls2det.training.optimizer import torch_device
 from cls2det.training.progress import Progress
@@ -31,9 +32,10 @@ def distill(options: DistillOptions, progress: Progress | None = None) -> dict:
         return train(options.without_distillation(), progress)
     preparation, classifier = prepare(options), None
     if options.teacher and "classifier" in options.distillers:
-        classifier = CropClassifier.load(options.teacher)
+        data = preparation.data
+        classifier = CropClassifier.load(options.teacher).for_classes(data.classes, str(data.annotation_file))
         if not options.allow_poor_teacher and is_first_process():
-            _check_teacher(classifier, options, preparation.data)
+            _check_teacher(classifier, options, data)
 
     def build(classes: list[str], student: nn.Module) -> Distillation:
         classifier_distiller = detector_teacher = None

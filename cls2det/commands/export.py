@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,7 +36,8 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import boxes as box_ops
 
 from cls2det.commands.options import ExportOptions
-from cls2det.files import write_json
+from cls2det.evaluation.finite import NotFinite, finite_heads
+from cls2det.files import make_folder, write_json
 from cls2det.models.students import STUDENTS, TrainedStudent, build_student, load_student
 
 Detections = dict[str, Tensor]  # boxes (n, 4), labels (n,), scores (n,)
@@ -69,14 +71,22 @@ def export(options: ExportOptions) -> dict[str, Any]:
     if not options.formats or set(options.formats) - FILES.keys():
         expected = f"expected one or more of {', '.join(FILES)}"
         raise ValueError(f"formats: {expected}, found {', '.join(options.formats) or 'none'}")
+    if options.image_size is not None and options.image_size < 1:
+        raise ValueError(f"image_size: expected a side of at least 1 pixel, found {options.image_size}")
     side = options.image_size or student.image_size or STUDENTS[student.name].size
-    images = _probes(student.detector, side)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        images = _probes(student.detector, side)
+    except NotFinite as error:
+        raise ValueError(f"{options.weights}: in an image of random blobs, {error}") from None
+    make_folder(out)
     entries = {name: _write(name, student, images, out, check=options.check) for name in options.formats}
     report = write_json(out / "export.json", _about(student, side) | {"formats": entries})
     failures = {name: f"{name}: {entry['fails']}" for name, entry in entries.items() if "fails" in entry}
     if len(failures) == len(entries) or any(entries[name].get("differs") for name in failures):
         raise ValueError("; ".join(failures.values()))
+    earlier = [file for name, file in FILES.items() if name not in entries and (out / file).exists()]
+    if earlier:
+        print(f"{', '.join(earlier)} in {out} of an earlier export: export.json says nothing of it any more", file=sys.stderr)
     for name, entry in entries.items():
         print(failures.get(name) or f"{name}: {out / entry['file']}")
         if entry.get("check", {}).get("detections") == 0:
@@ -248,11 +258,12 @@ class DetectionsDiffer(ValueError):
 def _probes(detector: nn.Module, side: int, tries: int = 6) -> list[Tensor]:
     """A square image, and a larger one of another shape, which is brought to the detector's size by a scale of about 1/2.
 
-    Each is the one of several images of random blobs, coarse to fine, in which the detector finds most.
+    Each is the one of several images of random blobs, coarse to fine, in which the detector finds most. Raises ``NotFinite`` if
+    the detector gives NaN for one of them.
     """
     generator = torch.Generator().manual_seed(0)
     probes = []
-    with torch.no_grad():
+    with torch.no_grad(), finite_heads(detector):
         for height, width in ((side, side), (2 * side, 3 * side)):
             images = []
             for number in range(tries):

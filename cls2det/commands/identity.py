@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from cls2det.commands.options import DistillOptions, PretrainOptions, TeacherOptions, TrainOptions
 from cls2det.commands.renamed import present_run
+from cls2det.data.fingerprint import Fingerprint
+from cls2det.models.weights import weights_digest
 from cls2det.training import runs
 from cls2det.training.settings import CLAIMED
 
@@ -32,11 +35,42 @@ def identity(options: TeacherOptions | TrainOptions | PretrainOptions) -> dict[s
     return json.loads(json.dumps({"command": command, **record, "run": run}, default=str))
 
 
-def claim(options: TeacherOptions | TrainOptions | PretrainOptions) -> None:
-    """Make ``options.out`` the folder of the run; FileExistsError if it holds a run of another identity."""
-    runs.claim(options.out, identity(options), rename=present_run)
+def claim(options: TeacherOptions | TrainOptions | PretrainOptions, data: dict[str, Fingerprint]) -> None:
+    """Make ``options.out`` the folder of the run.
+
+    Args:
+        options: of the run
+        data: fingerprints by split
+
+    Raises:
+        FileExistsError: it holds a run of another identity, or one whose data or teachers have changed since
+        OSError: nothing can be written there
+        ValueError: it lies among the data
+    """
+    if not (options.out / "options.json").is_file():
+        _check_place(options)
+    runs.claim(options.out, identity(options), runs.Inputs(data, weights_of(options)), rename=present_run)
 
 
-def check_claim(folder: Path, options: TeacherOptions | TrainOptions | PretrainOptions) -> None:
-    """FileExistsError if the folder holds a run of another identity."""
-    runs.check_claim(folder, identity(options), rename=present_run)
+def check_claim(
+    folder: Path, options: TeacherOptions | TrainOptions | PretrainOptions, inputs: runs.Inputs | None = None
+) -> None:
+    """FileExistsError if the folder holds a run of another identity, or, where ``inputs`` are given, with others."""
+    runs.check_claim(folder, identity(options), present_run, inputs)
+
+
+def weights_of(
+    options: TeacherOptions | TrainOptions | PretrainOptions, digest: Callable[[Path], str] = weights_digest
+) -> dict[str, str]:
+    """Digests of the files that a run starts from and learns from, by option; of those that are there."""
+    names = ["start", "teacher", "detector_teacher"] if isinstance(options, DistillOptions) and options.distils else ["start"]
+    files = {name: getattr(options, name, None) for name in names}
+    return {name: digest(Path(file)) for name, file in files.items() if file and Path(file).is_file()}
+
+
+def _check_place(options: TeacherOptions | TrainOptions | PretrainOptions) -> None:
+    """What a run writes among the pictures or annotations would be taken for data the next time."""
+    out, root = options.out.resolve(), options.data_root.resolve()
+    folders = [root / name for name in ("annotations", options.train_split, options.val_split) if name]
+    if out == root or any(out.is_relative_to(folder) for folder in folders):
+        raise ValueError(f"out: {options.out} lies among the data of {options.data_root}; give a folder beside them")

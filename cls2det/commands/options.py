@@ -12,6 +12,7 @@ from typing import Literal
 
 from cls2det.settings import (
     DISTILLERS,
+    MAX_PIXELS,
     TERMS,
     BCKDSettings,
     ChenSettings,
@@ -52,6 +53,8 @@ class TeacherOptions:
         min_size: boxes whose shorter side is below this many input pixels are not trained on
         jitter: training boxes are moved by up to this share of their size
         label_smoothing: of the ce loss; a smoothed teacher is less sure of itself
+        background: learn from crops that miss the objects too, and give a softmax a column for them (default: where fewer
+            than two classes have objects; a classifier of one class would have nothing to tell apart)
         images: how many images to use, drawn with the seed (default: all)
         augmentation: none, flip, ssd, ssdlite, jitter, jitter_flip; best the same as the student's
         optim: how weights are optimised; batch_size counts images, not crops
@@ -74,6 +77,7 @@ class TeacherOptions:
     min_size: float = 0.0
     jitter: float = 0.05
     label_smoothing: float = 0.05
+    background: bool | None = None
     images: int | None = None
     augmentation: str = "none"
     optim: Optim = Optim()
@@ -226,7 +230,10 @@ class EvaluateOptions:
         out: folder for evaluation.json and detections.json (COCO's result format); without it nothing is written
         batch_size: images per forward; where images differ in shape, neighbours pad each other and shift scores a little
         loader_workers: processes that load images
+        max_detections: that count per image and class, as in COCO's evaluation; for images with more objects, above 100 the
+            detector is also told to give as many
         device: auto takes a GPU if there is one
+        max_pixels: an image of more pixels is not read, as a small file can fill the memory; null is no limit
     """
 
     weights: Path
@@ -235,24 +242,28 @@ class EvaluateOptions:
     out: Path | None = None
     batch_size: int = 8
     loader_workers: int = 0
+    max_detections: int = 100
     device: Device = "auto"
+    max_pixels: int | None = MAX_PIXELS
 
 
 @dataclasses.dataclass(frozen=True)
 class PredictOptions:
     """Detect objects in images, and draw them.
 
-    Writes a picture per image under the folder given by --out, in the folders of the images, and predictions.json. An image
-    that cannot be read is named and left out.
+    Writes a picture per image under the folder given by --out, in the folders of the images, and predictions.json. Images are
+    turned upright as their EXIF orientation says: boxes, width and height are those of the picture as viewers show it. An image
+    that cannot be used is named and left out.
 
     Args:
         weights: weights.pt of `cls2det train` or `distill`
-        images: image files, and folders, which are searched at every depth
+        images: image files, and folders, which are searched at every depth for what Pillow can read
         out: folder for what is written
         threshold: detections with a lower score are left out
-        most: at most this many detections per image, those of the highest scores
+        most: at most this many detections per image, those of the highest scores; above 100 the detector is told to give more
         device: auto takes a GPU if there is one
         no_pictures: write predictions.json alone
+        max_pixels: an image of more pixels is not read, as a small file can fill the memory; null is no limit
     """
 
     weights: Path
@@ -262,6 +273,7 @@ class PredictOptions:
     most: int = 100
     device: Device = "auto"
     no_pictures: bool = False
+    max_pixels: int | None = MAX_PIXELS
 
 
 @dataclasses.dataclass(frozen=True)

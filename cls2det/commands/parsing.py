@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from argparse import SUPPRESS, Action
 from collections.abc import Mapping, Sequence
@@ -62,7 +63,14 @@ def parse_options(record: type[Options], options: Mapping[str, Any]) -> Options:
 
 
 class _Loader(yaml.SafeLoader):
-    """Without dates: a run named 2026-01-31 has a name."""
+    """Without dates: a run named 2026-01-31 has a name. A key that stands twice is an error: YAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        if twice := [key for number, key in enumerate(keys) if key in keys[:number]]:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} stands twice in one group", node.start_mark)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -72,8 +80,15 @@ _Loader.yaml_implicit_resolvers = {
 
 
 def load_yaml(path: Path) -> Any:
-    """Content of a YAML file, without dates."""
-    return yaml.load(path.read_text(), _Loader)
+    """Content of a YAML file, without dates.
+
+    Raises:
+        ValueError: it is no YAML, or not UTF-8
+    """
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: {_one_line(error)}") from None
 
 
 def read_yaml(name: str) -> dict[str, Any]:
@@ -105,6 +120,7 @@ def _parser(record: type[DataclassInstance], command: str, takes_recipe: bool = 
         description="\n\n".join(filter(None, (about.short_description, about.long_description))),
         formatter_class=_Help,
         exit_on_error=False,
+        allow_abbrev=False,
     )
     if takes_recipe:
         parser.add_argument(
@@ -130,8 +146,34 @@ def _item_type(kind: Any) -> Any:
 
 
 def _instance(record: type[Options], parser: ArgumentParser, values: Mapping[str, Any], source: str) -> Options:
-    settings = parser.instantiate_classes(parser.parse_object(present(values, source)))
-    return record(**{field.name: settings[field.name] for field in dataclasses.fields(record)})
+    parsed = parser.parse_object(present(values, source))
+    _check_values(record, parsed.as_dict(), "")
+    settings = parser.instantiate_classes(parsed)
+    return record(**{field.name: _at_home(settings[field.name]) for field in dataclasses.fields(record)})
+
+
+def _at_home(value: Any) -> Any:
+    """Paths with ``~`` as the home folder: a shell does not replace it in ``--out=~/x``, and nothing does in a recipe."""
+    if isinstance(value, list):
+        return [_at_home(item) for item in value]
+    return value.expanduser() if isinstance(value, Path) else value
+
+
+def _check_values(record: type[DataclassInstance], values: Mapping[str, Any], group: str) -> None:
+    """What the parser lets pass in a YAML file: no value where one is due, and numbers that are not finite."""
+    for name, kind in get_type_hints(record).items():
+        if name not in values:
+            continue
+        value, option = values[name], group + name
+        if dataclasses.is_dataclass(kind):
+            if not isinstance(value, Mapping):
+                raise ValueError(f"{option} is a group of options, found {value!r}; leave it out for the defaults")
+            _check_values(kind, value, f"{option}.")  # type: ignore[arg-type] # a class: mypy takes an instance to be possible
+        elif value is None and type(None) not in get_args(kind):
+            raise ValueError(f"{option} has no value; leave it out for its default")
+        for number in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ValueError(f"{option} must be a finite number, found {number}")
 
 
 def _with_recipes_first(words: list[str]) -> list[str]:

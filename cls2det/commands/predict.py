@@ -2,46 +2,62 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from cls2det.commands.options import PredictOptions
 from cls2det.data.images import read_image
+from cls2det.data.suffixes import describe_unreadable, is_readable, is_unreadable, readable_suffixes
+from cls2det.errors import first_lines
 from cls2det.evaluation.drawing import draw_boxes, write_picture
-from cls2det.files import write_json
+from cls2det.evaluation.finite import check_finite, finite_heads
+from cls2det.files import make_folder, write_json
 from cls2det.models.students import load_student
+from cls2det.models.students.limits import allow_detections
 from cls2det.training.optimizer import torch_device
 from cls2det.training.progress import Progress, progress_bar
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"}  # of the files that are taken from folders
-
 
 def predict(options: PredictOptions, progress: Progress | None = None) -> dict[str, int]:
-    """Detect, draw and write; returns the numbers of images, detections and unreadable images."""
+    """Detect, draw and write; returns the numbers of images, detections and images that were left out.
+
+    Images are turned upright by their EXIF orientation: boxes, width and height are those of the picture as viewers show it.
+    """
     threshold, out = options.threshold, options.out
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold: expected a score from 0 to 1, found {threshold}")
-    pictures = find_images(options.images, out)
+    if options.most < 1:
+        raise ValueError(f"most: expected at least 1 detection per image, found {options.most}")
+    found = find_images(options.images, out)
     student, device = load_student(options.weights), torch_device(options.device)
+    is_new = not out.exists()
+    make_folder(out)
     detector, classes = student.detector.to(device), list(student.classes)
+    allow_detections(detector, options.most)
     predictions: list[dict[str, Any]] = []
-    unreadable: list[dict[str, str]] = []
-    with progress_bar("predicting", progress) as report_progress:
-        for number, (file, picture) in enumerate(pictures.items(), start=1):
-            report_progress(number, len(pictures), "")
+    unreadable = [{"file": str(file), "reason": f"{file.suffix} cannot be read here"} for file in found.unreadable]
+    failures: list[str] = []
+    with progress_bar("predicting", progress) as report_progress, finite_heads(detector):
+        for number, (file, picture) in enumerate(found.pictures.items(), start=1):
+            report_progress(number, len(found.pictures), "")
             try:
-                image = read_image(file)
-            except ValueError as error:
-                unreadable.append({"file": str(file), "reason": str(error)})
-                print(f"left out: {error}", file=sys.stderr)
+                image = read_image(file, turned=True, max_pixels=options.max_pixels)
+                detections = _detect(detector, image.to(device), threshold, options.most)
+                boxes, labels, scores = (detections[name] for name in ("boxes", "labels", "scores"))
+                if not options.no_pictures:
+                    write_picture(draw_boxes(image, boxes, labels, classes, scores), out / picture)
+            except (ValueError, RuntimeError, MemoryError) as error:  # torch's of a picture too large for the memory, say
+                reason = str(error) if isinstance(error, ValueError) else first_lines(error)
+                failures.append(reason if str(file) in reason else f"cannot use {file}: {reason}")
+                unreadable.append({"file": str(file), "reason": reason})
+                print(f"left out: {failures[-1]}", file=sys.stderr)
                 continue
-            detections = _detect(detector, image.to(device), threshold, options.most)
-            boxes, labels, scores = (detections[name] for name in ("boxes", "labels", "scores"))
             prediction = {
                 "file": str(file),
                 "width": image.shape[2],
@@ -51,12 +67,12 @@ def predict(options: PredictOptions, progress: Progress | None = None) -> dict[s
                 "scores": scores.tolist(),
             }
             if not options.no_pictures:
-                write_picture(draw_boxes(image, boxes, labels, classes, scores), out / picture)
                 prediction["picture"] = picture.as_posix()
             predictions.append(prediction)
     if not predictions:
-        raise ValueError(f"none of {len(pictures)} images could be read; the first: {unreadable[0]['reason']}")
-    out.mkdir(parents=True, exist_ok=True)
+        if is_new:
+            out.rmdir()
+        raise ValueError(f"none of {len(failures)} images could be used; the first: {failures[0]}")
     write_json(
         out / "predictions.json", {"threshold": threshold, "classes": classes, "images": predictions, "unreadable": unreadable}
     )
@@ -71,32 +87,57 @@ def predict(options: PredictOptions, progress: Progress | None = None) -> dict[s
 def _detect(detector: torch.nn.Module, image: Tensor, threshold: float, most: int) -> dict[str, Tensor]:
     """Detections of one uint8 image, on the CPU, best first. Each image alone: its neighbours in a batch would pad it."""
     detections = {name: value.cpu() for name, value in detector([image.float() / 255])[0].items()}
+    check_finite(detections, "it")
     order = detections["scores"].argsort(descending=True, stable=True)
     order = order[detections["scores"][order] >= threshold][:most]
     return {name: value[order] for name, value in detections.items()}
 
 
-def find_images(places: Sequence[Path], out: Path) -> dict[Path, Path]:
-    """Image files, each once, with the name of the picture that is drawn for it, under ``out``.
+class Found(NamedTuple):
+    """What a search found.
+
+    Attributes:
+        pictures: image files, each once, with the name of the picture that is drawn for it, under ``out``
+        unreadable: files whose names are those of pictures, in formats that cannot be read
+    """
+
+    pictures: dict[Path, Path]
+    unreadable: list[Path]
+
+
+def find_images(places: Sequence[Path], out: Path) -> Found:
+    """Image files in ``places``, which are files that are taken as they are, and folders that are searched at every depth.
 
     The picture of a file ``a/b.jpg`` is ``b.jpg``; that of a file in the folder ``photos`` is ``photos/a/b.jpg``. Where two names
     are alike the later is ``b_2.jpg``; names that end in neither JPEG nor PNG get ``.png`` added. Files in ``out`` are left out
-    where a folder is searched: this command wrote them.
+    where a folder is searched: this command wrote them. Pictures of unreadable kinds, and folders that cannot be opened, are
+    named on stderr.
     """
     names: dict[Path, Path] = {}
+    unreadable: dict[Path, None] = {}  # as a set that keeps its order
     inside = Path(out).resolve()
     for place in map(Path, places):
         for file, name in _walk(place):
             is_result = file.resolve().is_relative_to(inside) and not place.resolve().is_relative_to(inside)
-            if not is_result or place.is_file():
+            if is_result and not place.is_file():
+                continue
+            if is_readable(file) or place.is_file():
                 names.setdefault(file.resolve(), name)
+            elif is_unreadable(file):
+                unreadable[file.resolve()] = None
+    passed_over = describe_unreadable(unreadable)
     if not names:
-        raise ValueError(f"no images in {', '.join(map(str, places))}: expected files with {' '.join(sorted(SUFFIXES))}")
+        raise ValueError(
+            f"no images in {', '.join(map(str, places))}: expected files with {' '.join(sorted(readable_suffixes()))}"
+            + (f"; found {passed_over}" if passed_over else "")
+        )
+    if passed_over:
+        print(f"left out: {passed_over}", file=sys.stderr)
     pictures = dict(zip(names, _without_clashes(names.values()), strict=True))
     for picture in pictures.values():
         if (inside / picture) in pictures:
             raise ValueError(f"out: a picture in {out} would overwrite the image {inside / picture}; give another folder")
-    return pictures
+    return Found(pictures, list(unreadable))
 
 
 def _walk(place: Path) -> Iterator[tuple[Path, Path]]:
@@ -105,9 +146,28 @@ def _walk(place: Path) -> Iterator[tuple[Path, Path]]:
     if place.is_file():
         yield place, Path(place.name)
         return
-    for file in sorted(place.rglob("*")):
-        if file.suffix.lower() in SUFFIXES and file.is_file():
-            yield file, place.resolve().name / file.relative_to(place)
+    for file in sorted(_files(place)):
+        yield file, place.resolve().name / file.relative_to(place)
+
+
+def _files(place: Path) -> Iterator[Path]:
+    """All files in a folder, also behind links to folders, each folder once: links can lead in a circle."""
+    searched = set()
+
+    def report(error: OSError) -> None:
+        print(f"not searched: {error.filename}: {error.strerror}", file=sys.stderr)
+
+    for folder, folders, files in os.walk(place, followlinks=True, onerror=report):
+        if (real := os.path.realpath(folder)) in searched:
+            folders.clear()
+            continue
+        searched.add(real)
+        yield from (Path(folder, name) for name in files if not _is_special(Path(folder, name)))
+
+
+def _is_special(file: Path) -> bool:
+    """Whether it is a pipe or a device, on which a reader would wait. A broken link is not: it is named when it is read."""
+    return file.exists() and not file.is_file()
 
 
 def _without_clashes(names: Iterable[Path]) -> Iterator[Path]:

@@ -10,11 +10,11 @@ from torch.utils.data import DataLoader
 from cls2det.commands.identity import claim
 from cls2det.commands.options import PretrainOptions
 from cls2det.data.loader import SeededSampler
-from cls2det.files import is_first_process, write_json
+from cls2det.files import is_first_process, start_processes, write_json
 from cls2det.models.backbones import save_backbone
 from cls2det.models.students import parameter_count
 from cls2det.training import fit
-from cls2det.training.backbone import BackboneTraining, SeededImages
+from cls2det.training.backbone import BackboneTraining, SeededImages, check_same_classes
 from cls2det.training.optimizer import torch_device
 from cls2det.training.progress import Progress
 
@@ -25,9 +25,9 @@ def pretrain(options: PretrainOptions, progress: Progress | None = None) -> dict
     validation = None
     if options.val_split:
         validation = SeededImages(options.data_root / options.val_split, options.image_size, train=False)
-        if validation.files.classes != data.files.classes:
-            raise ValueError(f"{options.val_split} has other classes than {options.train_split} in {options.data_root}")
+        check_same_classes(data.files, validation.files)
     optim, run = options.optim.for_run(len(data), options.run)
+    start_processes(run.processes)
     torch.manual_seed(options.seed)
     training = BackboneTraining(
         data.files.classes,
@@ -36,7 +36,8 @@ def pretrain(options: PretrainOptions, progress: Progress | None = None) -> dict
         label_smoothing=options.label_smoothing,
         optim=optim,
     )
-    claim(options)
+    splits = {options.train_split: data} | ({options.val_split: validation} if options.val_split and validation else {})
+    claim(options, {split: part.fingerprint() for split, part in splits.items()})
     sampler = SeededSampler(len(data), run.checkpoint_every * optim.accumulate * optim.batch_size, options.seed)
     workers: dict[str, Any] = {"num_workers": run.workers, "persistent_workers": run.workers > 0}
     loader = DataLoader(data, optim.batch_size, sampler=sampler, **workers)

@@ -9,7 +9,7 @@ from cls2det.recipes import find_recipe, recipe_names
 def recipes(options: RecipesOptions = RecipesOptions()) -> None:  # noqa: B008 (frozen)
     """List them, or print one."""
     if options.name:
-        print(find_recipe(options.name).read_text(), end="")
+        print(find_recipe(options.name).read_text(encoding="utf-8"), end="")
         return
     for name in recipe_names():
-        print(f"{name:34} {find_recipe(name).read_text().splitlines()[0].removeprefix('# ')}")
+        print(f"{name:34} {find_recipe(name).read_text(encoding='utf-8').splitlines()[0].removeprefix('# ')}")

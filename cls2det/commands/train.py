@@ -9,14 +9,23 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from cls2det.commands.data import on_gpu, training_data, training_loader
+from cls2det.commands.data import (
+    fingerprints,
+    on_gpu,
+    training_data,
+    training_loader,
+    validation_data,
+    warn_of_missing,
+)
 from cls2det.commands.evaluate import evaluate
 from cls2det.commands.identity import claim
 from cls2det.commands.options import DistillOptions, EvaluateOptions, TrainOptions
 from cls2det.data.dataset import DetectionData
+from cls2det.data.fingerprint import Fingerprint
 from cls2det.data.loader import test_loader
 from cls2det.distill import Distillation
-from cls2det.files import is_first_process, write_json
+from cls2det.evaluation.coco import warn_of_crowded_images
+from cls2det.files import is_first_process, start_processes, write_json
 from cls2det.models.backbones import load_classifier
 from cls2det.models.students import build_student, load_backbone, parameter_count, save_student
 from cls2det.training import fit
@@ -40,10 +49,15 @@ def train(options: TrainOptions, progress: Progress | None = None) -> dict:
 
 
 class Preparation(NamedTuple):
-    """What a training needs beside the student. ``optim`` and ``run`` are those of ``Optim.for_run``."""
+    """What a training needs beside the student.
+
+    ``prints`` are the data's fingerprints by split; ``optim`` and ``run`` are those of ``Optim.for_run``.
+    """
 
     data: DetectionData
+    validation: DetectionData | None
     val_loader: torch.utils.data.DataLoader | None
+    prints: dict[str, Fingerprint]
     optim: Optim
     run: Run
 
@@ -51,8 +65,11 @@ class Preparation(NamedTuple):
 def prepare(options: TrainOptions) -> Preparation:
     """Open the data and complete the settings: what can be wrong with these ends the command before anything is built."""
     data = training_data(options)
-    validation = DetectionData(options.data_root, options.val_split) if options.val_split else None
+    validation = validation_data(options, data)
+    is_subset = options.images is not None
+    warn_of_missing(data, validation, "the detector will not find it", unless_absent=not is_subset)
     optim, run = options.optim.for_run(len(data), options.run)
+    start_processes(run.processes)
     val_loader = None
     if validation and run.validate_every:
         if len(validation) < run.processes:  # a process without an image would keep the others waiting
@@ -61,7 +78,7 @@ def prepare(options: TrainOptions) -> Preparation:
         val_loader = test_loader(
             validation, batch_size=optim.batch_size, loader_workers=run.workers, pin_memory=on_gpu(run), shared=True
         )
-    return Preparation(data, val_loader, optim, run)
+    return Preparation(data, validation, val_loader, fingerprints(options, data, validation), optim, run)
 
 
 def train_student(
@@ -75,7 +92,7 @@ def train_student(
         build_distillation: makes the distillation terms for the student, before it is trained; None for none
         progress: called after every few steps, in place of a bar on the screen
     """
-    data, val_loader, optim, run = preparation
+    data, validation, val_loader, prints, optim, run = preparation
     torch.manual_seed(options.seed)
     backbone_weights = "none" if options.start else options.backbone_weights
     detector = build_student(options.student, len(data.classes), options.image_size, backbone_weights)
@@ -90,10 +107,13 @@ def train_student(
         distillation=build_distillation(data.classes, detector) if build_distillation else None,
         ratio_every=run.ratio_every,
         pictures=run.pictures,
+        max_detections=run.max_detections,
     )
+    if validation and is_first_process():
+        warn_of_crowded_images(detector, validation, run.max_detections)
     if options.start:
         load_backbone(detector, load_classifier(options.start))
-    claim(options)
+    claim(options, prints)
     seconds = fit.fit(
         training,
         training_loader(data, optim, run, options.seed),
@@ -123,7 +143,9 @@ def train_student(
             options.out / options.val_split,
             batch_size=optim.batch_size,
             loader_workers=run.workers,
+            max_detections=run.max_detections,
             device=run.device,
+            max_pixels=run.max_pixels,
         )
         table = evaluate(evaluation, progress)
         report |= {column: table[column] for column in ("mAP", "AP50", "AP75")}

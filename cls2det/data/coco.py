@@ -15,16 +15,13 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from torch import Tensor
+from cls2det.data.faults import count, describe, warn_of
+from cls2det.errors import some
 
 if TYPE_CHECKING:
     from pycocotools.coco import COCO
 
-CLASSES_FROM = 1  # label of the first class; 0 is background
-SMALLEST_SIDE = 0.01  # pixels; still a positive width after the rounding of float32 at thousands of pixels
-LISTED = 3  # faults of one kind that a message lists
+CROWD = {0: 0, 1: 1, "0": 0, "1": 1, "false": 0, "true": 1, None: 0}  # what iscrowd may be; False is 0 and True is 1
 
 
 def load_coco(annotation_file: str | Path) -> COCO:
@@ -33,14 +30,21 @@ def load_coco(annotation_file: str | Path) -> COCO:
 
 
 def read_annotations(file: str | Path) -> dict[str, Any]:
-    """The file's json, checked: every annotation is a box in a listed image with a listed category, ``area`` and ``iscrowd``."""
+    """The file's json, checked: every annotation is a box in a listed image with a listed category, ``area`` and ``iscrowd``.
+
+    ``strays`` is added: how many annotations were left out because their image is not listed.
+    """
     file = Path(file)
     if not file.is_file():
+        packed = file.with_name(f"{file.name}.gz")
+        hint = f"; {packed.name} is there: unpack it" if packed.is_file() else ""
         raise FileNotFoundError(
-            f"no annotation file {file}; expected <root>/annotations/instances_<split>.json in COCO format"
+            f"no annotation file {file}; expected <root>/annotations/instances_<split>.json in COCO format{hint}"
         )
     try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
+        content = json.loads(file.read_bytes())  # of bytes, it also knows a byte order mark, UTF-16 and UTF-32
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not COCO-format json in UTF-8: {error}; save it as UTF-8") from None
     except ValueError as error:
         raise ValueError(f"{file} is not COCO-format json: {error}") from None
     lists = ("annotations", "categories", "images")
@@ -52,7 +56,8 @@ def read_annotations(file: str | Path) -> dict[str, Any]:
             raise ValueError(f"{file} is not COCO detection data: {name} is not a list of objects")
     _check_categories(content["categories"], file)
     _check_images(content["images"], file)
-    return {**content, "annotations": _usable(content, file)}
+    usable, strays = _usable(content, file)
+    return {**content, "annotations": usable, "strays": strays}
 
 
 def _check_categories(categories: list[dict[str, Any]], file: Path) -> None:
@@ -100,11 +105,14 @@ def _check_ids(entries: list[dict[str, Any]], kind: str, file: Path) -> None:
         by_id[entry["id"]] = entry
 
 
-def _usable(content: dict[str, Any], file: Path) -> list[dict[str, Any]]:
-    """Annotations with four finite numbers as box, in a listed image, with the fields that ``COCOeval`` reads filled in."""
+def _usable(content: dict[str, Any], file: Path) -> tuple[list[dict[str, Any]], int]:
+    """Annotations with four finite numbers as box, in a listed image, with the fields that ``COCOeval`` reads filled in.
+
+    Also the number of annotations of images that are not listed.
+    """
     images = {image["id"] for image in content["images"]}
     categories = {category["id"] for category in content["categories"]}
-    usable, strays, malformed = [], [], []
+    usable, strays, malformed, crowds, areas = [], [], [], [], []
     for annotation in content["annotations"]:
         image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
         if not _is_number(image_id) or image_id not in images:
@@ -116,75 +124,53 @@ def _usable(content: dict[str, Any], file: Path) -> list[dict[str, Any]]:
                 "which is not listed"
             )
         if not _is_box(annotation.get("bbox")):
-            malformed.append(_describe(annotation))
+            malformed.append(describe(annotation))
             continue
-        if not _is_number(annotation.get("area")):
-            annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
-        annotation["iscrowd"] = int(bool(annotation.get("iscrowd")))
+        _, _, width, height = annotation["bbox"]
+        area, crowd = annotation.get("area"), annotation.get("iscrowd")
+        if not _is_area(area, width, height):
+            if area is not None and (area != 0 or width * height):
+                areas.append(f"annotation {annotation.get('id')!r} (area {area!r}, bbox {annotation['bbox']})")
+            annotation["area"] = width * height
+        crowd = crowd.lower() if isinstance(crowd, str) else crowd
+        if isinstance(crowd, (list, dict)) or crowd not in CROWD:
+            crowds.append(f"annotation {annotation.get('id')!r} (iscrowd {annotation['iscrowd']!r})")
+            continue
+        annotation["iscrowd"] = CROWD[crowd]
         usable.append(annotation)
-    _warn(file, strays, "left out, of an image that is not listed")
-    _warn(
+    if crowds:
+        raise ValueError(
+            f"{file}: {count(crowds)} with an iscrowd that is neither 0 nor 1 (true, false and these as text are understood "
+            f"too): {some(crowds)}. A crowd is not trained on: write 1 for a group of objects in one box, else 0"
+        )
+    warn_of(file, strays, "left out, of an image that is not listed")
+    warn_of(
         file,
         malformed,
         "left out, of the evaluation too, with a bbox that is not four finite numbers [x, y, width ≥ 0, height ≥ 0]",
     )
-    return usable
+    warn_of(
+        file,
+        areas,
+        "with an area that no object in its box can have; width x height is taken, as where there is none",
+    )
+    return usable, len(strays)
+
+
+def _is_area(area: object, width: float, height: float) -> bool:
+    """Whether an object in a box of this size can have the area.
+
+    A mask may cover the pixels that the box only touches, and parts of a mask that overlap may have been counted twice.
+    """
+    return _is_number(area) and 0 < area <= 2 * (width + 2) * (height + 2)
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_box(bbox: object) -> bool:
     return isinstance(bbox, list) and len(bbox) == 4 and all(map(_is_number, bbox)) and bbox[2] >= 0 and bbox[3] >= 0
-
-
-def _describe(annotation: dict[str, Any]) -> str:
-    bbox = "no bbox" if "bbox" not in annotation else f"bbox {annotation['bbox']}"
-    return f"annotation {annotation.get('id')!r} of image {annotation['image_id']} ({bbox})"
-
-
-def _warn(file: Path, faults: list[str], fate: str) -> None:
-    if faults:
-        more = f" and {len(faults) - LISTED} more" if len(faults) > LISTED else ""
-        noun = "annotation" if len(faults) == 1 else "annotations"
-        warnings.warn(f"{file}: {len(faults)} {noun} {fate}: {', '.join(faults[:LISTED])}{more}", stacklevel=2)
-
-
-def make_targets(content: dict[str, Any], file: Path) -> list[dict[str, Tensor]]:
-    """Of each image, in order of its id: ``boxes`` clipped to the image, ``labels`` and ``image_id``."""
-    images = sorted(content["images"], key=lambda image: image["id"])
-    place = {image["id"]: number for number, image in enumerate(images)}
-    label_of = {
-        category_id: label
-        for label, category_id in enumerate(sorted(category["id"] for category in content["categories"]), start=CLASSES_FROM)
-    }
-    annotations = [annotation for annotation in content["annotations"] if not annotation["iscrowd"]]
-    labels = np.array([label_of[annotation["category_id"]] for annotation in annotations], dtype=np.int64)
-    owner = np.array([place[annotation["image_id"]] for annotation in annotations], dtype=np.int64)
-    sizes = np.array([(image["width"], image["height"]) for image in images], dtype=np.float64).reshape(-1, 2)
-    boxes = np.array([annotation["bbox"] for annotation in annotations], dtype=np.float64).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
-    boxes = boxes.clip(0, np.tile(sizes[owner], 2)).astype(np.float32)
-
-    usable = (boxes[:, 2:] - boxes[:, :2] >= SMALLEST_SIDE).all(1)
-    _warn(
-        file,
-        [_describe(annotations[number]) for number in np.flatnonzero(~usable)],
-        "not trained on (but evaluated, as pycocotools does), with no area inside of the image",
-    )
-    order = np.flatnonzero(usable)[np.argsort(owner[usable], kind="stable")]
-    counts = np.bincount(owner[usable], minlength=len(images)).tolist()
-    # clones: a view would drag all boxes along wherever it is saved or sent
-    return [
-        {"boxes": box.clone(), "labels": label.clone(), "image_id": torch.tensor(image["id"])}
-        for image, box, label in zip(
-            images,
-            torch.from_numpy(boxes[order]).split(counts),
-            torch.from_numpy(labels[order]).split(counts),
-            strict=True,
-        )
-    ]
 
 
 def index_coco(content: dict[str, Any], file: str | Path) -> COCO:
@@ -209,7 +195,7 @@ def _number_annotations(annotations: list[dict[str, Any]], file: str | Path) -> 
         counts = Counter(ids)
         faults = [str(number) for number in ids if counts[number] > 1]
     # unique ids that begin at 0 are well-formed: no warning for them
-    _warn(Path(file), faults, "with an id that is not an integer of its own; all get new ids, in the file's order")
+    warn_of(Path(file), faults, "with an id that is not an integer of its own; all get new ids, in the file's order")
     if faults or 0 in ids:
         for number, annotation in enumerate(annotations, start=1):
             annotation["id"] = number

@@ -10,9 +10,9 @@ reads the demo. An item is (image uint8 (3, H, W), target), a target holds
 
 from __future__ import annotations
 
-import os
+import copy
 import warnings
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,8 +21,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cls2det.data.augment import Augment
-from cls2det.data.coco import CLASSES_FROM, LISTED, index_coco, make_targets, read_annotations
-from cls2det.data.images import read_image
+from cls2det.data.checks import check_split
+from cls2det.data.classes import SAME_CLASSES, class_order, warn_of_twins
+from cls2det.data.coco import index_coco, read_annotations
+from cls2det.data.faults import warn_of
+from cls2det.data.images import SIDES_SWAPPED, read_with_orientation, turn
+from cls2det.data.pictures import Listed, find_missing, hint, other_size, read_headers, with_slashes
+from cls2det.data.targets import CLASSES_FROM, make_targets, tabulate
+from cls2det.errors import LISTED, some
+from cls2det.settings import MAX_PIXELS
 
 BAD_IN_A_ROW = 20  # images that are passed over before the fault is taken to be the disk's and not the images'
 
@@ -30,7 +37,8 @@ BAD_IN_A_ROW = 20  # images that are passed over before the fault is taken to be
 class DetectionData(Dataset[tuple[Tensor, dict[str, Tensor]]]):
     """One split of COCO-format data.
 
-    Category ids may have gaps (COCO's do): labels are contiguous, in order of category id; ``category_ids`` leads back.
+    Category ids may have gaps (COCO's do): labels are contiguous, in order of category id or of ``classes``; ``category_ids``
+    leads back.
     ``data[index, seed]`` is a training item, augmented with that seed; ``data[index]`` is the image as it is.
 
     What is done about faults, always with the file, the annotation's or image's id, and the reason:
@@ -41,19 +49,28 @@ class DetectionData(Dataset[tuple[Tensor, dict[str, Tensor]]]):
     bbox missing, of other length, NaN, negative size  left out of training and evaluation, with a warning
     annotations of an image that is not listed         left out, with a warning
     annotations without ``area`` or ``iscrowd``        width · height, and 0
+    an ``area`` that no object in the box can have     width · height, with a warning
+    an ``iscrowd`` that is neither 0 nor 1             error; true, false and these as text are understood
+    many boxes in another convention or scale          a warning; so are many boxes that stand twice
     annotation ids missing, not integers, twice, or 0  numbered anew, as pycocotools misjudges them; a warning but for 0
     a category name twice                              the second is renamed "name (id)", with a warning
+    a name that differs by case or blanks alone        another class, with a warning
     images without objects                             kept, unless ``labelled_only``
     a category that is not listed; image or category   error
     ids twice or not integers; no width or height
     image files that are not there                     error, before anything is trained
-    an image that cannot be read, or is of another     error when it is met; see ``on_bad_image``
-    size than the annotations say
+    broken links, folders, empty files, Git LFS        error, before anything is trained; see ``on_bad_image``
+    an image that cannot be read, or is of another     error when it is met, or before, as the headers of some images are
+    size than the annotations say                      read; see ``on_bad_image``
+    a backslash in a file name                         read as a slash where that file is there, with a warning
     =================================================  ================================================================
 
-    Grey, CMYK, palette and 16-bit images become 8-bit RGB (see ``read_image``). Pictures are not turned by their EXIF
-    orientation, as COCO's boxes refer to the pixels as stored. Where a labelling tool turned a picture by 90 degrees,
-    its size differs and this is an error; a turn by 180 degrees, or of a square picture, cannot be noticed.
+    Grey, CMYK, palette and 16-bit images become 8-bit RGB (see ``read_image``). COCO's boxes refer to the pixels as stored,
+    so pictures are not turned by their EXIF orientation. Where a picture has the size of its annotations only after a turn by
+    90 degrees, they mean the turned picture, and it is turned, with a warning. Where the size fits both (a turn by 180
+    degrees, a mirror, a square picture) it stays as stored, with a warning.
+
+    What the split holds is logged in one line, once per process.
 
     Args:
         root: folder that holds ``annotations/`` and the split's images
@@ -65,6 +82,10 @@ class DetectionData(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         on_bad_image: "stop", or "skip": in training items the next good image takes the place of one that cannot be used,
             with a warning per file, and only many in a row are an error. ``data[index]`` stops in any case: an evaluation
             that leaves out images is not one.
+        max_pixels: an image of more is not read; None is no limit
+        classes: names in order of label, of another split or of weights; None is the file's own, in order of category id.
+            ValueError for a name that only one side has
+        classes_of: what ``classes`` are those of, for the message
 
     Attributes:
         classes, category_ids: name and COCO id of label 1, 2, ...
@@ -78,10 +99,13 @@ class DetectionData(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         split: str,
         *,
         augment: Augment | None = None,
-        keep: Tensor | None = None,
+        keep: Tensor | Sequence[int] | None = None,
         labelled_only: bool = False,
         cache: bool = False,
         on_bad_image: Literal["stop", "skip"] = "stop",
+        max_pixels: int | None = MAX_PIXELS,
+        classes: Sequence[str] | None = None,
+        classes_of: str = "the list of classes",
     ):
         if on_bad_image not in ("stop", "skip"):
             raise ValueError(f"on_bad_image must be 'stop' or 'skip', got {on_bad_image!r}")
@@ -96,17 +120,37 @@ class DetectionData(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         categories = sorted(content["categories"], key=lambda category: category["id"])
         self.classes = [category["name"] for category in categories]
         self.category_ids = [category["id"] for category in categories]
-        self.targets = make_targets(content, self.annotation_file)
+        warn_of_twins(self.classes, self.annotation_file)
+        table = tabulate(content)
+        check_split(content, table, self.annotation_file)
+        self.targets = make_targets(content, table, self.annotation_file)
+        if classes is not None:
+            self._take_order(classes, classes_of)
         self.coco = index_coco(content, self.annotation_file)
-        self.files = {image["id"]: (image["file_name"], image["width"], image["height"]) for image in content["images"]}
+        self.files = {
+            image["id"]: Listed(image["id"], image["file_name"], image["width"], image["height"])
+            for image in content["images"]
+        }
         if labelled_only:
             self.targets = [target for target in self.targets if len(target["labels"])]
         if keep is not None:
-            self.targets = [self.targets[index] for index in keep.tolist()]
+            positions = torch.as_tensor(keep)
+            if positions.dtype != torch.int64 or positions.dim() != 1:
+                raise TypeError(
+                    f"keep must be positions of images, int64 (n,); found {positions.dtype}, {tuple(positions.shape)}"
+                )
+            if len(positions) and not 0 <= positions.min() <= positions.max() < len(self.targets):
+                raise IndexError(f"keep must be positions from 0 to {len(self.targets) - 1}, found {positions.aminmax()}")
+            self.targets = [self.targets[index] for index in positions.tolist()]
         if not self.targets:
-            raise ValueError(f"{self.annotation_file} leaves no image to use")
+            raise ValueError(
+                f"{self.annotation_file} leaves no image to use: {len(content['images'])} images are listed, and "
+                f"{int((~table.crowds).sum())} boxes that are no crowds"
+            )
+        self.augment, self.on_bad_image, self.max_pixels = augment, on_bad_image, max_pixels
+        self.told_of_turns = False
         self._check_files()
-        self.augment, self.on_bad_image = augment, on_bad_image
+        self._check_headers()
         self.bad: dict[int, str] = {}  # what was wrong with an image, by index
         self.cache: dict[int, Tensor] | None = {} if cache else None
 
@@ -125,32 +169,81 @@ class DetectionData(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         labels = torch.cat([target["labels"] for target in self.targets]) - CLASSES_FROM
         return dict(zip(self.classes, labels.bincount(minlength=len(self.classes)).tolist(), strict=True))
 
+    def _take_order(self, classes: Sequence[str], classes_of: str) -> None:
+        """Label k is ``classes[k - 1]`` from here on."""
+        order = class_order(classes, self.classes, classes_of, str(self.annotation_file), SAME_CLASSES)
+        if order == sorted(order):
+            return
+        new_label = torch.tensor(order).argsort() + CLASSES_FROM
+        self.classes, self.category_ids = list(classes), [self.category_ids[place] for place in order]
+        for target in self.targets:
+            target["labels"] = new_label[target["labels"] - CLASSES_FROM]
+
     def _check_files(self) -> None:
-        names = (self.files[int(target["image_id"])][0] for target in self.targets)
-        missing = [str(self.folder / name) for name in _missing(self.folder, names)]
+        used = [self.files[int(target["image_id"])] for target in self.targets]
+        missing, unusable = find_missing(self.folder, [image.name for image in used])
+        if slashed := with_slashes(self.folder, missing):
+            warn_of(self.annotation_file, list(slashed), "with backslashes, which are read as slashes", "file name")
+            self.files = {number: file._replace(name=slashed.get(file.name, file.name)) for number, file in self.files.items()}
+            _, more = find_missing(self.folder, list(slashed.values()))
+            missing, unusable = [name for name in missing if name not in slashed], unusable + more
         if missing:
-            more = f" and {len(missing) - LISTED} more" if len(missing) > LISTED else ""
+            examples = [(f"{self.folder / name}", hint(self.folder, name)) for name in missing[:LISTED]]
+            names = [f"{path} ({text})" if text else path for path, text in examples]
             raise FileNotFoundError(
                 f"{self.annotation_file} names {len(missing)} of {len(self)} images that are not there: "
-                f"{', '.join(missing[:LISTED])}{more}"
+                f"{some(names + missing[LISTED:])}"
             )
+        self._stop_or_warn(unusable, f"names {len(unusable)} of {len(self)} images that cannot be read")
+
+    def _check_headers(self) -> None:
+        headers = read_headers(self.folder, [self.files[int(target["image_id"])] for target in self.targets], self.max_pixels)
+        if self.on_bad_image == "stop" and headers.faults:
+            kinds = "image that cannot be used" if len(headers.faults) == 1 else "images that cannot be used"
+            raise ValueError(
+                f"{self.annotation_file}: {len(headers.faults)} {kinds}, of {headers.examined} looked at: {some(headers.faults)}"
+            )
+        if headers.turned:
+            self._tell_of_turns(f"{len(headers.turned)} of {headers.examined} pictures looked at", headers.turned)
+        if headers.undecided:
+            warnings.warn(
+                f"{self.annotation_file}: {len(headers.undecided)} of {headers.examined} pictures looked at have an EXIF "
+                f"orientation, and their size does not show whether the boxes mean the picture as stored or turned: "
+                f"{some(headers.undecided)}. They are taken as stored, as COCO's are. If the boxes were drawn on turned pictures, "
+                "store the pictures turned (ImageMagick: mogrify -auto-orient)",
+                stacklevel=3,
+            )
+
+    def _stop_or_warn(self, faults: list[str], text: str) -> None:
+        message = f"{self.annotation_file} {text}: {some(faults)}"
+        if faults and (self.on_bad_image == "stop" or len(faults) == len(self)):
+            raise ValueError(message)
+        if faults:
+            warnings.warn(f"{message}; other images take their place", stacklevel=4)
+
+    def _tell_of_turns(self, which: str, names: list[str]) -> None:
+        warnings.warn(
+            f"{self.annotation_file}: {which} have the size in the annotations only when turned by their EXIF orientation, so the "
+            f"boxes mean the turned pictures, and they are turned: {some(names)}",
+            stacklevel=4,
+        )
+        self.told_of_turns = True
 
     def _image(self, index: int) -> Tensor:
         if self.cache is not None and index in self.cache:
             return self.cache[index]
-        image_id = int(self.targets[index]["image_id"])
-        name, width, height = self.files[image_id]
+        listed = self.files[int(self.targets[index]["image_id"])]
         try:
-            image = read_image(self.folder / name)
+            image, orientation = read_with_orientation(self.folder / listed.name, self.max_pixels)
         except ValueError as error:
-            raise ValueError(f"{self.annotation_file}: image {image_id}: {error}") from None
-        if tuple(image.shape[1:]) != (height, width):
-            is_turned = tuple(image.shape[1:]) == (width, height)
-            hint = "; boxes must refer to the picture as stored, before any turn by its EXIF orientation" if is_turned else ""
-            raise ValueError(
-                f"{self.annotation_file}: image {image_id} is {width} x {height} pixels there, "
-                f"but {self.folder / name} is {image.shape[2]} x {image.shape[1]}{hint}"
-            )
+            raise ValueError(f"{self.annotation_file}: image {listed.image_id}: {error}") from None
+        height, width = image.shape[1:]
+        if (width, height) != (listed.width, listed.height):
+            if orientation not in SIDES_SWAPPED or (height, width) != (listed.width, listed.height):
+                raise ValueError(f"{self.annotation_file}: {other_size(listed, self.folder, width, height)}")
+            image = turn(image, orientation)
+            if not self.told_of_turns:  # the headers of large splits are not all read
+                self._tell_of_turns("some pictures", [listed.name])
         if self.cache is not None:
             self.cache[index] = image
         return image
@@ -166,6 +259,15 @@ class DetectionData(Dataset[tuple[Tensor, dict[str, Tensor]]]):
                     warnings.warn(f"{error}; skipped, the next image takes its place", stacklevel=2)
         raise ValueError(f"no image in a row of {BAD_IN_A_ROW} can be used; the last: {self.bad[place]}")
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> DetectionData:
+        """A whole copy, but for the annotations, which nothing changes."""
+        copied = object.__new__(type(self))
+        memo[id(self)] = copied
+        copied.__dict__.update(
+            (name, value if name == "coco" else copy.deepcopy(value, memo)) for name, value in self.__dict__.items()
+        )
+        return copied
+
     def __getstate__(self) -> dict[str, Any]:
         """For loader workers that do not begin as a fork: as tensors, targets would take a file handle each; ``coco`` is large."""
         targets = [{name: value.numpy() for name, value in target.items()} for target in self.targets]
@@ -174,17 +276,3 @@ class DetectionData(Dataset[tuple[Tensor, dict[str, Tensor]]]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         targets = [{name: torch.from_numpy(value) for name, value in target.items()} for target in state["targets"]]
         self.__dict__.update(state, targets=targets)
-
-
-def _missing(folder: Path, names: Iterable[str]) -> list[str]:
-    """The names without a file. One listing per folder, as one look per file takes long on network disks."""
-    listings: dict[str, set[str]] = {}
-    missing = []
-    for name in names:
-        subfolder, _, base = name.rpartition("/")
-        if subfolder not in listings:
-            path = folder / subfolder
-            listings[subfolder] = set(os.listdir(path)) if path.is_dir() else set()
-        if base not in listings[subfolder] and not (folder / name).is_file():  # a disk may take other spellings for equal
-            missing.append(name)
-    return missing

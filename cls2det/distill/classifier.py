@@ -3,6 +3,7 @@
 L = L_det + kd_cls_weight · KD-cls + kd_loc_weight · KD-loc + loc_weight · loc        (eq. 12)
 
 KD-cls (eq. 1-7): the student's class distribution at a positive follows the teacher's on the crop of its ground truth.
+A teacher that knows the background too (its last column) gives a softmax student a whole distribution to follow.
 KD-loc (eq. 10): the crop of the predicted box looks, to the teacher's frozen low layers, like the crop of the ground truth.
 loc (eq. 11): so do its pixels; no teacher takes part. The gradient flows through the crop to the box and to nothing else.
 
@@ -36,7 +37,7 @@ class ClassifierDistiller:
     part of itself: the teacher is not among its parameters, in its checkpoint, in DDP's buckets or in averaged weights.
 
     Args:
-        teacher: a trained classifier, or None if the settings ask for the pixel term alone
+        teacher: a trained classifier of the student's classes in any order, or None if the settings ask for the pixel term alone
         settings: of the terms
         classes: names of the student's classes, in order of label
         transform: of the student: its normalisation must be the teacher's
@@ -49,15 +50,17 @@ class ClassifierDistiller:
         classes: Sequence[str],
         transform: GeneralizedRCNNTransform,
     ):
-        self.teacher, self.settings, self.classes = teacher, settings, len(classes)
+        self.settings, self.classes = settings, len(classes)
         self.on_targets: Replayed | None = None
         self.on_predictions: nn.Module | None = None
         layers = settings.feature_layers if settings.kd_loc_weight else ()
         logits = settings.kd_cls_weight > 0 and settings.control != "one_hot"
         if teacher is None and (layers or logits):
             raise ValueError("KD-cls and KD-loc need a teacher; without one, only loc_weight may be above 0")
+        if settings.control == "shuffled" and len(classes) < 2:
+            raise ValueError(f"control shuffled exchanges classes and needs two; the data has {classes[0]!r} alone")
         if teacher is not None:
-            _check_same_classes(teacher, classes)
+            teacher = teacher.for_classes(classes)
             _check_same_normalisation(teacher, transform)
             teacher.eval().requires_grad_(False)
             # One pass per ground truth serves both losses; predicted crops, or whole images, run the low layers alone.
@@ -67,6 +70,7 @@ class ClassifierDistiller:
                 self.on_targets = Replayed(teacher.reader(on_crops, logits, dtype))
             if layers:
                 self.on_predictions = teacher.reader(layers, False, dtype)
+        self.teacher = teacher
         self.pixel_size = settings.pixel_size or (teacher.crop_size if teacher else 112)
         self.pixel_scale = 255 * statistics.fmean(transform.image_std) / settings.input_std
         self.accuracy: Tensor | None = None  # of the teacher on the last step's ground truths, in [0, 1]
@@ -97,7 +101,8 @@ class ClassifierDistiller:
         return terms
 
     def _targets(self, positives: Positives) -> dict[str, Tensor]:
-        """The teacher's outputs on the crops of the ground truths: "logits" (G, C), and layers by name."""
+        """The teacher's outputs on the crops of the ground truths: "logits" (G, C), with its column for the background, if it has
+        one, (G, C + 1), and layers by name."""
         truth = positives.target_labels - 1
         if self.settings.control == "one_hot":
             is_class = torch.arange(self.classes, device=truth.device) == truth[:, None]
@@ -117,18 +122,24 @@ class ClassifierDistiller:
         if "logits" in outputs:
             outputs["logits"] = outputs["logits"].float()
             self.accuracy = (outputs["logits"].argmax(1) == truth).float().mean()
-            if self.settings.control == "shuffled":
-                outputs["logits"] = outputs["logits"].roll(1, dims=1)
+            if self.settings.control == "shuffled":  # the background stays where it is
+                outputs["logits"][:, : self.classes] = outputs["logits"][:, : self.classes].roll(1, dims=1)
         return {**outputs, **one_hot}
 
     def _classification(self, positives: Positives, targets: dict[str, Tensor], divisor: float | Tensor) -> Tensor:
         loss = kd_softmax_loss if positives.head == "softmax" else kd_sigmoid_loss
+        logits, background = targets["logits"], positives.background
+        if logits.shape[1] > self.classes:  # the teacher's last column is the background
+            if positives.head == "softmax" and background != "none":  # two distributions over the same columns
+                logits, background = logits if background == "last" else logits.roll(1, dims=1), "none"
+            else:
+                logits = logits[:, : self.classes]
         return loss(
             positives.logits,
-            targets["logits"],
+            logits,
             positives.matched_idxs,
             self.settings.temperature,
-            background=positives.background,
+            background=background,
             normalizer=divisor,
         )
 
@@ -238,18 +249,6 @@ class _ByChunks(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return grad * ctx.saved_tensors[0], None, None
-
-
-def _check_same_classes(teacher: CropClassifier, classes: Sequence[str]) -> None:
-    """Same classes in the same order, or a ValueError that says what differs."""
-    if list(classes) != list(teacher.classes):
-        teacher_only = [name for name in teacher.classes if name not in classes]
-        data_only = [name for name in classes if name not in teacher.classes]
-        raise ValueError(
-            f"the teacher knows {len(teacher.classes)} classes, the data has {len(classes)}: "
-            f"only the teacher knows {teacher_only}, only the data has {data_only}"
-            + ("" if teacher_only or data_only else "; the order differs")
-        )
 
 
 def _check_same_normalisation(teacher: CropClassifier, transform: GeneralizedRCNNTransform) -> None:

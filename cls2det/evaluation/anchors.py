@@ -15,7 +15,7 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.ssd import SSD
 from torchvision.ops import box_iou
 
-from cls2det.data.coco import CLASSES_FROM
+from cls2det.data.targets import CLASSES_FROM
 
 DIAGNOSTICS = ("class acc", "mean IoU")
 

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
-from cls2det.data.coco import CLASSES_FROM
+from cls2det.data.classes import class_order
 from cls2det.data.dataset import DetectionData
 from cls2det.data.images import to_float
 from cls2det.data.loader import test_loader
+from cls2det.data.targets import CLASSES_FROM
 from cls2det.evaluation.anchors import BestAnchors
+from cls2det.evaluation.finite import NotFinite, check_finite, check_weights, finite_heads
+from cls2det.models.students.detr import Detr
+from cls2det.models.students.limits import allow_detections, most_detections
 
-# Places in pycocotools' `stats`. AP and AR (at 100 detections per image) of all, small, medium and large objects; percent.
+MAX_DETECTIONS = 100  # per image and class, of COCO's evaluation
+# Places in pycocotools' `stats`. AP and AR (at the most detections per image) of all, small, medium and large objects; percent.
 COCO_STATS = {"mAP": 0, "AP50": 1, "AP75": 2, "APs": 3, "APm": 4, "APl": 5, "mAR": 8, "ARs": 9, "ARm": 10, "ARl": 11}
 COCO_COLUMNS = tuple(COCO_STATS)
 
@@ -31,6 +37,7 @@ def evaluate_detector(
     device: str | torch.device = "cpu",
     batch_size: int = 8,
     loader_workers: int = 0,
+    max_detections: int = MAX_DETECTIONS,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Any]:
     """Percentages by column, ``AP by IoU`` (10 values, IoU 0.50 to 0.95) and ``detections`` in COCO's result format.
@@ -45,101 +52,136 @@ def evaluate_detector(
         device: for the detector
         batch_size: images per forward
         loader_workers: processes that load images
+        max_detections: that count per image and class, those of the highest scores; above 100 the detector, which is changed,
+            is made to give as many per image
         progress: called with (images, all images, text) after every batch
 
+    Warns of images that have more objects than can be detected.
+
     Raises:
-        ValueError: other classes than the data's; weights, logits, boxes or scores that are not finite (a threshold on the
-            score would drop them, and the table would show a plain zero)
+        ValueError: other classes than the data's; max_detections below 1; weights, logits, boxes or scores that are not finite
+            (a threshold on the score would drop them, and the table would show a plain zero)
     """
     if classes is not None:
         check_classes(classes, data)
-    _check_weights(detector)
+    allow_detections(detector, check_max_detections(max_detections))
+    warn_of_crowded_images(detector, data, max_detections)
+    if not any(len(target["labels"]) for target in data.targets):
+        warnings.warn(f"{data.annotation_file} has no object in {len(data)} images: there is no mAP, it is None", stacklevel=2)
+    check_weights(detector)
     detector.eval().to(device)
     detections: list[dict] = []
-    with _finite_heads(detector), BestAnchors(detector) as anchors:
+    with finite_heads(detector), BestAnchors(detector) as anchors:
         loader = test_loader(data, batch_size=batch_size, loader_workers=loader_workers)
         for number, (images, targets) in enumerate(loader, start=1):
             targets = [{name: value.to(device) for name, value in target.items()} for target in targets]
-            outputs = detector(to_float(image.to(device) for image in images))
+            outputs = _detect(detector, to_float(image.to(device) for image in images), targets)
             for target, output in zip(targets, outputs, strict=True):
                 detections += as_results(int(target["image_id"]), output, data.category_ids)
             anchors.add(images, targets)
             if progress:
                 progress(min(number * batch_size, len(data)), len(data), "evaluating")
-    return coco_table(data, detections) | anchors.table() | {"detections": detections}
+    return coco_table(data, detections, max_detections) | anchors.table() | {"detections": detections}
+
+
+def _detect(detector: nn.Module, images: list[Tensor], targets: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """The detector's outputs; where they are not finite, ValueError with the image that they are not finite for."""
+    try:
+        outputs: list[dict[str, Tensor]] = detector(images)
+    except NotFinite:
+        for image, target in zip(images, targets, strict=True):
+            try:
+                detector([image])
+            except NotFinite as error:
+                raise NotFinite(f"image {int(target['image_id'])}: {error}") from None
+        raise
+    return outputs
 
 
 def check_classes(classes: Sequence[str], data: DetectionData) -> None:
     """ValueError unless a model's classes are the data's, in the same order."""
-    if list(classes) != list(data.classes):
+    order = class_order(
+        classes, data.classes, "the model", str(data.annotation_file), "Evaluate on data of the model's classes"
+    )
+    if order != sorted(order):
         raise ValueError(
-            f"the model knows {len(classes)} classes ({', '.join(classes[:5])} …), "
-            f"{data.annotation_file} has {len(data.classes)} ({', '.join(data.classes[:5])} …)"
+            f"the model and the data of {data.annotation_file} have their classes in different orders; open the data in the "
+            "model's: DetectionData(root, split, classes=…)"
         )
-
-
-def _check_weights(model: nn.Module) -> None:
-    broken = [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]
-    if broken:
-        raise ValueError(
-            f"{len(broken)} of the model's tensors hold NaN or infinity ({', '.join(broken[:3])} …): its training diverged"
-        )
-
-
-@contextlib.contextmanager
-def _finite_heads(detector: nn.Module) -> Iterator[None]:
-    """Raise when a head of the detector gives a value that is not finite."""
-
-    def check(name: str):
-        def hook(_module, _arguments, output) -> None:
-            if not all(torch.isfinite(value).all() for value in _tensors(output)):
-                raise ValueError(f"the model's {name} gave NaN or infinity: its weights or its precision do not serve")
-
-        return hook
-
-    handles = [
-        module.register_forward_hook(check(name))
-        for name, module in detector.named_modules()
-        if name.rpartition(".")[2] in ("head", "box_predictor")
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _tensors(output: Any) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, (dict, list, tuple)):
-        for part in output.values() if isinstance(output, dict) else output:
-            yield from _tensors(part)
 
 
 def as_results(image_id: int, output: dict[str, Tensor], category_ids: list[int]) -> list[dict]:
-    """A detector's output for one image in COCO's result format, which has COCO's category ids and boxes xywh."""
-    if not (torch.isfinite(output["boxes"]).all() and torch.isfinite(output["scores"]).all()):
-        raise ValueError(f"the model gave image {image_id} a box or a score that is NaN or infinite")
+    """A detector's output for one image in COCO's result format, which has COCO's category ids and boxes xywh.
+
+    Raises:
+        ValueError: boxes or scores that are not finite; a label that stands for no class (0, or beyond the data's)
+    """
+    check_finite(output, f"image {image_id}")
+    labels = output["labels"].tolist()
+    if strange := [label for label in labels if not CLASSES_FROM <= label < CLASSES_FROM + len(category_ids)]:
+        raise ValueError(
+            f"the model gave image {image_id} the label {strange[0]}; the data's {len(category_ids)} classes have the labels "
+            f"from {CLASSES_FROM} to {len(category_ids)}: it was trained for others"
+        )
     boxes = box_convert(output["boxes"], "xyxy", "xywh").tolist()
     return [
         {"image_id": image_id, "category_id": category_ids[label - CLASSES_FROM], "bbox": box, "score": score}
-        for box, label, score in zip(boxes, output["labels"].tolist(), output["scores"].tolist(), strict=True)
+        for box, label, score in zip(boxes, labels, output["scores"].tolist(), strict=True)
     ]
 
 
-def coco_table(data: DetectionData, detections: list[dict]) -> dict[str, Any]:
-    """pycocotools' percentages of detections in COCO's result format, by column, and ``AP by IoU``."""
+def check_max_detections(count: int) -> int:
+    """The number, if it can be one of detections."""
+    if count < 1:
+        raise ValueError(f"max_detections must be at least 1, found {count}; COCO's evaluation takes {MAX_DETECTIONS}")
+    return count
+
+
+def warn_of_crowded_images(detector: nn.Module, data: DetectionData, max_detections: int = MAX_DETECTIONS) -> None:
+    """Warn where images have more objects than count, of a class, or than the detector gives, of all classes together.
+
+    There even a perfect detector misses some, and the table would not say why it is low.
+    """
+    most = most_detections(detector)
+    counts = [
+        (len(target["labels"]), int(target["labels"].bincount().max()))
+        for target in data.targets
+        if len(target["labels"]) > min(max_detections, most or max_detections)
+    ]
+    crowded = [total for total, of_class in counts if of_class > max_detections or (most is not None and total > most)]
+    if not crowded:
+        return
+    limits = f"{max_detections} detections per image and class count"
+    if most is not None and most < max(crowded):
+        limits += f", and the detector gives at most {most} per image"
+    if isinstance(detector, Detr):
+        remedy = "a DETR gives one detection per query and no more"
+    else:
+        remedy = f"max_detections {max(crowded)} (run.max_detections of a training) takes them all"
+    warnings.warn(
+        f"{data.annotation_file}: {len(crowded)} of {len(data)} images have more objects than can be detected, up to "
+        f"{max(crowded)}, where {limits}: even a perfect detector misses some of them; {remedy}",
+        stacklevel=1,  # one place for all callers: a training and the evaluation at its end say it once
+    )
+
+
+def coco_table(data: DetectionData, detections: list[dict], max_detections: int = MAX_DETECTIONS) -> dict[str, Any]:
+    """pycocotools' percentages of detections in COCO's result format, by column, and ``AP by IoU``.
+
+    Of every image and class, the ``max_detections`` of the highest scores count.
+    """
     from pycocotools.cocoeval import COCOeval
 
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(data.coco, _results(data.coco, detections), "bbox")
         evaluation.params.imgIds = [int(target["image_id"]) for target in data.targets]
+        evaluation.params.maxDets = [1, min(10, max_detections), max_detections]
         evaluation.evaluate()
         evaluation.accumulate()
+        evaluation.params.maxDets = [1, 10, MAX_DETECTIONS]  # names of the three: `summarize` finds AP under 100 alone
         evaluation.summarize()
     columns = {name: _percent(evaluation.stats[place]) for name, place in COCO_STATS.items()}
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (IoU, recall, class) for all sizes and 100 detections
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (IoU, recall, class) for all sizes and the most detections
     by_iou = [_percent(level[level > -1].mean() if (level > -1).any() else -1) for level in precision]
     return columns | {"AP by IoU": by_iou}
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -17,6 +16,8 @@ from torch import Tensor
 from torchvision.io import write_jpeg, write_png
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import draw_bounding_boxes
+
+from cls2det.evaluation.fonts import font_for
 
 SMALL = 320  # a picture with a longer side below this is enlarged before it is written on
 GREY = 160  # of padding
@@ -56,14 +57,14 @@ def draw_boxes(
         texts = [f"{text} {score:.2f}" for text, score in zip(texts, scores[drawable].tolist(), strict=True)]
     height, width = image.shape[-2:]
     boxes = boxes.clamp(min=torch.zeros(4), max=torch.tensor([width - 1.0, height - 1.0] * 2))  # so that the name shows
-    unit = max(height, width) / SMALL
+    unit = min(max(height, width), 8 * min(height, width)) / SMALL  # of a strip, the longer side would make letters beyond it
     return draw_bounding_boxes(
         image,
         boxes,
         texts,
         colors=colour or [COLOURS[label % len(COLOURS)] for label in numbers],
         width=max(1, round(1.5 * unit)),
-        font=_font_file(),
+        font=font_for(classes),
         font_size=max(11, round(9 * unit)),
         fill_labels=True,
     )
@@ -107,7 +108,8 @@ def crops_sheet(
     pixels = crops[:limit].detach().float().cpu() * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
     tiles = [_enlarged(tile, 96)[0] for tile in (pixels.clamp(0, 1) * 255).round().to(torch.uint8)]
     if captions is not None:
-        tiles = [_captioned(tile, text) for tile, text in zip(tiles, captions, strict=False)]
+        font_file = font_for(captions)
+        tiles = [_captioned(tile, text, font_file) for tile, text in zip(tiles, captions, strict=False)]
     return contact_sheet([tiles[first : first + columns] for first in range(0, len(tiles), columns)])
 
 
@@ -136,16 +138,8 @@ def _shrunk(image: Tensor, side: int) -> Tensor:
     return F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
 
 
-def _captioned(tile: Tensor, text: str, strip: int = 15) -> Tensor:
+def _captioned(tile: Tensor, text: str, font_file: str, strip: int = 15) -> Tensor:
     picture = to_pil_image(F.pad(tile, (0, 0, 0, strip), value=255))
-    font = ImageFont.truetype(_font_file(), 11)
+    font = ImageFont.truetype(font_file, 11)
     ImageDraw.Draw(picture).text((2, tile.shape[1] + 1), text, fill="black", font=font)
     return pil_to_tensor(picture)
-
-
-@cache
-def _font_file() -> str:
-    """matplotlib's font: Pillow's own cannot be given to torchvision, and lacks letters beyond Latin."""
-    import matplotlib
-
-    return str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from cls2det.evaluation.fonts import use_fonts_for_texts
+
 
 def draw_reliability(results: dict[str, dict], path: str | Path) -> None:
     """Reliability diagram of ``calibration``'s results, by name: accuracy against confidence, area by share of the crops."""
@@ -29,4 +31,5 @@ def draw_reliability(results: dict[str, dict], path: str | Path) -> None:
     axes.set_title("\n".join(title), fontsize=8)
     axes.set(xlabel="confidence, percent", ylabel="accuracy, percent", xlim=(0, 102), ylim=(0, 102))
     axes.spines[["top", "right"]].set_visible(False)
+    use_fonts_for_texts(figure)
     figure.savefig(path, dpi=150)

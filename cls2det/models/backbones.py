@@ -119,9 +119,18 @@ def load_classifier(path: str | Path) -> nn.Module:
     """
     saved = read_weights(path, "crop_classifier", "backbone")
     with check_fit(path):
-        network = build_classifier(saved.settings["architecture"], len(saved.settings["classes"]), saved.settings["width"])
+        settings = saved.settings
+        outputs = len(settings["classes"]) + has_background_column(
+            settings.get("background", False), settings.get("loss", "ce")
+        )
+        network = build_classifier(settings["architecture"], outputs, settings["width"])
         network.load_state_dict(saved.weights)
     return network.eval()
+
+
+def has_background_column(background: bool, loss: str) -> bool:
+    """Whether a classifier of crops has an output, the last, for crops without an object; sigmoids need none."""
+    return background and loss != "bce"
 
 
 def choose_weights(weights: WeightsEnum | None, policy: str, name: str) -> WeightsEnum | None:
@@ -210,19 +219,35 @@ def _one_output(name: str, weights: WeightsEnum | None) -> dict[str, Any]:
 
 def with_new_last_layer(network: nn.Module, known: int, classes: int) -> nn.Module:
     """The classifier of ``known`` classes, with a new last layer of ``classes`` outputs. LibraryChanged where it ends otherwise."""
-    path, last = [entry for entry in network.named_modules() if isinstance(entry[1], nn.Linear | nn.Conv2d)][-1]
-    if known not in (getattr(last, "out_features", 0), getattr(last, "out_channels", 0)):
-        raise LibraryChanged(
-            f"torchvision {torchvision.__version__}",
-            f"{type(network).__name__} ends in {last}, not in a layer of {known} outputs",
-        )
+    path, last = _last_layer(network, known)
     if isinstance(last, nn.Linear):
         new: nn.Module = nn.Linear(last.in_features, classes, bias=last.bias is not None)
     else:  # SqueezeNet
-        new = nn.Conv2d(last.in_channels, classes, last.kernel_size)
+        new = nn.Conv2d(last.in_channels, classes, last.kernel_size)  # type: ignore[arg-type]
     parent, _, name = path.rpartition(".")
     setattr(network.get_submodule(parent), name, new)
     return network
+
+
+@torch.no_grad()
+def exchange_outputs(network: nn.Module, order: Sequence[int]) -> None:
+    """Let output k of a classifier be what its output ``order[k]`` was, in place; outputs beyond stay."""
+    _, last = _last_layer(network)
+    for parameter in (last.weight, last.bias):
+        if parameter is not None:
+            parameter[: len(order)] = parameter[list(order)]
+
+
+def _last_layer(network: nn.Module, outputs: int | None = None) -> tuple[str, nn.Linear | nn.Conv2d]:
+    """Path and module of the layer that gives a classifier's outputs. LibraryChanged unless there are ``outputs`` of them."""
+    layers = [(path, module) for path, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    path, last = layers[-1]
+    if outputs is not None and outputs != (last.out_features if isinstance(last, nn.Linear) else last.out_channels):
+        raise LibraryChanged(
+            f"torchvision {torchvision.__version__}",
+            f"{type(network).__name__} ends in {last}, not in a layer of {outputs} outputs",
+        )
+    return path, last
 
 
 def load_backbone(student: nn.Module, classifier: nn.Module) -> None:

@@ -18,15 +18,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cls2det.errors import first_lines
-from cls2det.files import is_first_process, write_then_rename
+from cls2det.errors import first_lines, some
+from cls2det.files import is_first_process, load_torch, not_finite, write_torch
 
 # What version 0.1 wrote in place of a kind, and before the name of each weight.
 OLD_KINDS = {
@@ -54,10 +56,16 @@ class SavedWeights:
 
 
 def write_weights(path: str | Path, kind: str, settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-    """Write a weights.pt, in the first process of a distributed run only. ``settings`` must be plain values."""
+    """Write a weights.pt, in the first process of a distributed run only. ``settings`` must be plain values.
+
+    Raises:
+        ValueError: a weight is NaN or infinite; nothing is written
+        OSError: the file cannot be written
+    """
     if is_first_process():
-        with write_then_rename(path) as part:
-            torch.save({"kind": kind, "settings": dict(settings), "weights": dict(weights)}, part)
+        if names := not_finite(weights):
+            raise ValueError(f"{path} is not written: these weights are not finite: {some(names)}")
+        write_torch(path, {"kind": kind, "settings": dict(settings), "weights": dict(weights)})
 
 
 def read_weights(path: str | Path, *kinds: str) -> SavedWeights:
@@ -69,12 +77,12 @@ def read_weights(path: str | Path, *kinds: str) -> SavedWeights:
 
     Raises:
         FileNotFoundError: nothing at ``path``
-        ValueError: something else at ``path``, or a network of another kind
+        ValueError: something else at ``path``, a network of another kind, or weights that are NaN or infinite
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no weights at {path}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_torch(path)
     except Exception as error:  # torch has a different one for each way in which a file can be wrong
         raise ValueError(f"{path} does not load as weights alone: {first_lines(error)}") from None
     if not isinstance(content, dict) or set(content) != {"kind", "settings", "weights"}:
@@ -84,7 +92,21 @@ def read_weights(path: str | Path, *kinds: str) -> SavedWeights:
         saved = _translated(saved)
     if kinds and saved.kind not in kinds:
         raise ValueError(f"{path} holds a {saved.kind}, expected a {' or a '.join(kinds)}")
+    if names := not_finite(saved.weights):
+        raise ValueError(
+            f"{path} holds weights that are not finite ({some(names)}): the training that wrote it failed; take those of another"
+        )
     return saved
+
+
+def weights_digest(path: str | Path) -> str:
+    """A digest of what a weights.pt holds, whatever its name and place. Raises as ``read_weights``."""
+    saved = read_weights(path)
+    digest = blake2b(f"{saved.kind} {json.dumps(saved.settings, sort_keys=True, default=str)}".encode(), digest_size=8)
+    for name, value in sorted(saved.weights.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager

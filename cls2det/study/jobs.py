@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from cls2det.errors import JobFailed
 from cls2det.training.progress import progress_display
@@ -49,7 +50,7 @@ def run_jobs(jobs: Sequence[Job], workers: int, console: Console, gpus: Sequence
     threads = max(1, cores() // workers)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # read by the processes when they import torch
     with progress_display(console) as display:
-        bars = {job.name: display.add_task(job.name, total=None, visible=False, text="") for job in jobs}
+        bars = {job.name: display.add_task(escape(job.name), total=None, visible=False, text="") for job in jobs}
         try:
             while waiting or running:
                 while waiting and free_places:
@@ -78,7 +79,7 @@ def run_jobs(jobs: Sequence[Job], workers: int, console: Console, gpus: Sequence
                     running.pop(name).join()
                     free_places.append(places[name])
                     display.update(bars[name], visible=False)
-                    console.print(f"  [green]✓[/] {name}  [dim]{display.tasks[bars[name]].elapsed or 0:.0f} s[/]")
+                    console.print(f"  [green]✓[/] {escape(name)}  [dim]{display.tasks[bars[name]].elapsed or 0:.0f} s[/]")
         finally:
             for process in running.values():
                 process.kill()  # checkpoints are written whole or not at all; nothing else needs care

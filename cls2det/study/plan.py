@@ -114,8 +114,13 @@ def _check(path: Path, content: Any) -> None:
     for key, kind in {"seeds": list, **dict.fromkeys(("train", "grid", *BY_NAME), dict)}.items():
         if not isinstance(content.get(key) or kind(), kind):
             raise ValueError(f"{path}: {key} must be a {'list' if kind is list else 'mapping'}, found {content[key]!r}")
+    for name, values in (content.get("grid") or {}).items():
+        if not isinstance(values, list) or not values:
+            raise ValueError(f"{path}: {name} of grid must be a list of values, found {values!r}")
     for key in BY_NAME:
         for name, options in (content.get(key) or {}).items():
+            if not isinstance(name, str):
+                raise ValueError(f"{path}: a name in {key} must be text, found {name!r}; put it in quotes")
             if not isinstance(options or {}, dict):
                 raise ValueError(f"{path}: {name} of {key} must be a mapping of options, found {options!r}")
 

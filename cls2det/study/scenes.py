@@ -124,8 +124,8 @@ def make_scenes(
                     done += 1
                     on_progress(done, total)
                 coco = _as_coco(scenes, settings)
-                (build / "annotations" / f"instances_{split}.json").write_text(json.dumps(coco))
-        (build / "scenes.json").write_text(json.dumps(stamp, indent=2))
+                (build / "annotations" / f"instances_{split}.json").write_text(json.dumps(coco), encoding="utf-8")
+        (build / "scenes.json").write_text(json.dumps(stamp, indent=2), encoding="utf-8")
         os.chmod(build, 0o755)
         if root.exists():
             shutil.rmtree(root)
@@ -307,7 +307,7 @@ def _as_coco(scenes: list, settings: SceneSettings) -> dict:
 
 def _read_stamp(root: Path) -> dict | None:
     try:
-        return json.loads((root / "scenes.json").read_text())
+        return json.loads((root / "scenes.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return None
 

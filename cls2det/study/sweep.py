@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 
 from cls2det.commands.renamed import present
-from cls2det.files import write_json
+from cls2det.files import make_folder, write_json
+from cls2det.study.claims import check_claims
 from cls2det.study.jobs import cores, run_jobs
 from cls2det.study.options import ReportOptions, SweepOptions
 from cls2det.study.plan import Plan, load_plan
@@ -24,6 +26,7 @@ from cls2det.study.trainings import (
     Place,
     Training,
     check_processes,
+    check_splits,
     check_students,
     detector_trainings,
     student_trainings,
@@ -83,18 +86,18 @@ def run_sweep(
     trainings: list[Training[Any]] = [*teachers, *detectors, *students]
     check_processes(trainings)
     _claim(out, plan, fresh)
-    console.print(f"[bold]{out}[/]: {len(students)} trainings, {workers} at a time on {run['device']}")
+    console.print(f"[bold]{escape(str(out))}[/]: {len(students)} trainings, {workers} at a time on {run['device']}")
     if plan.scenes:
         _make_scenes(place.data_root, plan.scenes, workers, console)
-    for training in trainings:
-        training.check_claim()
+    check_claims(trainings)
+    check_splits([training for training in trainings if not training.is_done], place.data_root)
     check_students(students, teachers, detectors)
     for group in (teachers, detectors, students):
         run_jobs([training.job for training in group if not training.is_done], workers, console, gpus)
     notes = [*plan.notes, *(training.summary() for training in teachers), *(training.summary() for training in detectors)]
     folders = [training.folder for training in students]
     result = report(ReportOptions(folders, out, plan.split, notes=notes, title=plan.title, quick=plan.quick), console)
-    console.print(f"[dim]{(time.time() - start) / 60:.1f} minutes; all is in {out}[/]")
+    console.print(f"[dim]{(time.time() - start) / 60:.1f} minutes; all is in {escape(str(out))}[/]")
     return result
 
 
@@ -116,14 +119,14 @@ def _claim(out: Path, plan: Plan, fresh: bool) -> None:
     """
     parts = {"scenes": plan.scenes, "teachers": plan.teachers, "detectors": plan.detectors, "train": plan.train}
     file = out / "sweep.json"
-    if out.exists() and any(out.iterdir()):
+    if out.is_dir() and any(out.iterdir()):
         if not file.is_file():
             raise FileExistsError(f"{out} holds something other than a sweep; give another --out")
         if fresh:
             shutil.rmtree(out)
-        elif _present_parts(json.loads(file.read_text())) != _present_parts(json.loads(json.dumps(parts))):
+        elif _present_parts(json.loads(file.read_text(encoding="utf-8"))) != _present_parts(json.loads(json.dumps(parts))):
             raise FileExistsError(f"{out} holds a sweep with other settings; give --fresh to start it anew, or another --out")
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     write_json(file, parts)
 
 

@@ -17,10 +17,10 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from cls2det.commands.distill import distill
 from cls2det.commands.evaluate import evaluate
-from cls2det.commands.identity import check_claim
 from cls2det.commands.options import DistillOptions, EvaluateOptions, TeacherOptions
 from cls2det.commands.parsing import parse_options
 from cls2det.commands.teacher import teacher
+from cls2det.data.classes import SAME_CLASSES, class_order, read_classes
 from cls2det.distill import Distillation
 from cls2det.models.students import build_student
 from cls2det.settings import TERMS
@@ -63,10 +63,6 @@ class Training(Generic[Options]):
     @property
     def job(self) -> Job:
         return Job(self.name, run_training, (self,))
-
-    def check_claim(self) -> None:
-        """FileExistsError if the folder holds a run with other options."""
-        check_claim(self.folder, self.options)
 
     def summary(self) -> str:
         """A sentence about a finished teacher or detector teacher, for the report."""
@@ -125,6 +121,7 @@ def run_training(training: Training[TeacherOptions | DistillOptions], progress: 
         training.folder / training.split,
         batch_size=options.optim.batch_size,
         loader_workers=options.run.workers,
+        max_detections=options.run.max_detections,
         device=options.run.device,
     )
     evaluate(evaluation, progress)
@@ -190,6 +187,14 @@ def check_processes(trainings: Iterable[Training]) -> None:
                 f"{training.name}: a training of a sweep is one process, found run.devices {run.devices} and run.num_nodes "
                 f"{run.num_nodes}. Leave them at 1: trainings run side by side, one per GPU (--workers)"
             )
+
+
+def check_splits(trainings: Iterable[Training], data_root: Path) -> None:
+    """ValueError where a split that is trained on lists other classes than the one that is evaluated on."""
+    for train_split, split in {(training.options.train_split, training.split): None for training in trainings}:
+        files = [data_root / "annotations" / f"instances_{name}.json" for name in (train_split, split)]
+        train_classes, classes = map(read_classes, files)
+        class_order(train_classes, classes, str(files[0]), str(files[1]), SAME_CLASSES)
 
 
 def check_students(
@@ -271,4 +276,4 @@ def _with_weights(options: dict[str, Any], plan: Plan, place: Place, seed: int |
 
 
 def read(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text())
+    return json.loads(file.read_text(encoding="utf-8"))

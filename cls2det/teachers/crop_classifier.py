@@ -7,8 +7,9 @@ the same COCO-format batches as a detector, and no folder of crops is ever made.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +17,12 @@ from torch.fx.experimental.optimization import fuse
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
+from cls2det.data.classes import class_order
 from cls2det.data.images import to_float
-from cls2det.models.backbones import build_classifier
+from cls2det.models.backbones import build_classifier, exchange_outputs, has_background_column
 from cls2det.models.students import build_student
 from cls2det.models.weights import check_fit, read_weights, write_weights
+from cls2det.teachers.background import background_boxes
 from cls2det.teachers.frozen import freeze
 from cls2det_ops import roi_crop
 
@@ -28,8 +31,29 @@ Batch = tuple[list[Tensor], list[dict[str, Tensor]]]  # images, and the target o
 LOSSES = ("ce", "bce", "joint")
 
 
+class GroundTruths(NamedTuple):
+    """Objects of a detection batch in normalised images (B, 3, H, W).
+
+    Attributes:
+        images: (B, 3, H, W)
+        boxes: (N, 4) xyxy in pixels of ``images``
+        classes: (N,), from 0
+        image_index: (N,)
+        image_sizes: (height, width) of each image, without its padding
+    """
+
+    images: Tensor
+    boxes: Tensor
+    classes: Tensor
+    image_index: Tensor
+    image_sizes: list[tuple[int, int]]
+
+
 class CropClassifier(nn.Module):
     """Classifier of ground-truth crops; column ``c`` of its logits is the class of label ``c + 1``.
+
+    With ``background`` it has also learnt crops that show no object: where it is trained with a softmax, its last column is
+    theirs; the sigmoids of a "bce" teacher are all to be low on them.
 
     Args:
         classes: names of the classes, in order of label
@@ -42,6 +66,7 @@ class CropClassifier(nn.Module):
             shared teacher)
         margin: crops are larger than the box by this share of its size, on each side
         backbone_weights: see ``backbones.build_classifier``
+        background: whether it is trained on crops without an object too
     """
 
     def __init__(
@@ -56,6 +81,7 @@ class CropClassifier(nn.Module):
         loss: str = "ce",
         margin: float = 0.0,
         backbone_weights: str = "none",
+        background: bool = False,
     ):
         super().__init__()
         if loss not in LOSSES:
@@ -65,7 +91,9 @@ class CropClassifier(nn.Module):
         self.classes, self.architecture, self.width, self.student = list(classes), architecture, width, student
         self.image_size, self.crop_size, self.loss, self.margin = image_size, crop_size, loss, margin
         self.transform: GeneralizedRCNNTransform = build_student(student, len(self.classes), image_size).transform
-        self.network = build_classifier(architecture, len(self.classes), width, backbone_weights)
+        self.background = background
+        columns = len(self.classes) + has_background_column(background, loss)
+        self.network = build_classifier(architecture, columns, width, backbone_weights)
 
     @property
     def mean(self) -> Sequence[float]:
@@ -81,7 +109,7 @@ class CropClassifier(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Write a weights.pt, see ``models.weights``."""
-        names = ("classes", "architecture", "width", "student", "image_size", "crop_size", "loss", "margin")
+        names = ("classes", "architecture", "width", "student", "image_size", "crop_size", "loss", "margin", "background")
         settings = {name: getattr(self, name) for name in names}
         write_weights(path, "crop_classifier", settings, self.network.state_dict())
 
@@ -99,8 +127,27 @@ class CropClassifier(nn.Module):
             classifier.network.load_state_dict(saved.weights)
         return classifier.eval()
 
+    def for_classes(self, classes: Sequence[str], of_classes: str = "the data") -> CropClassifier:
+        """A teacher whose columns are ``classes``, in their order: itself, or a copy with the rows of its last layer exchanged.
+
+        Args:
+            classes: names in order of label
+            of_classes: what they are the classes of, for the message
+
+        Raises:
+            ValueError: a name that only one side has
+        """
+        remedy = "Train the teacher on the same classes"
+        order = class_order(classes, self.classes, of_classes, "the teacher", remedy)
+        if order == sorted(order):
+            return self
+        teacher = copy.deepcopy(self)
+        teacher.classes = list(classes)
+        exchange_outputs(teacher.network, order)  # the background stays last
+        return teacher
+
     def forward(self, crops: Tensor) -> Tensor:
-        """Logits (N, C) of crops (N, 3, S, S) of normalised images."""
+        """Logits (N, C) of crops (N, 3, S, S) of normalised images; (N, C + 1) with a column for the background."""
         logits: Tensor = self.network(crops)
         return logits
 
@@ -112,23 +159,41 @@ class CropClassifier(nn.Module):
         """The boxes that are cropped for ``boxes`` (N, 4)."""
         return boxes + self.margin * sides(boxes) * boxes.new_tensor([-1, -1, 1, 1]) if self.margin else boxes
 
-    def ground_truths(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of a detection batch: normalised images (B, 3, H, W), boxes (N, 4) in them, classes (N,) from 0, image_index (N,)."""
+    def ground_truths(self, batch: Batch) -> GroundTruths:
+        """Of a detection batch, in the student's input."""
         images, targets = self.transform(to_float(batch[0]), batch[1])
         boxes = torch.cat([target["boxes"] for target in targets])
         classes = torch.cat([target["labels"] for target in targets]) - 1
         counts = torch.tensor([len(target["boxes"]) for target in targets], device=boxes.device)
         image_index = torch.repeat_interleave(torch.arange(len(counts), device=boxes.device), counts)
-        return images.tensors, boxes, classes, image_index
+        return GroundTruths(images.tensors, boxes, classes, image_index, images.image_sizes)
 
-    def crops_of_batch(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Ground-truth crops of a detection batch and their classes (label - 1)."""
-        images, boxes, classes, image_index = self.ground_truths(batch)
+    def crops_of_batch(self, batch: Batch, *, background: bool = False) -> tuple[Tensor, Tensor]:
+        """Ground-truth crops of a detection batch and their classes (label - 1).
+
+        Args:
+            background: add crops without an object, of class C; the same at every call
+        """
+        images, boxes, classes, image_index, sizes = self.ground_truths(batch)
+        if background:
+            spaces, space_index = background_boxes(boxes, image_index, sizes, torch.Generator().manual_seed(0))
+            boxes, image_index = torch.cat([boxes, spaces]), torch.cat([image_index, space_index])
+            classes = torch.cat([classes, classes.new_full((len(spaces),), len(self.classes))])
         return self.crop(images, boxes, image_index), classes
 
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """Softmax, or for a teacher trained with "bce" alone the sigmoids, in float32."""
-        return logits.float().sigmoid() if self.loss == "bce" else logits.float().softmax(1)
+    def probabilities(self, logits: Tensor, sigmoid: bool | None = None) -> Tensor:
+        """Softmax, or sigmoids, in float32: (N, C), with ``background`` (N, C + 1), whose last column is that of no class.
+
+        Sigmoids have no such column: its probability is 1 minus the largest of theirs.
+
+        Args:
+            logits: as ``forward`` gives them
+            sigmoid: None is as it was trained, and a softmax where it was trained for both
+        """
+        if not (self.loss == "bce" if sigmoid is None else sigmoid):
+            return logits.float().softmax(1)
+        scores = logits[:, : len(self.classes)].float().sigmoid()
+        return torch.cat([scores, 1 - scores.amax(1, keepdim=True)], 1) if self.background else scores
 
     def reader(self, layers: Sequence[str], logits: bool, dtype: torch.dtype = torch.float32) -> nn.Module:
         """Frozen network from crops to a dictionary: ``layers`` by name, and "logits" if asked; it runs nothing else.
@@ -150,44 +215,3 @@ class CropClassifier(nn.Module):
 def sides(boxes: Tensor) -> Tensor:
     """(N, 4) of boxes (N, 4): width, height, width, height."""
     return (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
-
-
-@torch.no_grad()
-def crop_logits(
-    model: CropClassifier, loader: Iterable[Batch], device: str | torch.device = "cpu", enough: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """Logits (N, C) and classes (N,) of every ground-truth crop, or of the first batches that hold ``enough`` crops."""
-    model.eval().to(device)
-    logits, classes = [], []
-    for images, targets in loader:
-        batch = (
-            [image.to(device) for image in images],
-            [{name: value.to(device) for name, value in target.items()} for target in targets],
-        )
-        crops, truth = model.crops_of_batch(batch)
-        logits.append(model(crops).cpu() if len(crops) else torch.zeros(0, len(model.classes)))
-        classes.append(truth.cpu())
-        if enough is not None and sum(map(len, classes)) >= enough:
-            break
-    return torch.cat(logits), torch.cat(classes)
-
-
-def check_not_at_chance(model: CropClassifier, loader: Iterable[Batch], device: str | torch.device = "cpu") -> float:
-    """Accuracy, in percent, on about 500 ground-truth crops; ValueError unless it is above guessing.
-
-    A teacher can load without an error and be useless: trained on another normalisation, on classes in
-    another order, or not trained. Guessing is naming the commonest class; two standard errors must lie between.
-    """
-    logits, classes = crop_logits(model, loader, device, enough=500)
-    model.cpu()
-    if not len(classes):
-        return float("nan")
-    accuracy = (logits.argmax(1) == classes).float().mean().item()
-    guess = classes.bincount().max().item() / len(classes)
-    if accuracy < guess + 2 * (guess * (1 - guess) / len(classes)) ** 0.5:
-        raise ValueError(
-            f"the teacher names {100 * accuracy:.1f} % of {len(classes)} ground-truth crops right, of training images as the "
-            f"student's augmentation makes them; naming the commonest class "
-            f"gives {100 * guess:.1f} %. It would teach nothing (--allow-poor-teacher goes on all the same)"
-        )
-    return 100 * accuracy

@@ -16,11 +16,13 @@ from torchvision.models.detection.rpn import concat_box_prediction_layers
 from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from cls2det.data.classes import overlooked, quoted
 from cls2det.models.backbones import load_into_cache
 from cls2det.models.students import load_student
 from cls2det.models.taps import StudentOutputs, anchor_generator, body
 
 PREFIX = "torchvision:"
+BACKGROUND, GAP = "__background__", "N/A"  # names of torchvision's labels that stand for no class
 GRIDS = (SSD, RetinaNet, FCOS, FasterRCNN)  # have a ``taps.Grid``
 
 
@@ -34,11 +36,12 @@ class DetectorTeacher:
         detector: called like torchvision's
         classes: the student's classes, in order of label
         labels: the detector's own label of each of them; None for a class that it does not know
+        known: names of all classes of the detector, for messages
     """
 
-    def __init__(self, detector: nn.Module, classes: Sequence[str], labels: Sequence[int | None]):
+    def __init__(self, detector: nn.Module, classes: Sequence[str], labels: Sequence[int | None], known: Sequence[str] = ()):
         self.detector = detector.eval().requires_grad_(False)
-        self.classes, self.labels = list(classes), list(labels)
+        self.classes, self.labels, self.known = list(classes), list(labels), list(known)
 
     @classmethod
     def load(cls, source: str, classes: Sequence[str]) -> DetectorTeacher:
@@ -53,8 +56,10 @@ class DetectorTeacher:
             detector, names = _from_torchvision(str(source).removeprefix(PREFIX))
         else:
             student = load_student(source)
-            detector, names = student.detector, ["__background__", *student.classes]
-        return cls(detector, classes, [names.index(name) if name in names else None for name in classes])
+            detector, names = student.detector, [BACKGROUND, *student.classes]
+        no_class = (BACKGROUND, GAP) if str(source).startswith(PREFIX) else ()
+        label_of = {name: label for label, name in enumerate(names) if label and name not in no_class}
+        return cls(detector, classes, [label_of.get(name) for name in classes], list(label_of))
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> DetectorTeacher:
         return self
@@ -67,7 +72,11 @@ class DetectorTeacher:
         """Columns of its logits for the background and for the student's classes; ValueError if it lacks one of them."""
         unknown = [name for name, label in zip(self.classes, self.labels, strict=True) if label is None]
         if unknown:
-            raise ValueError(f"{method} reads the detector teacher's scores, and it does not know {', '.join(unknown)}")
+            known = f" (it knows {quoted(self.known)})" if self.known else ""
+            raise ValueError(
+                f"{method} reads the detector teacher's scores, and it does not know {quoted(unknown)}{known}"
+                f"{overlooked(unknown, self.known)}. Take a teacher of these classes, or methods that compare maps alone"
+            )
         return [0, *(label for label in self.labels if label is not None)]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from typing import cast
+from typing import Any, cast
 
 import lightning
 import torch
@@ -12,13 +12,19 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
+from cls2det.teachers.accuracy import NO_TEACHER
+from cls2det.teachers.background import background_boxes
 from cls2det.teachers.crop_classifier import CropClassifier, sides
 from cls2det.training.optimizer import configure_optimizer
 from cls2det.training.settings import Optim
 
+BARREN = 50  # batches without enough crops, and none with, after which a training is given up
+
 
 class ClassifierTraining(lightning.LightningModule):
     """Trains ``classifier`` on crops around the ground truths, moved a little, with the loss that it was made for.
+
+    One with a background also sees, of each image, about as many crops that miss the objects.
 
     Args:
         classifier: it is trained in place; its own ``save`` writes weights.pt
@@ -53,6 +59,7 @@ class ClassifierTraining(lightning.LightningModule):
                 "crop_size": classifier.crop_size,
                 "loss": classifier.loss,
                 "margin": classifier.margin,
+                "background": classifier.background,
                 "min_size": min_size,
                 "jitter": jitter,
                 "label_smoothing": label_smoothing,
@@ -61,6 +68,7 @@ class ClassifierTraining(lightning.LightningModule):
         )
         self.classifier, self.optim = classifier, optim
         self.min_size, self.jitter, self.label_smoothing = min_size, jitter, label_smoothing
+        self.barren = self.fruitful = self.missed = 0  # batches of this process; ``missed`` had crops of the background
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         return configure_optimizer(self.optim, self)
@@ -68,27 +76,64 @@ class ClassifierTraining(lightning.LightningModule):
     def training_step(self, batch: tuple[list, list], _index: int) -> Tensor:
         crops, classes = self.training_crops(batch)
         if len(classes) < 2:  # batch norm needs two; a constant keeps every process of a distributed run in step
-            least = f"{self.min_size:g} pixels (min_size)"
-            warnings.warn(f"nothing is learnt from a batch with {len(classes)} crops of at least {least}", stacklevel=2)
+            if not self.barren:
+                least = f"{self.min_size:g} pixels (min_size)"
+                warnings.warn(f"nothing is learnt from a batch with {len(classes)} crops of at least {least}", stacklevel=2)
+            self.barren += 1
             return cast(Tensor, sum(parameter.sum() for parameter in self.parameters())) * 0.0
+        self.fruitful += 1
+        self.missed += int((classes == len(self.classifier.classes)).any())
         loss = self.loss(self.classifier(crops), classes)
         self.log("loss", loss, prog_bar=True, batch_size=len(classes))
         return loss
 
+    def on_train_epoch_end(self) -> None:
+        """ValueError, before a checkpoint is written, where no batch had enough crops, or none had one of the background."""
+        is_last = self.trainer.current_epoch + 1 == self.trainer.max_epochs
+        learnt = self.trainer.strategy.reduce_boolean_decision(self.fruitful > 0, all=False)
+        if not learnt and (is_last or self.barren >= BARREN):
+            raise ValueError(
+                f"the teacher learns nothing: none of {self.barren} batches held two crops of at least {self.min_size:g} pixels. "
+                "Lower --min-size, or raise --optim.batch-size"
+            )
+        has_missed = self.trainer.strategy.reduce_boolean_decision(self.missed > 0, all=False)
+        if self.classifier.background and not has_missed and (is_last or self.fruitful >= BARREN):
+            raise ValueError(
+                f"the teacher does not learn the background: the objects leave no room for it in any of {self.fruitful} batches. "
+                f"{NO_TEACHER}, or add images with free space"
+            )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["batches"] = [self.barren, self.fruitful, self.missed]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.barren, self.fruitful, self.missed = checkpoint.get(
+            "batches", [0, 1, 1]
+        )  # an older run is believed to have learnt
+
     def training_crops(self, batch: tuple[list, list]) -> tuple[Tensor, Tensor]:
-        """Crops (N, 3, S, S) and classes (N,) from 0: of boxes that are not too small, each moved a little."""
-        images, boxes, classes, image_index = self.classifier.ground_truths(batch)
+        """Crops (N, 3, S, S) and classes (N,) from 0, C for the background: of boxes that are not too small, moved a little."""
+        images, boxes, classes, image_index, sizes = self.classifier.ground_truths(batch)
         large = sides(boxes).amin(1) >= self.min_size
-        boxes, classes, image_index = boxes[large], classes[large], image_index[large]
-        boxes = boxes + sides(boxes) * self.jitter * (2 * torch.rand_like(boxes) - 1)
-        return self.classifier.crop(images, boxes, image_index), classes
+        moved = boxes[large]
+        moved = moved + sides(moved) * self.jitter * (2 * torch.rand_like(moved) - 1)
+        crops_index, classes = image_index[large], classes[large]
+        if self.classifier.background:
+            spaces, space_index = background_boxes(boxes, image_index, sizes)
+            large = sides(spaces).amin(1) >= self.min_size
+            moved, crops_index = torch.cat([moved, spaces[large]]), torch.cat([crops_index, space_index[large]])
+            classes = torch.cat([classes, classes.new_full((len(moved) - len(classes),), len(self.classifier.classes))])
+        return self.classifier.crop(images, moved, crops_index), classes
 
     def loss(self, logits: Tensor, classes: Tensor) -> Tensor:
-        """Softmax cross-entropy, binary cross-entropy summed over the classes, or their sum; mean over crops."""
-        terms = []
+        """Softmax cross-entropy, binary cross-entropy summed over the classes, or their sum; mean over crops.
+
+        The background, class C, is a column of the softmax, and to the sigmoids the absence of every class.
+        """
+        terms, count = [], len(self.classifier.classes)
         if self.classifier.loss in ("ce", "joint"):
             terms.append(F.cross_entropy(logits, classes, label_smoothing=self.label_smoothing))
         if self.classifier.loss in ("bce", "joint"):
-            truth = F.one_hot(classes, logits.shape[1]).to(logits.dtype)
-            terms.append(F.binary_cross_entropy_with_logits(logits, truth, reduction="sum") / len(logits))
+            truth = F.one_hot(classes, count + 1)[:, :count].to(logits.dtype)
+            terms.append(F.binary_cross_entropy_with_logits(logits[:, :count], truth, reduction="sum") / len(logits))
         return cast(Tensor, sum(terms))

@@ -16,8 +16,9 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from cls2det.data.dataset import DetectionData
 from cls2det.data.images import to_float
 from cls2det.distill import Distillation
-from cls2det.evaluation.coco import as_results, coco_table
+from cls2det.evaluation.coco import MAX_DETECTIONS, as_results, coco_table
 from cls2det.evaluation.drawing import contact_sheet, crops_sheet, draw_boxes
+from cls2det.models.students.limits import allow_detections
 from cls2det.models.taps import PositiveTap
 from cls2det.training.optimizer import configure_optimizer
 from cls2det.training.settings import Optim
@@ -40,6 +41,7 @@ class DetectorTraining(lightning.LightningModule):
             teachers are not
         ratio_every: steps between measurements of the terms' gradients; None is none
         pictures: validation images drawn for TensorBoard
+        max_detections: that count per image and class in validations
     """
 
     def __init__(
@@ -55,10 +57,15 @@ class DetectorTraining(lightning.LightningModule):
         distillation: Distillation | None = None,
         ratio_every: int | None = None,
         pictures: int = 0,
+        max_detections: int = MAX_DETECTIONS,
     ):
         super().__init__()
         if min(cls_weight, box_weight) < 0:
             raise ValueError(f"cls_weight and box_weight must be at least 0, got {cls_weight} and {box_weight}")
+        if cls_weight == box_weight == 0 and distillation is None:
+            raise ValueError(
+                "cls_weight and box_weight are both 0, and nothing is distilled: the detector would learn nothing"
+            )
         self.save_hyperparameters(
             {
                 "classes": list(classes),
@@ -73,7 +80,9 @@ class DetectorTraining(lightning.LightningModule):
         self.cls_weight, self.box_weight = cls_weight, box_weight
         self.distillation = distillation
         self.tap = None if distillation is None else PositiveTap(detector)
-        self.ratio_every, self.pictures = ratio_every, pictures
+        self.ratio_every, self.pictures, self.max_detections = ratio_every, pictures, max_detections
+        allow_detections(detector, max_detections)
+        self.terms: dict[str, Tensor] = {}  # of the last forward, for ``guards.FiniteLosses``
         self.detections: list[dict] = []  # of a validation, in COCO's result format
 
     def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
@@ -91,9 +100,10 @@ class DetectorTraining(lightning.LightningModule):
         detection_terms, distillation_terms = self.losses(*batch)
         terms = detection_terms | distillation_terms
         loss = cast(Tensor, sum(terms.values()))
+        self.terms = {name: term.detach() for name, term in terms.items()}
         count = len(batch[0])
         self.log("loss", loss.detach(), prog_bar=True, batch_size=count)
-        self.log_dict({name: term.detach() for name, term in terms.items()}, batch_size=count)
+        self.log_dict(self.terms, batch_size=count)
         classifier = self.distillation and self.distillation.classifier
         if classifier and classifier.accuracy is not None:
             self.log("teacher_accuracy", 100 * classifier.accuracy, batch_size=count)
@@ -135,7 +145,7 @@ class DetectorTraining(lightning.LightningModule):
             shares: list = [None] * self.trainer.world_size
             torch.distributed.all_gather_object(shares, self.detections)
             self.detections = [detection for share in shares for detection in share]
-        table = coco_table(self._validation_data(), self.detections)
+        table = coco_table(self._validation_data(), self.detections, self.max_detections)
         self.log_dict({f"val/{name}": table[name] for name in ("mAP", "AP50", "AP75") if table[name] is not None})
 
     def _validation_data(self) -> DetectionData:

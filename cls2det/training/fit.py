@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import time
@@ -21,11 +22,16 @@ from lightning.pytorch.callbacks import (
     Timer,
 )
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.plugins.environments import LightningEnvironment
 
+from cls2det.files import cannot_write
+from cls2det.training.guards import FiniteLosses, OwnSignals, WholeCheckpoints, alone_in
 from cls2det.training.optimizer import torch_device
 from cls2det.training.progress import Progress, progress_bar
 from cls2det.training.resume import join_log, put_log_aside, read_checkpoint
 from cls2det.training.settings import Optim, PretrainRun
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def fit(
@@ -61,19 +67,47 @@ def fit(
         progress: called with (step, steps, text); None is a bar on the screen
 
     Raises:
-        ValueError: last.ckpt is damaged, or of another model
+        ValueError: last.ckpt is damaged, or of another model; a loss or a weight became NaN or infinite
+        FileExistsError: another command trains in the folder
+        OSError: something cannot be written there
     """
     assert optim.steps is not None, "Optim.for_run gives the steps"
     quiet()
     folder = Path(folder)
     last, timer = folder / "last.ckpt", Timer(verbose=False)
-    checkpoint = read_checkpoint(last, module)
-    if checkpoint["global_step"] >= optim.steps:  # it was stopped after its last step, before its weights were written
-        return checkpoint["callbacks"]["Timer"]["time_elapsed"]["train"]
-    put_log_aside(folder / "log", checkpoint["global_step"])
+    with alone_in(folder):
+        checkpoint = read_checkpoint(last, module)
+        if checkpoint["global_step"] >= optim.steps:  # it was stopped after its last step, before its weights were written
+            return checkpoint["callbacks"]["Timer"]["time_elapsed"]["train"]
+        put_log_aside(folder / "log", checkpoint["global_step"])
+        trainer = _trainer(folder, timer, optim, run, seed, progress, val_every if val_loader is not None else None)
+        try:
+            trainer.fit(module, loader, val_loader, ckpt_path=last if last.is_file() else None, weights_only=True)
+        except BaseException as error:
+            if trainer.is_global_zero:
+                with contextlib.suppress(OSError):  # the error that ended the training says more
+                    join_log(folder / "log")
+            if isinstance(error, SystemExit) and trainer.interrupted:  # Lightning makes it of a KeyboardInterrupt
+                cause = error.__context__
+                raise cause if isinstance(cause, KeyboardInterrupt) else KeyboardInterrupt() from None
+            if isinstance(error, OSError) and error.errno in FULL and not error.filename:  # the log's, which names no file
+                raise cannot_write(folder / "log", error) from error
+            raise
+        if trainer.is_global_zero:
+            join_log(folder / "log")
+    return timer.time_elapsed("train")
+
+
+def _trainer(
+    folder: Path, timer: Timer, optim: Optim, run: PretrainRun, seed: int, progress: Progress | None, val_every: int | None
+) -> lightning.Trainer:
+    """``val_every`` is None for no validation; the other arguments are those of ``fit``."""
+    assert optim.steps is not None
     callbacks: list[Callback] = [
         # Written before a validation, so that one that fails or is killed costs no training.
         ModelCheckpoint(folder, "last", save_top_k=1, enable_version_counter=False, save_on_train_epoch_end=True),
+        FiniteLosses(folder),
+        OwnSignals(),
         StepSeed(seed),
         _Throughput(),
         LearningRateMonitor("step"),
@@ -82,7 +116,10 @@ def fit(
     ]
     if run.ema is not None:
         callbacks.append(EMAWeightAveraging(decay=run.ema))
-    trainer = lightning.Trainer(
+    plugins: list[Any] = [WholeCheckpoints()]
+    if run.processes == 1:
+        plugins.append(LightningEnvironment())  # else a scheduler's variables make Lightning one of several
+    return lightning.Trainer(
         accelerator=torch_device(run.device).type.replace("cuda", "gpu"),
         devices=run.devices,
         num_nodes=run.num_nodes,
@@ -92,26 +129,17 @@ def fit(
         accumulate_grad_batches=optim.accumulate,
         gradient_clip_val=optim.clip_norm,
         callbacks=callbacks,
+        plugins=plugins,
         logger=[CSVLogger(folder, name="", version="log"), TensorBoardLogger(folder, name="", version="tensorboard")],
         log_every_n_steps=run.log_every,
-        check_val_every_n_epoch=val_every,
-        limit_val_batches=1.0 if val_loader is not None else 0,
+        check_val_every_n_epoch=val_every or 1,
+        limit_val_batches=1.0 if val_every else 0,
         default_root_dir=folder,
         enable_model_summary=False,
         enable_progress_bar=False,
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
     )
-    try:
-        trainer.fit(module, loader, val_loader, ckpt_path=last if last.is_file() else None, weights_only=True)
-    except SystemExit:
-        if trainer.interrupted:
-            raise KeyboardInterrupt from None
-        raise
-    finally:
-        if trainer.is_global_zero:
-            join_log(folder / "log")
-    return timer.time_elapsed("train")
 
 
 class StepSeed(Callback):
@@ -129,7 +157,7 @@ class StepSeed(Callback):
 
     def on_train_batch_start(self, trainer: lightning.Trainer, _module, _batch, index: int) -> None:
         forwards = trainer.current_epoch * trainer.num_training_batches + index
-        torch.manual_seed(self.seed * 1_000_003 + forwards * trainer.world_size + trainer.global_rank)
+        torch.manual_seed((self.seed * 1_000_003 + forwards * trainer.world_size + trainer.global_rank) % 2**63)
 
 
 class _Throughput(Callback):

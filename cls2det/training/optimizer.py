@@ -42,7 +42,11 @@ def configure_optimizer(optim: Optim, module: nn.Module) -> OptimizerLRScheduler
     else:
         optimizer = torch.optim.SGD(weights, optim.learning_rate, optim.momentum, weight_decay=optim.weight_decay)
     if optim.schedule == "one_cycle":
-        schedule: LRScheduler = OneCycleLR(optimizer, optim.learning_rate, total_steps=steps + 1, pct_start=0.15)
+        # With adamw, beta1 falls to 0.85 and rises again, as OneCycleLR has it; with sgd the momentum is the option's.
+        cycles = optim.optimizer == "adamw"
+        schedule: LRScheduler = OneCycleLR(
+            optimizer, optim.learning_rate, total_steps=steps + 1, pct_start=0.15, cycle_momentum=cycles
+        )
     else:
         drops = [share * steps for share in optim.decay_at] if optim.schedule == "multi_step" else []
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 from collections.abc import Callable, Iterator
 
 import rich.progress
@@ -12,13 +14,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 Progress = Callable[[int, int, str], None]  # (step, steps, text)
 
 
+class Screen(Console):
+    """A console that goes quiet when nobody reads it any more: a closed pipe must not end a training."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in buffers goes there
+
+
 @contextlib.contextmanager
 def progress_bar(name: str, progress: Progress | None = None) -> Iterator[Progress]:
     """``progress``, or, if it is None, a bar on the screen."""
     if progress:
         yield progress
         return
-    with progress_display(Console()) as display:
+    with progress_display(Screen()) as display:
         bar = display.add_task(name, total=None, text="")
         yield lambda done, total, text: display.update(bar, completed=done, total=total or None, text=text)
 

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 from torch import Tensor
 
-from cls2det.errors import first_lines
-from cls2det.files import is_first_process, write_then_rename
+from cls2det.errors import first_lines, some
+from cls2det.files import is_first_process, load_torch, not_finite, write_then_rename, write_torch
 
 # How version 0.1 named the parts of a module in its checkpoints; the first prefix that fits is replaced.
 OLD_PREFIXES = {
@@ -30,13 +29,13 @@ def read_checkpoint(file: Path, module: lightning.LightningModule) -> dict[str, 
     Lightning resumes.
 
     Raises:
-        ValueError: the file is damaged, something else, or of another model
+        ValueError: the file is damaged, something else, of another model, or has weights that are NaN or infinite
     """
     if not file.is_file():
         return {"global_step": 0}
     remedy = "Remove it, and the run starts from its first step"
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        content = load_torch(file)
         if not isinstance(content, dict) or not {"global_step", "state_dict"} <= content.keys():
             raise ValueError("it is something else")
     except MemoryError:
@@ -45,9 +44,10 @@ def read_checkpoint(file: Path, module: lightning.LightningModule) -> dict[str, 
         if isinstance(error, OSError) and error.filename:  # it cannot be read, which says nothing about its content
             raise
         raise ValueError(f"{file} does not load as a checkpoint: {first_lines(error, 1)}. {remedy}") from None
+    if names := not_finite(content["state_dict"]):
+        raise ValueError(f"{file} holds weights that are not finite ({some(names)}). {remedy}")
     if _rename_states(content, module) and is_first_process():
-        with write_then_rename(file) as part:
-            torch.save(content, part)
+        write_torch(file, content)
     try:
         module.load_state_dict(content["state_dict"])
     except (RuntimeError, TypeError) as error:  # another model, or a version of a library that names its layers otherwise
@@ -97,13 +97,13 @@ def join_log(folder: Path) -> None:
 
 def _rows(file: Path) -> list[dict[str, str]]:
     """Without a last line that a kill or a full disk has cut off."""
-    text = file.read_text()
+    text = file.read_text(encoding="utf-8")
     return list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))
 
 
 def _write_rows(file: Path, rows: list[dict[str, str]]) -> None:
     columns = sorted({column for row in rows for column in row} | {"step"})
-    with write_then_rename(file) as part, part.open("w", newline="") as stream:
+    with write_then_rename(file) as part, part.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, columns)
         writer.writeheader()
         writer.writerows(rows)

@@ -8,15 +8,18 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
+
+from cls2det.settings import MAX_PIXELS, check_numbers
 
 Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 AnyRun = TypeVar("AnyRun", bound="PretrainRun")
 
 
 def torchrun_processes() -> int | None:
     """How many processes torchrun has started, this one included; None if it did not start this one."""
-    return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else None
+    return int(os.environ["WORLD_SIZE"]) if {"TORCHELASTIC_RUN_ID", "WORLD_SIZE"} <= os.environ.keys() else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,11 +58,12 @@ class Optim:
     clip_norm: float | None = 10.0
 
     def __post_init__(self):
-        positive = ("batch_size", "accumulate", "base_batch", "clip_norm", "epochs" if self.steps is None else "steps")
-        for name in positive:
-            if (value := getattr(self, name)) is not None and value <= 0:
-                remedy = " (None is none)" if name in ("base_batch", "clip_norm") else ""
-                raise ValueError(f"optim.{name} must be above 0, got {value}{remedy}")
+        length = "epochs" if self.steps is None else "steps"
+        check_numbers(self, "optim", ("batch_size", "accumulate", "base_batch", "clip_norm", "learning_rate", length))
+        if self.momentum >= 1:
+            raise ValueError(f"optim.momentum must be below 1, got {self.momentum}")
+        if not all(0 < share < 1 for share in self.decay_at):
+            raise ValueError(f"optim.decay_at takes shares of the run, above 0 and below 1, not epochs; got {self.decay_at}")
 
     def for_run(self, images: int, run: AnyRun) -> tuple[Optim, AnyRun]:
         """``steps`` and ``learning_rate`` as they are for this many images and processes, and a ``run`` that fits.
@@ -105,7 +109,7 @@ class PretrainRun:
     device: Device = "auto"
     devices: int = 1
     num_nodes: int = 1
-    precision: str = "32-true"
+    precision: Precision = "32-true"
     loader_workers: int = 0
     checkpoint_every: int = 100
     log_every: int = 25
@@ -115,6 +119,8 @@ class PretrainRun:
         for name, least in LEAST.items():
             if (value := getattr(self, name, None)) is not None and value < least:
                 raise ValueError(f"run.{name} must be at least {least}, got {value}")
+        if self.precision not in get_args(Precision):
+            raise ValueError(f"run.precision must be one of {', '.join(get_args(Precision))}, got {self.precision!r}")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"run.ema must be above 0 and below 1, got {self.ema} (None is none)")
 
@@ -134,10 +140,12 @@ class TeacherRun(PretrainRun):
     Args:
         cache: keep decoded images in memory (for small data)
         skip_bad_images: go on without training images that cannot be read, with a warning for each, instead of stopping
+        max_pixels: an image of more pixels is not read, as a small file can fill the memory; null is no limit
     """
 
     cache: bool = False
     skip_bad_images: bool = False
+    max_pixels: int | None = MAX_PIXELS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,11 +157,13 @@ class Run(TeacherRun):
         ratio_every: steps between measurements of each distillation term's gradient against the detector's; null is none.
             Rounded to a multiple of log_every, and never more than the length of the run
         pictures: validation images drawn for TensorBoard
+        max_detections: that count per image and class in evaluations on val_split; see `cls2det evaluate`
     """
 
     validate_every: int | None = None
     ratio_every: int | None = 25
     pictures: int = 4
+    max_detections: int = 100
 
 
 LEAST = {
@@ -165,6 +175,8 @@ LEAST = {
     "validate_every": 1,
     "ratio_every": 1,
     "pictures": 0,
+    "max_detections": 1,
+    "max_pixels": 1,
 }
 # Options of a run that change its steps. A restart must not change them.
 CLAIMED = ("devices", "num_nodes", "precision", "skip_bad_images", "checkpoint_every", "ema")

@@ -30,6 +30,7 @@ from torchvision.models import (
 
 from cls2det.models.backbones import IMAGE_MEAN, IMAGE_STD, RANDOM, CompactResNet, choose_weights, load_backbone
 from cls2det.models.students import dense, detr, faster_rcnn, ssd
+from cls2det.models.students.resizing import Transform
 from cls2det.models.students.ssd import ssd_compact
 from cls2det.models.weights import check_fit, read_weights, write_weights
 
@@ -135,6 +136,7 @@ def build_student(name: str, classes: int, image_size: int | None = None, backbo
         raise ValueError(f"the size of {name}'s images must be positive, or None for the student's own; found {size}")
     weights = choose_weights(student.weights, backbone_weights, f"the backbone of {name}")
     detector = student.build(classes, size, weights)
+    detector.transform = Transform.of(detector.transform)
     detector.started_from = str(weights or RANDOM)  # type: ignore[assignment]
     return detector
 

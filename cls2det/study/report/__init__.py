@@ -20,10 +20,11 @@ from statistics import fmean
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from cls2det.data.coco import load_coco
 from cls2det.data.dataset import DetectionData
-from cls2det.files import write_json
+from cls2det.files import make_folder, write_json
 from cls2det.study.options import ReportOptions
 from cls2det.study.report import pages, plots, tables
 from cls2det.study.report.gallery import draw_detections
@@ -57,7 +58,7 @@ def report(options: ReportOptions, console: Console | None = None) -> dict[str, 
     if (out / "options.json").is_file():
         raise ValueError(f"{out} holds a run, whose report.json this report would replace; give another --out")
     runs, run_notes = find_runs(options.runs, split)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     left_out: list[str] = []
     root = runs[0].data_root
     truth = _attempt(
@@ -105,7 +106,7 @@ def report(options: ReportOptions, console: Console | None = None) -> dict[str, 
     write_json(out / "report.json", content)
     for note in notes:
         console.print("- " + note.replace("**", "").replace("`", ""), style="dim", highlight=False, markup=False)
-    console.print(f"[dim]{out}/report.md, report.json, tables as .csv, plots as .png[/]")
+    console.print(f"[dim]{escape(str(out))}/report.md, report.json, tables as .csv, plots as .png[/]")
     return content
 
 

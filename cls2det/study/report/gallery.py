@@ -10,6 +10,7 @@ from torchvision.ops import box_convert, box_iou
 
 from cls2det.data.dataset import DetectionData
 from cls2det.evaluation.drawing import draw_boxes
+from cls2det.evaluation.fonts import use_fonts_for_texts
 from cls2det.study.report.plots import pyplot
 from cls2det.study.report.runs import read_json
 
@@ -51,6 +52,7 @@ def draw_detections(
             drawn = draw_boxes(image, boxes, labels, data.classes, colour=colours)
             axes.imshow(drawn.permute(1, 2, 0).numpy(), interpolation="nearest")
     figure.suptitle(f"scores ≥ {threshold}; green: right class and IoU ≥ 0.5, red: not", fontsize=9)
+    use_fonts_for_texts(figure)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 

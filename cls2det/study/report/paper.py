@@ -15,7 +15,7 @@ SPLIT, IMAGES = "val2017", 5000  # what the paper evaluates on
 @cache
 def paper() -> dict[str, Any]:
     """Tables 1 (``arms``), 2 (``methods``), 3 and 4 (``ablations``) and 5 (``iou``), in percent, on COCO val2017."""
-    return json.loads((Path(__file__).parent / "paper.json").read_text())
+    return json.loads((Path(__file__).parent / "paper.json").read_text(encoding="utf-8"))
 
 
 def paper_rows(table: str, student: str) -> dict[str, dict[str, float | None]]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cls2det.evaluation.fonts import use_fonts_for_texts
 from cls2det.study.report.runs import RunRecord, by_arm
 from cls2det.study.report.tide import THRESHOLDS
 
@@ -110,7 +111,7 @@ def read_curves(file: Path) -> dict[str, tuple[list[float], list[float]]]:
     if not file.is_file():
         return {}
     curves: dict[str, tuple[list[float], list[float]]] = {}
-    with file.open(newline="") as lines:
+    with file.open(newline="", encoding="utf-8") as lines:
         for row in csv.DictReader(lines):
             for name, text in row.items():
                 is_curve = name == "val/mAP" or (name and "/" not in name and not name.startswith("lr-"))
@@ -160,5 +161,6 @@ def _finish(figure, panels, quick: bool, path: Path) -> None:
     figure.legend(handles, labels, frameon=False, fontsize=8, ncols=min(6, max(1, len(labels))), loc="outside lower center")
     if quick:
         figure.suptitle("quick run: too short to show the gain", fontsize=10, color="firebrick")
+    use_fonts_for_texts(figure)
     figure.savefig(path, dpi=150)
     pyplot().close(figure)

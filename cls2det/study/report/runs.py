@@ -21,7 +21,7 @@ DISTILLED = ("distillers", "detector_teacher", *DISTILLERS)  # options that say 
 TERM_NAMES = {"kd_cls_weight": "KD-cls", "loc_weight": "loc", "kd_loc_weight": "KD-loc"}
 METHOD_NAMES = {"chen": "Chen", "harmony": "harmony"}  # of the others, the upper case
 # What runs of one arm may differ in: it does not say what is learnt, or goes with the seed.
-NOT_THE_ARM = ("seed", "name", "command", "data_root", "val_split", "out", "teacher", "start", "run.")
+NOT_THE_ARM = ("seed", "name", "command", "data_root", "data.", "weights", "val_split", "out", "teacher", "start", "run.")
 # But precision, averaged weights and the number of processes do change what is learnt: a note says where they differ.
 NOT_LEARNT = (*NOT_THE_ARM[:-1], "run.checkpoint_every", "run.skip_bad_images")
 
@@ -104,7 +104,7 @@ def by_arm(runs: Iterable[RunRecord], student: str | None = None) -> dict[str, l
 
 def read_json(file: Path) -> Any:
     try:
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{file} is not json: {error}") from None
 

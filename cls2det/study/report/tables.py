@@ -14,6 +14,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
@@ -233,7 +234,7 @@ def markdown_table(
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
     """Full precision; an empty field where there is no value. Of a list, its length."""
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
         for row in rows:
@@ -242,13 +243,15 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[s
 
 def print_table(title: str, table: Mapping[str, Mapping[str, Any]], console: Console) -> None:
     """The arms on the screen, the best in bold."""
-    shown = Table(title=title, box=SIMPLE_HEAD)
+    shown = Table(title=escape(title), box=SIMPLE_HEAD)
     shown.add_column("arm", no_wrap=True)
     columns = [name for name in (*ON_SCREEN, "gain") if any(row.get(name) is not None for row in table.values())]
     for column in columns:
         shown.add_column(HEADINGS.get(column, column), justify="right", no_wrap=True)
     for arm, row in table.items():
-        shown.add_row(arm, *(cell(row, column) for column in columns), style="bold" if arm == best_arm(table) else None)
+        shown.add_row(
+            escape(arm), *(escape(cell(row, column)) for column in columns), style="bold" if arm == best_arm(table) else None
+        )
     needed = Measurement.get(console, console.options.update(max_width=1000), shown).maximum
     # Cut numbers cannot be read: on a narrow screen lines are broken instead.
     (console if console.width >= needed else Console(file=console.file, width=needed)).print(shown)

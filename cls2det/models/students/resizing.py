@@ -1,0 +1,55 @@
+"""How every student's images are brought to its size: by torchvision's transform, but never to a side of no pixel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torchvision
+from torch import Tensor
+from torch.nn.functional import interpolate
+from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
+from torchvision.models.detection.transform import _get_shape_onnx as traced_shape
+
+
+class Transform(GeneralizedRCNNTransform):  # type: ignore[misc] # torchvision has no types
+    """Torchvision's transform for pictures of any shape.
+
+    Torchvision rounds the sides of a resized picture down: the shorter side of a strip, such as a scan of 1 : 160, becomes 0.
+    Here it becomes 1. All other pictures come out as torchvision makes them, to the bit.
+    """
+
+    @classmethod
+    def of(cls, transform: GeneralizedRCNNTransform) -> Transform:
+        """One that does as ``transform`` does. Neither has parameters."""
+        return cls(
+            transform.min_size,
+            transform.max_size,
+            transform.image_mean,
+            transform.image_std,
+            transform.size_divisible,
+            transform.fixed_size,
+        )
+
+    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """The image (3, H, W), resized, and ``target`` with its boxes in the resized image."""
+        if self.fixed_size is not None:
+            resized: tuple[Tensor, dict[str, Tensor] | None] = super().resize(image, target)
+            return resized
+        shorter = self.torch_choice(self.min_size) if self.training else self.min_size[-1]
+        size: Any = self._traced_size(image, shorter) if torchvision._is_tracing() else self._size(image, shorter)
+        before, image = image.shape[-2:], interpolate(image[None], size, mode="bilinear", align_corners=False)[0]
+        if target is not None:
+            target["boxes"] = resize_boxes(target["boxes"], before, image.shape[-2:])
+        return image, target
+
+    def _size(self, image: Tensor, shorter: int) -> tuple[int, int]:
+        height, width = image.shape[-2:]
+        scale = min(shorter / min(height, width), self.max_size / max(height, width))
+        return max(1, int(height * scale)), max(1, int(width * scale))
+
+    def _traced_size(self, image: Tensor, shorter: int) -> tuple[Tensor, Tensor]:
+        """As ``_size`` in tensors, for a graph that takes images of any size. It computes in float32, as torchvision's does."""
+        sides = traced_shape(image).float()
+        scale = (shorter / sides.min()).minimum(self.max_size / sides.max())
+        height, width = (sides * scale).floor().clamp(min=1).long().unbind()
+        return height, width
