@@ -35,6 +35,7 @@ def check_numbers(record: Any, group: str, positive: Collection[str] = (), share
                 raise ValueError(f"{name} must be at most 1, got {number}")
 
 
+@dataclasses.dataclass(frozen=True)
 class Settings:
     """Of a distiller: every number is finite and not negative.
 

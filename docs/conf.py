@@ -48,7 +48,7 @@ html_additional_pages = {"index": "index.html"}  # leads to README.html
 templates_path = ["_templates"]
 
 CONTENTS = {
-    "Guide": ("own-trainer", "own-data", "command-line", "teachers", "methods", "install"),
+    "Guide": ("own-trainer", "own-data", "faults", "command-line", "teachers", "methods", "install"),
     "Background": ("architecture", "performance", "study", "testing"),
     "Reference": ("api/ops", "api/losses", "api/cls2det", "api/distill"),
 }

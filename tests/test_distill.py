@@ -352,7 +352,7 @@ def test_teacher_that_does_not_fit(teacher_weights):
 def test_settings_that_make_no_sense():
     with pytest.raises(ValueError, match="one pool per layer"):
         ClassifierSettings(feature_layers=("maxpool", "layer1"))
-    with pytest.raises(ValueError, match="must not be negative"):
+    with pytest.raises(ValueError, match="must be at least 0, got -1"):
         ClassifierSettings(loc_weight=-1.0)
     for name in ("temperature", "input_std", "pixel_pool", "pixel_size", "chunk", "max_positives"):
         with pytest.raises(ValueError, match=f"classifier.{name} must be above 0, got 0"):

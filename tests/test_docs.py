@@ -88,7 +88,7 @@ OF_OTHER_PROGRAMS = ("--backends", "--no-build-isolation", "--bench-out", "--ben
 
 def test_options_in_sentences_exist():
     pytest.importorskip("lightning")
-    known = "\n".join(help_of(command) for command in ("teacher", "distill", "pretrain", "sweep", "recipes"))
+    known = "\n".join(help_of(command) for command in ("teacher", "distill", "evaluate", "pretrain", "sweep", "recipes"))
     wrong = []
     for name, line in named(r"--[a-z]"):
         options = [word for word in line.split() if word.startswith("--") and word not in OF_OTHER_PROGRAMS]
@@ -141,3 +141,16 @@ def anchors(text: str) -> set[str]:
     """Of the headings, as forges and the site make them."""
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+FAULT = re.compile(r"^\| .* \| (\w+): (.*) \|$", re.MULTILINE)
+
+
+def test_every_fault_of_the_table_has_its_test():
+    tests = {
+        path.stem.removeprefix("test_faulty_"): re.findall(r"^def test_(\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+        for path in (ROOT / "tests").glob("test_faulty_*.py")
+    }
+    rows = [(place, name) for place, names in FAULT.findall(PAGES["docs/faults.md"]) for name in re.findall(r"`(\w+)`", names)]
+    assert len(rows) >= 60
+    assert [row for row in rows if not any(row[1] in test for test in tests[row[0]])] == []

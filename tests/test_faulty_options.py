@@ -58,8 +58,8 @@ def test_numbers_below_0_and_not_finite_are_refused_by_every_distiller(name):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
+        ({"learning_rate": -1.0}, "optim.learning_rate must be at least 0, got -1.0"),
         ({"warmup_steps": -5}, "optim.warmup_steps must be at least 0, got -5"),
-        ({"learning_rate": 0.0}, "optim.learning_rate must be above 0"),
         ({"learning_rate": float("inf")}, "optim.learning_rate must be a finite number, got inf"),
         ({"weight_decay": -1.0}, "optim.weight_decay must be at least 0"),
         ({"momentum": 1.0}, "optim.momentum must be below 1"),

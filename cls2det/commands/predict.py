@@ -15,6 +15,7 @@ from cls2det.commands.options import PredictOptions
 from cls2det.data.images import read_image
 from cls2det.data.suffixes import describe_unreadable, is_readable, is_unreadable, readable_suffixes
 from cls2det.errors import first_lines
+from cls2det.evaluation.coco import foreground
 from cls2det.evaluation.drawing import draw_boxes, write_picture
 from cls2det.evaluation.finite import check_finite, finite_heads
 from cls2det.files import make_folder, write_json
@@ -88,6 +89,7 @@ def _detect(detector: torch.nn.Module, image: Tensor, threshold: float, most: in
     """Detections of one uint8 image, on the CPU, best first. Each image alone: its neighbours in a batch would pad it."""
     detections = {name: value.cpu() for name, value in detector([image.float() / 255])[0].items()}
     check_finite(detections, "it")
+    detections = foreground(detections)
     order = detections["scores"].argsort(descending=True, stable=True)
     order = order[detections["scores"][order] >= threshold][:most]
     return {name: value[order] for name, value in detections.items()}

@@ -13,7 +13,7 @@ import math
 import warnings
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from cls2det.data.faults import count, describe, warn_of
 from cls2det.errors import some
@@ -165,7 +165,7 @@ def _is_area(area: object, width: float, height: float) -> bool:
     return _is_number(area) and 0 < area <= 2 * (width + 2) * (height + 2)
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 

@@ -110,15 +110,22 @@ def check_classes(classes: Sequence[str], data: DetectionData) -> None:
         )
 
 
+def foreground(output: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The detections of a class. A head of sigmoids has a column for label 0, which no training raises: it is no class."""
+    is_class = output["labels"] >= CLASSES_FROM
+    return {name: output[name][is_class] for name in ("boxes", "labels", "scores")}
+
+
 def as_results(image_id: int, output: dict[str, Tensor], category_ids: list[int]) -> list[dict]:
     """A detector's output for one image in COCO's result format, which has COCO's category ids and boxes xywh.
 
     Raises:
-        ValueError: boxes or scores that are not finite; a label that stands for no class (0, or beyond the data's)
+        ValueError: boxes or scores that are not finite; a label beyond the data's classes
     """
     check_finite(output, f"image {image_id}")
+    output = foreground(output)
     labels = output["labels"].tolist()
-    if strange := [label for label in labels if not CLASSES_FROM <= label < CLASSES_FROM + len(category_ids)]:
+    if strange := [label for label in labels if label >= CLASSES_FROM + len(category_ids)]:
         raise ValueError(
             f"the model gave image {image_id} the label {strange[0]}; the data's {len(category_ids)} classes have the labels "
             f"from {CLASSES_FROM} to {len(category_ids)}: it was trained for others"

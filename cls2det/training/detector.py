@@ -16,7 +16,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from cls2det.data.dataset import DetectionData
 from cls2det.data.images import to_float
 from cls2det.distill import Distillation
-from cls2det.evaluation.coco import MAX_DETECTIONS, as_results, coco_table
+from cls2det.evaluation.coco import MAX_DETECTIONS, as_results, coco_table, foreground
 from cls2det.evaluation.drawing import contact_sheet, crops_sheet, draw_boxes
 from cls2det.models.students.limits import allow_detections
 from cls2det.models.taps import PositiveTap
@@ -156,7 +156,8 @@ class DetectorTraining(lightning.LightningModule):
         """To TensorBoard: predicted and ground-truth boxes, and the teacher's crops."""
         board, classes = cast(TensorBoardLogger, self.trainer.loggers[-1]).experiment, self.classes
         drawn = [
-            {name: value[detection["scores"] >= DRAWN_SCORE] for name, value in detection.items()} for detection in detections
+            {name: value[detection["scores"] >= DRAWN_SCORE] for name, value in detection.items()}
+            for detection in map(foreground, detections)
         ]
         rows = [
             [

@@ -59,7 +59,7 @@ class Optim:
 
     def __post_init__(self):
         length = "epochs" if self.steps is None else "steps"
-        check_numbers(self, "optim", ("batch_size", "accumulate", "base_batch", "clip_norm", "learning_rate", length))
+        check_numbers(self, "optim", ("batch_size", "accumulate", "base_batch", "clip_norm", length))
         if self.momentum >= 1:
             raise ValueError(f"optim.momentum must be below 1, got {self.momentum}")
         if not all(0 < share < 1 for share in self.decay_at):
