@@ -8,12 +8,14 @@ classifier of torchvision or timm, one of transformers, a zero-shot model, anyth
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from cls2det.data.classes import class_order
 from cls2det.teachers.crop_classifier import PADDING, sides
 from cls2det.teachers.reader import as_logits, frozen_reader, probe
 from cls2det_ops import roi_crop
@@ -37,6 +39,10 @@ class BoxTeacher(Protocol):
 
     @property
     def std(self) -> Sequence[float]: ...
+
+    def for_classes(self, classes: Sequence[str]) -> BoxTeacher:
+        """A teacher whose logits have the columns of these classes; ValueError for a class that only one side has."""
+        ...
 
     def with_margin(self, boxes: Tensor) -> Tensor:
         """The boxes (N, 4) that are cropped for ``boxes`` (N, 4); gradient flows."""
@@ -73,6 +79,7 @@ class NetworkTeacher(nn.Module):
         self.network = network.eval().requires_grad_(False)
         self.classes, self.crop_size, self.margin = list(classes), crop_size, margin
         self.mean, self.std = tuple(mean), tuple(std)
+        self.order: list[int] | None = None  # the network's column of each class; None is as they are
         with torch.no_grad():
             device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
             columns = as_logits(self.network(probe(crop_size, 1).to(device))).shape[1]
@@ -81,7 +88,18 @@ class NetworkTeacher(nn.Module):
 
     def forward(self, crops: Tensor) -> Tensor:
         """Logits (N, C) of crops (N, 3, S, S) in the teacher's own normalisation."""
-        return as_logits(self.network(crops))
+        logits = as_logits(self.network(crops))
+        return logits if self.order is None else logits[:, self.order]
+
+    def for_classes(self, classes: Sequence[str]) -> NetworkTeacher:
+        """Itself, or the same network with its logits in the order of ``classes``; ValueError for other classes."""
+        order = class_order(classes, self.classes, "the data", "the teacher", "Give the teacher's classes the data's names")
+        if order == sorted(order):
+            return self
+        teacher = copy.copy(self)  # shares the network
+        teacher.classes = list(classes)
+        teacher.order = order if self.order is None else [self.order[place] for place in order]
+        return teacher
 
     def with_margin(self, boxes: Tensor) -> Tensor:
         """The boxes that are cropped for ``boxes`` (N, 4)."""
@@ -93,7 +111,20 @@ class NetworkTeacher(nn.Module):
 
     def reader(self, layers: Sequence[str], logits: bool, dtype: torch.dtype = torch.float32) -> nn.Module:
         """See ``reader.frozen_reader``."""
-        return frozen_reader(self.network, layers, logits, self.crop_size, dtype)
+        reader = frozen_reader(self.network, layers, logits, self.crop_size, dtype)
+        return reader if self.order is None or not logits else _Ordered(reader, self.order)
+
+
+class _Ordered(nn.Module):
+    """A reader whose logits have their columns in another order."""
+
+    def __init__(self, reader: nn.Module, order: Sequence[int]):
+        super().__init__()
+        self.reader, self.order = reader, list(order)
+
+    def forward(self, crops: Tensor) -> dict[str, Tensor]:
+        outputs: dict[str, Tensor] = self.reader(crops)
+        return {**outputs, "logits": outputs["logits"][:, self.order]}
 
 
 def teacher_from(
