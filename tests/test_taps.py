@@ -414,3 +414,13 @@ def test_every_builder_of_torchvision(builder):
     assert torch.equal(positives.target_image_index[positives.matched_idxs], positives.image_index)
     assert positives.logits.shape == (len(positives), CLASSES + 1) and positives.boxes.requires_grad
     assert sum(losses.values()).isfinite()
+
+
+def test_a_tap_is_opened_once_at_a_time(model):
+    tap = PositiveTap(model)
+    with tap, pytest.raises(RuntimeError, match="open already"), tap:
+        pass
+    assert not model.transform._forward_hooks and "compute_loss" not in model.__dict__
+    with tap:
+        model(*batch())
+    assert len(tap.positives)

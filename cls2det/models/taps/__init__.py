@@ -133,6 +133,8 @@ class PositiveTap:
         self.image_sizes: list[tuple[int, int]] = []  # of the images of this forward, without their padding
 
     def __enter__(self) -> PositiveTap:
+        if self._undo:
+            raise RuntimeError("this tap is open already; close it, or make another")
         self.forget()
         if self._family.reads_transform:
             self.undo(self.model.transform.register_forward_hook(self._keep_transformed).remove)
