@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torchvision.models import ResNet
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from cls2det.models.taps import Positives
+from cls2det.models.positives import Positives
 from cls2det.settings import ClassifierSettings
 from cls2det.teachers.crop_classifier import CropClassifier
 

@@ -293,7 +293,7 @@ def test_thinned_keeps_every_image():
 
 
 def test_unknown_model_and_missing_attribute():
-    with pytest.raises(TypeError, match="SSD, RetinaNet, FCOS, FasterRCNN, Detr, not Linear"):
+    with pytest.raises(TypeError, match=r"SSD, RetinaNet, FCOS, FasterRCNN, Detr and transformers.*, not Linear"):
         PositiveTap(torch.nn.Linear(1, 1))
     model = build("ssd_compact")
     with pytest.raises(TypeError, match="not DataParallel; of a wrapped model, give the one inside"):
@@ -394,3 +394,33 @@ def test_no_positives_before_a_forward():
     tap = PositiveTap(build("ssd_compact"))
     with pytest.raises(RuntimeError, match="inside `with tap:`"):
         tap.positives  # noqa: B018
+
+
+@pytest.mark.parametrize("builder", torchvision.models.list_models(module=torchvision.models.detection))
+def test_every_builder_of_torchvision(builder):
+    torch.manual_seed(0)
+    fixed = builder.startswith("ssd")  # of a fixed size
+    size = {} if fixed else {"min_size": 96, "max_size": 96}
+    model = torchvision.models.get_model(builder, weights=None, weights_backbone=None, num_classes=CLASSES + 1, **size).train()
+    images, targets = batch()
+    for target in targets:
+        count = len(target["boxes"])
+        target |= {"masks": torch.ones(count, 96, 96, dtype=torch.uint8), "keypoints": torch.ones(count, 17, 3) * 30}
+    tap = PositiveTap(model)
+    with tap:
+        losses = model(images, targets)
+    positives = tap.positives
+    assert len(positives) and positives.target_labels.tolist() == [1, 3, 5]
+    assert torch.equal(positives.target_image_index[positives.matched_idxs], positives.image_index)
+    assert positives.logits.shape == (len(positives), CLASSES + 1) and positives.boxes.requires_grad
+    assert sum(losses.values()).isfinite()
+
+
+def test_a_tap_is_opened_once_at_a_time(model):
+    tap = PositiveTap(model)
+    with tap, pytest.raises(RuntimeError, match="open already"), tap:
+        pass
+    assert not model.transform._forward_hooks and "compute_loss" not in model.__dict__
+    with tap:
+        model(*batch())
+    assert len(tap.positives)

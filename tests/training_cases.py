@@ -16,8 +16,8 @@ from cls2det.data.augment import get_augmentation
 from cls2det.data.dataset import DetectionData
 from cls2det.data.loader import collate
 from cls2det.distill import NO_TERMS, ClassifierDistiller, ClassifierSettings, Distillation
+from cls2det.models.positives import Positives
 from cls2det.models.students import build_student, save_student
-from cls2det.models.taps import Positives
 from cls2det.teachers.crop_classifier import CropClassifier
 from cls2det.training.detector import DetectorTraining
 from cls2det.training.settings import Optim, Run, TeacherRun

@@ -22,7 +22,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from cls2det.distill.bckd import BCKD
 from cls2det.distill.chen import Chen
-from cls2det.distill.classifier import ClassifierDistiller
+from cls2det.distill.classifier import BoxDistiller, ClassifierDistiller
 from cls2det.distill.fgfi import FGFI
 from cls2det.distill.fkd import FKD
 from cls2det.distill.gid import GID
@@ -52,6 +52,7 @@ __all__ = [
     "NO_TERMS",
     "TERMS",
     "BCKDSettings",
+    "BoxDistiller",
     "CWDSettings",
     "ChenSettings",
     "ClassifierDistiller",
@@ -96,7 +97,7 @@ class Distillation(nn.Module):
     def __init__(
         self,
         student: nn.Module,
-        classifier: ClassifierDistiller | None = None,
+        classifier: BoxDistiller | None = None,
         teacher: DetectorTeacher | None = None,
         settings: Mapping[str, Any] | None = None,
     ):

@@ -23,67 +23,97 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from cls2det.models.taps import Positives
+from cls2det.models.positives import Positives
 from cls2det.settings import ClassifierSettings
 from cls2det.teachers.crop_classifier import PADDING, CropClassifier
 from cls2det.teachers.frozen import Replayed
+from cls2det.teachers.network import BoxTeacher
 from cls2det_ops import kd_sigmoid_loss, kd_softmax_loss, matched_feature_loss, roi_feature_loss
 
 
-class ClassifierDistiller:
-    """``distiller(positives)`` gives the weighted terms by name: kd_cls, kd_loc, loc.
+class BoxDistiller:
+    """``distiller(positives)`` gives the weighted terms by name: kd_cls, kd_loc, loc. For any detector in any trainer.
+
+        distiller = BoxDistiller(teacher, settings, image_mean=mean, image_std=std).to(device)
+        terms = distiller(positives)            # add their sum to the detector's loss
 
     It is not an ``nn.Module``, so that a training module that has it as an attribute does not take the frozen teacher for a
     part of itself: the teacher is not among its parameters, in its checkpoint, in DDP's buckets or in averaged weights.
 
     Args:
-        teacher: a trained classifier of the student's classes in any order, or None if the settings ask for the pixel term alone
+        teacher: a ``BoxTeacher`` of the student's classes in any order (``CropClassifier``, ``teacher_from``), or None if the
+            settings ask for the pixel term alone
         settings: of the terms
-        classes: names of the student's classes, in order of label
-        transform: of the student: its normalisation must be the teacher's
+        classes: names of the student's classes, in order of label; None is the teacher's order
+        image_mean: of each channel, as ``positives.images`` are normalised, of images in [0, 1]; pictures of 0 to 1 have
+            (0, 0, 0), of 0 to 255 too
+        image_std: of each channel; pictures of 0 to 1 have (1, 1, 1), of 0 to 255 (1/255, 1/255, 1/255). A teacher with another
+            normalisation gets crops in its own
+        capture: on a GPU, replay the teacher's pass as captured graphs; None does so for a ``CropClassifier``
+
+    Raises:
+        ValueError: settings that need a teacher, and none; classes that only one side has; a layer that the teacher lacks
     """
 
     def __init__(
         self,
-        teacher: CropClassifier | None,
-        settings: ClassifierSettings,
-        classes: Sequence[str],
-        transform: GeneralizedRCNNTransform,
+        teacher: BoxTeacher | None,
+        settings: ClassifierSettings = ClassifierSettings(),  # noqa: B008 (frozen)
+        *,
+        classes: Sequence[str] | None = None,
+        image_mean: Sequence[float],
+        image_std: Sequence[float],
+        capture: bool | None = None,
     ):
+        if classes is None:
+            classes = teacher.classes if teacher is not None else ()
         self.settings, self.classes = settings, len(classes)
-        self.on_targets: Replayed | None = None
+        self.on_targets: nn.Module | None = None
         self.on_predictions: nn.Module | None = None
         layers = settings.feature_layers if settings.kd_loc_weight else ()
         logits = settings.kd_cls_weight > 0 and settings.control != "one_hot"
         if teacher is None and (layers or logits):
             raise ValueError("KD-cls and KD-loc need a teacher; without one, only loc_weight may be above 0")
-        if settings.control == "shuffled" and len(classes) < 2:
+        if settings.control == "shuffled" and len(classes) == 1:
             raise ValueError(f"control shuffled exchanges classes and needs two; the data has {classes[0]!r} alone")
         if teacher is not None:
             teacher = teacher.for_classes(classes)
-            _check_same_normalisation(teacher, transform)
-            teacher.eval().requires_grad_(False)
+            if isinstance(teacher, nn.Module):
+                teacher.eval().requires_grad_(False)
+            capture = isinstance(teacher, CropClassifier) if capture is None else capture
             # One pass per ground truth serves both losses; predicted crops, or whole images, run the low layers alone.
             on_crops = layers if settings.feature_mode == "crop" else ()
             dtype = {"32": torch.float32, "bf16": torch.bfloat16}[settings.teacher_precision]
             if on_crops or logits:
-                self.on_targets = Replayed(teacher.reader(on_crops, logits, dtype))
+                reader = teacher.reader(on_crops, logits, dtype)
+                self.on_targets = Replayed(reader) if capture else reader
             if layers:
                 self.on_predictions = teacher.reader(layers, False, dtype)
         self.teacher = teacher
         self.pixel_size = settings.pixel_size or (teacher.crop_size if teacher else 112)
-        self.pixel_scale = 255 * statistics.fmean(transform.image_std) / settings.input_std
+        self.pixel_scale = 255 * statistics.fmean(image_std) / settings.input_std
+        self.rescale = _rescaling(teacher, image_mean, image_std)
         self.accuracy: Tensor | None = None  # of the teacher on the last step's ground truths, in [0, 1]
 
-    def __deepcopy__(self, _memo: dict[int, Any]) -> ClassifierDistiller:
+    def __deepcopy__(self, _memo: dict[int, Any]) -> BoxDistiller:
         """A copy of the training module (an average of its weights, say) shares the frozen teacher."""
         return self
 
-    def to(self, device: torch.device) -> ClassifierDistiller:
+    def to(self, device: torch.device | str) -> BoxDistiller:
+        """Move the teacher, which no training module knows of; returns itself."""
         for module in (self.teacher, self.on_targets, self.on_predictions):
-            if module is not None:
+            if isinstance(module, nn.Module):
                 module.to(device)
+        if self.rescale is not None:
+            self.rescale = self.rescale[0].to(device), self.rescale[1].to(device)
         return self
+
+    def _for_teacher(self, pixels: Tensor) -> Tensor:
+        """Crops, or images, (N, 3, …) in the teacher's normalisation."""
+        if self.rescale is None:
+            return pixels
+        scale, shift = self.rescale
+        return pixels * scale + shift
 
     def __call__(self, positives: Positives) -> dict[str, Tensor]:
         settings = self.settings
@@ -115,7 +145,7 @@ class ClassifierDistiller:
         boxes, image_index = positives.target_boxes, positives.target_image_index
         assert self.teacher is not None  # on_targets reads it
         parts = [
-            self.on_targets(self.teacher.crop(positives.images, boxes[chunk], image_index[chunk]))
+            self.on_targets(self._for_teacher(self.teacher.crop(positives.images, boxes[chunk], image_index[chunk])))
             for chunk in self._chunks(boxes)
         ]
         outputs = parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -159,7 +189,7 @@ class ClassifierDistiller:
         assert teacher is not None and layers is not None  # with a weight of KD-loc
 
         def compare(boxes: Tensor, chunk: slice) -> Tensor:
-            outputs = layers(teacher.crop(positives.images, boxes, positives.image_index[chunk]))
+            outputs = layers(self._for_teacher(teacher.crop(positives.images, boxes, positives.image_index[chunk])))
             terms = (
                 matched_feature_loss(outputs[layer], targets[layer], positives.matched_idxs[chunk], pool, normalizer=divisor)
                 for layer, pool in zip(self.settings.feature_layers, self.settings.feature_pools, strict=True)
@@ -181,7 +211,7 @@ class ClassifierDistiller:
         teacher, layers = self.teacher, self.on_predictions
         assert teacher is not None and layers is not None  # with a weight of KD-loc
         with torch.no_grad():
-            maps = layers(positives.images)
+            maps = layers(self._for_teacher(positives.images))
         terms = []
         for layer, pool in zip(self.settings.feature_layers, self.settings.feature_pools, strict=True):
             stride = round(positives.images.shape[-1] / maps[layer].shape[-1])
@@ -226,6 +256,45 @@ class ClassifierDistiller:
             distributed.all_reduce(totals)
             return (totals.clamp(min=1) / distributed.get_world_size()).unbind()
         return [max(count, 1.0) for count in counts]  # on the host: no kernel is launched for them
+
+
+class ClassifierDistiller(BoxDistiller):
+    """Of a student of this package, whose normalisation the teacher was trained with.
+
+    Args:
+        teacher: see ``BoxDistiller``
+        settings: of the terms
+        classes: names of the student's classes, in order of label
+        transform: of the student
+
+    Raises:
+        ValueError: as ``BoxDistiller``; a teacher of another normalisation
+    """
+
+    def __init__(
+        self,
+        teacher: BoxTeacher | None,
+        settings: ClassifierSettings,
+        classes: Sequence[str],
+        transform: GeneralizedRCNNTransform,
+    ):
+        if isinstance(teacher, CropClassifier):
+            _check_same_normalisation(teacher, transform)
+        super().__init__(teacher, settings, classes=classes, image_mean=transform.image_mean, image_std=transform.image_std)
+
+
+def _rescaling(
+    teacher: BoxTeacher | None, image_mean: Sequence[float], image_std: Sequence[float]
+) -> tuple[Tensor, Tensor] | None:
+    """Scale and shift (3, 1, 1) from the student's normalisation to the teacher's; None where they are the same."""
+    for name, values in (("image_mean", image_mean), ("image_std", image_std)):
+        if len(values) != 3 or (name == "image_std" and min(values) <= 0):
+            raise ValueError(f"{name} must be three numbers, those of image_std above 0; found {tuple(values)}")
+    if teacher is None or (list(teacher.mean), list(teacher.std)) == (list(image_mean), list(image_std)):
+        return None
+    columns = (torch.tensor(values, dtype=torch.float64) for values in (image_mean, image_std, teacher.mean, teacher.std))
+    mean, std, to_mean, to_std = (column[:, None, None] for column in columns)
+    return (std / to_std).float(), ((mean - to_mean) / to_std).float()
 
 
 class _ByChunks(torch.autograd.Function):

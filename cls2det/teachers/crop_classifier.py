@@ -95,6 +95,18 @@ class CropClassifier(nn.Module):
         columns = len(self.classes) + has_background_column(background, loss)
         self.network = build_classifier(architecture, columns, width, backbone_weights)
 
+    @property
+    def mean(self) -> Sequence[float]:
+        """Of each channel of images in [0, 1], as the student's transform subtracts it."""
+        mean: Sequence[float] = self.transform.image_mean
+        return mean
+
+    @property
+    def std(self) -> Sequence[float]:
+        """Of each channel, as the student's transform divides by it."""
+        std: Sequence[float] = self.transform.image_std
+        return std
+
     def save(self, path: str | Path) -> None:
         """Write a weights.pt, see ``models.weights``."""
         names = ("classes", "architecture", "width", "student", "image_size", "crop_size", "loss", "margin", "background")

@@ -195,6 +195,9 @@ def _fuse_stem(network: torch.fx.GraphModule, dtype: torch.dtype) -> None:
     for name, module in network.named_children():
         if name != "frozen_stem":
             module.to(dtype)
+    for value in (*network.parameters(recurse=False), *network.buffers(recurse=False)):  # a transformer's class token, say
+        if value.is_floating_point():
+            value.data = value.data.to(dtype)
     if dtype != torch.float32:
         with network.graph.inserting_after(first):
             cast = network.graph.call_method("to", (first, dtype))

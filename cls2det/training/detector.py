@@ -20,6 +20,7 @@ from cls2det.evaluation.coco import MAX_DETECTIONS, as_results, coco_table, fore
 from cls2det.evaluation.drawing import contact_sheet, crops_sheet, draw_boxes
 from cls2det.models.students.limits import allow_detections
 from cls2det.models.taps import PositiveTap
+from cls2det.teachers.crop_classifier import CropClassifier
 from cls2det.training.optimizer import configure_optimizer
 from cls2det.training.settings import Optim
 
@@ -171,8 +172,8 @@ class DetectorTraining(lightning.LightningModule):
         ]
         board.add_image("val/ground truth above predictions", contact_sheet(rows), self.global_step)
         classifier = self.distillation and self.distillation.classifier
-        if classifier and classifier.teacher is not None:
-            teacher = classifier.teacher
+        teacher = classifier.teacher if classifier else None
+        if isinstance(teacher, CropClassifier):
             crops, labels = teacher.crops_of_batch((images, targets))
             if len(crops):
                 captions = [classes[label] for label in labels.tolist()]

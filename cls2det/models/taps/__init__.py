@@ -29,8 +29,10 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSD
 
 from cls2det.errors import LibraryChanged
+from cls2det.models.positives import Positives
 from cls2det.models.students.detr import Detr
-from cls2det.models.taps import dense, detr, roi_heads
+from cls2det.models.taps import dense, detr, hungarian, roi_heads
+from cls2det.models.taps.family import Family
 
 FAMILIES = {
     SSD: dense.SSD_FAMILY,
@@ -39,45 +41,6 @@ FAMILIES = {
     FasterRCNN: roi_heads.FAMILY,
     Detr: detr.FAMILY,
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Positives:
-    """K positives of B images with G ground truths. Boxes are xyxy in pixels of ``images``.
-
-    Attributes:
-        images: (B, 3, H, W), as the network sees them: resized, normalised, padded to one size
-        logits: (K, columns), the student's, with gradient
-        boxes: (K, 4), decoded by the model's own coder and not clipped, with gradient
-        image_index: (K,), 0 … B-1
-        matched_idxs: (K,), 0 … G-1: the ground truth that the positive was matched to
-        target_boxes: (G, 4), target_labels: (G,), target_image_index: (G,): all images' ground truths in one list
-        head: "softmax" over the columns of ``logits``, or a "sigmoid" of each
-        background: the column of ``logits`` that is no class: "first" (column = label; unused where the head is sigmoid),
-            "last" (column = label - 1), or "none" (column = label - 1)
-    """
-
-    images: Tensor
-    logits: Tensor
-    boxes: Tensor
-    image_index: Tensor
-    matched_idxs: Tensor
-    target_boxes: Tensor
-    target_labels: Tensor
-    target_image_index: Tensor
-    head: str
-    background: str
-
-    def __len__(self) -> int:
-        return len(self.boxes)
-
-    def thinned(self, count: int) -> Positives:
-        """At most ``count`` of them, evenly spaced: they are in order of images, so every image keeps its share."""
-        if len(self) <= count:
-            return self
-        keep = torch.linspace(0, len(self) - 1, count, device=self.boxes.device).long()
-        rows = {name: getattr(self, name)[keep] for name in ("logits", "boxes", "image_index", "matched_idxs")}
-        return dataclasses.replace(self, **rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,15 +117,11 @@ class PositiveTap:
     """
 
     def __init__(self, model: nn.Module):
-        family = next((family for kind, family in FAMILIES.items() if isinstance(model, kind)), None)
-        if family is None:
-            names = ", ".join(kind.__name__ for kind in FAMILIES)
-            raise TypeError(f"PositiveTap knows {names}, not {type(model).__name__}; of a wrapped model, give the one inside")
-        common = {"transform.forward": ("images", "targets")}
-        _check(model, common | family.methods, family.library)
-        family.check(model)
+        self._family = family_of(model)
+        common = {"transform.forward": ("images", "targets")} if self._family.reads_transform else {}
+        _check(model, common | self._family.methods, self._family.library)
+        self._family.check(model)
         self.model: Any = model  # its parts are torchvision's and transformers', which mypy does not know
-        self._install = family.install
         self._features: dict[str, Tensor] = {}
         self._anchors: Tensor | None = None
         self._grid: dict[str, Any] = {}
@@ -174,12 +133,15 @@ class PositiveTap:
         self.image_sizes: list[tuple[int, int]] = []  # of the images of this forward, without their padding
 
     def __enter__(self) -> PositiveTap:
-        self._parts, self._outputs = {}, ()
-        self._undo = [self.model.transform.register_forward_hook(self._keep_inputs).remove]
-        self.hook(body(self.model), self._keep_features)
+        if self._undo:
+            raise RuntimeError("this tap is open already; close it, or make another")
+        self.forget()
+        if self._family.reads_transform:
+            self.undo(self.model.transform.register_forward_hook(self._keep_transformed).remove)
+            self.hook(body(self.model), self._keep_features)
         if (generator := anchor_generator(self.model)) is not None:
             self.hook(generator, self._keep_anchors)
-        self._install(self)
+        self._family.install(self)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -232,25 +194,31 @@ class PositiveTap:
         """The backbone's maps of the last forward, in order of level, with graph."""
         return tuple(self._features.values())
 
-    def _keep_inputs(
+    def forget(self) -> None:
+        """A forward begins: what the one before left is no longer wanted."""
+        self._parts, self._outputs, self._grid, self._regions = {}, (), {}, None
+
+    def keep_inputs(self, images: Tensor, boxes: list[Tensor], labels: list[Tensor]) -> None:
+        """For the families: images (B, 3, H, W), and of each image the ground truths' boxes (n, 4) and labels (n,) from 1."""
+        counts = [len(rows) for rows in boxes]
+        self._first = torch.tensor([sum(counts[:number]) for number in range(len(counts))], device=images.device)
+        self._parts = {
+            "images": images,
+            "target_boxes": torch.cat(boxes),
+            "target_labels": torch.cat(labels),
+            "target_image_index": torch.tensor(
+                [image for image, count in enumerate(counts) for _ in range(count)], dtype=torch.int64, device=images.device
+            ),
+        }
+
+    def _keep_transformed(
         self, _module: nn.Module, _arguments: tuple[Any, ...], outputs: tuple[ImageList, list[dict[str, Tensor]] | None]
     ) -> None:
         images, targets = outputs
-        self._parts, self._outputs, self.image_sizes = {}, (), images.image_sizes
-        self._grid, self._regions = {}, None
-        if targets is None:
-            return
-        counts = [len(target["boxes"]) for target in targets]
-        device = images.tensors.device
-        self._first = torch.tensor([sum(counts[:number]) for number in range(len(counts))], device=device)
-        self._parts = {
-            "images": images.tensors,
-            "target_boxes": torch.cat([target["boxes"] for target in targets]),
-            "target_labels": torch.cat([target["labels"] for target in targets]),
-            "target_image_index": torch.tensor(
-                [image for image, count in enumerate(counts) for _ in range(count)], dtype=torch.int64, device=device
-            ),
-        }
+        self.forget()
+        self.image_sizes = images.image_sizes
+        if targets is not None:
+            self.keep_inputs(images.tensors, [target["boxes"] for target in targets], [target["labels"] for target in targets])
 
     def _keep_features(self, features: dict[str, Tensor]) -> None:
         self._features = dict(features)
@@ -291,13 +259,29 @@ class PositiveTap:
 
         attribute = owner.__dict__.get(name)  # of this object; a method is its class's
         owner.__dict__[name] = call
-        self._undo.append(
-            lambda: owner.__dict__.update({name: attribute}) if attribute is not None else owner.__dict__.pop(name)
-        )
+        self.undo(lambda: owner.__dict__.update({name: attribute}) if attribute is not None else owner.__dict__.pop(name))
 
     def hook(self, module: nn.Module, after: Callable[[Any], None]) -> None:
         """Call ``after(result)`` at each forward of ``module``, until the tap closes."""
-        self._undo.append(module.register_forward_hook(lambda _module, _arguments, result: after(result)).remove)
+        self.undo(module.register_forward_hook(lambda _module, _arguments, result: after(result)).remove)
+
+    def undo(self, call: Callable[[], Any]) -> None:
+        """For the families: what is called when the tap closes."""
+        self._undo.append(call)
+
+
+def family_of(model: nn.Module) -> Family:
+    """The family whose way of taking positives fits the model, or TypeError."""
+    for kind, family in FAMILIES.items():
+        if isinstance(model, kind):
+            return family
+    if hungarian.is_transformers_detector(model):
+        return hungarian.FAMILY
+    names = ", ".join(kind.__name__ for kind in FAMILIES)
+    raise TypeError(
+        f"PositiveTap knows {names} and transformers' …ForObjectDetection, not {type(model).__name__}; of a wrapped model, give "
+        "the one inside. For any other, make cls2det.models.positives.Positives yourself"
+    )
 
 
 def body(model: nn.Module) -> nn.Module:

@@ -20,9 +20,11 @@ class Family:
         install: given an open tap, wraps what delivers the positives
         library: whose version they belong to
         check: raises LibraryChanged where the model is otherwise not as expected
+        reads_transform: whether images and ground truths come from torchvision's ``model.transform``; else ``install`` keeps them
     """
 
     methods: dict[str, tuple[str, ...] | None]
     install: Callable[[Any], None]
     library: str = TORCHVISION
     check: Callable[[nn.Module], None] = lambda model: None
+    reads_transform: bool = True

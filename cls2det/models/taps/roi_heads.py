@@ -80,8 +80,10 @@ def tap_roi_heads(tap: Any) -> None:
 def check_samples(model: FasterRCNN) -> None:
     """``select_training_samples`` gives proposals, matches, labels and one thing more, in this order: tried on one box."""
     box = torch.tensor([[10.0, 10.0, 40.0, 40.0]])
+    target = {"boxes": box, "labels": torch.tensor([1])}
+    target |= {"masks": torch.zeros(1, 64, 64), "keypoints": torch.zeros(1, 17, 3)}  # Mask and Keypoint R-CNN ask for them
     with torch.random.fork_rng(devices=[]):  # it draws a sample
-        result = model.roi_heads.select_training_samples([box], [{"boxes": box, "labels": torch.tensor([1])}])
+        result = model.roi_heads.select_training_samples([box], [target])
     count = len(result[0][0])
     expected = [box.tolist() * count, [0] * count, [1] * count]
     if len(result) != 4 or [part[0].tolist() for part in result[:3]] != expected:
