@@ -426,8 +426,8 @@ def text_calls_without_encoding(file):
             ]
             is_binary = any(isinstance(value, str) and "b" in value and set(value) <= set("rwaxb+") for value in values)
             is_image = isinstance(node.func, ast.Attribute) and ast.unparse(node.func.value) in ("Image", "os", "webbrowser")
-            given = {word.arg for word in node.keywords}
-            if name in ("read_text", "write_text", "open") and "encoding" not in given and not is_binary and not is_image:
+            keywords = {word.arg for word in node.keywords}
+            if name in ("read_text", "write_text", "open") and "encoding" not in keywords and not is_binary and not is_image:
                 yield f"{file.relative_to(REPOSITORY)}:{node.lineno}"
 
 

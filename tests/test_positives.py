@@ -1,5 +1,7 @@
 """Positives from lists and from matched boxes give what the one list of the batch gives, to the bit."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -140,5 +142,7 @@ def test_what_does_not_belong_together_is_named():
         from_matched(positives, background="middle")
     with pytest.raises(ValueError, match="head must be one of softmax, sigmoid; found 'relu'"):
         from_lists(positives, head="relu")
+    with pytest.raises(ValueError, match=r"boxes with 4 columns; found .*boxes \(9, 5\)"):
+        dataclasses.replace(positives, boxes=torch.zeros(9, 5))
     with pytest.raises(TypeError, match="head"):
         Positives.from_lists(positives.images, [], [], [], [], [])

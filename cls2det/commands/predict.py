@@ -35,18 +35,18 @@ def predict(options: PredictOptions, progress: Progress | None = None) -> dict[s
         raise ValueError(f"threshold: expected a score from 0 to 1, found {threshold}")
     if options.most < 1:
         raise ValueError(f"most: expected at least 1 detection per image, found {options.most}")
-    found = find_images(options.images, out)
+    search = find_images(options.images, out)
     student, device = load_student(options.weights), torch_device(options.device)
     is_new = not out.exists()
     make_folder(out)
     detector, classes = student.detector.to(device), list(student.classes)
     allow_detections(detector, options.most)
     predictions: list[dict[str, Any]] = []
-    unreadable = [{"file": str(file), "reason": f"{file.suffix} cannot be read here"} for file in found.unreadable]
+    unreadable = [{"file": str(file), "reason": f"{file.suffix} cannot be read here"} for file in search.unreadable]
     failures: list[str] = []
     with progress_bar("predicting", progress) as report_progress, finite_heads(detector):
-        for number, (file, picture) in enumerate(found.pictures.items(), start=1):
-            report_progress(number, len(found.pictures), "")
+        for number, (file, picture) in enumerate(search.pictures.items(), start=1):
+            report_progress(number, len(search.pictures), "")
             try:
                 image = read_image(file, turned=True, max_pixels=options.max_pixels)
                 detections = _detect(detector, image.to(device), threshold, options.most)

@@ -87,11 +87,11 @@ def read_headers(folder: Path, images: Sequence[Listed], max_pixels: int | None)
     step = max(1, -(-len(images) // EXAMINED))
     some = images[::step]
     result = Headers(len(some), [], [], [])
-    for image, found in zip(some, _side_by_side(lambda image: _header(folder / image.name, max_pixels), some), strict=True):
-        if isinstance(found, str):
-            result.faults.append(f"image {image.image_id}: {found}")
+    for image, header in zip(some, _side_by_side(lambda image: _header(folder / image.name, max_pixels), some), strict=True):
+        if isinstance(header, str):
+            result.faults.append(f"image {image.image_id}: {header}")
             continue
-        width, height, orientation = found
+        width, height, orientation = header
         if orientation in SIDES_SWAPPED and (image.width, image.height) == (height, width) != (width, height):
             result.turned.append(image.name)
         elif (image.width, image.height) != (width, height):
@@ -146,16 +146,16 @@ def hint(folder: Path, name: str) -> str:
 
 def _alike(folder: Path, name: str, form: Callable[[str], str]) -> str | None:
     """A file whose folders and name equal ``name`` in a form."""
-    found = Path()
+    spelling = Path()
     for part in name.split("/"):
-        place = folder / found
+        place = folder / spelling
         if not (place / part).exists():
             entries = os.listdir(place) if place.is_dir() else []
             part = next((entry for entry in sorted(entries) if form(entry) == form(part)), "")
             if not part:
                 return None
-        found /= part
-    return found.as_posix() if (folder / found).is_file() else None
+        spelling /= part
+    return spelling.as_posix() if (folder / spelling).is_file() else None
 
 
 def _side_by_side(function: Callable[[T], R], items: Sequence[T], share: int = 256) -> Iterator[R]:

@@ -55,9 +55,13 @@ class Positives:
         targets = {"target_boxes": 2, "target_labels": 1, "target_image_index": 1}
         for group in (rows, targets):
             shapes = {name: tuple(getattr(self, name).shape) for name in group}
-            if len({shape[:1] for shape in shapes.values()}) > 1 or any(len(shapes[name]) != group[name] for name in group):
-                found = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-                raise ValueError(f"Positives: expected as many rows of each, boxes with 4 columns; found {found}")
+            are_boxes = all(shapes[name][1:] == (4,) for name in shapes if "boxes" in name)
+            fit = len({shape[:1] for shape in shapes.values()}) == 1 and all(
+                len(shapes[name]) == group[name] for name in group
+            )
+            if not (are_boxes and fit):
+                rows_of_each = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+                raise ValueError(f"Positives: expected as many rows of each, boxes with 4 columns; found {rows_of_each}")
 
     def __len__(self) -> int:
         return len(self.boxes)

@@ -32,9 +32,9 @@ def background_boxes(
     tried = torch.cat([corners, corners + size[:, None]], 2)  # (N, TRIES, 4)
     is_free = _covered(tried, boxes, image_index) <= MOST_COVERED
     first = is_free.int().argmax(1)
-    found = is_free.any(1)
+    has_place = is_free.any(1)
     rows = torch.arange(len(boxes), device=boxes.device)
-    return tried[rows, first][found], image_index[found]
+    return tried[rows, first][has_place], image_index[has_place]
 
 
 def _covered(tried: Tensor, boxes: Tensor, image_index: Tensor) -> Tensor:

@@ -157,7 +157,7 @@ class CropClassifier(nn.Module):
 
     def with_margin(self, boxes: Tensor) -> Tensor:
         """The boxes that are cropped for ``boxes`` (N, 4)."""
-        return boxes + self.margin * sides(boxes) * boxes.new_tensor([-1, -1, 1, 1]) if self.margin else boxes
+        return enlarged(boxes, self.margin)
 
     def ground_truths(self, batch: Batch) -> GroundTruths:
         """Of a detection batch, in the student's input."""
@@ -210,6 +210,11 @@ class CropClassifier(nn.Module):
             raise ValueError(f"no layer {', '.join(unknown)} in {self.architecture}; there are {', '.join(names[1:])}")
         nodes = {layer: layer for layer in layers} | ({names[-1]: "logits"} if logits else {})
         return freeze(create_feature_extractor(fuse(network), nodes), dtype)
+
+
+def enlarged(boxes: Tensor, margin: float) -> Tensor:
+    """Boxes (N, 4) that are larger by the share ``margin`` of their size, on each side."""
+    return boxes + margin * sides(boxes) * boxes.new_tensor([-1, -1, 1, 1]) if margin else boxes
 
 
 def sides(boxes: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cls2det.data.classes import class_order
-from cls2det.teachers.crop_classifier import PADDING, sides
+from cls2det.teachers.crop_classifier import PADDING, enlarged
 from cls2det.teachers.reader import as_logits, frozen_reader, probe
 from cls2det_ops import roi_crop
 
@@ -103,7 +103,7 @@ class NetworkTeacher(nn.Module):
 
     def with_margin(self, boxes: Tensor) -> Tensor:
         """The boxes that are cropped for ``boxes`` (N, 4)."""
-        return boxes + self.margin * sides(boxes) * boxes.new_tensor([-1, -1, 1, 1]) if self.margin else boxes
+        return enlarged(boxes, self.margin)
 
     def crop(self, images: Tensor, boxes: Tensor, image_index: Tensor) -> Tensor:
         """Crops (N, 3, S, S) of ``boxes``, in the images' normalisation; gradient flows to the boxes."""

@@ -159,8 +159,8 @@ def as_logits(result: Any) -> Tensor:
     elif isinstance(result, tuple):
         result = result[0]
     if not isinstance(result, Tensor) or result.dim() != 2:
-        found = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
-        raise ValueError(f"a teacher must give logits (N, classes), found {found}")
+        form = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
+        raise ValueError(f"a teacher must give logits (N, classes), found {form}")
     return result
 
 

@@ -38,9 +38,9 @@ def tap_matcher(tap: Any) -> None:
     inputs: dict[str, Tensor] = {}
 
     def keep_inputs(_module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        given = signature.bind(*arguments, **keywords).arguments
+        call = signature.bind(*arguments, **keywords).arguments
         inputs.clear()
-        inputs.update((name, given[name]) for name in ("pixel_values", "pixel_mask") if given.get(name) is not None)
+        inputs.update((name, call[name]) for name in ("pixel_values", "pixel_mask") if call.get(name) is not None)
         tap.forget()
 
     def keep_matches(module: nn.Module, arguments: tuple[Any, ...], pairs: list[tuple[Tensor, Tensor]]) -> None:
