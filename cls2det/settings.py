@@ -67,6 +67,10 @@ class ClassifierSettings(Settings):
             normalisation: 1 fits the paper's weight of 0.15, 58 fits weights chosen on ImageNet-normalised images
         warmup_steps: steps over which the weights rise from 0
         temperature: of KD-cls
+        kd_cls_variants: of KD-cls, which can be put together; none is the paper's form. "foreground" leaves the background out of a
+            softmax, "overlap" weights each positive by the IoU of its box and its ground truth, "decoupled" takes the ground
+            truth's class and the others apart (DKD), "standardised" compares logits less their mean and over their deviation
+        decoupled_weight: of the other classes where the variant is decoupled
         pixel_size: side of the square on which the pixels of a box are sampled; null is the teacher's crop size, or 112
             without a teacher
         pixel_pool: side of the square that these samples are pooled to before they are compared
@@ -91,6 +95,8 @@ class ClassifierSettings(Settings):
     input_std: float = 63.75
     warmup_steps: int = 0
     temperature: float = 2.0
+    kd_cls_variants: tuple[Literal["foreground", "overlap", "decoupled", "standardised"], ...] = ()
+    decoupled_weight: float = 1.0
     pixel_size: int | None = None
     pixel_pool: int = 4
     feature_layers: tuple[str, ...] = ("maxpool",)
@@ -108,6 +114,13 @@ class ClassifierSettings(Settings):
         super().__post_init__()
         if len(self.feature_layers) != len(self.feature_pools):
             raise ValueError(f"one pool per layer: feature_layers {self.feature_layers}, feature_pools {self.feature_pools}")
+        known = ("foreground", "overlap", "decoupled", "standardised")
+        if unknown := [name for name in self.kd_cls_variants if name not in known]:
+            raise ValueError(f"no variant {', '.join(map(str, unknown))} of KD-cls; there are {', '.join(known)}")
+        if self.control == "one_hot" and (unfit := {"decoupled", "standardised"}.intersection(self.kd_cls_variants)):
+            raise ValueError(
+                f"control one_hot has no logits beside the true class for kd_cls_variants {', '.join(sorted(unfit))}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,12 +23,13 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from cls2det.distill.kd_cls import kd_cls_term
 from cls2det.models.positives import Positives
 from cls2det.settings import ClassifierSettings
 from cls2det.teachers.crop_classifier import PADDING, CropClassifier
 from cls2det.teachers.frozen import Replayed
 from cls2det.teachers.network import BoxTeacher
-from cls2det_ops import kd_sigmoid_loss, kd_softmax_loss, matched_feature_loss, roi_feature_loss
+from cls2det_ops import matched_feature_loss, roi_feature_loss
 
 
 class BoxDistiller:
@@ -74,8 +75,12 @@ class BoxDistiller:
         logits = settings.kd_cls_weight > 0 and settings.control != "one_hot"
         if teacher is None and (layers or logits):
             raise ValueError("KD-cls and KD-loc need a teacher; without one, only loc_weight may be above 0")
-        if settings.control == "shuffled" and len(classes) == 1:
-            raise ValueError(f"control shuffled exchanges classes and needs two; the data has {classes[0]!r} alone")
+        for option, needs_two in (
+            ("control shuffled", settings.control == "shuffled"),
+            ("kd_cls_variants decoupled", "decoupled" in settings.kd_cls_variants),
+        ):
+            if needs_two and len(classes) == 1:
+                raise ValueError(f"{option} needs two classes or more; the data has {classes[0]!r} alone")
         if teacher is not None:
             teacher = teacher.for_classes(classes)
             if isinstance(teacher, nn.Module):
@@ -123,7 +128,9 @@ class BoxDistiller:
         with torch.no_grad():
             targets = self._targets(positives)
         if settings.kd_cls_weight:
-            terms["kd_cls"] = settings.kd_cls_weight * self._classification(positives, targets, divisor)
+            terms["kd_cls"] = settings.kd_cls_weight * kd_cls_term(
+                positives, targets["logits"], self.classes, settings, divisor
+            )
         if settings.kd_loc_weight:
             terms["kd_loc"] = settings.kd_loc_weight * self._features(on_boxes, targets, box_divisor)
         if settings.loc_weight:
@@ -155,23 +162,6 @@ class BoxDistiller:
             if self.settings.control == "shuffled":  # the background stays where it is
                 outputs["logits"][:, : self.classes] = outputs["logits"][:, : self.classes].roll(1, dims=1)
         return {**outputs, **one_hot}
-
-    def _classification(self, positives: Positives, targets: dict[str, Tensor], divisor: float | Tensor) -> Tensor:
-        loss = kd_softmax_loss if positives.head == "softmax" else kd_sigmoid_loss
-        logits, background = targets["logits"], positives.background
-        if logits.shape[1] > self.classes:  # the teacher's last column is the background
-            if positives.head == "softmax" and background != "none":  # two distributions over the same columns
-                logits, background = logits if background == "last" else logits.roll(1, dims=1), "none"
-            else:
-                logits = logits[:, : self.classes]
-        return loss(
-            positives.logits,
-            logits,
-            positives.matched_idxs,
-            self.settings.temperature,
-            background=background,
-            normalizer=divisor,
-        )
 
     def _features(self, positives: Positives, targets: dict[str, Tensor], divisor: float | Tensor) -> Tensor:
         if not len(positives):
