@@ -124,6 +124,36 @@ class ClassifierSettings(Settings):
 
 
 @dataclasses.dataclass(frozen=True)
+class RegionsSettings(Settings):
+    """A frozen image encoder's embeddings of boxes, without classes; fits every student. Ours, after ViLD (Gu et al., ICLR 2022).
+
+    Args:
+        weight: of the term; ViLD's for a Faster R-CNN with ResNet-50 is 0.5
+        warmup_steps: steps over which the weight rises from 0
+        form: "l1" is the sum of absolute differences of two embeddings of length 1, as in ViLD; "queue" compares what both lie
+            close to among the encoder's last embeddings
+        crop_size: side of the encoder's crops in pixels; null is the encoder's own
+        pool_size: side of the square that the student's maps are pooled to in a box
+        max_positives: at most this many positives per process and step are compared; null is all
+        queue_size: embeddings in the queue
+        temperature: of the queue's softmax
+        encoder_precision: "bf16" runs the encoder in bfloat16
+    """
+
+    weight: float = 0.5
+    warmup_steps: int = 0
+    form: Literal["l1", "queue"] = "l1"
+    crop_size: int | None = None
+    pool_size: int = 1
+    max_positives: int | None = None
+    queue_size: int = 4096
+    temperature: float = 0.07
+    encoder_precision: Literal["32", "bf16"] = "32"
+
+    positive = ("crop_size", "pool_size", "max_positives", "queue_size", "temperature")
+
+
+@dataclasses.dataclass(frozen=True)
 class ChenSettings(Settings):
     """Chen et al., NeurIPS 2017; fits Faster R-CNN with the teacher's anchors.
 
@@ -347,6 +377,7 @@ class HarmonySettings(Settings):
 
 DISTILLERS = {  # by name, in the order in which reports and help texts list them
     "classifier": ClassifierSettings,
+    "regions": RegionsSettings,
     "chen": ChenSettings,
     "fgfi": FGFISettings,
     "gid": GIDSettings,

@@ -6,9 +6,10 @@
         losses = student(images, targets)
     terms = distillation(tap.student_outputs, step)     # by name, weighted: add them to the losses
 
-``classifier`` is the project's own, with an image classifier as teacher. The others are detector-to-detector methods: each
-is a module that holds the adapters it trains, and is called with what the student made of a batch (``taps.StudentOutputs``)
-and what the detector teacher makes of it (``teachers.detector.TeacherOutputs``). Formulas are in ``cls2det_ops.losses``.
+``classifier`` is the project's own, with an image classifier as teacher; ``regions`` has an image encoder. The others are
+detector-to-detector methods: each is a module that holds the adapters it trains, and is called with what the student made of a
+batch (``taps.StudentOutputs``) and what the detector teacher makes of it (``teachers.detector.TeacherOutputs``). Formulas are in
+``cls2det_ops.losses``.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from cls2det.distill.fkd import FKD
 from cls2det.distill.gid import GID
 from cls2det.distill.harmony import Harmony
 from cls2det.distill.maps import CWD, FGD, PKD
+from cls2det.distill.regions import Regions
 from cls2det.models.taps import StudentOutputs
 from cls2det.settings import (
     DISTILLERS,
@@ -43,8 +45,10 @@ from cls2det.settings import (
     GIDSettings,
     HarmonySettings,
     PKDSettings,
+    RegionsSettings,
 )
-from cls2det.teachers.detector import DetectorTeacher, TeacherOutputs
+from cls2det.teachers.detector import DetectorTeacher, TeacherOutputs, map_channels
+from cls2det.teachers.encoder import Encoder
 
 __all__ = [
     "DETECTOR_METHODS",
@@ -59,12 +63,15 @@ __all__ = [
     "ClassifierSettings",
     "DetectorTeacher",
     "Distillation",
+    "Encoder",
     "FGDSettings",
     "FGFISettings",
     "FKDSettings",
     "GIDSettings",
     "HarmonySettings",
     "PKDSettings",
+    "Regions",
+    "RegionsSettings",
 ]
 
 # Name in recipes: module and settings.
@@ -91,7 +98,8 @@ class Distillation(nn.Module):
         student: the detector that learns
         classifier: the classifier's distiller, or None
         teacher: of the detector-to-detector methods; None if there are none
-        settings: of each method, by name
+        settings: of each method, and of regions, by name
+        encoder: of regions; None without them
     """
 
     def __init__(
@@ -100,21 +108,37 @@ class Distillation(nn.Module):
         classifier: BoxDistiller | None = None,
         teacher: DetectorTeacher | None = None,
         settings: Mapping[str, Any] | None = None,
+        encoder: Encoder | None = None,
     ):
         super().__init__()
         self.classifier, self.teacher, self.settings = classifier, teacher, dict(settings or {})
-        self.transform: GeneralizedRCNNTransform = student.transform  # has no parameters
-        if self.settings and teacher is None:
-            raise ValueError(f"{', '.join(self.settings)} need a detector as teacher: give --detector-teacher")
+        transform: GeneralizedRCNNTransform = student.transform  # has no parameters
+        self.transform = transform
+        of_detector = [name for name in self.settings if name in DETECTOR_METHODS]
+        if of_detector and teacher is None:
+            raise ValueError(f"{', '.join(of_detector)} need a detector as teacher: give --detector-teacher")
         self.methods = nn.ModuleDict(
-            {name: DETECTOR_METHODS[name][0](options, student, teacher) for name, options in self.settings.items()}
+            {name: DETECTOR_METHODS[name][0](self.settings[name], student, teacher) for name in of_detector}
         )
+        self.regions: Regions | None = None
+        if "regions" in self.settings:
+            if encoder is None:
+                raise ValueError("regions needs an image encoder as teacher: give --encoder")
+            self.regions = Regions(
+                self.settings["regions"],
+                encoder,
+                map_channels(student),
+                image_mean=transform.image_mean,
+                image_std=transform.image_std,
+            )
 
     def to_device(self, device: torch.device) -> None:
         """Move the teachers, which ``to`` does not know of."""
         for teacher in (self.classifier, self.teacher):
             if teacher is not None:
                 teacher.to(device)
+        if self.regions is not None:
+            self.regions.to_device(device)
 
     def forward(self, student_outputs: StudentOutputs, step: int) -> dict[str, Tensor]:
         """``step`` counts optimizer steps from 0: a method's weight rises over its first ``warmup_steps``."""
@@ -125,9 +149,17 @@ class Distillation(nn.Module):
         if self.teacher is not None:
             teacher_outputs = TeacherOutputs(self.teacher, student_outputs, self.transform)
             for name, method in self.methods.items():
-                weight = self.settings[name].weight * warmup(self.settings[name].warmup_steps, step)
+                weight = self._weight(name, step)
                 terms |= {part: weight * term for part, term in method(student_outputs, teacher_outputs).items()}
+        if self.regions is not None:
+            features = list(student_outputs.features.values())
+            weight = self._weight("regions", step)
+            terms |= {name: weight * term for name, term in self.regions(student_outputs.positives, features).items()}
         return terms
+
+    def _weight(self, name: str, step: int) -> float:
+        weight: float = self.settings[name].weight
+        return weight * warmup(self.settings[name].warmup_steps, step)
 
 
 def warmup(steps: int, step: int) -> float:

@@ -29,6 +29,7 @@ from cls2det.settings import ClassifierSettings
 from cls2det.teachers.crop_classifier import PADDING, CropClassifier
 from cls2det.teachers.frozen import Replayed
 from cls2det.teachers.network import BoxTeacher
+from cls2det.teachers.normalisation import Renormalise
 from cls2det_ops import matched_feature_loss, roi_feature_loss
 
 
@@ -97,7 +98,8 @@ class BoxDistiller:
         self.teacher = teacher
         self.pixel_size = settings.pixel_size or (teacher.crop_size if teacher else 112)
         self.pixel_scale = 255 * statistics.fmean(image_std) / settings.input_std
-        self.rescale = _rescaling(teacher, image_mean, image_std)
+        to_mean, to_std = (image_mean, image_std) if teacher is None else (teacher.mean, teacher.std)
+        self.for_teacher = Renormalise(image_mean, image_std, to_mean, to_std)
         self.accuracy: Tensor | None = None  # of the teacher on the last step's ground truths, in [0, 1]
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> BoxDistiller:
@@ -109,16 +111,8 @@ class BoxDistiller:
         for module in (self.teacher, self.on_targets, self.on_predictions):
             if isinstance(module, nn.Module):
                 module.to(device)
-        if self.rescale is not None:
-            self.rescale = self.rescale[0].to(device), self.rescale[1].to(device)
+        self.for_teacher.to(device)
         return self
-
-    def _for_teacher(self, pixels: Tensor) -> Tensor:
-        """Crops, or images, (N, 3, …) in the teacher's normalisation."""
-        if self.rescale is None:
-            return pixels
-        scale, shift = self.rescale
-        return pixels * scale + shift
 
     def __call__(self, positives: Positives) -> dict[str, Tensor]:
         settings = self.settings
@@ -152,7 +146,7 @@ class BoxDistiller:
         boxes, image_index = positives.target_boxes, positives.target_image_index
         assert self.teacher is not None  # on_targets reads it
         parts = [
-            self.on_targets(self._for_teacher(self.teacher.crop(positives.images, boxes[chunk], image_index[chunk])))
+            self.on_targets(self.for_teacher(self.teacher.crop(positives.images, boxes[chunk], image_index[chunk])))
             for chunk in self._chunks(boxes)
         ]
         outputs = parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -179,7 +173,7 @@ class BoxDistiller:
         assert teacher is not None and layers is not None  # with a weight of KD-loc
 
         def compare(boxes: Tensor, chunk: slice) -> Tensor:
-            outputs = layers(self._for_teacher(teacher.crop(positives.images, boxes, positives.image_index[chunk])))
+            outputs = layers(self.for_teacher(teacher.crop(positives.images, boxes, positives.image_index[chunk])))
             terms = (
                 matched_feature_loss(outputs[layer], targets[layer], positives.matched_idxs[chunk], pool, normalizer=divisor)
                 for layer, pool in zip(self.settings.feature_layers, self.settings.feature_pools, strict=True)
@@ -201,7 +195,7 @@ class BoxDistiller:
         teacher, layers = self.teacher, self.on_predictions
         assert teacher is not None and layers is not None  # with a weight of KD-loc
         with torch.no_grad():
-            maps = layers(self._for_teacher(positives.images))
+            maps = layers(self.for_teacher(positives.images))
         terms = []
         for layer, pool in zip(self.settings.feature_layers, self.settings.feature_pools, strict=True):
             stride = round(positives.images.shape[-1] / maps[layer].shape[-1])
@@ -271,20 +265,6 @@ class ClassifierDistiller(BoxDistiller):
         if isinstance(teacher, CropClassifier):
             _check_same_normalisation(teacher, transform)
         super().__init__(teacher, settings, classes=classes, image_mean=transform.image_mean, image_std=transform.image_std)
-
-
-def _rescaling(
-    teacher: BoxTeacher | None, image_mean: Sequence[float], image_std: Sequence[float]
-) -> tuple[Tensor, Tensor] | None:
-    """Scale and shift (3, 1, 1) from the student's normalisation to the teacher's; None where they are the same."""
-    for name, values in (("image_mean", image_mean), ("image_std", image_std)):
-        if len(values) != 3 or (name == "image_std" and min(values) <= 0):
-            raise ValueError(f"{name} must be three numbers, those of image_std above 0; found {tuple(values)}")
-    if teacher is None or (list(teacher.mean), list(teacher.std)) == (list(image_mean), list(image_std)):
-        return None
-    columns = (torch.tensor(values, dtype=torch.float64) for values in (image_mean, image_std, teacher.mean, teacher.std))
-    mean, std, to_mean, to_std = (column[:, None, None] for column in columns)
-    return (std / to_std).float(), ((mean - to_mean) / to_std).float()
 
 
 class _ByChunks(torch.autograd.Function):

@@ -130,6 +130,11 @@ def rescaled(images: Tensor, student: nn.Module, teacher: nn.Module) -> Tensor:
     return (images * std + (mean - teacher_mean)) / teacher_std
 
 
+def map_channels(detector: nn.Module) -> list[int]:
+    """Of each of a detector's maps, in their order."""
+    return [feature.shape[1] for feature in _probe(detector, detector)]
+
+
 def check_same_maps(method: str, student: nn.Module, teacher: nn.Module) -> list[tuple[int, int]]:
     """(student's, teacher's) channels of each map; ValueError if the maps differ in number or size."""
     student_maps, size = _probe(student, student), _probe_size(student)
