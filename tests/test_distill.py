@@ -10,9 +10,9 @@ pytest.importorskip("lightning")
 pytest.importorskip("pycocotools")
 
 from cls2det.distill import NO_TERMS, ClassifierDistiller, ClassifierSettings
+from cls2det.distill.balance import gradient_ratios
 from cls2det.models.students import STUDENTS
 from cls2det.teachers.crop_classifier import CropClassifier
-from cls2det.training.detector import gradient_ratios
 from cls2det_ops import kd_sigmoid_loss, reference
 from training_cases import DIGITS, FITS, batch, positives_of, training
 

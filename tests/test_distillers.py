@@ -24,13 +24,14 @@ from cls2det.distill import (
     Distillation,
     HarmonySettings,
 )
+from cls2det.distill.balance import gradient_ratios
 from cls2det.distill.fgfi import FGFISettings
 from cls2det.distill.fkd import PRESETS, FKDSettings, NonLocal
 from cls2det.distill.gid import GIDSettings, fcos_places, select_instances
 from cls2det.models.students import build_student
 from cls2det.teachers.crop_classifier import CropClassifier
 from cls2det.teachers.detector import TeacherOutputs, check_same_grid, rescaled
-from cls2det.training.detector import DetectorTraining, gradient_ratios
+from cls2det.training.detector import DetectorTraining
 from cls2det.training.settings import Optim, Run
 from training_cases import DIGITS, FITS, batch, distill, logged, plain_training, untrained_student, weights_in
 

@@ -14,13 +14,14 @@ batch (``taps.StudentOutputs``) and what the detector teacher makes of it (``tea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from cls2det.distill.balance import GradientBalance
 from cls2det.distill.bckd import BCKD
 from cls2det.distill.chen import Chen
 from cls2det.distill.classifier import BoxDistiller, ClassifierDistiller
@@ -68,6 +69,7 @@ __all__ = [
     "FGFISettings",
     "FKDSettings",
     "GIDSettings",
+    "GradientBalance",
     "HarmonySettings",
     "PKDSettings",
     "Regions",
@@ -100,6 +102,7 @@ class Distillation(nn.Module):
         teacher: of the detector-to-detector methods; None if there are none
         settings: of each method, and of regions, by name
         encoder: of regions; None without them
+        balance: holds every term's gradient to a share of the detection loss's; None leaves the weights as they are
     """
 
     def __init__(
@@ -109,8 +112,11 @@ class Distillation(nn.Module):
         teacher: DetectorTeacher | None = None,
         settings: Mapping[str, Any] | None = None,
         encoder: Encoder | None = None,
+        balance: GradientBalance | None = None,
     ):
         super().__init__()
+        self.balance = balance
+        self.factors: dict[str, Tensor] = {}  # factors of the last step, by term
         self.classifier, self.teacher, self.settings = classifier, teacher, dict(settings or {})
         transform: GeneralizedRCNNTransform = student.transform  # has no parameters
         self.transform = transform
@@ -140,26 +146,46 @@ class Distillation(nn.Module):
         if self.regions is not None:
             self.regions.to_device(device)
 
-    def forward(self, student_outputs: StudentOutputs, step: int) -> dict[str, Tensor]:
-        """``step`` counts optimizer steps from 0: a method's weight rises over its first ``warmup_steps``."""
+    def forward(
+        self,
+        student_outputs: StudentOutputs,
+        step: int,
+        detection: Tensor | None = None,
+        places: Sequence[Sequence[Tensor]] = (),
+    ) -> dict[str, Tensor]:
+        """
+        Args:
+            student_outputs: of this step's forward
+            step: counts optimizer steps from 0: a method's weight rises over its first ``warmup_steps``
+            detection: the detector's own loss; automatic weights are measured against it
+            places: where; see ``balance.gradient_ratios``
+        """
         terms: dict[str, Tensor] = {}
         if self.classifier is not None:
-            rise = warmup(self.classifier.settings.warmup_steps, step)
-            terms |= {name: rise * term for name, term in self.classifier(student_outputs.positives).items()}
+            terms |= self.classifier(student_outputs.positives)
+        scales = dict.fromkeys(terms, 1.0)
+        rises = dict.fromkeys(terms, warmup(self.classifier.settings.warmup_steps, step) if self.classifier else 1.0)
+        for name, parts in self._parts(student_outputs):
+            settings = self.settings[name]
+            terms |= parts
+            scales |= dict.fromkeys(parts, settings.weight)
+            rises |= dict.fromkeys(parts, warmup(settings.warmup_steps, step))
+        self.factors = {}
+        if self.balance is not None:
+            if detection is None:
+                raise ValueError("automatic weights are measured against the detector's loss: give detection and places")
+            self.factors = self.balance(detection, {name: scales[name] * term for name, term in terms.items()}, *places)
+        weighted = {name: scales[name] * rises[name] * term for name, term in terms.items()}
+        return {name: self.factors[name] * term if self.factors else term for name, term in weighted.items()}
+
+    def _parts(self, student_outputs: StudentOutputs) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """The unweighted terms of each method beside the classifier's."""
         if self.teacher is not None:
             teacher_outputs = TeacherOutputs(self.teacher, student_outputs, self.transform)
             for name, method in self.methods.items():
-                weight = self._weight(name, step)
-                terms |= {part: weight * term for part, term in method(student_outputs, teacher_outputs).items()}
+                yield name, method(student_outputs, teacher_outputs)
         if self.regions is not None:
-            features = list(student_outputs.features.values())
-            weight = self._weight("regions", step)
-            terms |= {name: weight * term for name, term in self.regions(student_outputs.positives, features).items()}
-        return terms
-
-    def _weight(self, name: str, step: int) -> float:
-        weight: float = self.settings[name].weight
-        return weight * warmup(self.settings[name].warmup_steps, step)
+            yield "regions", self.regions(student_outputs.positives, list(student_outputs.features.values()))
 
 
 def warmup(steps: int, step: int) -> float:

@@ -16,6 +16,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from cls2det.data.dataset import DetectionData
 from cls2det.data.images import to_float
 from cls2det.distill import Distillation
+from cls2det.distill.balance import gradient_ratios
 from cls2det.evaluation.coco import MAX_DETECTIONS, as_results, coco_table, foreground
 from cls2det.evaluation.drawing import contact_sheet, crops_sheet, draw_boxes
 from cls2det.models.students.limits import allow_detections
@@ -108,6 +109,9 @@ class DetectorTraining(lightning.LightningModule):
         classifier = self.distillation and self.distillation.classifier
         if classifier and classifier.accuracy is not None:
             self.log("teacher_accuracy", 100 * classifier.accuracy, batch_size=count)
+        if self.distillation is not None and self.distillation.factors:
+            factors = {f"auto_weight/{name}": factor for name, factor in self.distillation.factors.items()}
+            self.log_dict(factors, batch_size=count)
         is_measured = self.ratio_every is not None and (self.global_step + 1) % self.ratio_every == 0
         if self.tap is not None and distillation_terms and is_measured:
             detection = cast(Tensor, sum(detection_terms.values()))
@@ -121,7 +125,9 @@ class DetectorTraining(lightning.LightningModule):
             return self._weighted(self.detector(to_float(images), targets)), {}
         with self.tap:
             detection_terms = self._weighted(self.detector(to_float(images), targets))
-        return detection_terms, self.distillation(self.tap.student_outputs, self.global_step)
+        detection = cast(Tensor, sum(detection_terms.values()))
+        terms = self.distillation(self.tap.student_outputs, self.global_step, detection, [self.tap.outputs, self.tap.maps])
+        return detection_terms, terms
 
     def _weighted(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
         def weight(name: str) -> float:
@@ -180,26 +186,3 @@ class DetectorTraining(lightning.LightningModule):
                 transform: GeneralizedRCNNTransform = teacher.transform
                 sheet = crops_sheet(crops, transform.image_mean, transform.image_std, captions)
                 board.add_image("val/crops of the teacher", sheet, self.global_step)
-
-
-def gradient_ratios(detection: Tensor, terms: dict[str, Tensor], *places: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Norm of each term's gradient over that of the detection loss, at the first of ``places`` that the term reaches.
-
-    Places are the head's outputs, then the backbone's maps: a term on features has no gradient at the head's outputs. Graphs are
-    kept. The ratios help to choose the terms' weights: a term with a ratio above 1 outweighs the detection loss, one with a small
-    ratio may still help.
-    """
-
-    def norm(loss: Tensor, place: Sequence[Tensor]) -> Tensor:
-        if not loss.requires_grad:
-            return torch.zeros((), device=loss.device)
-        gradients = torch.autograd.grad(loss, place, retain_graph=True, allow_unused=True)
-        parts = [gradient.float().norm() for gradient in gradients if gradient is not None]
-        return torch.stack(parts).norm() if parts else torch.zeros((), device=loss.device)
-
-    detection_norms = [norm(detection, place) for place in places]
-    ratios = {}
-    for name, term in terms.items():
-        norms = ((norm(term, place), total) for place, total in zip(places, detection_norms, strict=True))
-        ratios[name] = next((value / total for value, total in norms if value > 0), torch.zeros((), device=detection.device))
-    return ratios
