@@ -48,7 +48,8 @@ class Settings:
     shares: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        group = next((name for name, kind in DISTILLERS.items() if isinstance(self, kind)), type(self).__name__)
+        groups = {**DISTILLERS, "balance": BalanceSettings}
+        group = next((name for name, kind in groups.items() if isinstance(self, kind)), type(self).__name__)
         check_numbers(self, group, self.positive, self.shares)
 
 
@@ -373,6 +374,26 @@ class HarmonySettings(Settings):
     balance: float = 0.5
 
     shares = ("balance",)
+
+
+@dataclasses.dataclass(frozen=True)
+class BalanceSettings(Settings):
+    """Automatic weights: every term's gradient at the detector's head is held to a share of the detection loss's.
+
+    Args:
+        share: of the detection loss's gradient; with several terms, each has it
+        every: steps between measurements
+        smoothing: weight of the former ratio in each measurement, on a logarithmic scale
+        bound: the weights of the settings are multiplied by at least 1 / bound and at most bound
+    """
+
+    share: float = 0.3
+    every: int = 10
+    smoothing: float = 0.9
+    bound: float = 100.0
+
+    positive = ("share", "every", "bound")
+    shares = ("smoothing",)
 
 
 DISTILLERS = {  # by name, in the order in which reports and help texts list them

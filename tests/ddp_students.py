@@ -32,8 +32,10 @@ def train_students(scenes: Path, folder: Path, teachers: dict[str, str]) -> None
             optim=Optim(steps=2, batch_size=2, learning_rate=1e-4),
             run=Run(device="cpu", devices=2, checkpoint_every=2, log_every=1, validate_every=1),
             classifier=ClassifierSettings(normalizer="all", max_positives=16),
-            distillers=["classifier", *FITS.get(student, ())],
+            distillers=["classifier", *(("regions", *FITS[student]) if student in FITS else ())],
             detector_teacher=str(detector_file(folder, student)) if student in FITS else None,
+            encoder=teacher,
+            term_weights="auto" if student in FITS else "fixed",
         )
 
 

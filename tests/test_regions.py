@@ -17,10 +17,11 @@ from cls2det.distill.regions import levels_of
 from cls2det.models.positives import Positives
 from cls2det.models.students import build_student, save_student
 from cls2det.teachers.detector import map_channels
+from cls2det.teachers.encoder import load_encoder
 from cls2det.teachers.normalisation import Renormalise
 from cls2det.training.detector import DetectorTraining
 from cls2det_ops import roi_crop
-from training_cases import DIGITS, FITS, batch
+from training_cases import DIGITS, FITS, batch, distill, logged, weights_in
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SAME = {"image_mean": MEAN, "image_std": STD}
@@ -200,3 +201,43 @@ def test_what_is_missing_is_told():
         Regions(RegionsSettings(), encoder(), [], **SAME)
     with pytest.raises(ValueError, match="an encoder needs a crop_size from 1 and margins from 0"):
         encoder(margins=())
+
+
+def test_from_the_command_line_with_resume(scenes, teacher_weights, tmp_path, monkeypatch):
+    """weights.pt of a teacher as the encoder; a broken run goes on with the adapters and the queue that it had."""
+    training_step = DetectorTraining.training_step
+
+    def run(folder, stop_at=None):
+        def watched(self, batch, index):
+            if self.global_step == stop_at:
+                raise KeyboardInterrupt
+            return training_step(self, batch, index)
+
+        monkeypatch.setattr(DetectorTraining, "training_step", watched)
+        options = {"distillers": ["regions"], "regions": RegionsSettings(form="queue", queue_size=32)}
+        distill(scenes, tmp_path / folder, encoder=str(teacher_weights), **options)
+        return weights_in(tmp_path / folder / "weights.pt")
+
+    unbroken = run("unbroken")
+    assert {float(row["regions"]) > 0 for row in logged(tmp_path / "unbroken")} == {True}
+    with pytest.raises(KeyboardInterrupt):
+        run("broken", stop_at=3)
+    state = torch.load(tmp_path / "broken" / "last.ckpt", weights_only=True)["state_dict"]
+    assert "distillation.regions.queue" in state and not any("encoder" in name for name in state)
+    resumed = run("broken")
+    assert all(torch.equal(unbroken[name], resumed[name]) for name in unbroken)
+    assert not any("adapter" in name for name in unbroken)
+
+
+@pytest.mark.parametrize("source", ["resnet18", "timm:test_resnet"])
+def test_an_encoder_by_name(source):
+    if source.startswith("timm:"):
+        pytest.importorskip("timm")
+    encoder = load_encoder(source, "none", crop_size=64)
+    images, boxes = torch.randn(1, 3, 96, 96), torch.tensor([[10.0, 10, 60, 70]])
+    rows = encoder.embeddings(images, boxes, torch.tensor([0]), Renormalise(MEAN, STD, encoder.mean, encoder.std))
+    assert rows.shape == (1, encoder.size) and encoder.size > 8 and rows.norm().item() == pytest.approx(1)
+    with pytest.raises(ValueError, match="no network 'resnet19'"):
+        load_encoder("resnet19", "none")
+    with pytest.raises(FileNotFoundError, match="no weights at"):
+        load_encoder("nothing.pt")

@@ -57,7 +57,7 @@ def test_student_in_two_processes(two, student):
     """Every adapter took part in every step, or DDP would have stopped; the student's file holds none of them."""
     check_run(two / student)
     row = logged(two / student)[-1]
-    for method in FITS[student]:
+    for method in ("regions", *FITS[student]):
         terms = [float(value) for name, value in row.items() if name.startswith(method) and value and "/" not in name]
         assert terms and all(0 <= term < 1e4 for term in terms), (method, terms)
     state = torch.load(two / student / "last.ckpt", weights_only=True)["state_dict"]
@@ -102,7 +102,15 @@ def test_lightning_starts_the_second_process_itself(two, scenes, tmp_path):
     command += ["--images", "8", "--backbone-weights", "none", "--val-split", "val"]
     command += ["--augmentation", "jitter", "--run.cache", "true"]
     command += ["--classifier.normalizer", "all", "--classifier.max-positives", "16"]
-    command += ["--distillers", "classifier", *FITS["ssd_compact"], "--detector-teacher", str(two / "detector-ssd_compact.pt")]
+    command += ["--encoder", str(two / "teacher-of-ssd_compact.pt"), "--term-weights", "auto"]
+    command += [
+        "--distillers",
+        "classifier",
+        "regions",
+        *FITS["ssd_compact"],
+        "--detector-teacher",
+        str(two / "detector-ssd_compact.pt"),
+    ]
     command += ["--optim.steps", "2", "--optim.batch-size", "2", "--optim.learning-rate", "1e-4", "--run.device", "cpu"]
     command += ["--run.devices", "2", "--run.checkpoint-every", "2", "--run.log-every", "1", "--run.validate-every", "1"]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": PYTHONPATH}

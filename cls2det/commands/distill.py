@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 
+import torch
 from torch import nn
 
 from cls2det.commands.options import DistillOptions
@@ -12,6 +14,7 @@ from cls2det.commands.train import prepare, train, train_student
 from cls2det.data.dataset import DetectionData
 from cls2det.data.loader import train_loader
 from cls2det.distill import Distillation
+from cls2det.distill.balance import GradientBalance
 from cls2det.distill.classifier import ClassifierDistiller
 from cls2det.files import is_first_process
 from cls2det.models.students import STUDENTS
@@ -19,6 +22,7 @@ from cls2det.settings import DISTILLERS
 from cls2det.teachers.accuracy import check_not_at_chance
 from cls2det.teachers.crop_classifier import CropClassifier
 from cls2det.teachers.detector import DetectorTeacher
+from cls2det.teachers.encoder import load_encoder
 from cls2det.training.optimizer import torch_device
 from cls2det.training.progress import Progress
 
@@ -38,25 +42,35 @@ def distill(options: DistillOptions, progress: Progress | None = None) -> dict:
             _check_teacher(classifier, options, data)
 
     def build(classes: list[str], student: nn.Module) -> Distillation:
-        classifier_distiller = detector_teacher = None
+        classifier_distiller = detector_teacher = encoder = None
         if "classifier" in options.distillers:
             classifier_distiller = ClassifierDistiller(
                 classifier, options.classifier, classes, student.get_submodule("transform")
             )
-        if options.detector_teacher and options.methods:
+        if options.detector_teacher and set(options.methods) - {"regions"}:
             detector_teacher = DetectorTeacher.load(options.detector_teacher, classes)
+        if options.encoder and "regions" in options.methods:
+            dtype = {"32": torch.float32, "bf16": torch.bfloat16}[options.regions.encoder_precision]
+            encoder = load_encoder(options.encoder, options.encoder_weights, crop_size=options.regions.crop_size, dtype=dtype)
         return Distillation(
             student,
             classifier=classifier_distiller,
             teacher=detector_teacher,
             settings={name: getattr(options, name) for name in options.methods},
+            encoder=encoder,
+            balance=GradientBalance(**dataclasses.asdict(options.balance)) if options.term_weights == "auto" else None,
         )
 
     return train_student(options, preparation, build, progress)
 
 
 def _warn_of_unread_teachers(options: DistillOptions) -> None:
-    for argument, readers in (("teacher", {"classifier"}), ("detector_teacher", set(DISTILLERS) - {"classifier"})):
+    readers_of = {
+        "teacher": {"classifier"},
+        "encoder": {"regions"},
+        "detector_teacher": set(DISTILLERS) - {"classifier", "regions"},
+    }
+    for argument, readers in readers_of.items():
         teacher = getattr(options, argument)
         if teacher and not readers & set(options.distillers):
             names = ", ".join(options.distillers) or "none"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from cls2det.commands.options import DistillOptions, PretrainOptions, TeacherOptions, TrainOptions
-from cls2det.commands.renamed import present_run
+from cls2det.commands.renamed import present
 from cls2det.data.fingerprint import Fingerprint
 from cls2det.models.weights import weights_digest
 from cls2det.training import runs
@@ -17,6 +17,12 @@ from cls2det.training.settings import CLAIMED
 
 # Options that a restart may change. Of those of ``run``, CLAIMED alone must stay.
 NOT_IDENTITY = ("out", "allow_poor_teacher", "run")
+# What options.json of a run of ``train`` held although nothing was distilled.
+UNREAD_BY_TRAIN = (
+    *("teacher", "detector_teacher", "distillers", "classifier"),
+    *("chen", "fgfi", "gid", "fkd", "fgd", "pkd", "cwd", "bckd", "harmony"),
+)
+KINDS = {"teacher": TeacherOptions, "train": TrainOptions, "distill": DistillOptions, "pretrain": PretrainOptions}
 
 
 def identity(options: TeacherOptions | TrainOptions | PretrainOptions) -> dict[str, Any]:
@@ -32,7 +38,36 @@ def identity(options: TeacherOptions | TrainOptions | PretrainOptions) -> dict[s
     values = dataclasses.asdict(options)
     record = {name: value for name, value in values.items() if name not in NOT_IDENTITY}
     run = {name: values["run"].get(name) for name in CLAIMED}
-    return json.loads(json.dumps({"command": command, **record, "run": run}, default=str))
+    return _plain({"command": command, **record, "run": run})
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it."""
+    return json.loads(json.dumps(value, default=lambda part: vars(part) if dataclasses.is_dataclass(part) else str(part)))
+
+
+def present_run(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Content of a run's options.json, as it would be written today: an option that is newer than the run has its default."""
+    options = present(options)
+    command = options.get("command")
+    if command == "train":
+        options = {name: value for name, value in options.items() if name not in UNREAD_BY_TRAIN}
+    return {**options, **_missing(KINDS[command], options)} if command in KINDS else options
+
+
+def _missing(kind: type, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a record that are not there, and the groups in which some are not, with defaults for these."""
+    result: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if default is dataclasses.MISSING or field.name in NOT_IDENTITY:
+            continue
+        values = _plain(default)
+        if field.name not in options:
+            result[field.name] = values
+        elif isinstance(values, dict) and isinstance(options[field.name], Mapping):
+            result[field.name] = {**values, **options[field.name]}
+    return result
 
 
 def claim(options: TeacherOptions | TrainOptions | PretrainOptions, data: dict[str, Fingerprint]) -> None:
@@ -63,7 +98,11 @@ def weights_of(
     options: TeacherOptions | TrainOptions | PretrainOptions, digest: Callable[[Path], str] = weights_digest
 ) -> dict[str, str]:
     """Digests of the files that a run starts from and learns from, by option; of those that are there."""
-    names = ["start", "teacher", "detector_teacher"] if isinstance(options, DistillOptions) and options.distils else ["start"]
+    names = (
+        ["start", "teacher", "detector_teacher", "encoder"]
+        if isinstance(options, DistillOptions) and options.distils
+        else ["start"]
+    )
     files = {name: getattr(options, name, None) for name in names}
     return {name: digest(Path(file)) for name, file in files.items() if file and Path(file).is_file()}
 

@@ -14,6 +14,7 @@ from cls2det.settings import (
     DISTILLERS,
     MAX_PIXELS,
     TERMS,
+    BalanceSettings,
     BCKDSettings,
     ChenSettings,
     ClassifierSettings,
@@ -24,6 +25,7 @@ from cls2det.settings import (
     GIDSettings,
     HarmonySettings,
     PKDSettings,
+    RegionsSettings,
 )
 from cls2det.training.settings import Device, Optim, PretrainRun, Run, TeacherRun
 
@@ -141,8 +143,15 @@ class DistillOptions(TrainOptions):
         allow_poor_teacher: go on with a teacher that is no better than guessing
         detector_teacher: weights.pt of `cls2det train` or `distill`, or torchvision:NAME for a detector with torchvision's COCO
             weights; the teacher of every distiller but classifier
-        distillers: methods whose terms are added up: classifier, chen, fgfi, gid, fkd, fgd, pkd, cwd, bckd, harmony
+        encoder: image encoder that regions learns from: timm:NAME, hf:NAME or hf:FOLDER, a classifier of torchvision, or
+            weights.pt of `cls2det teacher`
+        encoder_weights: of an encoder by name: pretrained, none (random), or a file or folder of safetensors
+        term_weights: fixed, or auto: every term's weight is brought to where its gradient at the head is a share of the detector's
+            own
+        balance: automatic weights
+        distillers: methods whose terms are added up: classifier, regions, chen, fgfi, gid, fkd, fgd, pkd, cwd, bckd, harmony
         classifier: the image classifier's terms (Guo et al., NeurIPS 2021)
+        regions: ours, after ViLD (Gu et al., ICLR 2022): an image encoder's embeddings of boxes, without classes
         chen: Chen et al., NeurIPS 2017: soft labels, bounded regression, hint
         fgfi: FGFI (Wang et al., CVPR 2019): features near objects
         gid: GID (Dai et al., CVPR 2021): where student and teacher disagree most
@@ -157,8 +166,13 @@ class DistillOptions(TrainOptions):
     teacher: Path | None = None
     allow_poor_teacher: bool = False
     detector_teacher: str | None = None
+    encoder: str | None = None
+    encoder_weights: str = "pretrained"
+    term_weights: Literal["fixed", "auto"] = "fixed"
+    balance: BalanceSettings = BalanceSettings()
     distillers: list[str] = dataclasses.field(default_factory=lambda: ["classifier"])
     classifier: ClassifierSettings = ClassifierSettings()
+    regions: RegionsSettings = RegionsSettings()
     chen: ChenSettings = ChenSettings()
     fgfi: FGFISettings = FGFISettings()
     gid: GIDSettings = GIDSettings()
@@ -171,7 +185,7 @@ class DistillOptions(TrainOptions):
 
     @property
     def methods(self) -> list[str]:
-        """The detector-to-detector methods among the distillers."""
+        """The distillers beside the classifier."""
         return [name for name in DISTILLERS if name in self.distillers and name != "classifier"]
 
     def without_distillation(self) -> TrainOptions:

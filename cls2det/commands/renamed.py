@@ -28,11 +28,6 @@ NOT_GIVEN = {
     "classifier.chunk": 0,
     "classifier.max_positives": 0,
 }
-# What options.json of a run of ``train`` held although nothing was distilled.
-UNREAD_BY_TRAIN = (
-    *("teacher", "detector_teacher", "distillers", "classifier"),
-    *("chen", "fgfi", "gid", "fkd", "fgd", "pkd", "cwd", "bckd", "harmony"),
-)
 
 
 def present(options: Mapping[str, Any], source: str = "") -> dict[str, Any]:
@@ -79,14 +74,6 @@ def present_words(words: list[str]) -> list[str]:
     if changes:
         _warn("the command line", changes)
     return result
-
-
-def present_run(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Content of a run's options.json, as it would be written today."""
-    options = present(options)
-    if options.get("command") == "train":
-        options = {name: value for name, value in options.items() if name not in UNREAD_BY_TRAIN}
-    return options
 
 
 def _value(path: str, value: Any, changes: dict[str, str]) -> Any:

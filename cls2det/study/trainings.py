@@ -21,7 +21,7 @@ from cls2det.commands.options import DistillOptions, EvaluateOptions, TeacherOpt
 from cls2det.commands.parsing import parse_options
 from cls2det.commands.teacher import teacher
 from cls2det.data.classes import SAME_CLASSES, class_order, read_classes
-from cls2det.distill import Distillation
+from cls2det.distill import DETECTOR_METHODS, Distillation
 from cls2det.models.students import build_student
 from cls2det.settings import TERMS
 from cls2det.study.jobs import Job
@@ -219,11 +219,12 @@ def check_students(
         checked.add(case)
         if student_of_teacher is not None:
             _check_normalisation(options.student, student_of_teacher)
-        if options.methods and options.detector_teacher:
+        methods = [name for name in options.methods if name in DETECTOR_METHODS]
+        if methods and options.detector_teacher:
             detector = _detector(options.detector_teacher, options_of_detector)
             if detector is not None:
                 teacher = DetectorTeacher(detector, ["one", "other"], [1, 2])
-                settings = {name: getattr(options, name) for name in options.methods}
+                settings = {name: getattr(options, name) for name in methods}
                 Distillation(_meta_student(options.student, options.image_size), teacher=teacher, settings=settings)
 
 

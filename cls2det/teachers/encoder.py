@@ -8,14 +8,19 @@ self-supervised network. ``distill.regions`` teaches with it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cls2det.teachers.crop_classifier import PADDING, enlarged
+from cls2det.models.backbones import RANDOM
+from cls2det.models.last_layer import without_last_layer
+from cls2det.models.networks import load_network
+from cls2det.teachers.crop_classifier import PADDING, CropClassifier, enlarged
 from cls2det.teachers.normalisation import Renormalise
 from cls2det.teachers.reader import as_logits, frozen_reader, probe
 from cls2det_ops import roi_crop
@@ -84,3 +89,28 @@ class Encoder:
                 )
                 total += F.normalize(self._encode(renormalise(crops)), dim=1)
         return F.normalize(total, dim=1)
+
+
+def load_encoder(
+    source: str, weights: str = "pretrained", *, crop_size: int | None = None, dtype: torch.dtype = torch.float32
+) -> Encoder:
+    """An encoder by name.
+
+    Args:
+        source: a name that ``models.networks.load_network`` takes, or weights.pt of ``cls2det teacher``, whose last layer is left out
+        weights: of a network by name, see there
+        crop_size: side of the crops; None is the network's own
+        dtype: of the network's computation
+
+    Raises:
+        as ``load_network``, and as ``CropClassifier.load`` for a file
+    """
+    if Path(source).suffix == ".pt":
+        classifier = CropClassifier.load(source)
+        network = without_last_layer(classifier.network)
+        size = crop_size or classifier.crop_size
+        return Encoder(network, size, mean=classifier.mean, std=classifier.std, dtype=dtype)
+    loaded = load_network(source, None, weights, size=crop_size)
+    if loaded.started_from == RANDOM:
+        logging.getLogger(__name__).warning("the encoder %s has random weights: it teaches nothing that is known", source)
+    return Encoder(loaded.module, crop_size or loaded.size, mean=loaded.mean, std=loaded.std, dtype=dtype)

@@ -13,13 +13,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cls2det.commands.renamed import present_run
+from cls2det.commands.identity import present_run
 from cls2det.settings import DISTILLERS
 
 WITH_STUDENT = ("train", "distill")  # commands whose runs are compared
-DISTILLED = ("distillers", "detector_teacher", *DISTILLERS)  # options that say what is distilled
+# options that say what is distilled
+DISTILLED = ("distillers", "detector_teacher", "encoder", "encoder_weights", "term_weights", "balance", *DISTILLERS)
 TERM_NAMES = {"kd_cls_weight": "KD-cls", "loc_weight": "loc", "kd_loc_weight": "KD-loc"}
-METHOD_NAMES = {"chen": "Chen", "harmony": "harmony"}  # of the others, the upper case
+METHOD_NAMES = {"chen": "Chen", "harmony": "harmony", "regions": "regions"}  # of the others, the upper case
 # What runs of one arm may differ in: it does not say what is learnt, or goes with the seed.
 NOT_THE_ARM = ("seed", "name", "command", "data_root", "data.", "weights", "val_split", "out", "teacher", "start", "run.")
 # But precision, averaged weights and the number of processes do change what is learnt: a note says where they differ.
@@ -73,7 +74,7 @@ def find_runs(folders: Sequence[str | Path], split: str) -> tuple[list[RunRecord
 
 
 def arm_name(options: dict[str, Any]) -> str:
-    """``options["name"]``, or what is distilled: baseline, + KD-cls, + loc, + loc + KD-loc, + all, + FKD, + all + FKD …"""
+    """``options["name"]``, or what is distilled: baseline, + KD-cls, + loc, + loc + KD-loc, + all, + all, auto, + FKD …"""
     if options.get("name"):
         return options["name"]
     settings, distillers = options.get("classifier") or {}, _distillers(options)
@@ -86,7 +87,11 @@ def arm_name(options: dict[str, Any]) -> str:
     terms = ["all"] if len(terms) == len(TERM_NAMES) else terms
     terms += [METHOD_NAMES.get(name, name.upper()) for name in distillers if name != "classifier"]
     control = settings.get("control", "none")
-    return "".join(f" + {term}" for term in terms)[1:] + (f", {control}" if control != "none" else "") if terms else "baseline"
+    if not terms:
+        return "baseline"
+    notes = [control] if control != "none" else []
+    notes += ["auto"] if options.get("term_weights") == "auto" else []
+    return ", ".join(["".join(f" + {term}" for term in terms)[1:], *notes])
 
 
 def _distillers(options: dict[str, Any]) -> list[str]:

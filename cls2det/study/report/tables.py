@@ -35,6 +35,7 @@ TABLE2_ROWS = {
     "FKD": ("FKD", "+ FKD"),
     **{name: (name, f"+ {name}") for name in ("FGD", "PKD", "CWD", "BCKD")},
     "harmony": ("harmony", "+ harmony", "TBD", "+ TBD"),
+    "regions": ("regions", "+ regions"),
     "ours": ("ours", "+ all", "+ both"),
     "ours + FKD": ("ours + FKD", "+ all + FKD", "+ both + FKD"),
 }
