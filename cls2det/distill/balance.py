@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 
 class GradientBalance(nn.Module):
-    """``balance(detection, terms, *places)`` gives the factor of each term, a scalar tensor; nothing waits for a GPU.
+    """``balance(detection, terms, *places)`` gives the factor of each term, a scalar tensor.
 
     Every few calls the norm of each term's gradient is measured against the detection loss's (``gradient_ratios``). The
     logarithm of the ratio is smoothed over measurements and averaged over DDP's processes. The factor is the share over the smoothed
     ratio. A measurement without a gradient, or with one that is not finite, is passed over; before the first one factors are 1.
+    A measurement waits for a GPU, other calls do not.
 
     It has no parameters. Its state is in ``state_dict``, so that a resumed training goes on with the same factors.
 
@@ -107,9 +108,14 @@ def gradient_ratios(detection: Tensor, terms: Mapping[str, Tensor], *places: Seq
         parts = [gradient.float().norm() for gradient in gradients if gradient is not None]
         return torch.stack(parts).norm() if parts else torch.zeros((), device=loss.device)
 
-    detection_norms = [norm(detection, place) for place in places]
+    detection_norms: dict[int, Tensor] = {}  # by place, where a term reaches it: at the maps it costs a part of a backward pass
     ratios = {}
     for name, term in terms.items():
-        norms = ((norm(term, place), total) for place, total in zip(places, detection_norms, strict=True))
-        ratios[name] = next((value / total for value, total in norms if value > 0), torch.zeros((), device=detection.device))
+        ratios[name] = torch.zeros((), device=detection.device)
+        for number, place in enumerate(places):
+            if (value := norm(term, place)) > 0:
+                if number not in detection_norms:
+                    detection_norms[number] = norm(detection, place)
+                ratios[name] = value / detection_norms[number]
+                break
     return ratios
