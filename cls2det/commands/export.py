@@ -38,7 +38,7 @@ from torchvision.ops import boxes as box_ops
 from cls2det.commands.options import ExportOptions
 from cls2det.evaluation.finite import NotFinite, finite_heads
 from cls2det.files import make_folder, write_json
-from cls2det.models.students import STUDENTS, TrainedStudent, build_student, load_student
+from cls2det.models.students import TrainedStudent, load_student
 
 Detections = dict[str, Tensor]  # boxes (n, 4), labels (n,), scores (n,)
 Load = Callable[[], Callable[[Tensor], Detections]]  # reads what was written; that turns an image into its detections
@@ -73,7 +73,7 @@ def export(options: ExportOptions) -> dict[str, Any]:
         raise ValueError(f"formats: {expected}, found {', '.join(options.formats) or 'none'}")
     if options.image_size is not None and options.image_size < 1:
         raise ValueError(f"image_size: expected a side of at least 1 pixel, found {options.image_size}")
-    side = options.image_size or student.image_size or STUDENTS[student.name].size
+    side = options.image_size or student.image_size or _own_size(student.detector)
     try:
         images = _probes(student.detector, side)
     except NotFinite as error:
@@ -125,17 +125,24 @@ def _about(student: TrainedStudent, side: int) -> dict[str, Any]:
     }
 
 
+def _own_size(detector: nn.Module) -> int:
+    transform: GeneralizedRCNNTransform = detector.transform
+    return int((transform.fixed_size or transform.min_size)[0])
+
+
 def _state_dict(student: TrainedStudent, _image: Tensor, file: Path) -> tuple[dict, Load]:
     torch.save(student.detector.state_dict(), file)
-    name, classes, size = student.name, len(student.classes), student.image_size
 
     def load() -> Callable[[Tensor], Detections]:
-        detector = build_student(name, classes, size)
+        detector = student.untrained()
         detector.load_state_dict(torch.load(file, weights_only=True))
         detector.eval()
         return lambda image: detector([image])[0]
 
-    use = f"cls2det.models.students.build_student({name!r}, {classes}, {size}).load_state_dict(torch.load(file))"
+    build = f"build_student({student.name!r}, {len(student.classes)}, {student.image_size})"
+    if getattr(student.detector, "description", None):  # with the number of classes and the sizes in it
+        build = "load_student('weights.pt').untrained()"
+    use = f"cls2det.models.students.{build}.load_state_dict(torch.load(file))"
     return {"use": use, "inputs": f"a list of {IMAGE}", "outputs": {"of each image": OUTPUTS}, "sizes": "any"}, load
 
 
