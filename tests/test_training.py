@@ -26,8 +26,7 @@ from cls2det.commands.options import DistillOptions
 from cls2det.commands.train import train as train_command
 from cls2det.distill import ClassifierSettings, DetectorTeacher
 from cls2det.models.backbones import build_classifier
-from cls2det.models.students import build_student, load_student
-from cls2det.models.students import detr
+from cls2det.models.students import build_student, detr, load_student
 from cls2det.teachers.crop_classifier import CropClassifier
 from cls2det.training.classifier import ClassifierTraining
 from cls2det.training.detector import DetectorTraining

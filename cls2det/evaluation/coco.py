@@ -162,7 +162,7 @@ def warn_of_crowded_images(detector: nn.Module, data: DetectionData, max_detecti
     if most is not None and most < max(crowded):
         limits += f", and the detector gives at most {most} per image"
     if isinstance(detector, HungarianDetector):
-        remedy = "a DETR gives one detection per query and no more"
+        remedy = "it gives one detection per query and no more"
     else:
         remedy = f"max_detections {max(crowded)} (run.max_detections of a training) takes them all"
     warnings.warn(

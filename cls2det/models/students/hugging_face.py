@@ -20,7 +20,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from cls2det.errors import first_lines, some
 from cls2det.models.backbones import POLICIES, RANDOM
-from cls2det.models.students.hungarian import HungarianDetector, import_transformers, isinstance_of, matchers
+from cls2det.models.students.hungarian import RT_DETRS, HungarianDetector, import_transformers, isinstance_of, matchers
 from cls2det.models.students.rt_detr import draw_weights, hold_queries
 
 PREFIX = "hf:"
@@ -59,7 +59,7 @@ def build(student: str, classes: int, image_size: int | None, weights: str) -> H
         if hasattr(config, "freeze_backbone_batch_norms"):
             config.freeze_backbone_batch_norms = False  # random weights have no statistics worth keeping
         network, started_from = _empty(config), RANDOM
-        if isinstance_of(network, "RTDetr", "DFine"):
+        if isinstance_of(network, *RT_DETRS):
             draw_weights(network)
     else:
         network, started_from = _load(place, config, known), student
@@ -91,6 +91,8 @@ def _read_config(student: str) -> Any:
             f"{student}: there is no folder {place}, and huggingface.co gives no detector of this name "
             f"({first_lines(error, 1)}). Give a folder with config.json and {WEIGHTS}"
         ) from None
+    if type(config) not in transformers.MODEL_FOR_OBJECT_DETECTION_MAPPING:
+        raise ValueError(f"{student}: a {config.model_type} is no object detector of transformers")
     return config
 
 
@@ -115,11 +117,8 @@ def _empty(config: Any) -> Any:
     for part in (config, getattr(config, "backbone_config", None) or config):
         if hasattr(part, "use_pretrained_backbone"):
             part.use_pretrained_backbone = False  # else weights of the body are fetched
-    try:
-        with _quiet():
-            return import_transformers().AutoModelForObjectDetection.from_config(config)
-    except ValueError as error:
-        raise ValueError(f"a {config.model_type} is no object detector of transformers: {first_lines(error, 1)}") from None
+    with _quiet():
+        return import_transformers().AutoModelForObjectDetection.from_config(config)
 
 
 def _load(place: str, config: Any, known: int) -> Any:
@@ -134,7 +133,9 @@ def _load(place: str, config: Any, known: int) -> Any:
                 output_loading_info=True,
                 dtype=torch.float32,
             )
-    except OSError as error:
+    except ImportError:  # of timm, for bodies of its own
+        raise
+    except Exception as error:  # of safetensors, which has one of its own, too
         raise ValueError(f"{PREFIX}{place} has no weights that can be read: {first_lines(error)}") from None
     classes = config.num_labels
     others = [

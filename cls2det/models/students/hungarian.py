@@ -34,6 +34,7 @@ MATCHER = "HungarianMatcher"  # how the class of every matcher ends
 BOX_HEADS = ("bbox_embed", "bbox_predictor", "enc_bbox_head")  # modules that give boxes or shifts of boxes
 # A loss of transformers has one of these in its name; the term of ours that it belongs to. "giou" also is in no other name.
 TERMS = {"giou": "bbox_giou", "bbox": "bbox_regression", "fgl": "bbox_distribution", "ddf": "bbox_distribution"}
+RT_DETRS = ("RTDetr", "DFine")  # how the classes begin of those that choose their queries among places of maps
 Labels = list[
     dict[str, Tensor]
 ]  # of each image: "class_labels" (n,) from 0, "boxes" (n, 4), "size" (2,) of what they are shares of
@@ -51,13 +52,14 @@ class HungarianDetector(nn.Module):
         description: plain values from which ``hugging_face.rebuild`` makes the detector; None for a name of ``STUDENTS``
     """
 
+    network: Any  # whose parts are transformers', which mypy does not know
+
     def __init__(self, network: nn.Module, transform: GeneralizedRCNNTransform, description: Mapping[str, Any] | None = None):
         super().__init__()
         self.network = network
         self.transform = transform
         self.description = None if description is None else dict(description)
-        loss: Callable[..., Any] = self.network.loss_function
-        self.network.loss_function = partial(_loss_in_float32, loss)
+        self.network.loss_function = partial(_loss_in_float32, self.network.loss_function)
         for name, module in network.named_modules():
             if any(part in BOX_HEADS for part in name.split(".")[-2:]):
                 module.register_forward_hook(_in_float32)
