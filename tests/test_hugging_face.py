@@ -1,5 +1,6 @@
 """Students of transformers: every family from a folder, with its own losses and weights, and back from weights.pt without it."""
 
+import json
 import math
 import warnings
 from pathlib import Path
@@ -17,6 +18,7 @@ from torchvision.ops import box_convert
 from cls2det.models.students import build_student, head_of, load_student, parameter_count, save_student
 from cls2det.models.students.hungarian import isinstance_of
 from cls2det.models.taps import PositiveTap
+from rectangles import COLOURS, make_rectangles
 from small_transformers import CLASSES, DETECTORS
 
 NAMES = ["cat", "dog", "owl"]
@@ -53,6 +55,7 @@ def family(request, tmp_path_factory):
 
 def test_weights_are_the_folders_and_the_class_head_is_new(family):
     label, network, name, detector = family
+    assert all(module.training for module in build_student(name, len(NAMES), backbone_weights="auto").modules())
     assert detector.started_from == name and head_of(name) == DETECTORS[label][1]
     before, after = network.state_dict(), detector.network.state_dict()
     changed = {key for key in after if not torch.equal(after[key], before.get(key, torch.zeros(0)))}
@@ -216,3 +219,54 @@ def test_random_weights_are_drawn_as_by_the_authors():
 def test_a_small_image_has_fewer_queries():
     assert build_student("dfine_n", 5, 96).queries == 45  # 6 by 6 and 3 by 3 places
     assert build_student("dfine_n", 5, 256).queries == 300
+
+
+def test_the_commands_take_a_folder(tmp_path, capsys):
+    """From the teacher's check to the export; after the training the folder is gone."""
+    for module in ("lightning", "pycocotools", "onnx", "onnxruntime"):
+        pytest.importorskip(module)
+    from cls2det.cli import main
+    from cls2det.teachers.crop_classifier import CropClassifier
+
+    data = make_rectangles(tmp_path / "data", splits={"train": 4, "val": 2})
+    _, name = folder_of("RT-DETRv2", tmp_path / "folder")
+    build_student(name, CLASSES, backbone_weights="none").network.save_pretrained(tmp_path / "folder")  # places that differ
+    for loss in ("ce", "bce"):
+        options = {"student": "rtdetr_v2_r18", "image_size": SIDE, "architecture": "compact", "loss": loss}
+        CropClassifier(list(COLOURS), **options).save(tmp_path / f"{loss}.pt")
+    command = ["distill", "--data-root", str(data), "--student", name, "--out", str(tmp_path / "run"), "--val-split", "val"]
+    command += ["--optim.steps", "2", "--optim.batch-size", "2", "--run.device", "cpu", "--run.precision", "bf16-mixed"]
+    command += ["--classifier.feature-layers", "[backbone.stem]", "--classifier.pixel-size", "32", "--run.log-every", "1"]
+    assert main([*command, "--teacher", str(tmp_path / "ce.pt")]) == 2
+    assert f"{name} has a sigmoid for its classes, and the teacher was trained with ce alone" in capsys.readouterr().err
+    assert main([*command, "--teacher", str(tmp_path / "bce.pt"), "--allow-poor-teacher"]) == 0, capsys.readouterr().err
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["started from"] == name
+    (tmp_path / "folder").rename(tmp_path / "elsewhere")
+    weights = ["--weights", str(tmp_path / "run" / "weights.pt")]
+    assert main(["evaluate", *weights, "--data-root", str(data), "--out", str(tmp_path / "evaluated")]) == 0
+    again, first = (json.loads((tmp_path / place / "evaluation.json").read_text()) for place in ("evaluated", "run/val"))
+    assert again["mAP"] == first["mAP"]
+    images = ["--images", str(data / "val"), "--out", str(tmp_path / "predicted"), "--threshold", "0"]
+    assert main(["predict", *weights, *images]) == 0
+    predicted = json.loads((tmp_path / "predicted" / "predictions.json").read_text())
+    assert len(predicted["images"][0]["scores"]) == 12  # as many as queries
+    student = load_student(tmp_path / "run" / "weights.pt")
+    with torch.no_grad():  # scores that differ
+        for layer in (student.detector.network.model.enc_score_head, *student.detector.network.class_embed):
+            layer.weight.normal_()
+    sure = tmp_path / "sure.pt"
+    save_student(sure, student.detector, name=name, classes=student.classes, image_size=student.image_size)
+    formats = ["--formats", "state_dict", "onnx"]
+    assert main(["export", "--weights", str(sure), "--out", str(tmp_path / "export"), *formats]) == 0, capsys.readouterr().err
+    entries = json.loads((tmp_path / "export" / "export.json").read_text())["formats"]
+    assert all(entry["check"]["detections"] > 0 for entry in entries.values())
+    assert "load_student('weights.pt').untrained()" in entries["state_dict"]["use"]
+
+
+def test_maps_of_a_network_without_a_body(tmp_path):
+    from cls2det.teachers.detector import check_same_maps
+
+    _, name = folder_of("YOLOS", tmp_path)
+    yolos = build_student(name, 3)
+    with pytest.raises(ValueError, match="YolosForObjectDetection has no backbone whose maps could be compared"):
+        check_same_maps("pkd", yolos, yolos)

@@ -182,9 +182,8 @@ def _probe(detector: nn.Module, student: nn.Module) -> list[Tensor]:
 
 def _maps_of(detector: nn.Module) -> nn.Module:
     if (network := body(detector)) is None:
-        raise ValueError(
-            f"{type(detector).__name__} has no backbone whose maps could be compared; take the classifier's terms"
-        )
+        name = type(getattr(detector, "network", detector)).__name__
+        raise ValueError(f"{name} has no backbone whose maps could be compared; take the classifier's terms")
     return network
 
 

@@ -56,7 +56,7 @@ class HungarianDetector(nn.Module):
 
     def __init__(self, network: nn.Module, transform: GeneralizedRCNNTransform, description: Mapping[str, Any] | None = None):
         super().__init__()
-        self.network = network
+        self.network = network.train()  # which transformers leaves in eval mode where it has loaded weights
         self.transform = transform
         self.description = None if description is None else dict(description)
         self.network.loss_function = partial(_loss_in_float32, self.network.loss_function)
