@@ -268,7 +268,7 @@ def test_no_positives_and_no_ground_truth(scenes, teacher_weights):
     sum(terms.values()).backward()
 
 
-COMPACT = ("ssd_compact", "fasterrcnn_compact", "retinanet_compact", "fcos_compact", "detr_compact")
+COMPACT = ("ssd_compact", "fasterrcnn_compact", "retinanet_compact", "fcos_compact", "detr_compact", "rtdetr_v2_compact")
 
 
 @pytest.mark.slow

@@ -47,7 +47,7 @@ HERE = Run(device="cpu", cache=True, checkpoint_every=2, log_every=1, ratio_ever
 
 
 def wide(student: str) -> str:
-    return student if student == "detr_compact" else f"{student}_wide"
+    return student if "detr" in student else f"{student}_wide"
 
 
 def model_of(

@@ -273,7 +273,9 @@ def one_class(tmp_path_factory):
     return root, train_teacher(root, folder / "teacher", loss="joint", **TRAINED)
 
 
-@pytest.mark.parametrize("student", ["ssd_compact", "fasterrcnn_compact", "detr_compact", "retinanet_compact", "fcos_compact"])
+@pytest.mark.parametrize(
+    "student", ["ssd_compact", "fasterrcnn_compact", "detr_compact", "rtdetr_v2_compact", "retinanet_compact", "fcos_compact"]
+)
 def test_a_student_of_one_class_learns_from_the_background_too(one_class, student):
     """KD-cls is positive, has gradients and falls; without a column for the background it was the one-hot label."""
     root, weights = one_class

@@ -30,6 +30,7 @@ FITS = {  # the detector-to-detector methods that fit each small student
     "retinanet_compact": ("gid", "bckd", "harmony", *MAPS),
     "fcos_compact": ("gid", "bckd", "harmony", *MAPS),
     "detr_compact": MAPS[1:],
+    "rtdetr_v2_compact": MAPS[1:],
 }
 
 

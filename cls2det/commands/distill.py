@@ -17,7 +17,7 @@ from cls2det.distill import Distillation
 from cls2det.distill.balance import GradientBalance
 from cls2det.distill.classifier import ClassifierDistiller
 from cls2det.files import is_first_process
-from cls2det.models.students import STUDENTS
+from cls2det.models.students import head_of
 from cls2det.settings import DISTILLERS
 from cls2det.teachers.accuracy import check_not_at_chance
 from cls2det.teachers.crop_classifier import CropClassifier
@@ -79,7 +79,7 @@ def _warn_of_unread_teachers(options: DistillOptions) -> None:
 
 def _check_teacher(teacher: CropClassifier, options: DistillOptions, data: DetectionData) -> None:
     """Raise ValueError for one that would teach this student nothing, or the wrong thing."""
-    head = STUDENTS[options.student].head
+    head = head_of(options.student)
     reads_scores = options.classifier.kd_cls_weight and options.classifier.control != "one_hot"
     if reads_scores and (head, teacher.loss) in (("sigmoid", "ce"), ("softmax", "bce")):
         raise ValueError(

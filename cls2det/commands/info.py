@@ -41,6 +41,7 @@ def info(_options: InfoOptions = InfoOptions()) -> None:  # noqa: B008 (frozen)
     print("\nStudents")
     for name, student in STUDENTS.items():
         print(f"{name:34} {student.about}")
+    print(f"{'hf:FOLDER, hf:NAME':34} any detector of Hugging Face transformers with a Hungarian matcher")
     print("\nDistillers")
     for name, settings in DISTILLERS.items():
         about = (settings.__doc__ or "").partition("\n")[0]

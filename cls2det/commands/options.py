@@ -99,12 +99,14 @@ class TrainOptions:
         out: folder for what is written
         train_split: split to train on (train2017 for COCO)
         val_split: split to evaluate on at the end, and during training if run.validate_every is given
-        student: the detector; `cls2det info` lists them
+        student: the detector; `cls2det info` lists them. hf:FOLDER or hf:NAME is a detector of Hugging Face transformers that
+            matches by the Hungarian method, from a folder (config.json, model.safetensors) or from huggingface.co
         image_size: side in pixels that images are brought to (default: the student's own)
         name: what reports call this run (default: baseline, or what is distilled)
         images: how many images to use, drawn with the seed (default: all)
         augmentation: none, flip, ssd, ssdlite, jitter, jitter_flip
-        backbone_weights: what the backbone starts from: imagenet, auto (random where there is no network), none
+        backbone_weights: what the backbone, or an hf: student as a whole, starts from: imagenet (of an hf: student: its own),
+            auto (random where there are none), none
         start: weights.pt of `cls2det teacher` or `pretrain` with the same backbone, to start from instead
         cls_weight: weight of the detector's own classification losses
         box_weight: weight of the detector's own box losses

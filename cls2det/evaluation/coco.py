@@ -19,7 +19,7 @@ from cls2det.data.loader import test_loader
 from cls2det.data.targets import CLASSES_FROM
 from cls2det.evaluation.anchors import BestAnchors
 from cls2det.evaluation.finite import NotFinite, check_finite, check_weights, finite_heads
-from cls2det.models.students.detr import Detr
+from cls2det.models.students.hungarian import HungarianDetector
 from cls2det.models.students.limits import allow_detections, most_detections
 
 MAX_DETECTIONS = 100  # per image and class, of COCO's evaluation
@@ -161,8 +161,8 @@ def warn_of_crowded_images(detector: nn.Module, data: DetectionData, max_detecti
     limits = f"{max_detections} detections per image and class count"
     if most is not None and most < max(crowded):
         limits += f", and the detector gives at most {most} per image"
-    if isinstance(detector, Detr):
-        remedy = "a DETR gives one detection per query and no more"
+    if isinstance(detector, HungarianDetector):
+        remedy = "it gives one detection per query and no more"
     else:
         remedy = f"max_detections {max(crowded)} (run.max_detections of a training) takes them all"
     warnings.warn(

@@ -19,6 +19,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from cls2det.data.classes import overlooked, quoted
 from cls2det.models.backbones import load_into_cache
 from cls2det.models.students import load_student
+from cls2det.models.students.hungarian import named_maps
 from cls2det.models.taps import StudentOutputs, anchor_generator, body
 
 PREFIX = "torchvision:"
@@ -97,7 +98,7 @@ class TeacherOutputs:
     def features(self) -> dict[str, Tensor]:
         """The backbone's maps, by name: no head, no proposals, no NMS."""
         images = rescaled(self._student_outputs.images, self._transform, self.detector.get_submodule("transform"))
-        return dict(body(self.detector)(images))
+        return named_maps(_maps_of(self.detector)(images))
 
     @cached_property
     @torch.no_grad()
@@ -174,18 +175,26 @@ def check_same_grid(method: str, student: nn.Module, teacher: nn.Module) -> list
 @torch.no_grad()
 def _probe(detector: nn.Module, student: nn.Module) -> list[Tensor]:
     """The detector's maps of a black image of the student's fixed size, or of 256 by 256."""
-    network = body(detector)
+    network = _maps_of(detector)
     training = network.training
     network.eval()  # no statistics move
     try:
-        return list(network(next(detector.parameters()).new_zeros(1, 3, *_probe_size(student))).values())
+        images = next(detector.parameters()).new_zeros(1, 3, *_probe_size(student))
+        return list(named_maps(network(images)).values())
     finally:
         network.train(training)
 
 
+def _maps_of(detector: nn.Module) -> nn.Module:
+    if (network := body(detector)) is None:
+        name = type(getattr(detector, "network", detector)).__name__
+        raise ValueError(f"{name} has no backbone whose maps could be compared; take the classifier's terms")
+    return network
+
+
 def _probe_size(student: nn.Module) -> tuple[int, int]:
     transform: GeneralizedRCNNTransform = student.transform
-    height, width = transform.fixed_size or (256, 256)
+    width, height = transform.fixed_size or (256, 256)
     return height, width
 
 

@@ -1,6 +1,7 @@
 """Students: detectors by name. ``build_student("fasterrcnn_qr50_fpn", classes=80, backbone_weights="auto")``.
 
-``load_student`` reads what ``cls2det train`` and ``distill`` wrote.
+``load_student`` reads what ``cls2det train`` and ``distill`` wrote. Beside the names of ``STUDENTS`` there are ``hf:FOLDER`` and
+``hf:NAME``, detectors of Hugging Face transformers with their own weights (``hugging_face``).
 
 All are called like torchvision's detectors. In training mode, ``model(images, targets)`` with a list of float images (3, H, W)
 in [0, 1] and, of each, "boxes" (n, 4) xyxy in pixels and "labels" (n,) from 1, gives losses by name. In eval mode,
@@ -15,9 +16,10 @@ ones take ``IMAGE_MEAN`` and ``IMAGE_STD``.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from torchvision.models import (
@@ -27,9 +29,10 @@ from torchvision.models import (
     VGG16_Weights,
     WeightsEnum,
 )
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from cls2det.models.backbones import IMAGE_MEAN, IMAGE_STD, RANDOM, CompactResNet, choose_weights, load_backbone
-from cls2det.models.students import dense, detr, faster_rcnn, ssd
+from cls2det.models.students import dense, detr, faster_rcnn, hugging_face, rt_detr, ssd
 from cls2det.models.students.resizing import Transform
 from cls2det.models.students.ssd import ssd_compact
 from cls2det.models.weights import check_fit, read_weights, write_weights
@@ -42,6 +45,7 @@ __all__ = [
     "Student",
     "TrainedStudent",
     "build_student",
+    "head_of",
     "load_backbone",
     "load_student",
     "parameter_count",
@@ -109,6 +113,9 @@ STUDENTS: dict[str, Student] = {
     ),
     "detr_compact": Student(detr.detr_compact, 96, "DETR on the small ResNet"),
     "detr_resnet50": Student(detr.detr_resnet50, 800, "DETR, ResNet-50", RESNET50),
+    "rtdetr_v2_compact": Student(rt_detr.rtdetr_v2_compact, 96, "RT-DETRv2 on the small ResNet", head="sigmoid"),
+    "rtdetr_v2_r18": Student(rt_detr.rtdetr_v2_r18, 640, "RT-DETRv2-S, ResNet-18-vd", head="sigmoid"),
+    "dfine_n": Student(rt_detr.dfine_n, 640, "D-FINE-N, HGNetv2-B0", head="sigmoid"),
 }
 
 
@@ -116,28 +123,51 @@ def build_student(name: str, classes: int, image_size: int | None = None, backbo
     """A detector of ``classes`` foreground classes; its ``started_from`` says which weights the backbone has, or "random weights".
 
     Args:
-        name: of ``STUDENTS``
+        name: of ``STUDENTS``, or ``hf:`` and a folder or a name of huggingface.co
         classes: without the background
         image_size: what images are brought to, in pixels; None is the student's own
         backbone_weights: "none" (random), "auto" (torchvision's ImageNet weights where they can be fetched, with a warning
-            where not), "imagenet" (an error where not)
+            where not), "imagenet" (an error where not); of an ``hf:`` student, the weights of the whole detector
 
     Raises:
         ValueError: an unknown name, a size that the student does not take, ImageNet weights that do not exist
         ConnectionError: "imagenet" and the weights cannot be fetched
+        FileNotFoundError: ``hf:`` and a folder without a detector
     """
-    if name not in STUDENTS:
-        raise ValueError(f"no student {name!r}; there are {', '.join(STUDENTS)}")
-    student = STUDENTS[name]
+    if hugging_face.is_name(name):
+        return _with_own_transform(hugging_face.build(name, classes, _positive(image_size, name), backbone_weights))
+    student = find_student(name)
     size = student.size if image_size is None else image_size
     if student.fixed_size and size != student.size:
         raise ValueError(f"{name} takes images of size {student.size}, found size {size}; None is the student's own")
-    if size <= 0:
-        raise ValueError(f"the size of {name}'s images must be positive, or None for the student's own; found {size}")
+    _positive(size, name)
     weights = choose_weights(student.weights, backbone_weights, f"the backbone of {name}")
-    detector = student.build(classes, size, weights)
-    detector.transform = Transform.of(detector.transform)
+    detector = _with_own_transform(student.build(classes, size, weights))
     detector.started_from = str(weights or RANDOM)  # type: ignore[assignment]
+    return detector
+
+
+def head_of(name: str) -> str:
+    """The head of a student, "softmax" or "sigmoid", before it is built. Raises as ``build_student``."""
+    return hugging_face.describe(name)[1] if hugging_face.is_name(name) else find_student(name).head
+
+
+def find_student(name: str) -> Student:
+    """The entry of ``STUDENTS``; ValueError for a name that is not there."""
+    if name not in STUDENTS:
+        raise ValueError(f"no student {name!r}; there are {', '.join(STUDENTS)}, and hf:FOLDER for a detector of transformers")
+    return STUDENTS[name]
+
+
+def _positive(size: int | None, name: str) -> int | None:
+    if size is not None and size <= 0:
+        raise ValueError(f"the size of {name}'s images must be positive, or None for the student's own; found {size}")
+    return size
+
+
+def _with_own_transform(detector: nn.Module) -> nn.Module:
+    transform: GeneralizedRCNNTransform = detector.transform
+    detector.transform = Transform.of(transform)
     return detector
 
 
@@ -147,7 +177,7 @@ class TrainedStudent:
 
     Attributes:
         detector: in eval mode, on the CPU
-        name: of ``STUDENTS``
+        name: see ``build_student``
         classes: names of the classes, in order of label
         image_size: see ``build_student``
     """
@@ -157,12 +187,21 @@ class TrainedStudent:
     classes: list[str]
     image_size: int | None
 
+    def untrained(self) -> nn.Module:
+        """A detector of the same kind with random weights."""
+        return _untrained(self.name, len(self.classes), self.image_size, getattr(self.detector, "description", None))
+
 
 def save_student(
     path: str | Path, detector: nn.Module, *, name: str, classes: Sequence[str], image_size: int | None = None
 ) -> None:
-    """Write the weights of a student that ``build_student`` made with these arguments."""
-    settings = {"name": name, "classes": list(classes), "image_size": image_size}
+    """Write the weights of a student that ``build_student`` made with these arguments.
+
+    Of an ``hf:`` student its configuration too, so that it is read without its folder.
+    """
+    settings: dict[str, Any] = {"name": name, "classes": list(classes), "image_size": image_size}
+    if description := getattr(detector, "description", None):
+        settings["description"] = description
     write_weights(path, "student", settings, detector.state_dict())
 
 
@@ -170,13 +209,19 @@ def load_student(path: str | Path) -> TrainedStudent:
     """What ``save_student`` wrote. Raises as ``models.weights.read_weights``, and ValueError for weights that do not fit."""
     saved = read_weights(path, "student")
     with check_fit(path):
-        student = TrainedStudent(
-            build_student(saved.settings["name"], len(saved.settings["classes"]), saved.settings["image_size"]),
-            **saved.settings,
-        )
+        settings = dict(saved.settings)
+        description = settings.pop("description", None)
+        detector = _untrained(settings["name"], len(settings["classes"]), settings["image_size"], description)
+        student = TrainedStudent(detector, **settings)
         student.detector.load_state_dict(saved.weights)
     student.detector.eval()
     return student
+
+
+def _untrained(name: str, classes: int, image_size: int | None, description: Mapping[str, Any] | None) -> nn.Module:
+    if description is None:
+        return build_student(name, classes, image_size)
+    return _with_own_transform(hugging_face.rebuild(description))
 
 
 def parameter_count(model: nn.Module) -> int:

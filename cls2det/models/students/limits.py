@@ -7,13 +7,13 @@ from typing import Any
 from torch import nn
 from torchvision.models.detection import FasterRCNN
 
-from cls2det.models.students.detr import Detr
+from cls2det.models.students.hungarian import HungarianDetector
 
 
 def most_detections(detector: nn.Module) -> int | None:
     """The detector's own limit per image; None for one that is not of ``STUDENTS``' families."""
-    if isinstance(detector, Detr):
-        return int(detector.network.config.num_queries)
+    if isinstance(detector, HungarianDetector):
+        return detector.queries
     limit = getattr(_limited(detector), "detections_per_img", None)
     return None if limit is None else int(limit)
 
@@ -21,11 +21,11 @@ def most_detections(detector: nn.Module) -> int | None:
 def allow_detections(detector: nn.Module, count: int) -> None:
     """Let the detector give at least ``count`` detections per image, chosen among at least twice as many candidates.
 
-    A detector that allows as many already stays as it is: none of ``STUDENTS`` but DETR, which has one detection per query and
-    cannot give more, is changed by a ``count`` of up to 100.
+    A detector that allows as many already stays as it is: none of ``STUDENTS`` is changed by a ``count`` of up to 100. DETR and
+    its like have one detection per query, and cannot give more.
     """
     limit = most_detections(detector)
-    if limit is None or limit >= count or isinstance(detector, Detr):
+    if limit is None or limit >= count or isinstance(detector, HungarianDetector):
         return
     parts: Any = _limited(detector)
     parts.detections_per_img = count

@@ -8,9 +8,10 @@
     tap.student_outputs                      # these and all else that a distiller may read: maps, anchors, proposals
 
 No code of the detector is copied and nothing stays on the model: inside the ``with`` block the method that receives the
-matches is wrapped, after it the model is as before. torchvision's SSD, RetinaNet, FCOS and Faster R-CNN and the DETR of
-``cls2det.models.students.detr`` are known. What is used of them was read in torchvision 0.29 and transformers 5.24, and
-``PositiveTap(model)`` checks that it is there, by name and arguments. Under DDP, tap the detector inside.
+matches is wrapped, after it the model is as before. torchvision's SSD, RetinaNet, FCOS and Faster R-CNN are known, and so are
+transformers' detectors that match by the Hungarian method, alone or as students. What is used of them was read in torchvision
+0.29 and transformers 5.24, and ``PositiveTap(model)`` checks that it is there, by name and arguments. Under DDP, tap the
+detector inside.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from torchvision.models.detection.ssd import SSD
 
 from cls2det.errors import LibraryChanged
 from cls2det.models.positives import Positives
-from cls2det.models.students.detr import Detr
-from cls2det.models.taps import dense, detr, hungarian, roi_heads
+from cls2det.models.students.hungarian import HungarianDetector, named_maps
+from cls2det.models.taps import dense, hungarian, roi_heads
 from cls2det.models.taps.family import Family
 
 FAMILIES = {
@@ -39,7 +40,7 @@ FAMILIES = {
     RetinaNet: dense.RETINANET_FAMILY,
     FCOS: dense.FCOS_FAMILY,
     FasterRCNN: roi_heads.FAMILY,
-    Detr: detr.FAMILY,
+    HungarianDetector: hungarian.STUDENT_FAMILY,
 }
 
 
@@ -138,7 +139,8 @@ class PositiveTap:
         self.forget()
         if self._family.reads_transform:
             self.undo(self.model.transform.register_forward_hook(self._keep_transformed).remove)
-            self.hook(body(self.model), self._keep_features)
+            if (network := body(self.model)) is not None:
+                self.hook(network, self._keep_features)
         if (generator := anchor_generator(self.model)) is not None:
             self.hook(generator, self._keep_anchors)
         self._family.install(self)
@@ -149,9 +151,13 @@ class PositiveTap:
             self._undo.pop()()
 
     @property
+    def has_positives(self) -> bool:
+        return "logits" in self._parts
+
+    @property
     def positives(self) -> Positives:
         """The positives of the last forward. Raises RuntimeError if it delivered none, which no training should ignore."""
-        if "logits" not in self._parts:
+        if not self.has_positives:
             raise RuntimeError("no positives: run the model in training mode, with targets, inside `with tap:`")
         return Positives(**self._parts)
 
@@ -220,8 +226,8 @@ class PositiveTap:
         if targets is not None:
             self.keep_inputs(images.tensors, [target["boxes"] for target in targets], [target["labels"] for target in targets])
 
-    def _keep_features(self, features: dict[str, Tensor]) -> None:
-        self._features = dict(features)
+    def _keep_features(self, output: Any) -> None:
+        self._features = named_maps(output)
 
     def _keep_anchors(self, anchors: list[Tensor]) -> None:
         self._anchors = anchors[0]  # images of a batch are padded to one size, and have the same
@@ -284,9 +290,15 @@ def family_of(model: nn.Module) -> Family:
     )
 
 
-def body(model: nn.Module) -> nn.Module:
-    """The module that gives a detector's maps (B, C, h, w) by name; with its pyramid, where it has one."""
-    return model.backbone.body if isinstance(model, Detr) else model.get_submodule("backbone")
+def body(model: nn.Module) -> nn.Module | None:
+    """The module that gives a detector's maps (B, C, h, w), see ``named_maps``; with its pyramid, where it has one.
+
+    None for a detector that has no such part, as YOLOS.
+    """
+    if not isinstance(model, HungarianDetector):
+        return model.get_submodule("backbone")
+    backbone = getattr(model, "backbone", None)
+    return getattr(backbone, "body", backbone)
 
 
 def anchor_generator(model: nn.Module) -> AnchorGenerator | DefaultBoxGenerator | None:

@@ -12,19 +12,16 @@ processors write it (of the padded batch where they padded it), else of the pict
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
-from torchvision.ops import box_convert
 
 from cls2det.errors import LibraryChanged
-from cls2det.models.taps.detr import LIBRARY
+from cls2det.models.students.hungarian import LIBRARY, MATCHER, Labels, in_pixels, is_softmax, matchers
 from cls2det.models.taps.family import Family
-
-MATCHER = "HungarianMatcher"  # how the class of every matcher ends
-Labels = list[dict[str, Tensor]]  # of each image: "class_labels" (n,) from 0, "boxes" (n, 4), "size" (2,) or nothing
 
 
 def is_transformers_detector(model: nn.Module) -> bool:
@@ -33,7 +30,8 @@ def is_transformers_detector(model: nn.Module) -> bool:
     return any(kind.__module__.startswith("transformers.") and kind.__name__.endswith("ForObjectDetection") for kind in kinds)
 
 
-def tap_matcher(tap: Any) -> None:
+def tap_network(tap: Any) -> None:
+    """Of one of transformers' own, whose arguments are the images, the mask and the labels."""
     signature = inspect.signature(tap.model.forward)
     inputs: dict[str, Tensor] = {}
 
@@ -43,37 +41,62 @@ def tap_matcher(tap: Any) -> None:
         inputs.update((name, call[name]) for name in ("pixel_values", "pixel_mask") if call.get(name) is not None)
         tap.forget()
 
-    def keep_matches(module: nn.Module, arguments: tuple[Any, ...], pairs: list[tuple[Tensor, Tensor]]) -> None:
-        if not type(module).__name__.endswith(MATCHER) or not inputs:
+    def take(outputs: dict[str, Tensor], labels: Labels, pairs: list[tuple[Tensor, Tensor]]) -> None:
+        if not inputs:
             return
         images, mask = inputs["pixel_values"], inputs.get("pixel_mask")
         inputs.clear()  # the calls that follow are for other decoder layers
-        outputs, labels = arguments[:2]
-        logits, device = outputs["logits"], images.device
         sizes = _sizes(images, mask, labels)
         tap.keep_inputs(
             images,
-            boxes=[_in_pixels(label["boxes"], size) for label, size in zip(labels, sizes, strict=True)],
+            boxes=[in_pixels(label["boxes"], size) for label, size in zip(labels, sizes, strict=True)],
             labels=[label["class_labels"] + 1 for label in labels],
         )
-        counts = [len(queries) for queries, _ in pairs]
-        image = torch.tensor([number for number, count in enumerate(counts) for _ in range(count)], dtype=torch.int64)
-        queries, matched = (torch.cat(column).to(device) for column in zip(*pairs, strict=True))
-        image = image.to(device)
-        boxes = outputs["pred_boxes"][image, queries]
-        is_softmax = _is_softmax(tap.model.config, logits.shape[-1])
-        tap.keep_positives(
-            logits=logits[image, queries],
-            boxes=_in_pixels(boxes.float(), sizes[image]),
-            image_index=image,
-            matched=matched,
-            outputs=(logits, outputs["pred_boxes"]),
-            head="softmax" if is_softmax else "sigmoid",
-            background="last" if is_softmax else "none",
-        )
+        _keep_positives(tap, tap.model.config, outputs, sizes, pairs)
 
     tap.undo(tap.model.register_forward_pre_hook(keep_inputs, with_kwargs=True).remove)
+    _hook_matcher(tap, take)
+
+
+def tap_student(tap: Any) -> None:
+    """Of a student, whose images and ground truths come from its transform."""
+
+    def take(outputs: dict[str, Tensor], labels: Labels, pairs: list[tuple[Tensor, Tensor]]) -> None:
+        if not tap.has_positives:  # the calls that follow are for other decoder layers
+            sizes = torch.stack([label["size"] for label in labels])
+            _keep_positives(tap, tap.model.network.config, outputs, sizes, pairs)
+
+    _hook_matcher(tap, take)
+
+
+def _hook_matcher(tap: Any, take: Callable[[dict[str, Tensor], Labels, list[tuple[Tensor, Tensor]]], None]) -> None:
+    def keep_matches(module: nn.Module, arguments: tuple[Any, ...], pairs: list[tuple[Tensor, Tensor]]) -> None:
+        if type(module).__name__.endswith(MATCHER):
+            outputs, labels = arguments[:2]
+            take(outputs, labels, pairs)
+
     tap.undo(register_module_forward_hook(keep_matches).remove)
+
+
+def _keep_positives(
+    tap: Any, config: Any, outputs: dict[str, Tensor], sizes: Tensor, pairs: list[tuple[Tensor, Tensor]]
+) -> None:
+    """Of the matches of each image: queries (n,), and the ground truth (n,) that each is matched to."""
+    logits, boxes = outputs["logits"], outputs["pred_boxes"]
+    counts = [len(queries) for queries, _ in pairs]
+    image = torch.tensor([number for number, count in enumerate(counts) for _ in range(count)], dtype=torch.int64)
+    image = image.to(logits.device)
+    queries, matched = (torch.cat(column).to(logits.device) for column in zip(*pairs, strict=True))
+    has_softmax = is_softmax(config, logits.shape[-1])
+    tap.keep_positives(
+        logits=logits[image, queries],
+        boxes=in_pixels(boxes[image, queries].float(), sizes[image]),
+        image_index=image,
+        matched=matched,
+        outputs=(logits, boxes),
+        head="softmax" if has_softmax else "sigmoid",
+        background="last" if has_softmax else "none",
+    )
 
 
 def _sizes(images: Tensor, mask: Tensor | None, labels: Labels) -> Tensor:
@@ -85,23 +108,26 @@ def _sizes(images: Tensor, mask: Tensor | None, labels: Labels) -> Tensor:
     return torch.stack((mask[:, :, 0].sum(1), mask[:, 0].sum(1)), 1).float()
 
 
-def _in_pixels(boxes: Tensor, size: Tensor) -> Tensor:
-    """xyxy in pixels of boxes (n, 4) as centre and sides in shares of ``size``, (2,) or (n, 2)."""
-    corners: Tensor = box_convert(boxes, "cxcywh", "xyxy")
-    return corners * size.flip(-1).repeat(*[1] * (size.dim() - 1), 2)
-
-
-def _is_softmax(config: Any, columns: int) -> bool:
-    """A softmax has a column for "no object", the last; a sigmoid per class has none."""
-    if columns not in (config.num_labels, config.num_labels + 1):
-        raise LibraryChanged(LIBRARY, f"the class head has {columns} columns for {config.num_labels} classes")
-    return bool(columns == config.num_labels + 1)
-
-
 def check_config(model: nn.Module) -> None:
     """The loss is one that matches, and the head is of a kind that the tap tells apart."""
     if getattr(model.config, "use_focal_loss", True) is False:
         raise LibraryChanged(LIBRARY, f"{type(model).__name__} with use_focal_loss=False has a head that is not known here")
 
 
-FAMILY = Family({"forward": None, "config.num_labels": None}, tap_matcher, LIBRARY, check_config, reads_transform=False)
+def check_student(model: nn.Module) -> None:
+    """Its loss makes a matcher whose calls the tap knows."""
+    network: Any = model.get_submodule("network")
+    check_config(network)
+    if not (kinds := matchers(network.loss_function.args[0])):
+        raise LibraryChanged(
+            LIBRARY, f"the loss of {type(network).__name__} makes no {MATCHER}, which its positives are taken from"
+        )
+    for kind in kinds:
+        if (names := tuple(inspect.signature(kind.forward).parameters)[:3]) != ("self", "outputs", "targets"):
+            raise LibraryChanged(LIBRARY, f"{kind.__name__}.forward should take outputs and targets; found {names}")
+
+
+FAMILY = Family({"forward": None, "config.num_labels": None}, tap_network, LIBRARY, check_config, reads_transform=False)
+STUDENT_FAMILY = Family(
+    {"network.loss_function": None, "network.config.num_labels": None}, tap_student, LIBRARY, check_student
+)
