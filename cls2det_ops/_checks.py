@@ -32,7 +32,9 @@ def debug_enabled() -> bool:
 def debug_values(enabled: bool = True) -> Iterator[None]:
     """Check the values of indices, boxes and logits in every call inside the block, and raise ``ValueError``.
 
-    Costs a device synchronisation per argument. ``CLS2DET_DEBUG=1`` in the environment switches it on for the process.
+    What no right call can hold is an error. What :func:`explain` says of a loss at boxes is a warning, once in a process for
+    each sentence. Costs a device synchronisation per argument. ``CLS2DET_DEBUG=1`` in the environment switches it on for the
+    process.
     """
     global _debug
     before, _debug = _debug, enabled
@@ -178,8 +180,21 @@ def _number(function: str, argument: str, value: object) -> None:
 
 
 def _tensor(function: str, argument: str, value: object) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{function}: {argument} must be a torch.Tensor, found {type(value).__name__}")
+    if isinstance(value, Tensor):
+        return
+    if isinstance(value, (list, tuple)) and value and all(isinstance(part, Tensor) for part in value):
+        pictures = argument in ("images", "features", "target_features")
+        way_out = (
+            "pad the pictures to one size and stack them"
+            if pictures
+            else "concatenate them and add the offsets of the images to the matches, as cls2det.models.positives.Positives.from_lists "
+            "does"
+        )
+        raise TypeError(
+            f"{function}: {argument} must be a torch.Tensor for the whole batch, found a {type(value).__name__} of {len(value)} "
+            f"tensors: {way_out}"
+        )
+    raise TypeError(f"{function}: {argument} must be a torch.Tensor, found {type(value).__name__}")
 
 
 def _shape(function: str, argument: str, tensor: Tensor, shape: tuple[int | str, ...]) -> None:

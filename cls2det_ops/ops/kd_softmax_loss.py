@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import _checks as check
 from .. import reference
 from .._library import native
+from ..explain import warn_of_mistakes
 from ._common import (
     reduce_rows,
     register_autograd,
@@ -104,6 +105,14 @@ def matched_logits(
         check.index_values(name, "matched_idxs", matched_idxs, teacher_logits.shape[0], "teacher_logits", ignored=True)
         check.finite_values(name, "student_logits", student_logits)
         check.finite_values(name, "teacher_logits", teacher_logits)
+        warn_of_mistakes(
+            name,
+            student_logits=student_logits,
+            teacher_logits=teacher_logits,
+            matched_idxs=matched_idxs,
+            head="softmax" if name == "kd_softmax_loss" else "sigmoid",
+            background=background,
+        )
     dtype = torch.promote_types(student_logits.dtype, teacher_logits.dtype)
     return check.in_dtype(student_logits, dtype), check.constant(teacher_logits, dtype), matched_idxs, column
 

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from .. import _checks as check
+from ..explain import warn_of_mistakes
 from ._common import divisor, without_weightless
 from .kd_sigmoid_loss import kd_sigmoid_loss
 from .kd_softmax_loss import kd_softmax_loss
-from .roi_feature_loss import roi_feature_loss
+from .roi_feature_loss import roi_feature_loss, unit_of_differences
 
 HEADS = ("softmax", "sigmoid")
 
@@ -21,8 +22,9 @@ class RoIMap(NamedTuple):
     """A map on which predicted and ground-truth boxes are compared.
 
     features (B, C, H, W); output_size, sampling_size and spatial_scale as in :func:`roi_avg_pool`; target_features and
-    target_spatial_scale, the map of the ground-truth side if it is another one; weight of this map's term in the sum.
-    The paper's pixel term is ``RoIMap(images, output_size=4, sampling_size=112)``.
+    target_spatial_scale, the map of the ground-truth side if it is another one; weight of this map's term in the sum; std, the
+    unit of its differences, as in :func:`roi_feature_loss`.
+    The paper's pixel term is ``RoIMap(images, output_size=4, sampling_size=112)`` on images of 0..255.
     """
 
     features: Tensor
@@ -32,6 +34,7 @@ class RoIMap(NamedTuple):
     target_features: Tensor | None = None
     target_spatial_scale: float | None = None
     weight: float = 1.0
+    std: float = 1.0
 
 
 class RoIKDLoss(NamedTuple):
@@ -84,8 +87,8 @@ def roi_kd_loss(
         head: "softmax" or "sigmoid" (its "bce" mode), the student's classification head.
         temperature: T > 0; the paper uses 2.
         background: "first", "last" or "none"; default "first" for softmax (torchvision), "none" for sigmoid.
-        cls_weight, loc_weight: the paper's 0.4 and 0.15. The latter was chosen for images with standard deviation 1 in
-            0..255 units: for images divided by 58 the same pull needs about 58 times more.
+        cls_weight, loc_weight: the paper's 0.4 and 0.15. The latter is per level of 0..255. With the maps' ``std`` it counts per
+            standard deviation of the pictures, and 8.7 gives the paper's pull whatever their scale.
         loss, beta, padding_mode, clip: as in :func:`roi_feature_loss`.
         weight: (K,) weight of each positive in both terms.
         normalizer: N; default max(K, 1).
@@ -114,6 +117,21 @@ def roi_kd_loss(
         matched_idxs=matched_idxs,
         target_image_index=target_image_index,
     )
+    if check.debug_enabled():
+        warn_of_mistakes(
+            name,
+            student_logits=student_logits,
+            boxes=boxes,
+            teacher_logits=teacher_logits,
+            target_boxes=target_boxes,
+            matched_idxs=matched_idxs,
+            target_image_index=target_image_index,
+            maps=maps,
+            head=head,
+            background=background,
+            loc_weight=loc_weight,
+            weight=weight,
+        )
     # every scalar operation is a launch on a GPU, in both directions: weight and normalizer are read once for all terms
     matched_idxs = without_weightless(name, matched_idxs, weight)
     if head == "softmax":
@@ -139,6 +157,7 @@ def roi_kd_loss(
     for number, roi_map in enumerate([maps] if isinstance(maps, RoIMap) else maps):
         if not isinstance(roi_map, RoIMap):
             raise TypeError(f"{name}: maps must be a RoIMap or a sequence of them, found {type(roi_map).__name__} at {number}")
+        unit, map_beta = unit_of_differences(name, loss, beta, roi_map.std)  # part of the factor: no launch of its own
         rows = roi_feature_loss(
             roi_map.features,
             boxes,
@@ -152,12 +171,12 @@ def roi_kd_loss(
             target_features=roi_map.target_features,
             target_spatial_scale=roi_map.target_spatial_scale,
             loss=loss,
-            beta=beta,
+            beta=map_beta,
             padding_mode=padding_mode,
             clip=clip,
             reduction="none",
         )
-        of_map = term(rows, loc_weight * roi_map.weight)
+        of_map = term(rows, loc_weight * roi_map.weight * unit)
         loc = of_map if loc is None else loc + of_map
     if loc is None:
         loc = boxes[:0].sum().to(cls.dtype)
