@@ -25,7 +25,9 @@ def not_finite(call: Call) -> str | None:
     for name, boxes in _named(call):
         bad = (~boxes.isfinite().all(1)).nonzero().flatten()
         if len(bad):
-            return f"{name} must be finite, found {_text(boxes[bad[0]])} ({len(bad)} such): look for a division by 0 before it."
+            return (
+                f"{name} must be finite, found {_text(boxes[bad[0]])} ({len(bad)} such): look for a division by 0 before it."
+            )
     return None
 
 
@@ -163,7 +165,9 @@ def copies(call: Call) -> str | None:
     places, boxes = partner
     if not torch.equal(call.targets[places], boxes):
         return None
-    return "boxes must be the predicted boxes, found those of the ground truths in every row: decode the detector's regression."
+    return (
+        "boxes must be the predicted boxes, found those of the ground truths in every row: decode the detector's regression."
+    )
 
 
 def _corners_of_size(boxes: Tensor) -> Tensor:

@@ -93,9 +93,7 @@ class Call:
         return max(widths), max(heights)
 
 
-def read_call(
-    tensors: dict[str, Tensor], maps: Sequence[Map], head: str, background: str | None, loc_weight: float
-) -> Call:
+def read_call(tensors: dict[str, Tensor], maps: Sequence[Map], head: str, background: str | None, loc_weight: float) -> Call:
     """Of checked arguments by name. A GPU is waited for once."""
     needs_gradient = {name: tensor.requires_grad for name, tensor in tensors.items()}
     needs_gradient["maps"] = any(of_map.features.requires_grad for of_map in maps)

@@ -183,17 +183,11 @@ def _tensor(function: str, argument: str, value: object) -> None:
     if isinstance(value, Tensor):
         return
     if isinstance(value, (list, tuple)) and value and all(isinstance(part, Tensor) for part in value):
-        pictures = argument in ("images", "features", "target_features")
-        way_out = (
-            "pad the pictures to one size and stack them"
-            if pictures
-            else "concatenate them and add the offsets of the images to the matches, as cls2det.models.positives.Positives.from_lists "
-            "does"
-        )
-        raise TypeError(
-            f"{function}: {argument} must be a torch.Tensor for the whole batch, found a {type(value).__name__} of {len(value)} "
-            f"tensors: {way_out}"
-        )
+        joined = "pad the pictures to one size and stack them"
+        if argument not in ("images", "features", "target_features"):
+            joined = "concatenate them and count matches in the whole batch (cls2det's Positives.from_lists does both)"
+        found = f"a {type(value).__name__} of {len(value)} tensors"
+        raise TypeError(f"{function}: {argument} must be one torch.Tensor for all images, found {found}: {joined}")
     raise TypeError(f"{function}: {argument} must be a torch.Tensor, found {type(value).__name__}")
 
 

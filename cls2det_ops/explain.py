@@ -133,10 +133,12 @@ def _check_rows(name: str, present: dict[str, Tensor], dimensions: dict[str, int
 
 
 def _maps(name: str, maps: RoIMap | Sequence[RoIMap], loc_weight: float) -> list[Map]:
+    from .ops.roi_kd_loss import RoIMap  # which imports this module, for debug mode
+
     found: list[Map] = []
-    listed = [maps] if hasattr(maps, "features") else list(maps)
+    listed = [maps] if isinstance(maps, RoIMap) else list(maps)
     for number, one in enumerate(listed):
-        if not hasattr(one, "features"):
+        if not isinstance(one, RoIMap):
             raise TypeError(f"{name}: maps must be a RoIMap or a sequence of them, found {type(one).__name__} at {number}")
         found += _sides(
             f"maps[{number}]" if len(listed) > 1 else "maps",

@@ -108,7 +108,7 @@ def _student(draw: random.Random, kind: str, labels: Tensor, classes: int, age: 
     columns = classes + (background != "none")
     prior = 0.0 if kind in SOFTMAX else -4.6
     logits = prior + draw.choice((0.01, 0.3, 2.0)) * torch.randn(columns) + 0.02 * torch.randn(len(labels), columns)
-    if draw.random() < 0.1:
+    if draw.random() < 0.1 and not age:
         logits = torch.zeros_like(logits)  # a head that starts from zeros
     true = labels - int(background != "first")
     known = torch.rand(len(labels)) < 0.5 + age / 2
@@ -171,7 +171,11 @@ def _unscaled(call: dict) -> dict:
 
 def _pixels_without_std(call: dict) -> dict:
     one = call["maps"][0]
-    return {"maps": RoIMap(torch.rand(len(one.features), 3, *(round(side / one.spatial_scale) for side in one.features.shape[2:])), 4, 8)}
+    return {
+        "maps": RoIMap(
+            torch.rand(len(one.features), 3, *(round(side / one.spatial_scale) for side in one.features.shape[2:])), 4, 8
+        )
+    }
 
 
 def _probabilities(name: str) -> Callable[[dict], dict]:
