@@ -214,3 +214,22 @@ WRONG: dict[str, tuple[Callable[[dict], dict], str]] = {
     ),
     "pixels of [0, 1] at the weight for levels": (_pixels_without_std, "pixel term is about"),
 }
+
+# The fifteen mistakes, with the forms of each.
+MISTAKES = {
+    "labels as matches": ["labels as matches"],
+    "matches within an image": ["matches within an image"],
+    "background at the other end": ["background at the other end"],
+    "shares of the image": ["shares of the image"],
+    "xywh": ["xywh", "xywh of the ground truths"],
+    "cxcywh": ["cxcywh", "cxcywh of the ground truths"],
+    "original picture": ["pixels of the original picture", "pixels of the original picture, all boxes"],
+    "teacher's probabilities": ["teacher's probabilities"],
+    "student's probabilities": ["student's probabilities"],
+    "detached boxes": ["detached boxes"],
+    "a map without spatial_scale": ["a map without spatial_scale"],
+    "image index out of range": ["image index out of range"],
+    "flipped corners": ["flipped corners"],
+    "a teacher with shuffled classes": ["a teacher with shuffled classes"],
+    "pixels of [0, 1] at the weight for levels": ["pixels of [0, 1] at the weight for levels"],
+}
