@@ -114,10 +114,9 @@ def _fits(call: Call) -> tuple[float, float]:
     return float(((on_own >= 0.3) | near).double().mean()), float(((on_own < 0.5 * best) & (best >= 0.6)).double().mean())
 
 
-MATCH_RULES: tuple[Callable[[Call], str | None], ...] = (
+INDEX_RULES: tuple[Callable[[Call], str | None], ...] = (
     matches_out_of_range,
     images_out_of_range,
     matches_of_other_images,
-    unmatched_images,
-    matches_elsewhere,
 )
+MATCH_RULES: tuple[Callable[[Call], str | None], ...] = (unmatched_images, matches_elsewhere)  # the same from other evidence

@@ -13,14 +13,15 @@ from torch import Tensor
 
 from ._box_mistakes import FORM_RULES, PLACE_RULES
 from ._call import Call
-from ._match_mistakes import MATCH_RULES
+from ._match_mistakes import INDEX_RULES, MATCH_RULES
 
 Rule = Callable[[Call], str | None]
 
 
 def sentences(call: Call) -> list[str]:
     """What the rules say. Those that need right matches, or right corners, are asked only where nothing is said of these."""
-    of_matches, of_forms = _said(MATCH_RULES, call), _said(FORM_RULES, call)
+    of_matches = _said(INDEX_RULES, call) or _said(MATCH_RULES, call)[:1]
+    of_forms = _said(FORM_RULES, call)
     said = of_matches + of_forms
     if not said:
         said += _said(PLACE_RULES, call)[:1]  # the first is the surest: one mistake shows in several

@@ -31,10 +31,9 @@ def test_nothing_is_said_of_right_calls():
     assert not alarms
 
 
-def share_named(mistake):
+def share_named(mistake, calls):
     change, word = WRONG[mistake]
     needs_labels = mistake == "a teacher with shuffled classes"
-    calls = [right_call(seed, plain=True) for seed in range(OF_EACH)]
     wrong = [call | change(call) for call in calls if change(call).get("background") != "none"]
     told = [explain(**without(call, "image_index", *(() if needs_labels else ["target_labels"]))) for call in wrong]
     return sum(any(re.search(word, sentence) for sentence in sentences) for sentences in told) / len(told)
@@ -42,7 +41,8 @@ def share_named(mistake):
 
 def test_the_silent_mistakes_are_named():
     """From the arguments of roi_kd_loss alone, in a training that is under way; shuffled classes need labels."""
-    shares = {mistake: share_named(mistake) for mistake in WRONG}
+    calls = [right_call(seed, plain=True) for seed in range(OF_EACH)]
+    shares = {mistake: share_named(mistake, calls) for mistake in WRONG}
     print("\n".join(f"{share:5.0%} {mistake}" for mistake, share in shares.items()))
     assert len(MISTAKES) == 15 and set().union(*MISTAKES.values()) == set(WRONG)
     named = [mistake for mistake, forms in MISTAKES.items() if min(shares[form] for form in forms) >= 0.75]
