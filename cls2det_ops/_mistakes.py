@@ -49,7 +49,10 @@ def other_background(call: Call) -> str | None:
     other = "last" if used == "first" else "first"
     agreement = {name: _agreement(values.argmax(1) == truth, truth, targets) for name, values in columns.items()}
     chance = 1 / len(truth.unique())  # of a student that gives all the same class
-    if agreement[other] < min(0.75, 0.3 + 2 * chance) or agreement[used] > 0.5 * agreement[other]:
+    excess = agreement[other] - chance
+    if excess < 0.25 or len(targets.unique()) * excess**2 < 3:  # more than four standard errors
+        return None
+    if agreement[used] > min(chance + 0.15, agreement[other] - 0.25):
         return None
     source = "the teacher" if call.labels is None else "target_labels"
     return (
@@ -88,7 +91,7 @@ def other_classes(call: Call) -> str | None:
     correct, count = int((answers == labels - 1).sum()), len(labels)
     certainty = teacher.amax(1) - teacher.median(1).values  # random weights give less than 1
     varied = min(len(answers.unique()), len(labels.unique()))
-    if count < 8 or correct > 0.15 * count or float(certainty.median()) < 3 or varied < min(3, classes):
+    if count < 12 or correct > 0.1 * count or float(certainty.median()) < 3 or varied < min(3, classes):
         return None
     if len(answers.unique()) < 0.4 * len(labels.unique()):
         return None
@@ -115,7 +118,7 @@ def _probabilities(name: str, logits: Tensor | None) -> str | None:
         return None
     tolerance = 5e-3 if logits.shape[1] > 2 else 1e-4  # of probabilities that were rounded to 16 bits
     sums = float((logits.sum(1) - 1).abs().max()) <= tolerance and (len(logits) > 1 or logits.shape[1] > 4)
-    varied = low <= 0.1 and high >= 0.9 and float((logits.amax(0) - logits.amin(0)).max()) >= 0.5
+    varied = float((logits.amax(0) - logits.amin(0)).max()) >= 0.5 and (logits.numel() >= 60 or (low <= 0.1 and high >= 0.9))
     wide = logits.numel() >= 20 and (logits.shape[1] >= 16 or varied)  # young rows are alike: a few columns prove nothing
     if not (sums or wide):
         return None
