@@ -105,6 +105,8 @@ def beyond_the_map(call: Call) -> str | None:
         f"spatial_scale of {of_map.scale:.4g}, found the centres of {share:.0%} outside"
     )
     larger = [other for other in fitting if other.extent[0] > 1.25 * width + of_map.slack + other.slack]
+    if of_map.scale > 1:
+        return f"{expected}: spatial_scale is the map's width over the images', such as 1/4, not the stride."
     if larger or not (of_map.is_pictures or of_map.scale != 1):
         return f"{expected}: give spatial_scale, the map's width over the images' (1 / stride)."
     return f"{expected}: they may be in pixels of the original picture. Scale them as the picture was resized."

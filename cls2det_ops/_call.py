@@ -63,7 +63,7 @@ class Call:
     maps: list[Map]
     head: str
     background: str | None
-    loc_weight: float
+    is_weighted: bool  # the location terms have a weight
     needs_gradient: dict[str, bool]  # of each argument that is there
 
     @functools.cached_property
@@ -93,7 +93,7 @@ class Call:
         return max(widths), max(heights)
 
 
-def read_call(tensors: dict[str, Tensor], maps: Sequence[Map], head: str, background: str | None, loc_weight: float) -> Call:
+def read_call(tensors: dict[str, Tensor], maps: Sequence[Map], head: str, background: str | None, is_weighted: bool) -> Call:
     """Of checked arguments by name. A GPU is waited for once."""
     needs_gradient = {name: tensor.requires_grad for name, tensor in tensors.items()}
     needs_gradient["maps"] = any(of_map.features.requires_grad for of_map in maps)
@@ -130,7 +130,7 @@ def read_call(tensors: dict[str, Tensor], maps: Sequence[Map], head: str, backgr
         maps=list(maps),
         head=head,
         background=background,
-        loc_weight=loc_weight,
+        is_weighted=is_weighted,
         needs_gradient=needs_gradient,
     )
 

@@ -63,6 +63,21 @@ def matches_of_other_images(call: Call) -> str | None:
     )
 
 
+def targets_per_positive(call: Call) -> str | None:
+    """A copy of its ground truth for every positive, and matches that count the ground truths once."""
+    targets, images, matches = call.targets, call.target_images, call.all_matches
+    if targets is None or images is None or matches is None or len(matches) != len(targets) or len(targets) < 3:
+        return None
+    different = len(torch.cat([targets, images[:, None].double()], 1).unique(dim=0))
+    if different == len(targets) or int(matches.max()) >= different:
+        return None
+    return (
+        f"target_boxes must be the ground truths of the batch, each once, found {different} different ones in {len(targets)} rows, "
+        "as many as there are positives: give one row each, or torch.arange as matched_idxs (cls2det's Positives.from_matched takes "
+        "copies)."
+    )
+
+
 def unmatched_images(call: Call) -> str | None:
     """No positive belongs to a ground truth of the later images: matches count within each image, or are labels."""
     places, images, matches = call.rows, call.target_images, call.all_matches
@@ -119,4 +134,5 @@ INDEX_RULES: tuple[Callable[[Call], str | None], ...] = (
     images_out_of_range,
     matches_of_other_images,
 )
-MATCH_RULES: tuple[Callable[[Call], str | None], ...] = (unmatched_images, matches_elsewhere)  # the same from other evidence
+# From weaker evidence: the first that speaks is enough.
+MATCH_RULES: tuple[Callable[[Call], str | None], ...] = (targets_per_positive, unmatched_images, matches_elsewhere)

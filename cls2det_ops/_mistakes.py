@@ -140,7 +140,7 @@ def without_gradient(call: Call) -> str | None:
             "student_logits must be the detector's and teacher_logits the classifier's, found a gradient for teacher_logits "
             "alone: they may be in each other's place, or student_logits were detached."
         )
-    read_at_boxes = call.maps and call.loc_weight > 0 and boxes is False and not needs["maps"] and len(call.rows)
+    read_at_boxes = call.maps and call.is_weighted and boxes is False and not needs["maps"] and len(call.rows)
     if read_at_boxes and (logits or logits is None):
         return (
             "boxes must carry the gradient of the detector's regression, found none (requires_grad is False): the location terms "

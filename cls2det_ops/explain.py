@@ -83,8 +83,8 @@ def explain(
     tensors: dict[str, Tensor | None] = {
         "student_logits": student_logits,
         "boxes": boxes,
-        "teacher_logits": teacher_logits,
         "target_boxes": target_boxes,
+        "teacher_logits": teacher_logits,
         "matched_idxs": matched_idxs,
         "target_image_index": target_image_index,
         "target_labels": target_labels,
@@ -94,16 +94,17 @@ def explain(
     present = {argument: tensor for argument, tensor in tensors.items() if tensor is not None}
     for group in (POSITIVES, TARGETS):
         _check_rows(name, {argument: tensor for argument, tensor in present.items() if argument in group}, group)
+    check.number(name, "loc_weight", loc_weight)
     listed = _maps(name, maps, loc_weight)
     if features is not None:
         listed += _sides("features", features, spatial_scale, target_features, target_spatial_scale, std, None)
     for of_map in listed:
-        check.feature_map(name, of_map.name, of_map.features)
-        check.positive(name, f"the scale of {of_map.name}", of_map.scale)
+        check.feature_map(name, f"features of {of_map.name}", of_map.features)
+        check.positive(name, f"spatial_scale of {of_map.name}", of_map.scale)
         check.positive(name, f"std of {of_map.name}", of_map.std)
     check.same_device(name, **present, **{of_map.name: of_map.features for of_map in listed})
-    check.not_negative(name, "loc_weight", loc_weight)
-    return sentences(read_call(present, listed, head, background, loc_weight))
+    is_weighted = isinstance(loc_weight, Tensor) or loc_weight != 0
+    return sentences(read_call(present, listed, head, background, is_weighted))
 
 
 def warn_of_mistakes(function: str, **arguments: Any) -> None:
@@ -128,18 +129,16 @@ def _check_rows(name: str, present: dict[str, Tensor], dimensions: dict[str, int
             check.index(name, argument, tensor, len(tensor) if first is None else len(present[first]), first or argument)
         else:
             columns: tuple[int | str, ...] = () if dimensions[argument] == 1 else (4 if "boxes" in argument else "columns",)
-            check.floating(name, argument, tensor, (rows, *columns))
+            check.floating(name, argument, tensor, (rows, *columns), first)
         first = first or argument
 
 
 def _maps(name: str, maps: RoIMap | Sequence[RoIMap], loc_weight: float) -> list[Map]:
-    from .ops.roi_kd_loss import RoIMap  # which imports this module, for debug mode
+    from .ops.roi_kd_loss import list_of_maps  # whose module imports this one, for debug mode
 
     found: list[Map] = []
-    listed = [maps] if isinstance(maps, RoIMap) else list(maps)
+    listed = list_of_maps(name, maps)
     for number, one in enumerate(listed):
-        if not isinstance(one, RoIMap):
-            raise TypeError(f"{name}: maps must be a RoIMap or a sequence of them, found {type(one).__name__} at {number}")
         found += _sides(
             f"maps[{number}]" if len(listed) > 1 else "maps",
             one.features,
@@ -147,7 +146,7 @@ def _maps(name: str, maps: RoIMap | Sequence[RoIMap], loc_weight: float) -> list
             one.target_features,
             one.target_spatial_scale,
             one.std,
-            loc_weight * one.weight,
+            None if isinstance(loc_weight, Tensor) or isinstance(one.weight, Tensor) else loc_weight * one.weight,
         )
     return found
 

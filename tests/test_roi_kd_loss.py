@@ -171,7 +171,8 @@ def test_one_weight_fits_pictures_of_every_scale(backend, loss):
     for scale, shift in SCALES.values():
 
         def terms(images, std=0.226 * scale, **arguments):
-            return torch.stack(roi_kd_loss(**arguments, maps=RoIMap(images, 4, 8, std=std, weight=0.7), loss=loss, beta=0.3))
+            pixels = RoIMap(images, 4, 8, std=std, weight=0.7)
+            return torch.stack(roi_kd_loss(**arguments, maps=pixels, loss=loss, beta=0.3, padding_mode="border"))
 
         images = tensors | {"images": pictures * scale + shift}
         results.append(evaluate(backend, terms, images, None, ("boxes",), torch.tensor([0.0, 0.0, 1.0])))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -103,9 +103,9 @@ def roi_kd_loss(
     name = "roi_kd_loss"
     check.choice(name, "head", head, HEADS)
     check.floating(name, "student_logits", student_logits, ("K", "C"))
-    check.floating(name, "boxes", boxes, (student_logits.shape[0], 4))
+    check.floating(name, "boxes", boxes, (student_logits.shape[0], 4), "student_logits")
     check.floating(name, "target_boxes", target_boxes, ("G", 4))
-    check.floating(name, "teacher_logits", teacher_logits, (target_boxes.shape[0], "C"))
+    check.floating(name, "teacher_logits", teacher_logits, (target_boxes.shape[0], "C"), "target_boxes")
     matched_idxs = check.index(name, "matched_idxs", matched_idxs, boxes.shape[0], "boxes")
     target_image_index = check.index(name, "target_image_index", target_image_index, target_boxes.shape[0], "target_boxes")
     check.same_device(
@@ -117,6 +117,9 @@ def roi_kd_loss(
         matched_idxs=matched_idxs,
         target_image_index=target_image_index,
     )
+    check.number(name, "cls_weight", cls_weight)
+    check.number(name, "loc_weight", loc_weight)
+    listed = list_of_maps(name, maps)
     if check.debug_enabled():
         warn_of_mistakes(
             name,
@@ -126,7 +129,7 @@ def roi_kd_loss(
             target_boxes=target_boxes,
             matched_idxs=matched_idxs,
             target_image_index=target_image_index,
-            maps=maps,
+            maps=listed,
             head=head,
             background=background,
             loc_weight=loc_weight,
@@ -135,10 +138,10 @@ def roi_kd_loss(
     # every scalar operation is a launch on a GPU, in both directions: weight and normalizer are read once for all terms
     matched_idxs = without_weightless(name, matched_idxs, weight)
     if head == "softmax":
-        background = background or "first"
+        background = "first" if background is None else background
         cls = kd_softmax_loss(student_logits, teacher_logits, matched_idxs, temperature, background, reduction="none")
     else:
-        background = background or "none"
+        background = "none" if background is None else background
         cls = kd_sigmoid_loss(
             student_logits, teacher_logits, matched_idxs, temperature, background=background, reduction="none"
         )
@@ -154,9 +157,7 @@ def roi_kd_loss(
     cls = term(cls, cls_weight)
     image_index = _image_of_match(matched_idxs, target_image_index)
     loc = None
-    for number, roi_map in enumerate([maps] if isinstance(maps, RoIMap) else maps):
-        if not isinstance(roi_map, RoIMap):
-            raise TypeError(f"{name}: maps must be a RoIMap or a sequence of them, found {type(roi_map).__name__} at {number}")
+    for roi_map in listed:
         unit, map_beta = unit_of_differences(name, loss, beta, roi_map.std)  # part of the factor: no launch of its own
         rows = roi_feature_loss(
             roi_map.features,
@@ -181,6 +182,20 @@ def roi_kd_loss(
     if loc is None:
         loc = boxes[:0].sum().to(cls.dtype)
     return RoIKDLoss(cls + loc, cls, loc)
+
+
+def list_of_maps(function: str, maps: RoIMap | Sequence[RoIMap]) -> list[RoIMap]:
+    """A checked list."""
+    if isinstance(maps, RoIMap):
+        return [maps]
+    expected = f"{function}: maps must be a RoIMap or a sequence of them, found"
+    if isinstance(maps, (Tensor, str)) or not isinstance(maps, Iterable):
+        raise TypeError(f"{expected} {type(maps).__name__}: RoIMap(features, output_size, sampling_size) makes one")
+    listed = list(maps)
+    for number, roi_map in enumerate(listed):
+        if not isinstance(roi_map, RoIMap):
+            raise TypeError(f"{expected} {type(roi_map).__name__} at {number}")
+    return listed
 
 
 def _image_of_match(matched_idxs: Tensor, target_image_index: Tensor) -> Tensor:
