@@ -3,6 +3,7 @@
 from ._checks import debug_values
 from ._library import use_backend
 from ._version import __version__
+from .explain import explain
 from .ops.attention_means import attention_means
 from .ops.frozen_stem import frozen_stem
 from .ops.imitation_mask import imitation_mask
@@ -21,6 +22,7 @@ __all__ = [
     "__version__",
     "attention_means",
     "debug_values",
+    "explain",
     "frozen_stem",
     "imitation_mask",
     "kd_sigmoid_loss",

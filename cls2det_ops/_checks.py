@@ -32,7 +32,9 @@ def debug_enabled() -> bool:
 def debug_values(enabled: bool = True) -> Iterator[None]:
     """Check the values of indices, boxes and logits in every call inside the block, and raise ``ValueError``.
 
-    Costs a device synchronisation per argument. ``CLS2DET_DEBUG=1`` in the environment switches it on for the process.
+    What no right call can hold is an error. What :func:`explain` says of a loss at boxes is a warning, once in a process for
+    each sentence. Costs a device synchronisation per argument. ``CLS2DET_DEBUG=1`` in the environment switches it on for the
+    process.
     """
     global _debug
     before, _debug = _debug, enabled
@@ -60,12 +62,15 @@ def fail(function: str, argument: str, expected: str, found: object) -> ValueErr
     return ValueError(f"{function}: {argument} must be {expected}, found {found}")
 
 
-def floating(function: str, argument: str, tensor: Tensor, shape: tuple[int | str, ...]) -> None:
-    """A floating-point tensor of the given shape; strings in it stand for any size of at least zero."""
+def floating(function: str, argument: str, tensor: Tensor, shape: tuple[int | str, ...], of: str | None = None) -> None:
+    """A floating-point tensor of the given shape; strings in it stand for any size of at least zero.
+
+    ``of`` is what it has a row each for.
+    """
     _tensor(function, argument, tensor)
     if tensor.dtype not in FLOAT_DTYPES:
         raise TypeError(f"{function}: {argument} must be float32, float64, float16 or bfloat16, found {tensor.dtype}")
-    _shape(function, argument, tensor, shape)
+    _shape(function, argument, tensor, shape, of)
 
 
 def index(function: str, argument: str, tensor: Tensor, length: int, of: str) -> Tensor:
@@ -104,6 +109,13 @@ def positive(function: str, argument: str, value: float) -> float:
     if not value > 0 or value == float("inf"):
         raise fail(function, argument, "a positive finite number", value)
     return float(value)
+
+
+def number(function: str, argument: str, value: float) -> None:
+    """A number, or a tensor of one element."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return
+    _number(function, argument, value)
 
 
 def not_negative(function: str, argument: str, value: float) -> float:
@@ -174,22 +186,34 @@ def finite_values(function: str, argument: str, tensor: Tensor) -> None:
 
 def _number(function: str, argument: str, value: object) -> None:
     if not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)) or isinstance(value, bool):
-        raise TypeError(f"{function}: {argument} must be a number, found {type(value).__name__}")
+        way_out = ": convert it with float()" if hasattr(value, "__float__") and not isinstance(value, bool) else ""
+        raise TypeError(f"{function}: {argument} must be a number, found {type(value).__name__}{way_out}")
 
 
 def _tensor(function: str, argument: str, value: object) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{function}: {argument} must be a torch.Tensor, found {type(value).__name__}")
+    if isinstance(value, Tensor):
+        return
+    if isinstance(value, (list, tuple)) and value and all(isinstance(part, Tensor) for part in value):
+        joined = "pad the pictures to one size and stack them"
+        if not argument.startswith(("images", "features", "target_features")):
+            joined = "concatenate them and count matches in the whole batch (cls2det's Positives.from_lists does both)"
+        found = f"a {type(value).__name__} of {len(value)} tensors"
+        raise TypeError(f"{function}: {argument} must be one torch.Tensor for all images, found {found}: {joined}")
+    raise TypeError(f"{function}: {argument} must be a torch.Tensor, found {type(value).__name__}")
 
 
-def _shape(function: str, argument: str, tensor: Tensor, shape: tuple[int | str, ...]) -> None:
+def _shape(function: str, argument: str, tensor: Tensor, shape: tuple[int | str, ...], of: str | None = None) -> None:
     fits = tensor.dim() == len(shape)
     if fits:
         for got, want in zip(tensor.shape, shape, strict=True):
             if not isinstance(want, str) and got != want:
                 fits = False
     if not fits:
-        raise fail(function, argument, "of shape (" + ", ".join(map(str, shape)) + ")", _shape_text(tensor))
+        expected = "of shape (" + ", ".join(map(str, shape)) + ")" + (f", a row for each of {of}" if of else "")
+        found = _shape_text(tensor)
+        if "boxes" in argument and tensor.dim() == 2 and tensor.shape[1] == 5:
+            found += ": torchvision's rois have the image in column 0; give boxes[:, 1:], and boxes[:, 0].long() as its index"
+        raise fail(function, argument, expected, found)
 
 
 def _shape_text(tensor: Tensor) -> str:

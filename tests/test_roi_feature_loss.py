@@ -193,3 +193,37 @@ def test_gradcheck(backend, loss):
             ),
             (tensors["features"].requires_grad_(), tensors["boxes"].requires_grad_()),
         )
+
+
+@pytest.mark.parametrize("loss", ["l1", "l2", "smooth_l1"])
+def test_std_divides_the_differences(backend, loss):
+    """The value and the boxes' gradient are those of divided features; the features' own gradient is of those too."""
+    options = {"output_size": 3, "sampling_size": 6, "loss": loss, "beta": 0.4, "reduction": "none"}
+    tensors, std = scene(), 0.226
+    upstream = torch.linspace(-1, 2, 9, dtype=torch.float64)
+    output, grads = evaluate(backend, roi_feature_loss, tensors, options | {"std": std}, ("features", "boxes"), upstream)
+    divided = tensors | {"features": tensors["features"] / std}
+    expected, expected_grads = evaluate(ORACLE, roi_feature_loss, divided, options, ("features", "boxes"), upstream)
+    assert_close(output, expected)
+    assert_close(grads["boxes"], expected_grads["boxes"])
+    assert_close(grads["features"], expected_grads["features"] / std)
+
+
+@pytest.mark.parametrize("loss", ["l1", "l2", "smooth_l1"])
+@pytest.mark.parametrize("std", [1, 58.0])
+def test_gradcheck_with_std(backend, loss, std):
+    tensors = {key: value.to(backend.device) for key, value in scene(2, 5, 6, 4, k=4).items()}
+    boxes = tensors.pop("boxes").requires_grad_()
+    options = {"output_size": 2, "sampling_size": 4, "loss": loss, "beta": 0.4 / std, "std": std, "normalizer": 3.0}
+    with backend.context():
+        assert torch.autograd.gradcheck(lambda boxes: roi_feature_loss(boxes=boxes, **tensors, **options), (boxes,))
+
+
+def test_a_std_of_1_changes_no_bit(backend):
+    tensors = {key: value.to(backend.device) for key, value in scene().items()}
+    with backend.context():
+        plain = roi_feature_loss(**tensors, output_size=3, sampling_size=6, reduction="none")
+        assert torch.equal(plain, roi_feature_loss(**tensors, output_size=3, sampling_size=6, reduction="none", std=1.0))
+        for wrong in (0, -1.0, float("inf")):
+            with pytest.raises(ValueError, match=f"std must be a positive finite number, found {wrong}"):
+                roi_feature_loss(**tensors, output_size=3, sampling_size=6, std=wrong)

@@ -156,3 +156,38 @@ def test_argument_order_of_the_readme_example():
     del tensors["stem"]
     by_position = cls2det_ops.roi_kd_loss(*tensors.values(), RoIMap(images, 4, 8))
     assert by_position == roi_kd_loss(**tensors, maps=[RoIMap(images, 4, 8)])
+
+
+SCALES = {"levels": (255.0, 0.0), "shares": (1.0, 0.0), "normalised": (1 / 0.226, -0.45 / 0.226)}
+
+
+@pytest.mark.parametrize("loss", ["l1", "l2", "smooth_l1"])
+def test_one_weight_fits_pictures_of_every_scale(backend, loss):
+    """With std, the same pictures as 0 to 255, as 0 to 1 and normalised give the same terms and the same pull at the boxes."""
+    tensors = scene()
+    pictures = torch.rand(tensors.pop("images").shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    del tensors["stem"]
+    results = []
+    for scale, shift in SCALES.values():
+
+        def terms(images, std=0.226 * scale, **arguments):
+            pixels = RoIMap(images, 4, 8, std=std, weight=0.7)
+            return torch.stack(roi_kd_loss(**arguments, maps=pixels, loss=loss, beta=0.3, padding_mode="border"))
+
+        images = tensors | {"images": pictures * scale + shift}
+        results.append(evaluate(backend, terms, images, None, ("boxes",), torch.tensor([0.0, 0.0, 1.0])))
+    for output, grads in results[1:]:
+        assert_close(output, results[0][0])
+        assert_close(grads["boxes"], results[0][1]["boxes"])
+
+
+def test_a_std_of_1_changes_no_bit(backend):
+    tensors = {key: value.to(backend.device) for key, value in scene().items()}
+    images, _ = tensors.pop("images"), tensors.pop("stem")
+    with backend.context():
+        plain = roi_kd_loss(**tensors, maps=RoIMap(images, 4, 8, weight=0.3)).loc
+        assert torch.equal(plain, roi_kd_loss(**tensors, maps=RoIMap(images, 4, 8, weight=0.3, std=1)).loc)
+        half = roi_kd_loss(**tensors, maps=RoIMap(images, 4, 8, weight=0.3, std=2.0)).loc
+        assert torch.equal(half, plain / 2)
+        with pytest.raises(ValueError, match="roi_kd_loss: std must be a positive finite number, found 0"):
+            roi_kd_loss(**tensors, maps=RoIMap(images, 4, 8, std=0))

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from cls2det.distill.first_step import warn_of_mistakes
 from cls2det.distill.kd_cls import kd_cls_term
 from cls2det.models.positives import Positives
 from cls2det.settings import ClassifierSettings
@@ -52,6 +53,8 @@ class BoxDistiller:
         image_std: of each channel; pictures of 0 to 1 have (1, 1, 1), of 0 to 255 (1/255, 1/255, 1/255). A teacher with another
             normalisation gets crops in its own
         capture: on a GPU, replay the teacher's pass as captured graphs; None does so for a ``CropClassifier``
+        explain: warn of the likely mistakes of the first batch that has positives, see ``cls2det_ops.explain``. It reads values,
+            so this one step waits for a GPU
 
     Raises:
         ValueError: settings that need a teacher, and none; classes that only one side has; a layer that the teacher lacks
@@ -66,6 +69,7 @@ class BoxDistiller:
         image_mean: Sequence[float],
         image_std: Sequence[float],
         capture: bool | None = None,
+        explain: bool = True,
     ):
         if classes is None:
             classes = teacher.classes if teacher is not None else ()
@@ -97,7 +101,8 @@ class BoxDistiller:
                 self.on_predictions = teacher.reader(layers, False, dtype)
         self.teacher = teacher
         self.pixel_size = settings.pixel_size or (teacher.crop_size if teacher else 112)
-        self.pixel_scale = 255 * statistics.fmean(image_std) / settings.input_std
+        self.pixel_unit = settings.input_std / (255 * statistics.fmean(image_std))  # in the pictures' own units
+        self.normalisation, self.is_explained = (image_mean, image_std), not explain
         to_mean, to_std = (image_mean, image_std) if teacher is None else (teacher.mean, teacher.std)
         self.for_teacher = Renormalise(image_mean, image_std, to_mean, to_std)
         self.accuracy: Tensor | None = None  # of the teacher on the last step's ground truths, in [0, 1]
@@ -121,6 +126,12 @@ class BoxDistiller:
         divisor, box_divisor = self._normalizers(positives, on_boxes)
         with torch.no_grad():
             targets = self._targets(positives)
+        if not self.is_explained and len(positives):
+            self.is_explained = True
+            compared = settings.kd_cls_weight > 0 and settings.control == "none"
+            logits = targets["logits"][:, : self.classes] if compared else None
+            trains_boxes = settings.kd_loc_weight + settings.loc_weight > 0
+            warn_of_mistakes(positives, logits, *self.normalisation, trains_boxes)
         if settings.kd_cls_weight:
             terms["kd_cls"] = settings.kd_cls_weight * kd_cls_term(
                 positives, targets["logits"], self.classes, settings, divisor
@@ -218,7 +229,7 @@ class BoxDistiller:
         return functools.reduce(operator.add, terms)
 
     def _pixels(self, positives: Positives, divisor: float | Tensor) -> Tensor:
-        return self.pixel_scale * roi_feature_loss(
+        return roi_feature_loss(
             positives.images,
             boxes=positives.boxes,
             image_index=positives.image_index,
@@ -227,6 +238,7 @@ class BoxDistiller:
             matched_idxs=positives.matched_idxs,
             output_size=self.settings.pixel_pool,
             sampling_size=self.pixel_size,
+            std=self.pixel_unit,
             padding_mode=PADDING,
             clip=False,
             normalizer=divisor,

@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import _checks as check
 from .. import reference
 from .._library import native
+from ..explain import warn_of_mistakes
 from ._common import (
     reduce_rows,
     register_autograd,
@@ -98,14 +99,31 @@ def matched_logits(
             name,
             "student_logits",
             f"of {expected} columns ({max(classes, 1)} teacher classes, background={background!r})",
-            f"{student_logits.shape[1]} columns (teacher_logits has {classes})",
+            f"{student_logits.shape[1]} columns (teacher_logits has {classes}){_other_columns(student_logits.shape[1], classes)}",
         )
     if check.debug_enabled():
         check.index_values(name, "matched_idxs", matched_idxs, teacher_logits.shape[0], "teacher_logits", ignored=True)
         check.finite_values(name, "student_logits", student_logits)
         check.finite_values(name, "teacher_logits", teacher_logits)
+        warn_of_mistakes(
+            name,
+            student_logits=student_logits,
+            teacher_logits=teacher_logits,
+            matched_idxs=matched_idxs,
+            head="softmax" if name == "kd_softmax_loss" else "sigmoid",
+            background=background,
+        )
     dtype = torch.promote_types(student_logits.dtype, teacher_logits.dtype)
     return check.in_dtype(student_logits, dtype), check.constant(teacher_logits, dtype), matched_idxs, column
+
+
+def _other_columns(columns: int, classes: int) -> str:
+    """The way out of a wrong number of columns."""
+    if columns == classes:
+        return ": background='none' is for a student without a background column"
+    if columns == classes + 1:
+        return ": name the student's background column with background='first' or 'last'"
+    return ": select the columns of the same classes, in the same order"
 
 
 def register_logits_loss(name: str) -> None:

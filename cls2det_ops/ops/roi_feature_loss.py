@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import _checks as check
 from .. import reference
 from .._library import native
+from ..explain import warn_of_mistakes
 from ._common import (
     reduce_rows,
     refuse_second_derivative,
@@ -37,6 +38,7 @@ def roi_feature_loss(
     target_spatial_scale: float | None = None,
     loss: str = "l1",
     beta: float = 1.0,
+    std: float = 1.0,
     padding_mode: str = "zeros",
     clip: bool = True,
     weight: Tensor | None = None,
@@ -63,7 +65,9 @@ def roi_feature_loss(
         output_size, sampling_size, spatial_scale, padding_mode, clip: as in :func:`roi_avg_pool`.
         target_features: (B', C, H', W'), the map of the ground-truth side (a teacher's); default: ``features``.
         target_spatial_scale: its scale; default: ``spatial_scale``.
-        loss: "l1", "l2" or "smooth_l1"; beta: where smooth-L1 turns from square to linear, in feature units.
+        loss: "l1", "l2" or "smooth_l1"; beta: where smooth-L1 turns from square to linear, in units of ``std``.
+        std: the unit of the differences, such as the standard deviation of the pictures in their own units: the loss is that
+            of features divided by it. So one weight fits pictures of 0..255 (58), [0, 1] (0.23) and normalised ones (1).
         weight: (K,) weight of each row; a constant, no gradient is sent to it.
         normalizer: divisor of the result, such as the number of positives over all processes; a tensor of one element
             keeps a compiled step from recompiling when it changes.
@@ -115,13 +119,27 @@ def roi_feature_loss(
     border = bool(check.choice(name, "padding_mode", padding_mode, check.PADDING_MODES))
     clip = check.flag(name, "clip", clip)
     kind = check.choice(name, "loss", loss, check.LOSSES)
-    beta = check.positive(name, "beta", beta)
+    unit, beta = unit_of_differences(name, loss, beta, std)
     if check.debug_enabled():
         check.index_values(name, "image_index", image_index, features.shape[0], "features", ignored=True)
         check.index_values(name, "target_image_index", target_image_index, target_features.shape[0], "target_features")
         check.index_values(name, "matched_idxs", matched_idxs, target_boxes.shape[0], "target_boxes", ignored=True)
         check.box_values(name, "boxes", boxes)
         check.box_values(name, "target_boxes", target_boxes)
+        warn_of_mistakes(
+            name,
+            boxes=boxes,
+            target_boxes=target_boxes,
+            matched_idxs=matched_idxs,
+            target_image_index=target_image_index,
+            image_index=image_index,
+            features=features,
+            spatial_scale=scale,
+            target_features=target_features if target_features is not features else None,
+            target_spatial_scale=target_scale if target_scale != scale else None,
+            std=std,
+            weight=weight,
+        )
     dtype = torch.promote_types(features.dtype, target_features.dtype)
     features, target_features = check.in_dtype(features, dtype), check.constant(target_features, dtype)
     acc = check.accumulate_dtype(dtype)
@@ -159,7 +177,14 @@ def roi_feature_loss(
             padding_mode=padding_mode,
             loss=loss,
         )
-    return reduce_rows(name, rows, weight, normalizer, reduction)
+    result = reduce_rows(name, rows, weight, normalizer, reduction)
+    return result if unit == 1 else unit * result
+
+
+def unit_of_differences(function: str, loss: str, beta: float, std: float) -> tuple[float, float]:
+    """Factor of the loss, and ``beta`` of plain features, that make it the loss of features divided by ``std``."""
+    beta, std = check.positive(function, "beta", beta), check.positive(function, "std", std)
+    return (1 / std**2 if loss == "l2" else 1 / std), beta * std
 
 
 @register_fake("roi_feature_loss")

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import _checks as check
+from ..explain import warn_of_mistakes
 from ._common import divisor, without_weightless
 from .kd_sigmoid_loss import kd_sigmoid_loss
 from .kd_softmax_loss import kd_softmax_loss
-from .roi_feature_loss import roi_feature_loss
+from .roi_feature_loss import roi_feature_loss, unit_of_differences
 
 HEADS = ("softmax", "sigmoid")
 
@@ -21,8 +22,9 @@ class RoIMap(NamedTuple):
     """A map on which predicted and ground-truth boxes are compared.
 
     features (B, C, H, W); output_size, sampling_size and spatial_scale as in :func:`roi_avg_pool`; target_features and
-    target_spatial_scale, the map of the ground-truth side if it is another one; weight of this map's term in the sum.
-    The paper's pixel term is ``RoIMap(images, output_size=4, sampling_size=112)``.
+    target_spatial_scale, the map of the ground-truth side if it is another one; weight of this map's term in the sum; std, the
+    unit of its differences, as in :func:`roi_feature_loss`.
+    The paper's pixel term is ``RoIMap(images, output_size=4, sampling_size=112)`` on images of 0..255.
     """
 
     features: Tensor
@@ -32,6 +34,7 @@ class RoIMap(NamedTuple):
     target_features: Tensor | None = None
     target_spatial_scale: float | None = None
     weight: float = 1.0
+    std: float = 1.0
 
 
 class RoIKDLoss(NamedTuple):
@@ -84,8 +87,8 @@ def roi_kd_loss(
         head: "softmax" or "sigmoid" (its "bce" mode), the student's classification head.
         temperature: T > 0; the paper uses 2.
         background: "first", "last" or "none"; default "first" for softmax (torchvision), "none" for sigmoid.
-        cls_weight, loc_weight: the paper's 0.4 and 0.15. The latter was chosen for images with standard deviation 1 in
-            0..255 units: for images divided by 58 the same pull needs about 58 times more.
+        cls_weight, loc_weight: the paper's 0.4 and 0.15. The latter is per level of 0..255. With the maps' ``std`` it counts per
+            standard deviation of the pictures, and 8.7 gives the paper's pull whatever their scale.
         loss, beta, padding_mode, clip: as in :func:`roi_feature_loss`.
         weight: (K,) weight of each positive in both terms.
         normalizer: N; default max(K, 1).
@@ -100,9 +103,9 @@ def roi_kd_loss(
     name = "roi_kd_loss"
     check.choice(name, "head", head, HEADS)
     check.floating(name, "student_logits", student_logits, ("K", "C"))
-    check.floating(name, "boxes", boxes, (student_logits.shape[0], 4))
+    check.floating(name, "boxes", boxes, (student_logits.shape[0], 4), "student_logits")
     check.floating(name, "target_boxes", target_boxes, ("G", 4))
-    check.floating(name, "teacher_logits", teacher_logits, (target_boxes.shape[0], "C"))
+    check.floating(name, "teacher_logits", teacher_logits, (target_boxes.shape[0], "C"), "target_boxes")
     matched_idxs = check.index(name, "matched_idxs", matched_idxs, boxes.shape[0], "boxes")
     target_image_index = check.index(name, "target_image_index", target_image_index, target_boxes.shape[0], "target_boxes")
     check.same_device(
@@ -114,13 +117,31 @@ def roi_kd_loss(
         matched_idxs=matched_idxs,
         target_image_index=target_image_index,
     )
+    check.number(name, "cls_weight", cls_weight)
+    check.number(name, "loc_weight", loc_weight)
+    listed = list_of_maps(name, maps)
+    if check.debug_enabled():
+        warn_of_mistakes(
+            name,
+            student_logits=student_logits,
+            boxes=boxes,
+            teacher_logits=teacher_logits,
+            target_boxes=target_boxes,
+            matched_idxs=matched_idxs,
+            target_image_index=target_image_index,
+            maps=listed,
+            head=head,
+            background=background,
+            loc_weight=loc_weight,
+            weight=weight,
+        )
     # every scalar operation is a launch on a GPU, in both directions: weight and normalizer are read once for all terms
     matched_idxs = without_weightless(name, matched_idxs, weight)
     if head == "softmax":
-        background = background or "first"
+        background = "first" if background is None else background
         cls = kd_softmax_loss(student_logits, teacher_logits, matched_idxs, temperature, background, reduction="none")
     else:
-        background = background or "none"
+        background = "none" if background is None else background
         cls = kd_sigmoid_loss(
             student_logits, teacher_logits, matched_idxs, temperature, background=background, reduction="none"
         )
@@ -136,9 +157,8 @@ def roi_kd_loss(
     cls = term(cls, cls_weight)
     image_index = _image_of_match(matched_idxs, target_image_index)
     loc = None
-    for number, roi_map in enumerate([maps] if isinstance(maps, RoIMap) else maps):
-        if not isinstance(roi_map, RoIMap):
-            raise TypeError(f"{name}: maps must be a RoIMap or a sequence of them, found {type(roi_map).__name__} at {number}")
+    for roi_map in listed:
+        unit, map_beta = unit_of_differences(name, loss, beta, roi_map.std)  # part of the factor: no launch of its own
         rows = roi_feature_loss(
             roi_map.features,
             boxes,
@@ -152,16 +172,30 @@ def roi_kd_loss(
             target_features=roi_map.target_features,
             target_spatial_scale=roi_map.target_spatial_scale,
             loss=loss,
-            beta=beta,
+            beta=map_beta,
             padding_mode=padding_mode,
             clip=clip,
             reduction="none",
         )
-        of_map = term(rows, loc_weight * roi_map.weight)
+        of_map = term(rows, loc_weight * roi_map.weight * unit)
         loc = of_map if loc is None else loc + of_map
     if loc is None:
         loc = boxes[:0].sum().to(cls.dtype)
     return RoIKDLoss(cls + loc, cls, loc)
+
+
+def list_of_maps(function: str, maps: RoIMap | Sequence[RoIMap]) -> list[RoIMap]:
+    """A checked list."""
+    if isinstance(maps, RoIMap):
+        return [maps]
+    expected = f"{function}: maps must be a RoIMap or a sequence of them, found"
+    if isinstance(maps, (Tensor, str)) or not isinstance(maps, Iterable):
+        raise TypeError(f"{expected} {type(maps).__name__}: RoIMap(features, output_size, sampling_size) makes one")
+    listed = list(maps)
+    for number, roi_map in enumerate(listed):
+        if not isinstance(roi_map, RoIMap):
+            raise TypeError(f"{expected} {type(roi_map).__name__} at {number}")
+    return listed
 
 
 def _image_of_match(matched_idxs: Tensor, target_image_index: Tensor) -> Tensor:
