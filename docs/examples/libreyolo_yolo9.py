@@ -63,7 +63,7 @@ def main(epochs: int = 16, **changes: object) -> list[dict[str, float]]:
     settings |= {"warmup_epochs": 0, "mosaic_prob": 0.0, "hsv_prob": 0.0, "exist_ok": True}
     with tempfile.TemporaryDirectory() as folder:
         data = write_yolo(Path(folder) / "data")
-        model.train(str(data), epochs=epochs, project=folder, callbacks=on_epoch_end, **settings | changes)
+        model.train(str(data), epochs=epochs, callbacks=on_epoch_end, **{"project": folder} | settings | changes)
     return history
 
 

@@ -35,7 +35,7 @@ class Detection(lightning.LightningModule):
         return torch.optim.AdamW(self.parameters(), 1e-3)
 
 
-def main(steps: int = 20, **options: object) -> list[dict[str, float]]:
+def main(steps: int = 16, **options: object) -> list[dict[str, float]]:
     torch.manual_seed(0)
     model = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=len(CLASSES) + 1)
     pictures = make_pictures(2)

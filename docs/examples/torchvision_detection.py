@@ -29,7 +29,7 @@ def train_one_epoch(model, optimizer, data_loader, device, tap, distiller):  # d
     return history
 
 
-def main(builder: str = "fasterrcnn_mobilenet_v3_large_320_fpn", steps: int = 20) -> list[dict[str, float]]:
+def main(builder: str = "fasterrcnn_mobilenet_v3_large_320_fpn", steps: int = 16) -> list[dict[str, float]]:
     torch.manual_seed(0)
     small = {"min_size": 96, "max_size": 96, "box_batch_size_per_image": 32}
     model = get_model(builder, weights=None, weights_backbone=None, num_classes=len(CLASSES) + 1, **small)
@@ -38,7 +38,7 @@ def main(builder: str = "fasterrcnn_mobilenet_v3_large_320_fpn", steps: int = 20
     pictures = make_pictures(4)
     batch = [picture for picture, _, _ in pictures], [{"boxes": boxes, "labels": labels} for _, boxes, labels in pictures]
     data_loader = [batch] * steps  # your data loader
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    optimizer = torch.optim.SGD(model.parameters(), 0.02, momentum=0.9)
 
     teacher = teacher_from(train_classifier(), CLASSES, CROP, mean=MEAN, std=STD)  # distil
     tap = PositiveTap(model)  # distil

@@ -50,7 +50,7 @@ def main(name: str = "yolo11n", epochs: int = 20, **changes: object) -> list[dic
     settings |= {"mosaic": 0, "hsv_h": 0, "hsv_s": 0, "hsv_v": 0, "translate": 0, "scale": 0, "fliplr": 0}  # for an even curve
     with tempfile.TemporaryDirectory() as folder:
         data = write_yolo(Path(folder) / "data")
-        model.train(data=str(data), epochs=epochs, project=folder, **settings | changes)
+        model.train(data=str(data), epochs=epochs, **{"project": folder} | settings | changes)
     return history
 
 
