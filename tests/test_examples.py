@@ -25,8 +25,8 @@ EXAMPLES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], int
     "transformers_trainer": (("transformers", "scipy", "accelerate"), (), BOXES, 13),
     "teachers": (("timm", "transformers"), (), BOXES, 20),
     "keypoints": ((), (), ("kd_keypoints", "loss_keypoint"), 8),
-    "ultralytics_yolo": (("ultralytics",), (), BOXES, 15),
-    "ultralytics_yolo of 26": (("ultralytics",), ("yolo26n",), BOXES, 15),
+    "ultralytics_yolo": (("ultralytics",), (), BOXES, 18),
+    "ultralytics_yolo of 26": (("ultralytics",), ("yolo26n",), BOXES, 18),
     "libreyolo_yolo9": (("libreyolo",), (), BOXES, 23),
 }
 STEP = re.compile(r"step +(\d+)  (.*)")
@@ -95,6 +95,43 @@ def test_no_example_is_forgotten():
     assert {path.stem for path in FOLDER.glob("*.py")} == {example.split()[0] for example in EXAMPLES} | {"pictures"}
 
 
+def code_of(text: str) -> str:
+    """Without indentation and empty lines, which a formatter adds."""
+    return "\n".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+@pytest.mark.parametrize("page", sorted((FOLDER.parent / "trainers").glob("*.md")), ids=lambda page: page.stem)
+def test_the_code_of_a_page_is_that_of_its_example(page):
+    text = page.read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+    if page.stem == "trained":  # a record
+        assert not blocks
+        return
+    (name,) = set(re.findall(r"docs/examples/(\w+)\.py", text))
+    whole = code_of((FOLDER / f"{name}.py").read_text(encoding="utf-8"))
+    assert blocks
+    for block in blocks:
+        assert f"\n{code_of(block)}\n" in whole, block
+
+
+OVERVIEW = (FOLDER.parent / "trainers.md").read_text(encoding="utf-8")
+
+
+def test_the_overview_counts_the_lines_of_each_example():
+    counted = re.findall(r"`docs/examples/(\w+)\.py` \| (\d+) \|", OVERVIEW)
+    assert {name for name, _ in counted} == {example.split()[0] for example in EXAMPLES} - {"teachers", "keypoints"}
+    assert counted == [(name, str(sum(bool(MARK.search(line)) for line in source(name)))) for name, _ in counted]
+
+
+def test_the_overview_says_of_each_detector_what_its_tap_says():
+    for library in ("transformers", "scipy"):
+        pytest.importorskip(library)
+    from reach import where_rows
+
+    rows = [line for line in OVERVIEW.splitlines() if re.match(r"\| (torchvision|transformers) \|", line)]
+    assert rows == where_rows()
+
+
 def test_only_its_example_imports_ultralytics():
     """It is under the AGPL: nothing of the package, and no other example, may import it; its example says so first."""
     root = FOLDER.parent.parent
@@ -102,7 +139,7 @@ def test_only_its_example_imports_ultralytics():
         path for folder in ("cls2det", "cls2det_ops", "docs", "tests", "benchmarks") for path in (root / folder).rglob("*.py")
     ]
     importers = [
-        path.name for path in files if re.search(r"^\s*(import|from) ultralytics", path.read_text(encoding="utf-8"), re.M)
+        path.name for path in files if re.search(r"^\s*(import|from) ultralytics\b", path.read_text(encoding="utf-8"), re.M)
     ]
     assert importers == ["ultralytics_yolo.py"]
     assert "AGPL-3.0" in "\n".join(source("ultralytics_yolo")[:5])

@@ -73,13 +73,9 @@ def main(steps: int = 40) -> list[dict[str, float]]:
             "classes": F.binary_cross_entropy_with_logits(logits, one_hot, reduction="sum") / len(cell),
             "boxes": F.smooth_l1_loss(boxes[image, cell], target_boxes[matched_idxs]) / STRIDE,
         }
-        of_positives = {"logits": logits[image, cell], "boxes": boxes[image, cell], "image_index": image}  # distil
-        of_targets = {
-            "target_boxes": target_boxes,
-            "target_labels": target_labels,
-            "target_image_index": target_image,
-        }  # distil
-        kind = {"head": "sigmoid", "background": "none"}  # distil
+        of_positives = dict(logits=logits[image, cell], boxes=boxes[image, cell], image_index=image)  # distil
+        of_targets = dict(target_boxes=target_boxes, target_labels=target_labels, target_image_index=target_image)  # distil
+        kind = dict(head="sigmoid", background="none")  # distil
         positives = Positives(images, matched_idxs=matched_idxs, **of_positives, **of_targets, **kind)  # distil
         losses |= distiller(positives)  # distil
         optimizer.zero_grad()

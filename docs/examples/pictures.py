@@ -28,7 +28,10 @@ def make_pictures(count: int = 8, size: int = 96, seed: int = 0) -> list[tuple[T
         boxes = torch.stack([left, top, left + sides[:, 0], top + sides[:, 1]], 1)
         labels = torch.randint(1, len(CLASSES) + 1, (2,), generator=random)
         for (x1, y1, x2, y2), label in zip(boxes.tolist(), labels.tolist(), strict=True):
-            picture[:, y1:y2, x1:x2] = COLOURS[label - 1][:, None, None]
+            shade = torch.linspace(0.3, 1, y2 - y1)[:, None] + torch.linspace(
+                0, 0.4, x2 - x1
+            )  # so that a part is not like the whole
+            picture[:, y1:y2, x1:x2] = COLOURS[label - 1][:, None, None] * shade / 1.4
         result.append((picture, boxes.float(), labels))
     return result
 

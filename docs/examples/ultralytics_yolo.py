@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -38,12 +37,14 @@ def main(name: str = "yolo11n", epochs: int = 20, **changes: object) -> list[dic
     network = train_classifier(sigmoid=True)  # as YOLO's head
 
     teacher = teacher_from(network, CLASSES, CROP, mean=MEAN, std=STD)  # distil
-    DistillingLoss.distiller = BoxDistiller(teacher, image_mean=(0, 0, 0), image_std=(1, 1, 1))  # distil: pictures of 0 to 1
-    criterion = partial(E2ELoss, loss_fn=DistillingLoss) if name.startswith("yolo26") else DistillingLoss  # distil
-    model.add_callback(
-        "on_train_start", lambda trainer: setattr(trainer.model, "criterion", criterion(trainer.model))
-    )  # distil
+    distiller = BoxDistiller(teacher, image_mean=(0, 0, 0), image_std=(1, 1, 1))  # distil: pictures of 0 to 1
 
+    def on_train_start(trainer):  # distil: in each process
+        yolo = getattr(trainer.model, "module", trainer.model)  # distil
+        DistillingLoss.distiller = distiller.to(trainer.device)  # distil
+        yolo.criterion = E2ELoss(yolo, DistillingLoss) if name.startswith("yolo26") else DistillingLoss(yolo)  # distil
+
+    model.add_callback("on_train_start", on_train_start)  # distil
     model.add_callback("on_train_batch_end", lambda trainer: history.append(show(len(history), trainer.loss_items)))
     settings = {"imgsz": 96, "batch": 4, "nbs": 4, "workers": 0, "device": "cpu", "optimizer": "AdamW", "lr0": 2e-3}
     settings |= {"warmup_epochs": 0, "amp": False, "plots": False, "val": False, "verbose": False, "exist_ok": True}
