@@ -48,13 +48,13 @@ html_additional_pages = {"index": "index.html"}  # leads to README.html
 templates_path = ["_templates"]
 
 CONTENTS = {
-    "Guide": ("own-trainer", "own-data", "faults", "command-line", "teachers", "methods", "install"),
+    "Guide": ("own-trainer", "trainers", "own-data", "faults", "command-line", "teachers", "methods", "install"),
     "Background": ("architecture", "performance", "study", "testing"),
     "Reference": ("api/ops", "api/losses", "api/cls2det", "api/distill"),
 }
 MORE = ("CONTRIBUTING", "CHANGELOG", "benchmarks/NOTES")
-# dated pages, below the page that explains them
-RECORDS = {"docs/study": "study/*", "docs/performance": "/benchmarks/results/*"}
+# pages below the page that explains them, most of them dated
+RECORDS = {"docs/study": "study/*", "docs/trainers": "trainers/*", "docs/performance": "/benchmarks/results/*"}
 
 
 def toctree(option: str, pages: Sequence[str]) -> str:

@@ -12,10 +12,13 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
-PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"))}
+FILES = (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "trainers").glob("*.md"))
+PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in FILES}
 GUIDE = {name: text for name, text in PAGES.items() if name != "CHANGELOG.md"}  # its entries name what was there at the time
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-EXAMPLES = [name for name, text in GUIDE.items() if "```python" in text]
+EXAMPLES = [
+    name for name, text in GUIDE.items() if "```python" in text and "docs/trainers/" not in name
+]  # test_examples.py has those
 
 
 def test_there_are_pages():

@@ -6,6 +6,10 @@
         losses = student(images, targets)
     terms = distillation(tap.student_outputs, step)     # by name, weighted: add them to the losses
 
+In a trainer of your own, one import has what its positives, its teacher and the classifier's terms need:
+
+    from cls2det.distill import BoxDistiller, ClassifierSettings, Positives, PositiveTap, teacher_from
+
 ``classifier`` is the project's own, with an image classifier as teacher; ``regions`` has an image encoder. The others are
 detector-to-detector methods: each is a module that holds the adapters it trains, and is called with what the student made of a
 batch (``taps.StudentOutputs``) and what the detector teacher makes of it (``teachers.detector.TeacherOutputs``). Formulas are in
@@ -31,7 +35,8 @@ from cls2det.distill.gid import GID
 from cls2det.distill.harmony import Harmony
 from cls2det.distill.maps import CWD, FGD, PKD
 from cls2det.distill.regions import Regions
-from cls2det.models.taps import StudentOutputs
+from cls2det.models.positives import Positives
+from cls2det.models.taps import PositiveTap, StudentOutputs
 from cls2det.settings import (
     DISTILLERS,
     NO_TERMS,
@@ -50,6 +55,7 @@ from cls2det.settings import (
 )
 from cls2det.teachers.detector import DetectorTeacher, TeacherOutputs, map_channels
 from cls2det.teachers.encoder import Encoder
+from cls2det.teachers.network import teacher_from
 
 __all__ = [
     "DETECTOR_METHODS",
@@ -72,8 +78,11 @@ __all__ = [
     "GradientBalance",
     "HarmonySettings",
     "PKDSettings",
+    "PositiveTap",
+    "Positives",
     "Regions",
     "RegionsSettings",
+    "teacher_from",
 ]
 
 # Name in recipes: module and settings.

@@ -175,7 +175,9 @@ class Body(nn.Module):
 
 
 def named_maps(output: Any) -> dict[str, Tensor]:
-    """Maps (B, C, h, w) by name, of what a student's body gave: a dictionary, or the output of one of transformers' backbones."""
+    """Maps (B, C, h, w) by name, of what a body gave: a dictionary, a single map, or the output of one of transformers' backbones."""
+    if isinstance(output, Tensor):
+        return {"0": output}  # torchvision names a single map so
     if hasattr(output, "feature_maps"):
         return {str(number): feature for number, feature in enumerate(output.feature_maps)}
     return dict(output)

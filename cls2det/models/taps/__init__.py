@@ -200,6 +200,20 @@ class PositiveTap:
         """The backbone's maps of the last forward, in order of level, with graph."""
         return tuple(self._features.values())
 
+    @property
+    def normalisation(self) -> dict[str, list[float]]:
+        """``image_mean`` and ``image_std`` of the pictures that the detector sees, for ``BoxDistiller(…, **tap.normalisation)``.
+
+        Raises TypeError for a detector that does not normalise by itself: transformers' image processors do.
+        """
+        transform = getattr(self.model, "transform", None)
+        if not hasattr(transform, "image_mean"):
+            raise TypeError(
+                f"{type(self.model).__name__} does not normalise its pictures; give BoxDistiller the image_mean and image_std of "
+                "its image processor, (0, 0, 0) and (1, 1, 1) where that has do_normalize=False"
+            )
+        return {"image_mean": list(transform.image_mean), "image_std": list(transform.image_std)}
+
     def forget(self) -> None:
         """A forward begins: what the one before left is no longer wanted."""
         self._parts, self._outputs, self._grid, self._regions = {}, (), {}, None
