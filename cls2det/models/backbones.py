@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torchvision.models import MobileNetV2, ResNet, WeightsEnum
 from torchvision.models.resnet import BasicBlock
 
-from cls2det.errors import LibraryChanged
+from cls2det.models.last_layer import with_new_last_layer
 from cls2det.models.weights import check_fit, read_weights, write_weights
 
 # What networks without ImageNet weights take: (x - mean) / std of x in [0, 1]. KD-loc's weight is tied to this scale.
@@ -215,39 +215,6 @@ def _one_output(name: str, weights: WeightsEnum | None) -> dict[str, Any]:
     if name not in ("googlenet", "inception_v3"):
         return {}
     return {"aux_logits": False} | ({} if weights else {"init_weights": True})
-
-
-def with_new_last_layer(network: nn.Module, known: int, classes: int) -> nn.Module:
-    """The classifier of ``known`` classes, with a new last layer of ``classes`` outputs. LibraryChanged where it ends otherwise."""
-    path, last = _last_layer(network, known)
-    if isinstance(last, nn.Linear):
-        new: nn.Module = nn.Linear(last.in_features, classes, bias=last.bias is not None)
-    else:  # SqueezeNet
-        new = nn.Conv2d(last.in_channels, classes, last.kernel_size)  # type: ignore[arg-type]
-    parent, _, name = path.rpartition(".")
-    setattr(network.get_submodule(parent), name, new)
-    return network
-
-
-@torch.no_grad()
-def exchange_outputs(network: nn.Module, order: Sequence[int]) -> None:
-    """Let output k of a classifier be what its output ``order[k]`` was, in place; outputs beyond stay."""
-    _, last = _last_layer(network)
-    for parameter in (last.weight, last.bias):
-        if parameter is not None:
-            parameter[: len(order)] = parameter[list(order)]
-
-
-def _last_layer(network: nn.Module, outputs: int | None = None) -> tuple[str, nn.Linear | nn.Conv2d]:
-    """Path and module of the layer that gives a classifier's outputs. LibraryChanged unless there are ``outputs`` of them."""
-    layers = [(path, module) for path, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    path, last = layers[-1]
-    if outputs is not None and outputs != (last.out_features if isinstance(last, nn.Linear) else last.out_channels):
-        raise LibraryChanged(
-            f"torchvision {torchvision.__version__}",
-            f"{type(network).__name__} ends in {last}, not in a layer of {outputs} outputs",
-        )
-    return path, last
 
 
 def load_backbone(student: nn.Module, classifier: nn.Module) -> None:

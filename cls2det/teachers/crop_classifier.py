@@ -19,7 +19,8 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 
 from cls2det.data.classes import class_order
 from cls2det.data.images import to_float
-from cls2det.models.backbones import build_classifier, exchange_outputs, has_background_column
+from cls2det.models.backbones import build_classifier, has_background_column
+from cls2det.models.last_layer import exchange_outputs
 from cls2det.models.students import build_student
 from cls2det.models.weights import check_fit, read_weights, write_weights
 from cls2det.teachers.background import background_boxes
