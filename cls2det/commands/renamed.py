@@ -33,6 +33,7 @@ UNREAD_BY_TRAIN = (
     *("teacher", "detector_teacher", "distillers", "classifier"),
     *("chen", "fgfi", "gid", "fkd", "fgd", "pkd", "cwd", "bckd", "harmony"),
 )
+NEWER: dict[str, dict[str, Any]] = {"teacher": {"freeze_body": False}}  # options that old runs lack, and what they did
 
 
 def present(options: Mapping[str, Any], source: str = "") -> dict[str, Any]:
@@ -86,7 +87,7 @@ def present_run(options: Mapping[str, Any]) -> dict[str, Any]:
     options = present(options)
     if options.get("command") == "train":
         options = {name: value for name, value in options.items() if name not in UNREAD_BY_TRAIN}
-    return options
+    return {**NEWER.get(options.get("command", ""), {}), **options}
 
 
 def _value(path: str, value: Any, changes: dict[str, str]) -> Any:
