@@ -63,8 +63,9 @@ def _tokenizer() -> Any:
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, "<unknown>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A <end>", special_tokens=[("<end>", 1)])
+    ending = processors.TemplateProcessing(single="$A <end>", special_tokens=[("<end>", 1)])
+    for part, value in (("pre_tokenizer", pre_tokenizers.BertPreTokenizer()), ("post_processor", ending)):
+        setattr(tokenizer, part, value)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>", unk_token="<unknown>")
 
 
