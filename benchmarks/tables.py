@@ -44,8 +44,8 @@ TEACHER_HEAD = [
 TEACHER_NOTES = (
     "SSD300's step with KD-cls, KD-loc and loc, and a teacher that is read in three ways. agreement: the largest difference of the",
     "frozen reader from the plain network, as a share of the output's largest value. hooks / frozen, plain / frozen: of the",
-    "teacher's parts of a step, on ground truths and on predictions with backward. tax: all that is not the student's over the student's part,",
-    "within the same steps; medians of the rounds.",
+    "teacher's parts of a step, on ground truths and on predictions with backward. tax: all that is not the student's over the",
+    "student's part, within the same steps; medians of the rounds.",
 )
 IDLE_NOTES = (
     "On a GPU a step begins when the GPU is idle: the host's time counts where the GPU waits for it. extra memory there is without",

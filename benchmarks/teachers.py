@@ -55,7 +55,7 @@ def clip(**vision: Any) -> nn.Module:
     text = {"num_hidden_layers": 1, "vocab_size": 8, "hidden_size": 64, "num_attention_heads": 1}
     special = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
     config = hf.CLIPConfig(vision_config=vision, text_config={**text, **special})
-    texts = nn.functional.normalize(torch.randn(len(CLASSES), config.projection_dim), dim=1)
+    texts = nn.functional.normalize(torch.randn(len(CLASSES), 512), dim=1)
     return ZeroShotClassifier(ImageEncoder(hf.CLIPModel(config)), texts, 100.0 * SMALL_LOGITS, 0.0)
 
 

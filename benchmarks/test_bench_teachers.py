@@ -4,9 +4,9 @@
 """
 
 import pytest
-from teachers import CONTESTANTS, TeacherWorkload
 
 from shapes import STEPS
+from teachers import CONTESTANTS, TeacherWorkload
 
 LIBRARY = {name: name.split()[0] for name in CONTESTANTS}
 

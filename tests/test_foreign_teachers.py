@@ -12,8 +12,6 @@ pytest.importorskip("pycocotools")
 pytest.importorskip("timm")
 pytest.importorskip("transformers")
 
-from foreign_networks import PROCESSOR, SIZE, hf_folder, hf_model, timm_file
-
 from cls2det.cli import main
 from cls2det.commands.options import DistillOptions
 from cls2det.commands.parsing import parse_words
@@ -29,6 +27,7 @@ from cls2det.teachers.network import BoxTeacher
 from cls2det.teachers.zero_shot import zero_shot_teacher
 from cls2det.training.classifier import ClassifierTraining
 from cls2det.training.settings import Optim, TeacherRun
+from foreign_networks import PROCESSOR, SIZE, hf_folder, hf_model, timm_file
 from rectangles import COLOURS, make_rectangles
 from training_cases import distill, logged, train_teacher
 

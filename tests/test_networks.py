@@ -7,13 +7,13 @@ pytest.importorskip("torchvision")
 pytest.importorskip("timm")
 pytest.importorskip("transformers")
 
-from foreign_networks import PROCESSOR, SIZE, hf_folder, hf_model, timm_file
 from safetensors.torch import load_file, save_file
 from torchvision.models import resnet18
 
 from cls2det.models.last_layer import output_layers
 from cls2det.models.networks import load_network, rebuild_network
 from cls2det.teachers.reader import as_logits
+from foreign_networks import PROCESSOR, SIZE, hf_folder, hf_model, timm_file
 
 KINDS = ("clip", "siglip", "vit", "dinov3", "resnet")
 WIDTHS = {"clip": 24, "siglip": 32, "vit": 32, "dinov3": 32, "resnet": 16}  # of the embeddings

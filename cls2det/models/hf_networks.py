@@ -207,5 +207,5 @@ def transformers_library() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise ImportError(f"a network hf:NAME needs transformers ({error}): pip install 'cls2det[detr]'") from error
+        raise ImportError(f"a network hf:NAME needs transformers ({error}): pip install 'cls2det[teachers]'") from error
     return transformers

@@ -83,5 +83,5 @@ def _timm() -> Any:
     try:
         import timm
     except ImportError as error:
-        raise ImportError(f"a network timm:NAME needs timm ({error}): pip install timm") from error
+        raise ImportError(f"a network timm:NAME needs timm ({error}): pip install 'cls2det[teachers]'") from error
     return timm
