@@ -124,16 +124,31 @@ def test_what_cannot_be_read_is_an_error(folders, tmp_path, monkeypatch):
 
 def test_without_a_network_the_option_for_a_file_is_named(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    for name in ("hf:google/vit-base-patch16-224", "timm:test_resnet"):
+    monkeypatch.setattr("cls2det.models.backbones.load_into_cache", lambda _: (_ for _ in ()).throw(OSError("no network")))
+    for name in ("hf:google/vit-base-patch16-224", "timm:test_resnet", "resnet18"):
         with pytest.raises(ConnectionError, match=r"cannot be fetched: .*--backbone-weights PATH"):
             load_network(name, 5)
     with pytest.warns(UserWarning, match="timm:test_resnet starts from random weights: its weights cannot be fetched"):
         assert load_network("timm:test_resnet", 5, "auto").started_from == "random weights"
 
 
+def test_a_checkpoint_in_half_precision_is_read_in_float32(tmp_path):
+    hf_folder(tmp_path, "vit")
+    hf_model("vit").half().save_pretrained(tmp_path)
+    for weights in ("pretrained", tmp_path / "model.safetensors"):
+        loaded = load_network(f"hf:{tmp_path}", 5, weights)
+        again = rebuild_network("hf:nowhere", 5, loaded.config)
+        for module in (loaded.module, again):
+            assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}
+
+
 def test_doubtful_folders_are_warned_of(folders, tmp_path):
     with pytest.warns(UserWarning, match="starts from random weights, though the folder holds some"):
         assert load_network(f"hf:{folders['vit']}", 5, "none").started_from == "random weights"
+    with pytest.warns(
+        UserWarning, match="patches of 16 pixels: of images of 56 the last 8 are not seen; take a multiple of 16"
+    ):
+        load_network(f"hf:{folders['vit']}", 5, size=56)
     hf_folder(tmp_path, "vit")
     (tmp_path / "preprocessor_config.json").unlink()
     with pytest.warns(UserWarning, match=r"no preprocessor_config.json: it is believed to want images of mean \(0\.485"):

@@ -51,6 +51,13 @@ class HFModel:
         if size not in (None, own_size) and not takes(module, size):
             settings["resamples"] = True
             resample(module)
+        patch = getattr(getattr(self.config, "vision_config", self.config), "patch_size", None)
+        if size is not None and isinstance(patch, int) and size % patch:
+            warnings.warn(
+                f"hf:{self.source} sees patches of {patch} pixels: of images of {size} the last {size % patch} are not seen; take a "
+                f"multiple of {patch}",
+                stacklevel=5,
+            )
         return ImageNetwork(module, mean, std, own_size, self.started_from, settings)
 
 
@@ -110,13 +117,14 @@ def _model_class(config: Any, classes: int | None) -> Any:
 def _of_config(config: Any, classes: int | None) -> Any:
     """With random weights."""
     with quiet():
-        return _model_class(config, classes).from_config(config)
+        return _model_class(config, classes).from_config(config, dtype=torch.float32)
 
 
 def _with_weights(config: Any, classes: int | None, source: str) -> tuple[Any, list[str]]:
     """The model, and the names of its weights that the file lacks: of a last layer, or of a pooling."""
     kind = _model_class(config, classes)
     options: dict[str, Any] = {"config": config, "ignore_mismatched_sizes": True, "output_loading_info": True}
+    options["dtype"] = torch.float32  # a checkpoint in half precision would be trained in it
     if Path(source).is_file():
         options["state_dict"] = read_safetensors(Path(source))
     with quiet():

@@ -155,7 +155,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 def not_fetched(name: str, error: Exception) -> ConnectionError:
     """The error where a library could not download something."""
     return ConnectionError(
-        f"{name} cannot be fetched: {first_lines(error, 1)} Give a local file or folder of safetensors as weights "
+        f"{name} cannot be fetched: {first_lines(error, 1).removesuffix('.')}. Give a local file or folder of safetensors as weights "
         "(--backbone-weights PATH)"
     )
 
@@ -177,7 +177,10 @@ def _load_torchvision(name: str, classes: int | None, weights: str | Path) -> Im
         module = _with_weights(name, weights, classes or 1)
         started_from = str(weights)
     else:
-        module = build_classifier(name, classes or 1, weights="imagenet" if weights == "pretrained" else weights)
+        try:
+            module = build_classifier(name, classes or 1, weights="imagenet" if weights == "pretrained" else weights)
+        except ConnectionError as error:
+            raise not_fetched(name, error) from None
         started_from = str(module.started_from)
     size = 299 if name == "inception_v3" else 224
     module = module if classes else without_last_layer(module)

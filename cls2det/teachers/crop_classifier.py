@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from cls2det.data.images import to_float
-from cls2det.models.backbones import POLICIES, build_classifier, has_background_column
+from cls2det.models.backbones import build_classifier, has_background_column
 from cls2det.models.networks import ImageNetwork, is_foreign, load_network, rebuild_network
 from cls2det.models.students import build_student
 from cls2det.models.weights import check_fit, read_weights, write_weights
@@ -112,12 +112,11 @@ class CropClassifier(nn.Module):
             self.network = network.module
             self.network.started_from = network.started_from  # type: ignore[assignment]
             self.foreign = {"mean": list(network.mean), "std": list(network.std), "config": network.config}
-        elif backbone_weights in (*POLICIES, "pretrained"):
-            policy = "imagenet" if backbone_weights == "pretrained" else str(backbone_weights)
-            self.network = build_classifier(architecture, columns, width, policy)
+        elif backbone_weights in ("none", "auto") or (width != 64 and backbone_weights == "imagenet"):
+            self.network = build_classifier(architecture, columns, width, str(backbone_weights))
         else:
             if width != 64:
-                raise ValueError(f"weights of a file are of networks as published, of width 64; found width {width}")
+                raise ValueError(f"there are weights of networks as published, of width 64; found width {width}")
             loaded = load_network(architecture, columns, backbone_weights)
             self.network = loaded.module
             self.network.started_from = loaded.started_from  # type: ignore[assignment]
