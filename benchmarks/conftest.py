@@ -1,4 +1,4 @@
-"""The fixtures `bench` and `bench_step`, and the tables at the end: times, the best baseline, ratios, limits and memory."""
+"""Fixtures for operators, training steps and teachers, and the tables at the end: times, best baseline, ratios, limits, memory."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ import tables
 from cls2det_ops import _library
 from harness import (
     STEP_ROUNDS,
+    TOLERANCE,
     Contender,
     contenders,
     keep_freed_memory,
@@ -38,6 +39,7 @@ from shapes import STEPS, TERMS
 
 ROWS: list[dict] = []
 STEP_ROWS: list[dict] = []
+TEACHER_ROWS: list[dict] = []
 MACHINE: dict[str, float] = {}
 
 
@@ -49,6 +51,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--bench-commit", default="", help="what to write down where the sources are no git checkout")
     steps = "students whose training steps are timed, with commas between; all, or none"
     parser.addoption("--bench-steps", default="ssd300_vgg16", help=f"{steps} (default: ssd300_vgg16; {', '.join(STEPS)})")
+    teachers = "whether training steps with teachers of other libraries are timed: all, or none (default: none)"
+    parser.addoption("--bench-teachers", choices=["all", "none"], default="none", help=teachers)
     terms = "distillation terms of the timed steps, with commas between"
     parser.addoption("--bench-terms", default="all", help=f"{terms} (default: all; {', '.join(TERMS)}); both is always there")
 
@@ -221,6 +225,47 @@ def bench_step(benchmark, bench_device: str, request: pytest.FixtureRequest) -> 
     return run
 
 
+@pytest.fixture
+def bench_teacher(benchmark, bench_device: str, request: pytest.FixtureRequest) -> Callable:
+    """bench_teacher(workload, name): the same for steps with a teacher that is read in several ways."""
+    device = bench_device
+
+    def run(workload: Callable, name: str) -> None:
+        if benchmark.disabled:
+            work = workload(name, device, small=True)
+            assert work.checked()[1] <= TOLERANCE
+            benchmark.pedantic(work.ways["frozen"].run)
+            return
+        if request.config.getoption("--bench-teachers") == "none":
+            pytest.skip("time it with --bench-teachers all")
+        work = workload(name, device)
+        positives, agreement = work.checked()
+        laps: dict[str, list] = {way: [] for way in work.ways}
+        for step in work.ways.values():
+            step.timed()  # libraries choose their algorithms
+
+        def rivals_first() -> None:
+            for way, step in work.ways.items():
+                if way != "frozen":
+                    laps[way].append(step.timed())
+
+        rounds = STEP_ROUNDS[device]
+        benchmark.pedantic(lambda: laps["frozen"].append(work.ways["frozen"].timed()), setup=rivals_first, rounds=rounds)
+        records = []
+        for way, rounds_of_step in laps.items():
+            record: dict = {"implementation": way or "no teacher"}
+            for clock, parts in zip(("ms", "cpu_ms"), zip(*rounds_of_step, strict=True), strict=True):
+                record[clock] = [sum(lap.values()) for lap in parts if lap]
+                record[f"parts_{clock}"] = medians({part: [lap[part] for lap in parts] for part in parts[0]})
+            records.append(record)
+        facts = {"teacher": name, "layer": work.settings.feature_layers[0], "crop": work.own_teacher.crop_size}
+        row = {**facts, "traced": work.is_traced, "agreement": agreement, "positives": positives, "contenders": records}
+        benchmark.extra_info.update(row)
+        TEACHER_ROWS.append(row)
+
+    return run
+
+
 def terms_of(config: pytest.Config) -> list[str]:
     """In the order of ``TERMS``. "both" is never left out, since the checks compare both at once."""
     chosen = config.getoption("--bench-terms").split(",")
@@ -243,7 +288,7 @@ def memory_of(file: Path, shape: str, device: str, work, *terms: str) -> dict[st
 
 
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
-    if not ROWS and not STEP_ROWS:
+    if not ROWS and not STEP_ROWS and not TEACHER_ROWS:
         return
     facts = about(config)
     terminalreporter.section("cls2det_ops against plain PyTorch, interleaved rounds")
@@ -254,9 +299,13 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
     if STEP_ROWS:
         for line in (*tables.aligned(tables.step_table(STEP_ROWS)), *tables.step_notes(STEP_ROWS)):
             terminalreporter.write_line(line)
+    if TEACHER_ROWS:
+        for line in (*tables.aligned(tables.teacher_table(TEACHER_ROWS)), *tables.TEACHER_NOTES):
+            terminalreporter.write_line(line)
     out = config.getoption("--bench-out")
     if out:
-        write(out, {"about": facts, "machine": MACHINE, "rows": ROWS, "training_steps": STEP_ROWS})
+        record = {"about": facts, "machine": MACHINE, "rows": ROWS, "training_steps": STEP_ROWS}
+        write(out, record | ({"teachers": TEACHER_ROWS} if TEACHER_ROWS else {}))
         terminalreporter.write_line(f"written to {out}")
 
 

@@ -63,11 +63,12 @@ class Workload:
 def operator_benchmarks() -> dict[str, Path]:
     """The file of every operator's benchmark, by the operator's name."""
     paths = sorted(Path(__file__).parent.glob("test_bench_*.py"))
-    return {path.stem.removeprefix("test_bench_"): path for path in paths if path.stem != "test_bench_step"}
+    names = {path.stem.removeprefix("test_bench_"): path for path in paths}
+    return {name: path for name, path in names.items() if name not in ("step", "teachers")}
 
 
 def load(path: Path) -> Any:
-    """A benchmark's module: ``workload(shape, device)``, and ``SHAPES`` by name unless it is the one of training steps."""
+    """A benchmark's module: ``workload(shape, device)``, and ``SHAPES`` by name unless it is one of training steps."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec and spec.loader, path
     module = importlib.util.module_from_spec(spec)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 
+TEACHER_PARTS = ("teacher on targets", "teacher on predictions")
 Table = list[list[str]]  # the first line is the head
 
 MEMORY_RESOLUTION = 100_000  # bytes: less than this the resident set does not tell
@@ -35,6 +36,16 @@ STEP_NOTES = (
     "that is not the student's over the student's part, within the same steps, so that noise from step to step does not enter;",
     "where one thread runs in its CPU time, in which others on the machine do not count. released / this, eager / this: of taxes",
     "by parts. KD-loc is with loc on pixels. extra memory: peak above the plain step's.",
+)
+TEACHER_HEAD = [
+    "teacher", "layer of KD-loc", "crops", "traced", "agreement", "hooks / frozen", "plain / frozen", "tax frozen", "tax hooks",
+    "tax plain",
+]  # fmt: skip
+TEACHER_NOTES = (
+    "SSD300's step with KD-cls, KD-loc and loc, and a teacher that is read in three ways. agreement: the largest difference of the",
+    "frozen reader from the plain network, as a share of the output's largest value. hooks / frozen, plain / frozen: of the",
+    "teacher's parts of a step, on ground truths and on predictions with backward. tax: all that is not the student's over the",
+    "student's part, within the same steps; medians of the rounds.",
 )
 IDLE_NOTES = (
     "On a GPU a step begins when the GPU is idle: the host's time counts where the GPU waits for it. extra memory there is without",
@@ -130,6 +141,23 @@ def step_table(rows: Sequence[Mapping]) -> Table:
     return lines
 
 
+def teacher_table(rows: Sequence[Mapping]) -> Table:
+    lines = [TEACHER_HEAD]
+    for row in rows:
+        ways = {way["implementation"]: way for way in row["contenders"]}
+        spent = {name: sum(parts_of(way)[part] for part in TEACHER_PARTS) for name, way in ways.items()}
+        about = [
+            row["teacher"],
+            row["layer"],
+            str(row["crop"]),
+            "yes" if row["traced"] else "no, hooks",
+            f"{row['agreement']:.0e}",
+        ]
+        ratios = [times_as_fast(spent[way], spent["frozen"]) for way in ("hooks", "plain")]
+        lines.append(about + ratios + [f"{100 * tax_by_parts(ways[way]):.0f} %" for way in ("frozen", "hooks", "plain")])
+    return lines
+
+
 def _tax_ratio(step: Mapping, rival: Mapping | None) -> str:
     """The rival's tax over this step's; empty where there is nothing to compare."""
     if rival is None or step is rival or step["implementation"] == "as released":
@@ -159,6 +187,8 @@ def document(record: Mapping) -> str:
         )
     if record.get("training_steps"):
         parts.append("\n".join([markdown(step_table(record["training_steps"])), *step_notes(record["training_steps"])]) + "\n")
+    if record.get("teachers"):
+        parts.append("\n".join([markdown(teacher_table(record["teachers"])), *TEACHER_NOTES]) + "\n")
     return "\n".join(parts)
 
 

@@ -173,5 +173,21 @@ def test_tokens_become_a_map_without_the_extra_ones():
     assert as_map((tokens,))[1, 2].tolist() == [[5, 6, 7], [8, 9, 10], [11, 12, 13]]
 
 
+@pytest.mark.parametrize("traced", [True, False])
+def test_maps_with_channels_last_are_turned(monkeypatch, traced):
+    """A Swin's; hooks and the graph alike, and in a picture that is not square too."""
+    torch.manual_seed(0)
+    network = torchvision.models.SwinTransformer([4, 4], 24, [1, 1], [2, 2], [4, 4], num_classes=CLASSES).eval()
+    if not traced:
+        monkeypatch.setattr(reader, "_extract", lambda *_: 1 / 0)
+    frozen = frozen_reader(network, ["features.1"], False, SIZE)
+    assert isinstance(frozen, Hooked) != traced
+    for size in ((SIZE, SIZE), (SIZE, 96)):
+        crops = torch.randn(2, 3, *size)
+        expected = network.features[1](network.features[0](crops)).permute(0, 3, 1, 2)
+        assert expected.shape == (2, 24, size[0] // 4, size[1] // 4)
+        torch.testing.assert_close(frozen(crops)["features.1"], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_our_own_classifier_is_such_a_teacher():
     assert isinstance(CropClassifier(["a", "b"], architecture="compact"), BoxTeacher)

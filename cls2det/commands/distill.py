@@ -18,6 +18,7 @@ from cls2det.distill.balance import GradientBalance
 from cls2det.distill.classifier import ClassifierDistiller
 from cls2det.files import is_first_process
 from cls2det.models.students import head_of
+from cls2det.models.zero_shot import PREFIX, load_zero_shot
 from cls2det.settings import DISTILLERS
 from cls2det.teachers.accuracy import check_not_at_chance
 from cls2det.teachers.crop_classifier import CropClassifier
@@ -37,7 +38,7 @@ def distill(options: DistillOptions, progress: Progress | None = None) -> dict:
     preparation, classifier = prepare(options), None
     if options.teacher and "classifier" in options.distillers:
         data = preparation.data
-        classifier = CropClassifier.load(options.teacher).for_classes(data.classes, str(data.annotation_file))
+        classifier = _load_teacher(options, data)
         if not options.allow_poor_teacher and is_first_process():
             _check_teacher(classifier, options, data)
 
@@ -64,7 +65,33 @@ def distill(options: DistillOptions, progress: Progress | None = None) -> dict:
     return train_student(options, preparation, build, progress)
 
 
+def _load_teacher(options: DistillOptions, data: DetectionData) -> CropClassifier:
+    """A teacher of the data's classes: that of a file, or a zero-shot one."""
+    source = str(options.teacher)
+    if not source.startswith(PREFIX):
+        if options.prompts or options.teacher_crop_size:
+            raise ValueError(f"prompts and teacher_crop_size are for a teacher {PREFIX}NAME; found teacher {source}")
+        teacher = CropClassifier.load(source)
+        head = head_of(options.student)
+        return teacher.for_classes(data.classes, str(data.annotation_file), options.class_mapping, head=head)
+    if options.class_mapping:
+        raise ValueError(f"class_mapping is for a trained teacher; {source} takes the data's own names, see prompts")
+    network, loss = load_zero_shot(source, data.classes, options.prompts, size=options.teacher_crop_size)
+    return CropClassifier(
+        data.classes,
+        architecture=source,
+        student=options.student,
+        image_size=options.image_size,
+        crop_size=options.teacher_crop_size or network.size,
+        loss=loss,
+        network=network,
+    ).eval()
+
+
 def _warn_of_unread_teachers(options: DistillOptions) -> None:
+    for argument in ("prompts", "teacher_crop_size", "class_mapping"):
+        if getattr(options, argument) and not options.teacher:
+            warnings.warn(f"{argument} is of a teacher, and there is none (--teacher)", stacklevel=3)
     readers_of = {
         "teacher": {"classifier"},
         "encoder": {"regions"},
@@ -81,6 +108,11 @@ def _check_teacher(teacher: CropClassifier, options: DistillOptions, data: Detec
     """Raise ValueError for one that would teach this student nothing, or the wrong thing."""
     head = head_of(options.student)
     reads_scores = options.classifier.kd_cls_weight and options.classifier.control != "one_hot"
+    if reads_scores and str(options.teacher).startswith(PREFIX) and (head, teacher.loss) == ("sigmoid", "ce"):
+        raise ValueError(
+            f"{options.student} has sigmoids for its classes, and {options.teacher} was trained with a softmax alone: its "
+            "logits have no zero. Take a SigLIP, or a student with a softmax (--allow-poor-teacher goes on all the same)"
+        )
     if reads_scores and (head, teacher.loss) in (("sigmoid", "ce"), ("softmax", "bce")):
         raise ValueError(
             f"{options.student} has a {head} for its classes, and the teacher was trained with {teacher.loss} alone: its scores "

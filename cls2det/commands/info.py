@@ -21,6 +21,7 @@ PACKAGES = (
     "pycocotools",
     "jsonargparse",
     "transformers",
+    "timm",
     "onnx",
     "onnxruntime",
 )

@@ -44,10 +44,14 @@ class TeacherOptions:
         out: folder for what is written
         train_split: split to train on (train2017 for COCO)
         val_split: split to measure accuracy and calibration on
-        architecture: any classifier of torchvision (resnet18, resnet50, resnext101_32x8d …), or compact, the backbone of ssd_compact
+        architecture: any classifier of torchvision (resnet18, resnet50, resnext101_32x8d …), compact (the backbone of
+            ssd_compact), timm:NAME, hf:NAME of the hub, or hf:FOLDER; timm and transformers are installed apart
         width: channels of the first stage of a ResNet; 64 is as published, 16 is every width divided by 4
-        backbone_weights: what the classifier starts from: imagenet, auto (random where there is no network), none
-        student: the detector that this classifier will teach; crops are resized and normalised as this detector's images
+        backbone_weights: what the classifier starts from: none (random), pretrained (the library's own; imagenet is another
+            word for it), auto (random where there is no network), or the path of a file or folder of safetensors
+        freeze_body: train the last layer alone, a linear probe
+        student: the detector that this classifier will teach; crops are resized as this detector's images, and normalised so
+            too, except for networks of timm and transformers, which get their own normalisation
         image_size: side in pixels that images are brought to (default: the student's own)
         crop_size: side of the crops in pixels; 112 in the paper
         loss: ce for students with a softmax, bce for students with a sigmoid, joint for both (the paper's shared teacher)
@@ -70,7 +74,8 @@ class TeacherOptions:
     val_split: str | None = None
     architecture: str = "resnet18"
     width: int = 64
-    backbone_weights: BackboneWeights = "none"
+    backbone_weights: str = "none"
+    freeze_body: bool = False
     student: str = "ssd_compact"
     image_size: int | None = None
     crop_size: int = 112
@@ -141,7 +146,12 @@ class DistillOptions(TrainOptions):
     log/metrics.csv, tensorboard/ and, with a val_split, its evaluation.
 
     Args:
-        teacher: weights.pt of `cls2det teacher`; the pixel term alone (loc_weight) needs none
+        teacher: weights.pt of `cls2det teacher`, or zero-shot:NAME or zero-shot:FOLDER for a CLIP or SigLIP of transformers,
+            which is not trained; the pixel term alone (loc_weight) needs none
+        prompts: texts with {} for the name of a class, whose embeddings a zero-shot teacher averages (default: a photo of a {}.)
+        teacher_crop_size: side of a zero-shot teacher's crops in pixels (default: the network's own)
+        class_mapping: which classes of the teacher stand for which of the data, where these differ: a table of the teacher's
+            name to the data's name, to several, or to null
         allow_poor_teacher: go on with a teacher that is no better than guessing
         detector_teacher: weights.pt of `cls2det train` or `distill`, or torchvision:NAME for a detector with torchvision's COCO
             weights; the teacher of every distiller but classifier
@@ -166,6 +176,9 @@ class DistillOptions(TrainOptions):
     """
 
     teacher: Path | None = None
+    prompts: list[str] | None = None
+    teacher_crop_size: int | None = None
+    class_mapping: dict[str, str | list[str] | None] | None = None
     allow_poor_teacher: bool = False
     detector_teacher: str | None = None
     encoder: str | None = None

@@ -14,6 +14,7 @@ from cls2det.data.classes import quoted
 from cls2det.data.loader import test_loader
 from cls2det.evaluation.reliability import draw_reliability
 from cls2det.files import is_first_process, start_processes, write_json
+from cls2det.models.backbones import RANDOM
 from cls2det.models.students import parameter_count
 from cls2det.teachers.accuracy import ONE_CLASS, crop_logits
 from cls2det.teachers.calibration import calibration
@@ -46,6 +47,11 @@ def teacher(options: TeacherOptions, progress: Progress | None = None) -> dict:
         backbone_weights=options.backbone_weights,
         background=background,
     )
+    if options.freeze_body and classifier.network.started_from == RANDOM:
+        raise ValueError(
+            f"freeze_body trains the last layer alone, and the body of {options.architecture} has random weights: it would teach "
+            "nothing. Give it weights (--backbone-weights pretrained, or a file or folder of safetensors)"
+        )
     start = [parameter.detach().clone() for parameter in classifier.parameters()]
     training = ClassifierTraining(
         classifier,
@@ -53,6 +59,7 @@ def teacher(options: TeacherOptions, progress: Progress | None = None) -> dict:
         min_size=options.min_size,
         jitter=options.jitter,
         label_smoothing=options.label_smoothing,
+        freeze_body=options.freeze_body,
     )
     claim(options, fingerprints(options, data, validation))
     loader = training_loader(data, optim, run, options.seed)
@@ -73,6 +80,7 @@ def teacher(options: TeacherOptions, progress: Progress | None = None) -> dict:
         "background": background,  # whether crops without an object are learnt and, on the val_split, counted
         "steps": optim.steps,
         "parameters": parameter_count(classifier),
+        "trained parameters": sum(parameter.numel() for parameter in classifier.parameters() if parameter.requires_grad),
     }
     if validation and is_first_process():
         logits, classes = crop_logits(

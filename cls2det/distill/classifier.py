@@ -52,7 +52,7 @@ class BoxDistiller:
             (0, 0, 0), of 0 to 255 too
         image_std: of each channel; pictures of 0 to 1 have (1, 1, 1), of 0 to 255 (1/255, 1/255, 1/255). A teacher with another
             normalisation gets crops in its own
-        capture: on a GPU, replay the teacher's pass as captured graphs; None does so for a ``CropClassifier``
+        capture: on a GPU, replay the teacher's pass as captured graphs; None does so for a ``CropClassifier`` of torchvision
         explain: warn of the likely mistakes of the first batch that has positives, see ``cls2det_ops.explain``. It reads values,
             so this one step waits for a GPU
 
@@ -90,7 +90,7 @@ class BoxDistiller:
             teacher = teacher.for_classes(classes)
             if isinstance(teacher, nn.Module):
                 teacher.eval().requires_grad_(False)
-            capture = isinstance(teacher, CropClassifier) if capture is None else capture
+            capture = isinstance(teacher, CropClassifier) and not teacher.is_foreign if capture is None else capture
             # One pass per ground truth serves both losses; predicted crops, or whole images, run the low layers alone.
             on_crops = layers if settings.feature_mode == "crop" else ()
             dtype = {"32": torch.float32, "bf16": torch.bfloat16}[settings.teacher_precision]
@@ -274,7 +274,7 @@ class ClassifierDistiller(BoxDistiller):
         classes: Sequence[str],
         transform: GeneralizedRCNNTransform,
     ):
-        if isinstance(teacher, CropClassifier):
+        if isinstance(teacher, CropClassifier) and not teacher.is_foreign:  # others want their own, whoever the student is
             _check_same_normalisation(teacher, transform)
         super().__init__(teacher, settings, classes=classes, image_mean=transform.image_mean, image_std=transform.image_std)
 

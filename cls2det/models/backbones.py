@@ -120,6 +120,10 @@ def load_classifier(path: str | Path) -> nn.Module:
     saved = read_weights(path, "crop_classifier", "backbone")
     with check_fit(path):
         settings = saved.settings
+        if "network" in settings:  # of timm or transformers
+            raise ValueError(
+                f"{path} holds {settings['architecture']}; a student starts from a compact, ResNet or MobileNetV2 classifier"
+            )
         outputs = len(settings["classes"]) + has_background_column(
             settings.get("background", False), settings.get("loss", "ce")
         )

@@ -1,10 +1,9 @@
-"""The last layer of a classifier: exchanged for another, left out, or with its outputs in another order."""
+"""The last layer of a classifier: exchanged for another, left out, or trained alone."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
-import torch
 import torchvision
 from torch import nn
 
@@ -31,13 +30,19 @@ def without_last_layer(network: nn.Module) -> nn.Module:
     return network
 
 
-@torch.no_grad()
-def exchange_outputs(network: nn.Module, order: Sequence[int]) -> None:
-    """Let output k of a classifier be what its output ``order[k]`` was, in place; outputs beyond stay."""
-    _, last = last_layer(network)
-    for parameter in (last.weight, last.bias):
-        if parameter is not None:
-            parameter[: len(order)] = parameter[list(order)]
+def output_layers(network: nn.Module) -> list[nn.Module]:
+    """What turns a classifier's embedding into its outputs: the layers that a linear probe trains."""
+    of_timm: Any = getattr(network, "get_classifier", None)
+    if of_timm is not None:
+        layers = of_timm()
+        return list(layers) if isinstance(layers, tuple | list) else [layers]
+    if type(network).__module__.startswith("torchvision."):
+        return [last_layer(network)[1]]
+    children = [child for child in network.children() if any(True for _ in child.parameters())]
+    body = max(children, key=lambda child: sum(parameter.numel() for parameter in child.parameters()))
+    if len(children) < 2:
+        raise ValueError(f"{type(network).__name__} has no layer for its outputs beside its body")
+    return [child for child in children if child is not body]
 
 
 def last_layer(network: nn.Module, outputs: int | None = None) -> tuple[str, nn.Linear | nn.Conv2d]:

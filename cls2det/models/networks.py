@@ -4,14 +4,16 @@
     network = load_network("hf:google/vit-base-patch16-224", 80, weights="pretrained", size=112)
     encoder = load_network("hf:clip-folder", None, weights="pretrained")      # images to embeddings (N, D)
 
-=================  =========================================  ==========================================================
-name               library                                    installed by
-=================  =========================================  ==========================================================
-``timm:NAME``      timm, any name of ``timm.list_models``     ``pip install timm``
-``hf:NAME``        transformers, a name of the hub            ``pip install transformers``
-``hf:FOLDER``      transformers, a folder with config.json    ``pip install transformers``
-``NAME``           torchvision, any of its classifiers        comes with it
-=================  =========================================  ==========================================================
+=================  ===========================================
+name               library
+=================  ===========================================
+``timm:NAME``      timm, any name of ``timm.list_models``
+``hf:NAME``        transformers, a name of the hub
+``hf:FOLDER``      transformers, a folder with config.json
+``NAME``           torchvision, any of its classifiers
+=================  ===========================================
+
+timm and transformers come with ``pip install 'cls2det[teachers]'``.
 
 Weights are chosen by a word or a path. "none" is random. "pretrained" is the library's own; an error if they cannot be had.
 "auto" is the library's own where they can be had, random ones and a warning where they cannot. Anything else is a file of
@@ -142,7 +144,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ImportError as error:
-        raise ImportError(f"{file} is read by safetensors ({error}): pip install safetensors") from error
+        raise ImportError(f"{file} is read by safetensors ({error}): pip install 'cls2det[teachers]'") from error
     try:
         tensors: dict[str, Tensor] = load_file(file)
     except SafetensorError as error:
@@ -153,7 +155,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 def not_fetched(name: str, error: Exception) -> ConnectionError:
     """The error where a library could not download something."""
     return ConnectionError(
-        f"{name} cannot be fetched: {first_lines(error, 1)} Give a local file or folder of safetensors as weights "
+        f"{name} cannot be fetched: {first_lines(error, 1).removesuffix('.')}. Give a local file or folder of safetensors as weights "
         "(--backbone-weights PATH)"
     )
 
@@ -175,7 +177,10 @@ def _load_torchvision(name: str, classes: int | None, weights: str | Path) -> Im
         module = _with_weights(name, weights, classes or 1)
         started_from = str(weights)
     else:
-        module = build_classifier(name, classes or 1, weights="imagenet" if weights == "pretrained" else weights)
+        try:
+            module = build_classifier(name, classes or 1, weights="imagenet" if weights == "pretrained" else weights)
+        except ConnectionError as error:
+            raise not_fetched(name, error) from None
         started_from = str(module.started_from)
     size = 299 if name == "inception_v3" else 224
     module = module if classes else without_last_layer(module)

@@ -26,8 +26,7 @@ def load_timm(name: str, classes: int | None, weights: str | Path, size: int | N
     config: dict[str, Any] = {"img_size": size} if own.fixed_input_size and size not in (None, own_size) else {}
     try:
         if isinstance(weights, Path):
-            module, started_from = _from_file(name, weights, own.classifier, config), str(weights)
-            module.reset_classifier(classes or 0)
+            module, started_from = _from_file(name, classes, weights, own.classifier, config), str(weights)
         else:
             module, started_from = _from_library(name, classes, weights, config, own)
     except (TypeError, AssertionError) as error:  # it has no such option, or its windows do not divide the size
@@ -43,17 +42,23 @@ def rebuild_timm(name: str, classes: int | None, config: dict[str, Any]) -> nn.M
     return module
 
 
-def _from_file(name: str, path: Path, layers: str | tuple[str, ...], config: dict[str, Any]) -> Any:
-    """With all weights of the file, its own last layer included. timm would take a file that lacks some without a word."""
+def _from_file(name: str, classes: int | None, path: Path, layers: str | tuple[str, ...], config: dict[str, Any]) -> Any:
+    """With all weights of the file; a last layer of another number of classes is new.
+
+    The file's own last layer is read at first: timm takes a file that lacks weights without a word, where the number differs.
+    """
     file = path / "model.safetensors" if path.is_dir() else path
     tensors = read_safetensors(file)
     last = layers if isinstance(layers, str) else layers[0]
     outputs = len(tensors[f"{last}.weight"]) if f"{last}.weight" in tensors else 0
     overlay = {"file": str(file), "num_classes": outputs}
     try:
-        return _timm().create_model(name, pretrained=True, num_classes=outputs, pretrained_cfg_overlay=overlay, **config)
+        module = _timm().create_model(name, pretrained=True, num_classes=outputs, pretrained_cfg_overlay=overlay, **config)
     except (RuntimeError, KeyError) as error:
         raise ValueError(f"{file} does not hold the weights of timm:{name}: {first_lines(error)}") from None
+    if outputs != (classes or 0):
+        module.reset_classifier(classes or 0)
+    return module
 
 
 def _from_library(name: str, classes: int | None, word: str, config: dict[str, Any], own: Any) -> tuple[Any, str]:
@@ -78,5 +83,5 @@ def _timm() -> Any:
     try:
         import timm
     except ImportError as error:
-        raise ImportError(f"a network timm:NAME needs timm ({error}): pip install timm") from error
+        raise ImportError(f"a network timm:NAME needs timm ({error}): pip install 'cls2det[teachers]'") from error
     return timm

@@ -22,6 +22,7 @@ from cls2det.commands.parsing import parse_options
 from cls2det.commands.teacher import teacher
 from cls2det.data.classes import SAME_CLASSES, class_order, read_classes
 from cls2det.distill import DETECTOR_METHODS, Distillation
+from cls2det.models.networks import is_foreign
 from cls2det.models.students import build_student
 from cls2det.settings import TERMS
 from cls2det.study.jobs import Job
@@ -207,7 +208,9 @@ def check_students(
     Students and detector teachers are built on the meta device, where weights have no values and a forward costs nothing; their
     anchors are real. Teachers that are files are left to the runs.
     """
-    student_of = {training.weights: training.options.student for training in teachers}
+    # Networks of timm and transformers have a normalisation of their own, which fits every student.
+    trained = [training for training in teachers if not is_foreign(training.options.architecture)]
+    student_of = {training.weights: training.options.student for training in trained}
     options_of_detector = {str(training.weights): training.options for training in detectors}
     checked = set()
     for training in students:

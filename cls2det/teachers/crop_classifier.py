@@ -6,25 +6,23 @@ the same COCO-format batches as a detector, and no folder of crops is ever made.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-from cls2det.data.classes import class_order
 from cls2det.data.images import to_float
 from cls2det.models.backbones import build_classifier, has_background_column
-from cls2det.models.last_layer import exchange_outputs
+from cls2det.models.networks import ImageNetwork, is_foreign, load_network, rebuild_network
 from cls2det.models.students import build_student
 from cls2det.models.weights import check_fit, read_weights, write_weights
 from cls2det.teachers.background import background_boxes
-from cls2det.teachers.frozen import freeze
+from cls2det.teachers.class_map import ClassTable, Mapped, class_map, shared_copy
+from cls2det.teachers.normalisation import Renormalise
+from cls2det.teachers.reader import as_logits, frozen_reader
 from cls2det_ops import roi_crop
 
 PADDING = "border"  # of crops in the teacher's training, KD-cls and KD-loc alike
@@ -58,7 +56,7 @@ class CropClassifier(nn.Module):
 
     Args:
         classes: names of the classes, in order of label
-        architecture: "compact", or any classifier of torchvision
+        architecture: "compact", any classifier of torchvision, "timm:NAME" or "hf:NAME"
         width: channels of the first stage of a ResNet (64: as published)
         student: the detector whose resizing and normalisation the crops go through
         image_size: side that images are brought to; None is the student's own
@@ -66,9 +64,18 @@ class CropClassifier(nn.Module):
         loss: that it is trained with: "ce" for students with a softmax, "bce" for sigmoids, "joint" for both (the paper's
             shared teacher)
         margin: crops are larger than the box by this share of its size, on each side
-        backbone_weights: see ``backbones.build_classifier``
+        backbone_weights: a word or a path, see ``networks.load_network``
         background: whether it is trained on crops without an object too
+        network: in place of a load by the name: a network that is loaded, or what a file says of a foreign one: "mean", "std" and
+            "config". A network of timm or transformers gets crops in its own normalisation
+
+    Raises:
+        ValueError, FileNotFoundError, ConnectionError, ImportError: as ``load_network``
     """
+
+    transform: GeneralizedRCNNTransform
+    scale: Tensor | None  # from the student's normalisation to the network's
+    shift: Tensor | None
 
     def __init__(
         self,
@@ -83,6 +90,7 @@ class CropClassifier(nn.Module):
         margin: float = 0.0,
         backbone_weights: str = "none",
         background: bool = False,
+        network: ImageNetwork | dict[str, Any] | None = None,
     ):
         super().__init__()
         if loss not in LOSSES:
@@ -91,27 +99,54 @@ class CropClassifier(nn.Module):
             raise ValueError(f"a teacher needs a crop_size from 1 and a margin from 0; got {crop_size} and {margin}")
         self.classes, self.architecture, self.width, self.student = list(classes), architecture, width, student
         self.image_size, self.crop_size, self.loss, self.margin = image_size, crop_size, loss, margin
-        self.transform: GeneralizedRCNNTransform = build_student(student, len(self.classes), image_size).transform
+        self.transform = build_student(student, len(self.classes), image_size).transform
         self.background = background
         columns = len(self.classes) + has_background_column(background, loss)
-        self.network = build_classifier(architecture, columns, width, backbone_weights)
+        self.foreign: dict[str, Any] | None = None  # of a network with a normalisation of its own
+        self.mapping: nn.Module | None = None  # to other classes, or their order
+        self.network: nn.Module
+        if isinstance(network, dict):
+            self.network, self.foreign = rebuild_network(architecture, columns, network["config"]), network
+        elif network is not None or is_foreign(architecture):
+            network = network or load_network(architecture, columns, backbone_weights, size=crop_size)
+            self.network = network.module
+            self.network.started_from = network.started_from  # type: ignore[assignment]
+            self.foreign = {"mean": list(network.mean), "std": list(network.std), "config": network.config}
+        elif backbone_weights in ("none", "auto") or (width != 64 and backbone_weights == "imagenet"):
+            self.network = build_classifier(architecture, columns, width, str(backbone_weights))
+        else:
+            if width != 64:
+                raise ValueError(f"there are weights of networks as published, of width 64; found width {width}")
+            loaded = load_network(architecture, columns, backbone_weights)
+            self.network = loaded.module
+            self.network.started_from = loaded.started_from  # type: ignore[assignment]
+        to_own = Renormalise(self.transform.image_mean, self.transform.image_std, self.mean, self.std)
+        self.register_buffer("scale", to_own.scale, persistent=False)
+        self.register_buffer("shift", to_own.shift, persistent=False)
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether the network is one of timm or transformers, which has a normalisation of its own."""
+        return self.foreign is not None
 
     @property
     def mean(self) -> Sequence[float]:
-        """Of each channel of images in [0, 1], as the student's transform subtracts it."""
-        mean: Sequence[float] = self.transform.image_mean
+        """Of each channel of images in [0, 1], as the network wants it subtracted: the student's, or a foreign network's own."""
+        mean: Sequence[float] = self.foreign["mean"] if self.foreign else self.transform.image_mean
         return mean
 
     @property
     def std(self) -> Sequence[float]:
-        """Of each channel, as the student's transform divides by it."""
-        std: Sequence[float] = self.transform.image_std
+        """Of each channel, as the network wants images divided by it."""
+        std: Sequence[float] = self.foreign["std"] if self.foreign else self.transform.image_std
         return std
 
     def save(self, path: str | Path) -> None:
         """Write a weights.pt, see ``models.weights``."""
         names = ("classes", "architecture", "width", "student", "image_size", "crop_size", "loss", "margin", "background")
         settings = {name: getattr(self, name) for name in names}
+        if self.foreign:
+            settings["network"] = self.foreign
         write_weights(path, "crop_classifier", settings, self.network.state_dict())
 
     @classmethod
@@ -128,33 +163,50 @@ class CropClassifier(nn.Module):
             classifier.network.load_state_dict(saved.weights)
         return classifier.eval()
 
-    def for_classes(self, classes: Sequence[str], of_classes: str = "the data") -> CropClassifier:
-        """A teacher whose columns are ``classes``, in their order: itself, or a copy with the rows of its last layer exchanged.
+    def for_classes(
+        self,
+        classes: Sequence[str],
+        of_classes: str = "the data",
+        mapping: ClassTable | None = None,
+        *,
+        head: str | None = None,
+    ) -> CropClassifier:
+        """A teacher whose columns are ``classes``, in their order: itself, or a copy that shares the network.
 
         Args:
             classes: names in order of label
             of_classes: what they are the classes of, for the message
+            mapping: which of the teacher's classes stand for which of these; see ``teachers.class_map``. None takes the same
+                names in any order
+            head: of the student, "softmax" or "sigmoid": how probabilities that the mapping joins or shares are read. None is
+                as it was trained, and a softmax where it was trained for both
 
         Raises:
-            ValueError: a name that only one side has
+            ValueError: a name that only one side has; as ``class_map``
         """
-        remedy = "Train the teacher on the same classes"
-        order = class_order(classes, self.classes, of_classes, "the teacher", remedy)
-        if order == sorted(order):
+        has_column = has_background_column(self.background, self.loss)
+        head = head or ("sigmoid" if self.loss == "bce" else "softmax")
+        ours = class_map(classes, self.classes, mapping, head=head, background=has_column, of_wanted=of_classes)
+        if ours is None:
             return self
-        teacher = copy.deepcopy(self)
+        teacher: CropClassifier = shared_copy(self)
         teacher.classes = list(classes)
-        exchange_outputs(teacher.network, order)  # the background stays last
+        teacher.mapping = ours if self.mapping is None else nn.Sequential(self.mapping, ours)
         return teacher
 
     def forward(self, crops: Tensor) -> Tensor:
-        """Logits (N, C) of crops (N, 3, S, S) of normalised images; (N, C + 1) with a column for the background."""
-        logits: Tensor = self.network(crops)
-        return logits
+        """Logits (N, C) of crops (N, 3, S, S) in the network's normalisation; (N, C + 1) with a column for the background."""
+        logits = as_logits(self.network(crops))
+        return logits if self.mapping is None else self.mapping(logits)
 
     def crop(self, images: Tensor, boxes: Tensor, image_index: Tensor) -> Tensor:
-        """Crops (N, 3, S, S) of ``boxes`` in normalised ``images``; gradient flows to the boxes."""
+        """Crops (N, 3, S, S) of ``boxes``, in the images' normalisation; gradient flows to the boxes."""
         return roi_crop(images, self.with_margin(boxes), image_index, self.crop_size, padding_mode=PADDING, clip=False)
+
+    def own_crops(self, images: Tensor, boxes: Tensor, image_index: Tensor) -> Tensor:
+        """Crops as ``forward`` takes them, of images in the student's normalisation."""
+        crops = self.crop(images, boxes, image_index)
+        return crops if self.scale is None or self.shift is None else crops * self.scale + self.shift
 
     def with_margin(self, boxes: Tensor) -> Tensor:
         """The boxes that are cropped for ``boxes`` (N, 4)."""
@@ -170,7 +222,7 @@ class CropClassifier(nn.Module):
         return GroundTruths(images.tensors, boxes, classes, image_index, images.image_sizes)
 
     def crops_of_batch(self, batch: Batch, *, background: bool = False) -> tuple[Tensor, Tensor]:
-        """Ground-truth crops of a detection batch and their classes (label - 1).
+        """Ground-truth crops of a detection batch, as ``forward`` takes them, and their classes (label - 1).
 
         Args:
             background: add crops without an object, of class C; the same at every call
@@ -180,7 +232,7 @@ class CropClassifier(nn.Module):
             spaces, space_index = background_boxes(boxes, image_index, sizes, torch.Generator().manual_seed(0))
             boxes, image_index = torch.cat([boxes, spaces]), torch.cat([image_index, space_index])
             classes = torch.cat([classes, classes.new_full((len(spaces),), len(self.classes))])
-        return self.crop(images, boxes, image_index), classes
+        return self.own_crops(images, boxes, image_index), classes
 
     def probabilities(self, logits: Tensor, sigmoid: bool | None = None) -> Tensor:
         """Softmax, or sigmoids, in float32: (N, C), with ``background`` (N, C + 1), whose last column is that of no class.
@@ -197,20 +249,9 @@ class CropClassifier(nn.Module):
         return torch.cat([scores, 1 - scores.amax(1, keepdim=True)], 1) if self.background else scores
 
     def reader(self, layers: Sequence[str], logits: bool, dtype: torch.dtype = torch.float32) -> nn.Module:
-        """Frozen network from crops to a dictionary: ``layers`` by name, and "logits" if asked; it runs nothing else.
-
-        Batch norms are folded into their convolutions, and ``frozen.freeze`` does the rest. Names are those of torchvision's
-        feature extraction: "maxpool" and "layer1" are the paper's l0 and l1 of a ResNet.
-
-        Args:
-            dtype: of everything but the ``frozen_stem``, which is all that the paper's KD-loc reads
-        """
-        network = copy.deepcopy(self.network).eval()
-        names = get_graph_node_names(network)[1]
-        if unknown := [layer for layer in layers if not any(name == layer or name.startswith(f"{layer}.") for name in names)]:
-            raise ValueError(f"no layer {', '.join(unknown)} in {self.architecture}; there are {', '.join(names[1:])}")
-        nodes = {layer: layer for layer in layers} | ({names[-1]: "logits"} if logits else {})
-        return freeze(create_feature_extractor(fuse(network), nodes), dtype)
+        """See ``reader.frozen_reader``; "maxpool" and "layer1" are the paper's l0 and l1 of a ResNet."""
+        reader = frozen_reader(self.network, layers, logits, self.crop_size, dtype, self.architecture)
+        return reader if self.mapping is None or not logits else Mapped(reader, self.mapping)
 
 
 def enlarged(boxes: Tensor, margin: float) -> Tensor:

@@ -8,14 +8,13 @@ classifier of torchvision or timm, one of transformers, a zero-shot model, anyth
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from cls2det.data.classes import class_order
+from cls2det.teachers.class_map import ClassTable, Mapped, class_map, shared_copy
 from cls2det.teachers.crop_classifier import PADDING, enlarged
 from cls2det.teachers.reader import as_logits, frozen_reader, probe
 from cls2det_ops import roi_crop
@@ -79,7 +78,7 @@ class NetworkTeacher(nn.Module):
         self.network = network.eval().requires_grad_(False)
         self.classes, self.crop_size, self.margin = list(classes), crop_size, margin
         self.mean, self.std = tuple(mean), tuple(std)
-        self.order: list[int] | None = None  # the network's column of each class; None is as they are
+        self.mapping: nn.Module | None = None  # from the network's classes to these; None where they are the same
         with torch.no_grad():
             device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
             columns = as_logits(self.network(probe(crop_size, 1).to(device))).shape[1]
@@ -89,16 +88,28 @@ class NetworkTeacher(nn.Module):
     def forward(self, crops: Tensor) -> Tensor:
         """Logits (N, C) of crops (N, 3, S, S) in the teacher's own normalisation."""
         logits = as_logits(self.network(crops))
-        return logits if self.order is None else logits[:, self.order]
+        return logits if self.mapping is None else self.mapping(logits)
 
-    def for_classes(self, classes: Sequence[str]) -> NetworkTeacher:
-        """Itself, or the same network with its logits in the order of ``classes``; ValueError for other classes."""
-        order = class_order(classes, self.classes, "the data", "the teacher", "Give the teacher's classes the data's names")
-        if order == sorted(order):
+    def for_classes(
+        self, classes: Sequence[str], mapping: ClassTable | None = None, *, head: str = "softmax"
+    ) -> NetworkTeacher:
+        """A teacher of these classes that shares the network, or itself where they are its own.
+
+        Args:
+            classes: names of the data's classes, in order of label
+            mapping: which of the teacher's classes stand for which of these; see ``teachers.class_map``. None takes the same
+                names in any order
+            head: of the detector, "softmax" or "sigmoid": how probabilities that the mapping joins or shares are read
+
+        Raises:
+            ValueError: as ``class_map``
+        """
+        ours = class_map(classes, self.classes, mapping, head=head)
+        if ours is None:
             return self
-        teacher = copy.copy(self)  # shares the network
+        teacher: NetworkTeacher = shared_copy(self)
         teacher.classes = list(classes)
-        teacher.order = order if self.order is None else [self.order[place] for place in order]
+        teacher.mapping = ours if self.mapping is None else nn.Sequential(self.mapping, ours)
         return teacher
 
     def with_margin(self, boxes: Tensor) -> Tensor:
@@ -112,19 +123,7 @@ class NetworkTeacher(nn.Module):
     def reader(self, layers: Sequence[str], logits: bool, dtype: torch.dtype = torch.float32) -> nn.Module:
         """See ``reader.frozen_reader``."""
         reader = frozen_reader(self.network, layers, logits, self.crop_size, dtype)
-        return reader if self.order is None or not logits else _Ordered(reader, self.order)
-
-
-class _Ordered(nn.Module):
-    """A reader whose logits have their columns in another order."""
-
-    def __init__(self, reader: nn.Module, order: Sequence[int]):
-        super().__init__()
-        self.reader, self.order = reader, list(order)
-
-    def forward(self, crops: Tensor) -> dict[str, Tensor]:
-        outputs: dict[str, Tensor] = self.reader(crops)
-        return {**outputs, "logits": outputs["logits"][:, self.order]}
+        return reader if self.mapping is None or not logits else Mapped(reader, self.mapping)
 
 
 def teacher_from(

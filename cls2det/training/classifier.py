@@ -10,8 +10,9 @@ import lightning
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, nn
 
+from cls2det.models.last_layer import output_layers
 from cls2det.teachers.accuracy import NO_TEACHER
 from cls2det.teachers.background import background_boxes
 from cls2det.teachers.crop_classifier import CropClassifier, sides
@@ -32,6 +33,7 @@ class ClassifierTraining(lightning.LightningModule):
         min_size: boxes with a shorter side, in input pixels, are left out
         jitter: boxes are moved by up to this share of their size
         label_smoothing: of the softmax cross-entropy
+        freeze_body: train what gives the outputs alone, a linear probe; the body stays in eval mode, its batch norms too
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class ClassifierTraining(lightning.LightningModule):
         min_size: float = 0.0,
         jitter: float = 0.05,
         label_smoothing: float = 0.05,
+        freeze_body: bool = False,
     ):
         super().__init__()
         if not 0 <= label_smoothing < 1 or min(min_size, jitter) < 0:
@@ -68,7 +71,22 @@ class ClassifierTraining(lightning.LightningModule):
         )
         self.classifier, self.optim = classifier, optim
         self.min_size, self.jitter, self.label_smoothing = min_size, jitter, label_smoothing
+        self.frozen: list[nn.Module] = []  # in a list, so that it is no second part of this module
+        if freeze_body:
+            classifier.network.requires_grad_(False)
+            self.frozen = [classifier.network]
+            for layer in output_layers(classifier.network):
+                layer.requires_grad_(True)
+            self.train()  # Lightning leaves the modes of a module's parts as they are
         self.barren = self.fruitful = self.missed = 0  # batches of this process; ``missed`` had crops of the background
+
+    def train(self, mode: bool = True) -> ClassifierTraining:
+        super().train(mode)
+        for body in self.frozen:
+            body.eval()
+            for layer in output_layers(body):
+                layer.train(mode)
+        return self
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         return configure_optimizer(self.optim, self)
@@ -123,7 +141,7 @@ class ClassifierTraining(lightning.LightningModule):
             large = sides(spaces).amin(1) >= self.min_size
             moved, crops_index = torch.cat([moved, spaces[large]]), torch.cat([crops_index, space_index[large]])
             classes = torch.cat([classes, classes.new_full((len(moved) - len(classes),), len(self.classifier.classes))])
-        return self.classifier.crop(images, moved, crops_index), classes
+        return self.classifier.own_crops(images, moved, crops_index), classes
 
     def loss(self, logits: Tensor, classes: Tensor) -> Tensor:
         """Softmax cross-entropy, binary cross-entropy summed over the classes, or their sum; mean over crops.

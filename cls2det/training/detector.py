@@ -11,7 +11,6 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from cls2det.data.dataset import DetectionData
 from cls2det.data.images import to_float
@@ -183,6 +182,5 @@ class DetectorTraining(lightning.LightningModule):
             crops, labels = teacher.crops_of_batch((images, targets))
             if len(crops):
                 captions = [classes[label] for label in labels.tolist()]
-                transform: GeneralizedRCNNTransform = teacher.transform
-                sheet = crops_sheet(crops, transform.image_mean, transform.image_std, captions)
+                sheet = crops_sheet(crops, teacher.mean, teacher.std, captions)
                 board.add_image("val/crops of the teacher", sheet, self.global_step)

@@ -214,5 +214,6 @@ def quiet() -> None:
         ".*Experiment logs directory.*",
         ".*GPU available but not used.*",
         ".*have no `val_dataloader`.*",
+        r".*Found \d+ module\(s\) in eval mode.*",  # the frozen body of a linear probe
     ):
         warnings.filterwarnings("ignore", message)
