@@ -16,7 +16,7 @@ import transformers
 from torchvision.ops import box_convert
 
 from cls2det.models.students import build_student, head_of, load_student, parameter_count, save_student
-from cls2det.models.students.hungarian import isinstance_of
+from cls2det.models.students.hungarian_loss import isinstance_of
 from cls2det.models.taps import PositiveTap
 from rectangles import COLOURS, make_rectangles
 from small_transformers import CLASSES, DETECTORS
@@ -182,10 +182,20 @@ def test_what_is_no_student(tmp_path):
         head_of(f"hf:{tmp_path}/owl")
 
 
+def test_losses_that_do_not_add_up_are_another_transformers(tmp_path, monkeypatch):
+    from cls2det.models.students import hungarian_loss
+
+    _, name = folder_of("RT-DETRv2", tmp_path)
+    detector = build_student(name, len(NAMES))
+    monkeypatch.setattr(hungarian_loss, "_weight", lambda _network, term: 2.0 if term == "bbox_giou" else 1.0)
+    with pytest.raises(RuntimeError, match=r"transformers .*losses of RTDetrV2ForObjectDetection, loss_vfl.* do not add up"):
+        detector(*batch())
+
+
 def test_weights_that_contradict_their_configuration(tmp_path):
     _, name = folder_of("RT-DETRv2", tmp_path)
     config = transformers.AutoConfig.from_pretrained(tmp_path)
-    config.decoder_ffn_dim *= 2
+    config.update({"decoder_ffn_dim": 64})
     config.save_pretrained(tmp_path)
     with pytest.raises(
         ValueError, match=r"weights are not as its config.json says, missing or of another shape: model\.decoder"

@@ -42,7 +42,8 @@ from cls2det.commands.options import ExportOptions
 from cls2det.evaluation.finite import NotFinite, finite_heads
 from cls2det.files import make_folder, write_json
 from cls2det.models.students import TrainedStudent, load_student
-from cls2det.models.students.hungarian import RT_DETRS, isinstance_of
+from cls2det.models.students.hungarian import RT_DETRS
+from cls2det.models.students.hungarian_loss import isinstance_of
 
 Detections = dict[str, Tensor]  # boxes (n, 4), labels (n,), scores (n,)
 Load = Callable[[], Callable[[Tensor], Detections]]  # reads what was written; that turns an image into its detections
