@@ -9,6 +9,8 @@ the sizes of images that the file takes:
 | Faster R-CNN, RetinaNet, FCOS      | any, lists | fixed        | any   |
 | DETR                               | any, lists | fixed        | fixed |
 | RT-DETRv2, D-FINE                  | any, lists | any          | any   |
+| hf:, images brought to one size    | any, lists | any          | any   |
+| hf:, other images                  | any, lists | fixed        | fixed |
 
 The files contain resizing, normalisation and non-maximum suppression; a loaded one takes pixels and gives boxes. ONNX computes
 the scale of the resizing in float32: images of some sizes come out one pixel smaller than in PyTorch, which can move scores in
