@@ -1,10 +1,9 @@
-"""The losses of transformers' detectors that match by the Hungarian method: in float32, by name, and without objects too."""
+"""The losses of transformers' detectors that match by the Hungarian method: in float32, and by name."""
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -77,30 +76,8 @@ def loss_in_float32(loss_function: Callable[..., Any], *arguments: Any, **keywor
         return value.float() if value.is_floating_point() else value
 
     arguments, keywords = tree_map_only(Tensor, widened, (arguments, keywords))
-    logits, labels = arguments[:2]
-    with torch.autocast(logits.device.type, enabled=False), _matches_nothing(loss_function, labels):
+    with torch.autocast(arguments[0].device.type, enabled=False):
         return loss_function(*arguments, **keywords)
-
-
-@contextlib.contextmanager
-def _matches_nothing(loss_function: Callable[..., Any], labels: Labels) -> Iterator[None]:
-    """Where no image has an object, on which the matchers stumble, those that the loss makes match nothing."""
-    if any(len(label["boxes"]) for label in labels):
-        yield
-        return
-
-    def forward(_matcher: nn.Module, _outputs: Any, targets: Labels, *_: Any, **__: Any) -> list[tuple[Tensor, Tensor]]:
-        empty = torch.empty(0, dtype=torch.int64)
-        return [(empty, empty) for _ in targets]
-
-    originals = {matcher: matcher.forward for matcher in matchers(loss_function)}
-    for matcher in originals:
-        matcher.forward = forward
-    try:
-        yield
-    finally:
-        for matcher, original in originals.items():
-            matcher.forward = original
 
 
 def matchers(loss_function: Callable[..., Any]) -> list[Any]:
