@@ -9,6 +9,8 @@ the sizes of images that the file takes:
 | Faster R-CNN, RetinaNet, FCOS      | any, lists | fixed        | any   |
 | DETR                               | any, lists | fixed        | fixed |
 | RT-DETRv2, D-FINE                  | any, lists | any          | any   |
+| hf:, images brought to one size    | any, lists | any          | any   |
+| hf:, other images                  | any, lists | fixed        | fixed |
 
 The files contain resizing, normalisation and non-maximum suppression; a loaded one takes pixels and gives boxes. ONNX computes
 the scale of the resizing in float32: images of some sizes come out one pixel smaller than in PyTorch, which can move scores in
@@ -42,7 +44,8 @@ from cls2det.commands.options import ExportOptions
 from cls2det.evaluation.finite import NotFinite, finite_heads
 from cls2det.files import make_folder, write_json
 from cls2det.models.students import TrainedStudent, load_student
-from cls2det.models.students.hungarian import RT_DETRS, isinstance_of
+from cls2det.models.students.hungarian import RT_DETRS
+from cls2det.models.students.hungarian_loss import isinstance_of
 
 Detections = dict[str, Tensor]  # boxes (n, 4), labels (n,), scores (n,)
 Load = Callable[[], Callable[[Tensor], Detections]]  # reads what was written; that turns an image into its detections

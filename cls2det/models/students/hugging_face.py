@@ -20,7 +20,8 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from cls2det.errors import first_lines, some
 from cls2det.models.backbones import POLICIES, RANDOM
-from cls2det.models.students.hungarian import RT_DETRS, HungarianDetector, import_transformers, isinstance_of, matchers
+from cls2det.models.students.hungarian import RT_DETRS, HungarianDetector, import_transformers
+from cls2det.models.students.hungarian_loss import isinstance_of, matchers
 from cls2det.models.students.rt_detr import draw_weights, hold_queries
 
 PREFIX = "hf:"

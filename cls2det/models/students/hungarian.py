@@ -7,37 +7,23 @@ imported when such a detector is built, not before.
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import box_convert, clip_boxes_to_image
 
 from cls2det.errors import LibraryChanged
+from cls2det.models.students.hungarian_loss import LIBRARY, Labels, check_sum, loss_in_float32, losses_by_name
 
-try:
-    LIBRARY = f"transformers {version('transformers')} (5.24 is known to fit)"
-except PackageNotFoundError:  # then there is no such detector either
-    LIBRARY = "transformers"
-
-MATCHER = "HungarianMatcher"  # how the class of every matcher ends
 BOX_HEADS = ("bbox_embed", "bbox_predictor", "enc_bbox_head")  # modules that give boxes or shifts of boxes
-# A loss of transformers has one of these in its name; the term of ours that it belongs to. "giou" also is in no other name.
-TERMS = {"giou": "bbox_giou", "bbox": "bbox_regression", "fgl": "bbox_distribution", "ddf": "bbox_distribution"}
 RT_DETRS = ("RTDetr", "DFine")  # how the classes begin of those that choose their queries among places of maps
-Labels = list[
-    dict[str, Tensor]
-]  # of each image: "class_labels" (n,) from 0, "boxes" (n, 4), "size" (2,) of what they are shares of
 
 
 class HungarianDetector(nn.Module):
@@ -59,7 +45,7 @@ class HungarianDetector(nn.Module):
         self.network = network.train()  # which transformers leaves in eval mode where it has loaded weights
         self.transform = transform
         self.description = None if description is None else dict(description)
-        self.network.loss_function = partial(_loss_in_float32, self.network.loss_function)
+        self.network.loss_function = partial(loss_in_float32, self.network.loss_function)
         for name, module in network.named_modules():
             if any(part in BOX_HEADS for part in name.split(".")[-2:]):
                 module.register_forward_hook(_in_float32)
@@ -93,7 +79,10 @@ class HungarianDetector(nn.Module):
         if self.training:
             labels = _labels(targets, self._frames(batch))
             outputs = self.network(batch.tensors, **self._mask(batch), labels=labels)
-            return self._losses(outputs.loss, outputs.loss_dict, has_objects=any(len(label["boxes"]) for label in labels))
+            if not self._has_losses_that_add_up:  # once: it waits for a GPU
+                check_sum(self.network, outputs.loss, outputs.loss_dict)
+                self._has_losses_that_add_up = True
+            return losses_by_name(self.network, outputs.loss_dict, has_objects=any(len(label["boxes"]) for label in labels))
         outputs = self.network(batch.tensors, **self._mask(batch))
         found = self._detections(outputs.logits.float(), outputs.pred_boxes.float(), batch)
         detections: list[dict[str, Tensor]] = self.transform.postprocess(found, batch.image_sizes, sizes)
@@ -118,32 +107,6 @@ class HungarianDetector(nn.Module):
         if self._reads_mask:
             return list(batch.image_sizes)
         return [(batch.tensors.shape[-2], batch.tensors.shape[-1])] * len(batch.tensors)
-
-    def _losses(self, total: Tensor, losses: Mapping[str, Tensor], *, has_objects: bool) -> dict[str, Tensor]:
-        """transformers' losses, weighted as it weights them, added up by kind over decoder layers and denoising."""
-        config = self.network.config
-        coefficients = {"bbox_regression": "bbox_loss_coefficient", "bbox_giou": "giou_loss_coefficient"}
-        if isinstance_of(self.network, "LwDetr", "RfDetr"):
-            coefficients["classification"] = "class_loss_coefficient"
-        terms: dict[str, Tensor] = {}
-        for name, loss in losses.items():
-            if not name.startswith("loss_"):  # cardinality_error, which is logged alone
-                continue
-            term = next((term for part, term in TERMS.items() if part in name), "classification")
-            is_weighted = hasattr(config, "weight_loss_bbox")
-            weight = 1.0 if is_weighted else getattr(config, coefficients.get(term, ""), 1.0)
-            terms[term] = terms.get(term, torch.zeros_like(total)) + weight * loss
-        if not self._has_losses_that_add_up:  # once: it waits for a GPU
-            if not torch.allclose(
-                torch.stack(list(terms.values())).sum(), total.float(), rtol=1e-3, atol=1e-3, equal_nan=True
-            ):
-                name = type(self.network).__name__
-                raise LibraryChanged(LIBRARY, f"the losses of {name}, {', '.join(losses)}, do not add up to its loss")
-            self._has_losses_that_add_up = True
-        if not has_objects:  # nothing is denoised, and DDP waits for the gradients of all
-            unused = torch.stack([weight.sum() for weight in self.network.parameters() if weight.requires_grad]).sum()
-            terms["classification"] = terms["classification"] + 0 * unused
-        return terms
 
     def _detections(self, logits: Tensor, boxes: Tensor, batch: ImageList) -> list[dict[str, Tensor]]:
         """Best first, as many as there are queries: of a softmax each query's best class, of sigmoids the best of all."""
@@ -196,11 +159,6 @@ def is_softmax(config: Any, columns: int) -> bool:
     return bool(columns == config.num_labels + 1)
 
 
-def isinstance_of(network: nn.Module, *families: str) -> bool:
-    """Whether a network is of one of transformers' families: by the beginning of its class's name, without an import."""
-    return type(network).__name__.startswith(families)
-
-
 def import_transformers() -> Any:
     try:
         import transformers
@@ -224,42 +182,3 @@ def _labels(targets: list[dict[str, Tensor]], frames: list[tuple[int, int]]) -> 
 def _in_float32(_module: nn.Module, _arguments: Any, output: Tensor) -> Tensor:
     """Under mixed precision too: of an image of 640 pixels, bfloat16 cannot tell places of 2 pixels apart."""
     return output.float()
-
-
-def _loss_in_float32(loss_function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
-    """transformers' loss, under mixed precision too: the matching goes through numpy, which has no bfloat16."""
-
-    def widened(value: Tensor) -> Tensor:
-        return value.float() if value.is_floating_point() else value
-
-    arguments, keywords = tree_map_only(Tensor, widened, (arguments, keywords))
-    logits, labels = arguments[:2]
-    with torch.autocast(logits.device.type, enabled=False), _matches_nothing(loss_function, labels):
-        return loss_function(*arguments, **keywords)
-
-
-@contextlib.contextmanager
-def _matches_nothing(loss_function: Callable[..., Any], labels: Labels) -> Iterator[None]:
-    """Where no image has an object, on which the matchers stumble, those that the loss makes match nothing."""
-    if any(len(label["boxes"]) for label in labels):
-        yield
-        return
-
-    def forward(_matcher: nn.Module, _outputs: Any, targets: Labels, *_: Any, **__: Any) -> list[tuple[Tensor, Tensor]]:
-        empty = torch.empty(0, dtype=torch.int64)
-        return [(empty, empty) for _ in targets]
-
-    originals = {matcher: matcher.forward for matcher in matchers(loss_function)}
-    for matcher in originals:
-        matcher.forward = forward
-    try:
-        yield
-    finally:
-        for matcher, original in originals.items():
-            matcher.forward = original
-
-
-def matchers(loss_function: Callable[..., Any]) -> list[Any]:
-    """The matchers' classes in the module of one of transformers' losses; empty where it does not match."""
-    names = vars(sys.modules[loss_function.__module__])
-    return [value for name, value in names.items() if name.endswith(MATCHER) and isinstance(value, type)]

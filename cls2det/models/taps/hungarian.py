@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from cls2det.errors import LibraryChanged
-from cls2det.models.students.hungarian import LIBRARY, MATCHER, Labels, in_pixels, is_softmax, matchers
+from cls2det.models.students.hungarian import in_pixels, is_softmax
+from cls2det.models.students.hungarian_loss import LIBRARY, MATCHER, Labels, matchers
 from cls2det.models.taps.family import Family
 
 
