@@ -130,7 +130,7 @@ def other_scales(call: Call) -> str | None:
 def other_form(call: Call) -> str | None:
     """Boxes that lie on their ground truths once one side is read in another form, and do not as they are."""
     partner = _partners(call, "target_boxes")
-    if partner is None or call.boxes is None or call.targets is None or len(call.matched.unique()) < 3:
+    if partner is None or call.boxes is None or call.targets is None or len(call.matched.unique()) < 5:
         return None
     places, boxes = partner
     targets = call.targets[places]

@@ -139,11 +139,11 @@ def test_it_takes_the_arguments_of_every_loss_at_boxes():
 def test_what_is_no_call_is_an_error():
     with pytest.raises(TypeError, match="explain: target_label must be an argument of a loss at boxes"):
         explain(**simple(), target_label=torch.zeros(3))
-    with pytest.raises(ValueError, match=r"explain: boxes must be of shape \(5, 4\), a row for each of student_logits, found shape \(4, 4\)"):
-        explain(**simple(boxes=torch.zeros(4, 4)))
     with pytest.raises(
-        ValueError, match=r"target_labels must be a vector with one entry for each row of teacher_logits \(3\)"
+        ValueError, match=r"explain: boxes must be of shape \(5, 4\), a row for each of student_logits, found shape \(4, 4\)"
     ):
+        explain(**simple(boxes=torch.zeros(4, 4)))
+    with pytest.raises(ValueError, match=r"target_labels must be a vector with one entry for each row of target_boxes \(3\)"):
         explain(**simple(), target_labels=torch.zeros(5, dtype=torch.int64))
     with pytest.raises(TypeError, match="maps must be a RoIMap or a sequence of them, found Tensor"):
         explain(**simple(maps=[torch.zeros(2, 3, 4, 4)]))
