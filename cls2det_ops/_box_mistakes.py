@@ -134,8 +134,10 @@ def other_form(call: Call) -> str | None:
         return None
     places, boxes = partner
     targets = call.targets[places]
-    if float(overlap(targets, boxes).median()) > 0.3:
-        return None
+    middle = (boxes[:, :2] + boxes[:, 2:]) / 2
+    inside = ((middle > targets[:, :2]) & (middle < targets[:, 2:])).all(1).double().mean()
+    if float(overlap(targets, boxes).median()) > 0.3 or float(inside) > 0.5:
+        return None  # a young detector's boxes may be small, but lie on their objects
     for form, change in FORMS.items():
         for name, fit in (("target_boxes", overlap(change(targets), boxes)), ("boxes", overlap(targets, change(boxes)))):
             if float(fit.quantile(0.25)) >= 0.5:
