@@ -88,7 +88,7 @@ def unmatched_images(call: Call) -> str | None:
     later = int((images > images[: last + 1].max()).sum())
     largest = int(images.bincount().max()) if int(images.min()) >= 0 else len(images)
     right, wrong = _fits(call)
-    if later < max(2, 0.2 * len(images)) or (right >= 0.8 and wrong < 0.15):
+    if later < max(3, 0.25 * len(images)) or (right >= 0.8 and wrong < 0.15):
         return None
     if right < 0 and (later < max(6, 0.4 * len(images)) or len(images[images > images[: last + 1].max()].unique()) < 3):
         return None  # where no boxes can tell, there must be more of it

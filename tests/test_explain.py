@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import warnings
 
 import pytest
@@ -143,9 +144,7 @@ def test_what_is_no_call_is_an_error():
         ValueError, match=r"explain: boxes must be of shape \(5, 4\), a row for each of student_logits, found shape \(4, 4\)"
     ):
         explain(**simple(boxes=torch.zeros(4, 4)))
-    with pytest.raises(
-        ValueError, match=r"target_labels must be a vector with one entry for each row of teacher_logits \(3\)"
-    ):
+    with pytest.raises(ValueError, match=r"target_labels must be a vector with one entry for each row of target_boxes \(3\)"):
         explain(**simple(), target_labels=torch.zeros(5, dtype=torch.int64))
     with pytest.raises(TypeError, match="maps must be a RoIMap or a sequence of them, found Tensor"):
         explain(**simple(maps=[torch.zeros(2, 3, 4, 4)]))
@@ -195,14 +194,13 @@ def test_lists_of_boxes_are_told_their_way_out(function):
             function(**arguments | {pictures: [torch.rand(3, 30, 30)]})
 
 
-@pytest.fixture
-def nothing_told(monkeypatch):
-    import sys
-
+def forget(monkeypatch):
+    """What debug mode has said in this process."""
     monkeypatch.setattr(sys.modules[explain_function.__module__], "_told", set())
 
 
-def test_debug_mode_warns_once_of_each_mistake(nothing_told):
+def test_debug_mode_warns_once_of_each_mistake(monkeypatch):
+    forget(monkeypatch)
     wrong = simple(teacher_logits=torch.randn(3, 20).softmax(1))
     with warnings.catch_warnings(record=True) as outside:
         warnings.simplefilter("always")
@@ -220,7 +218,8 @@ def test_debug_mode_warns_once_of_each_mistake(nothing_told):
     assert caught[0].filename == __file__
 
 
-def test_debug_mode_says_nothing_of_right_calls(nothing_told):
+def test_debug_mode_says_nothing_of_right_calls(monkeypatch):
+    forget(monkeypatch)
     call, index = simple(), torch.tensor([0, 0, 0, 1, 1])
     boxes = {name: call[name] for name in ("boxes", "target_boxes", "matched_idxs", "target_image_index")}
     with warnings.catch_warnings(), debug_values():
@@ -260,7 +259,8 @@ def test_an_error_names_the_way_out(mistake):
         roi_kd_loss(**simple(**changes))
 
 
-def test_weights_as_tensors_are_no_mistake(nothing_told):
+def test_weights_as_tensors_are_no_mistake(monkeypatch):
+    forget(monkeypatch)
     one = torch.tensor(1.0)
     call = simple(loc_weight=one, cls_weight=one, maps=RoIMap(255 * torch.rand(2, 3, 300, 300), 4, 16, weight=one))
     with warnings.catch_warnings(), debug_values():
