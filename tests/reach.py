@@ -298,8 +298,9 @@ def where_rows() -> list[str]:
         tap = PositiveTap(build_student(student, 3, 96).train())
         with tap:
             tap.model([torch.rand(3, 96, 96)], [{"boxes": torch.tensor([[10.0, 12, 60, 70]]), "labels": torch.tensor([1])}])
-        kinds = {"weights": None, "weights_backbone": None}
-        scale = PositiveTap(torchvision.models.get_model(builder, **kinds)).normalisation
+        with torch.device("meta"):  # no weight is drawn
+            published = torchvision.models.get_model(builder, weights=None, weights_backbone=None)
+        scale = PositiveTap(published).normalisation
         result.append(where_row("torchvision", name, tap.positives.head, tap.positives.background, **scale))
     for name, (build, head, background) in DETECTORS.items():  # test_taps_transformers.py holds the taps to these two
         kinds = IMAGE_PROCESSOR_MAPPING_NAMES.get(build().config.model_type)
