@@ -200,7 +200,7 @@ class PositiveTap:
 
         Raises TypeError for a detector that does not normalise by itself: transformers' image processors do.
         """
-        transform = getattr(self.model, "transform", None)
+        transform: Any = getattr(self.model, "transform", None)
         if not hasattr(transform, "image_mean"):
             raise TypeError(
                 f"{type(self.model).__name__} does not normalise its pictures; give BoxDistiller the image_mean and image_std of "
