@@ -180,7 +180,9 @@ def of_torchvision(builder: str, steps: int = 12) -> Trained:
         more = {"masks": torch.ones(2, 96, 96, dtype=torch.uint8), "keypoints": torch.ones(2, 17, 3) * 30}
         images.append(picture)
         targets.append({"boxes": boxes, "labels": labels, **more})
-    rate = 1e-4 if "resnet50" in builder and "v2" not in builder else 5e-4  # its frozen batch norms do nothing yet
+    rate = (
+        1e-4 if "resnet50" in builder and "rcnn_resnet50_fpn_v2" not in builder else 5e-4
+    )  # few have batch norms that work yet
     tap = PositiveTap(model)
     is_sigmoid = builder.startswith(("retinanet", "fcos"))
     distiller = make_distiller(classes, is_sigmoid, **tap.normalisation)
@@ -205,7 +207,7 @@ def of_transformers(family: str, steps: int = 80) -> Trained:
         PositiveTap(model),
         distiller,
         steps,
-        4e-3,
+        5e-4 if family == "D-FINE" else 4e-3,
     )
 
 
@@ -214,6 +216,10 @@ class Recorder:
 
     def __init__(self, distiller: BoxDistiller, agreed: Callable[[Positives], tuple[float, float]]):
         self.distiller, self.agreed, self.facts = distiller, agreed, {}
+
+    def to(self, device: torch.device) -> Recorder:
+        self.distiller.to(device)
+        return self
 
     def __call__(self, positives: Positives) -> dict[str, Tensor]:
         terms = self.distiller(positives)
@@ -298,8 +304,9 @@ def where_rows() -> list[str]:
         tap = PositiveTap(build_student(student, 3, 96).train())
         with tap:
             tap.model([torch.rand(3, 96, 96)], [{"boxes": torch.tensor([[10.0, 12, 60, 70]]), "labels": torch.tensor([1])}])
-        kinds = {"weights": None, "weights_backbone": None}
-        scale = PositiveTap(torchvision.models.get_model(builder, **kinds)).normalisation
+        with torch.device("meta"):  # no weight is drawn
+            published = torchvision.models.get_model(builder, weights=None, weights_backbone=None)
+        scale = PositiveTap(published).normalisation
         result.append(where_row("torchvision", name, tap.positives.head, tap.positives.background, **scale))
     for name, (build, head, background) in DETECTORS.items():  # test_taps_transformers.py holds the taps to these two
         kinds = IMAGE_PROCESSOR_MAPPING_NAMES.get(build().config.model_type)

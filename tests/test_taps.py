@@ -9,7 +9,7 @@ import torch.nn.functional as F
 pytest.importorskip("torchvision")
 
 import torchvision
-from torchvision.models.detection import FCOS, RetinaNet
+from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.roi_heads import RoIHeads
@@ -435,3 +435,25 @@ def test_a_tap_is_opened_once_at_a_time(model):
     with tap:
         model(*batch())
     assert len(tap.positives)
+
+
+def test_a_tap_knows_how_its_detector_normalises(model):
+    transform = model.transform
+    expected = {"image_mean": list(transform.image_mean), "image_std": list(transform.image_std)}
+    assert PositiveTap(model).normalisation == expected
+
+
+def test_a_backbone_of_a_single_map():
+    """As torchvision's own pages build one: a module that gives a tensor, not tensors by name."""
+    torch.manual_seed(0)
+    backbone = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, 8, 1), torch.nn.ReLU())
+    backbone.out_channels = 8
+    small = {"num_classes": CLASSES + 1, "min_size": 96, "max_size": 96, "box_batch_size_per_image": 16}
+    anchors = torchvision.models.detection.rpn.AnchorGenerator(((24, 48),), ((1.0,),))
+    pool = torchvision.ops.MultiScaleRoIAlign(["0"], 3, 2)
+    model = FasterRCNN(backbone, rpn_anchor_generator=anchors, box_roi_pool=pool, **small).train()
+    tap = PositiveTap(model)
+    with tap:
+        model(*batch())
+    assert [tuple(features.shape) for features in tap.maps] == [(3, 8, 12, 12)]
+    assert tap.student_outputs.grid.level_sizes == (288,) and len(tap.positives)

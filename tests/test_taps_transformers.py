@@ -140,6 +140,11 @@ def test_boxes_of_padded_pictures_as_the_processor_writes_them():
     torch.testing.assert_close(tap.positives.target_boxes, expected, rtol=0, atol=1e-3)
 
 
+def test_how_pictures_are_normalised_is_not_the_models_to_say():
+    with pytest.raises(TypeError, match="give BoxDistiller the image_mean and image_std of its image processor"):
+        _ = PositiveTap(detr()).normalisation
+
+
 def test_a_version_without_the_matcher_fails_loudly(monkeypatch):
     model = detr()
 

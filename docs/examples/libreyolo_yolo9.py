@@ -49,7 +49,7 @@ class Student(LibreYOLO9):  # distil
         return DistillingTrainer  # distil
 
 
-def main(epochs: int = 16, **changes: object) -> list[dict[str, float]]:
+def main(epochs: int = 24, **changes: object) -> list[dict[str, float]]:
     model, history = Student(None, size="t", nb_classes=len(CLASSES), device="cpu"), []
     network = train_classifier(sigmoid=True)  # as YOLO's head
 
