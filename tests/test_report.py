@@ -22,8 +22,8 @@ from torch import nn
 from torchvision.models.detection import FCOS, SSD300_VGG16_Weights
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
-from cls2det.data.coco import load_coco
 from cls2det.data.dataset import DetectionData
+from cls2det.data.layouts import load_truth
 from cls2det.evaluation import coco as evaluate
 from cls2det.models.students import build_student
 from cls2det.settings import DISTILLERS
@@ -584,9 +584,9 @@ def test_a_diverged_model_is_refused(data):
     assert not any(module._forward_hooks for module in overflows.modules()), "the checks stay on the model"
 
 
-def test_load_coco_and_evaluation_see_the_same_objects(data, tmp_path):
+def test_load_truth_and_evaluation_see_the_same_objects(data):
     """Errors use the ground truth as it stands, like pycocotools: a perfect set has none, by both."""
-    coco = load_coco(data.annotation_file)
+    coco = load_truth(data.folder.parent, "val")
     perfect = [
         {"image_id": note["image_id"], "category_id": note["category_id"], "bbox": note["bbox"], "score": 1.0}
         for note in coco.dataset["annotations"]

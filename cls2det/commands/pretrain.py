@@ -47,6 +47,7 @@ def pretrain(options: PretrainOptions, progress: Progress | None = None) -> dict
     report = {"seconds": seconds, "images": len(data), "steps": optim.steps, "parameters": parameter_count(training)}
     if validation and is_first_process():
         loader = DataLoader(validation, optim.batch_size, **workers)
+        report["split"] = options.val_split
         report["accuracy"] = 100 * _correct(training.network, loader, torch_device(run.device)) / len(validation)
     return write_json(options.out / "report.json", report)
 

@@ -75,6 +75,7 @@ def teacher(options: TeacherOptions, progress: Progress | None = None) -> dict:
         "parameters": parameter_count(classifier),
     }
     if validation and is_first_process():
+        report["split"] = options.val_split  # on which the numbers below are measured
         logits, classes = crop_logits(
             classifier, test_loader(validation, loader_workers=run.workers), torch_device(run.device)
         )

@@ -108,7 +108,9 @@ def gradient_ratios(detection: Tensor, terms: Mapping[str, Tensor], *places: Seq
         parts = [gradient.float().norm() for gradient in gradients if gradient is not None]
         return torch.stack(parts).norm() if parts else torch.zeros((), device=loss.device)
 
-    detection_norms: dict[int, Tensor] = {}  # by place, where a term reaches it: at the maps it costs a part of a backward pass
+    detection_norms: dict[
+        int, Tensor
+    ] = {}  # by place, where a term reaches it: at the maps it costs a part of a backward pass
     ratios = {}
     for name, term in terms.items():
         ratios[name] = torch.zeros((), device=detection.device)
