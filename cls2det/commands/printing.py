@@ -16,7 +16,7 @@ from cls2det.files import is_first_process
 
 MEASURED = {
     **dict.fromkeys((*COCO_COLUMNS, "accuracy"), "%"),
-    **dict.fromkeys(DIAGNOSTICS, "%, at the default box that overlaps each object most"),
+    **dict.fromkeys(DIAGNOSTICS, "%, at each object's best default box"),
     "ece": "%, expected calibration error",
     "overconfidence": "%, mean confidence less accuracy",
 }

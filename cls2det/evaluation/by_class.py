@@ -22,20 +22,19 @@ def worst_and_best(rows: Sequence[Row], column: str, most: int = AT_ONCE) -> lis
 
 
 def classes_heading(rows: Sequence[Row], shown: Sequence[Row], split: str) -> str:
-    absent = [row["class"] for row in rows if row["objects"] == 0]
-    text = f"AP by class, percent on {split}"
-    text += (
-        f": the {len(shown) - len(shown) // 2} worst and {len(shown) // 2} best of {len(rows)} classes"
-        if len(shown) < len(rows)
-        else ""
-    )
-    return f"{text} ({len(absent)} without an object)" if absent else text
+    """What a table of some of the rows shows."""
+    text, half = f"AP by class, percent on {split}", len(shown) // 2
+    if len(shown) < len(rows):
+        text += f": the {len(shown) - half} worst and {half} best of {len(rows)} classes"
+    absent = sum(row["objects"] == 0 for row in rows)
+    return f"{text} ({absent} without an object)" if absent else text
 
 
 def class_table(rows: Sequence[Row], arms: Sequence[str], split: str, most: int = AT_ONCE) -> Table:
     """For the screen; the first of ``arms`` is what the others are compared with, the last is what classes are ranked by."""
     shown = worst_and_best(rows, arms[-1], most)
-    table = Table(title=escape(classes_heading(rows, shown, split)), box=SIMPLE_HEAD)
+    heading = classes_heading(rows, shown, split)
+    table = Table(title=escape(heading), box=SIMPLE_HEAD, min_width=min(len(heading) + 2, 78))
     table.add_column("class")
     for name in ("objects", *arms, *(["gain"] if len(arms) > 1 else [])):
         table.add_column(escape(name), justify="right", no_wrap=True)
