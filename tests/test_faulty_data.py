@@ -579,6 +579,19 @@ def test_voc_objects_that_are_difficult(voc):
     assert coco_table(data, found)["mAP"] == pytest.approx(100)
 
 
+def test_voc_lists_with_suffixes(voc):
+    """A list may name pictures; where a.jpg.xml is there, a.jpg is a stem."""
+    file = voc / "ImageSets" / "Main" / "train.txt"
+    for folder, suffix in (("Annotations", ".xml"), ("JPEGImages", ".png")):
+        (voc / folder / f"train_002{suffix}").rename(voc / folder / f"train_002.jpg{suffix}")
+    file.write_text(file.read_text().replace("001\n", "001.png\n").replace("002\n", "002.jpg\n") + "train_003\n\n")
+    with pytest.warns(UserWarning, match="lists 1 picture twice"):
+        assert [image.name for image in DetectionData(voc, "train").files.values()][:2] == [
+            "train_001.png",
+            "train_002.jpg.png",
+        ]
+
+
 def test_voc_boxes_that_are_none(voc):
     voc_objects(voc, [("red", (40, 10, 20, 30), 0), ("red", ("x", 1, 5, 5), 0), ("red", (1, 1, 9, 9), 0)])
     with pytest.warns(UserWarning, match=r"2 objects left out.*xmin ≤ xmax.*train_001\.xml, object 1 .*object 2 \(no bndbox"):

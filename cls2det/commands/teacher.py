@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from typing import Any
 
 import torch
 
@@ -64,7 +65,7 @@ def teacher(options: TeacherOptions, progress: Progress | None = None) -> dict:
             stacklevel=2,
         )
     classifier.save(options.out / "weights.pt")
-    report = {
+    report: dict[str, Any] = {
         "seconds": seconds,
         "started from": classifier.network.started_from,
         "images": len(data),

@@ -43,7 +43,8 @@ def read_once(function: Callable[[str], R], paths: Sequence[str]) -> list[R]:
         except (OSError, ValueError):  # the function says what is wrong
             return function(path)
         if key in _results and _results[key][0] == state:
-            return _results[key][1]
+            known: R = _results[key][1]
+            return known
         result = function(path)
         _results[key] = (state, result)
         return result

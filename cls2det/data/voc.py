@@ -99,7 +99,9 @@ def read_voc(root: Path, place: Place) -> dict[str, Any]:
         logging.getLogger(__name__).info(
             f"{root}: some boxes begin at 0, so pixels are counted from 0 and not from 1 as in VOC"
         )
-    images, annotations, malformed, unlisted = [], [], [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    malformed, unlisted = [], []
     by_stem = _pictures(place.pictures)
     for number, (stem, path, page) in enumerate(zip(stems, paths, pages, strict=True), start=1):
         assert isinstance(page, Page)
@@ -151,8 +153,8 @@ def _listed_stems(place: Place) -> list[str]:
     """Of a split's list, in alphabetical order; every one has an XML file."""
     lines = place.file.read_text(encoding="utf-8-sig").splitlines()
     names = [line.strip() for line in lines if line.strip()]
-    stems = [os.path.splitext(name)[0] if is_readable(name) else name for name in names]
-    present = set(os.listdir(place.xmls))
+    present = set(os.listdir(place.xmls))  # some lists name the pictures, with suffix; and a.jpg.jpg has the stem a.jpg
+    stems = [os.path.splitext(name)[0] if is_readable(name) and f"{name}.xml" not in present else name for name in names]
     if missing := [stem for stem in stems if f"{stem}.xml" not in present]:
         raise FileNotFoundError(
             f"{place.file} lists {len(missing)} of {len(stems)} pictures without an annotation file: "

@@ -55,7 +55,9 @@ def read_yolo(root: Path, place: Place) -> dict[str, Any]:
     ]
     _check_label_files(place, pictures, labels, {str(folder) for folder in folders.values()})
     sizes, pages = read_once(picture_size, pictures), read_once(read_rows, labels)
-    images, annotations, unreadable, problems = [], [], {}, _Problems([], [], [], [], [])
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    unreadable, problems = {}, _Problems([], [], [], [], [])
     for number, (picture, path, rows, size) in enumerate(zip(pictures, labels, pages, sizes, strict=True), start=1):
         if isinstance(size, str):
             unreadable[number] = size

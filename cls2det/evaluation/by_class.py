@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 AT_ONCE = 12  # classes that a table shows; of more, half of them from either end
-Row = dict[str, Any]  # "class", "objects", and AP in percent by name: of one model, or of several arms
+Row = Mapping[str, Any]  # "class", "objects", and AP in percent by name: of one model, or of several arms
 
 
 def worst_and_best(rows: Sequence[Row], column: str, most: int = AT_ONCE) -> list[Row]:

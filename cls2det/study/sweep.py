@@ -85,12 +85,14 @@ def run_sweep(
     students = student_trainings(plan, place)
     trainings: list[Training[Any]] = [*teachers, *detectors, *students]
     check_processes(trainings)
+    if not plan.scenes:  # a folder that is none, or a split that is not there, leaves nothing behind
+        check_splits([training for training in trainings if fresh or not training.is_done], place.data_root)
     _claim(out, plan, fresh)
     console.print(f"[bold]{escape(str(out))}[/]: {len(students)} trainings, {workers} at a time on {run['device']}")
     if plan.scenes:
         _make_scenes(place.data_root, plan.scenes, workers, console)
+        check_splits([training for training in trainings if not training.is_done], place.data_root)
     check_claims(trainings)
-    check_splits([training for training in trainings if not training.is_done], place.data_root)
     check_students(students, teachers, detectors)
     for group in (teachers, detectors, students):
         run_jobs([training.job for training in group if not training.is_done], workers, console, gpus)

@@ -14,7 +14,7 @@ def class_rows(runs: Iterable[RunRecord]) -> list[Row]:
     arms = by_arm(runs)
     results = [run.result for group in arms.values() for run in group]
     names = dict.fromkeys(name for result in results for name in result.get("AP by class", {}))
-    counts = next((result["objects by class"] for result in results if "objects by class" in result), {})
+    counts: dict[str, int] = next((result["objects by class"] for result in results if "objects by class" in result), {})
     return [
         {"class": name, "objects": counts.get(name)}
         | {arm: _mean([run.result.get("AP by class", {}).get(name) for run in group]) for arm, group in arms.items()}
