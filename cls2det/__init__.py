@@ -2,7 +2,7 @@
 
 The losses live in ``cls2det_ops``; this package trains with them. Its rooms, of which each imports only those before it:
 
-- ``data``: COCO-format annotations, images, augmentation, batches
+- ``data``: annotations in COCO's, VOC's and YOLO's layouts, images, augmentation, batches
 - ``models``: the students by name, their backbones, the taps that read what a training step made, weights.pt
 - ``teachers``: the classifier of ground-truth crops, a detector as teacher, frozen networks
 - ``distill``: the distillers: the classifier's terms, and a file per detector-to-detector method

@@ -102,7 +102,9 @@ def _run(name: str, command: Command, words: Sequence[str]) -> int:
         )
         return 1
     if isinstance(result, dict):
-        _print(result)
+        from cls2det.commands.printing import print_result
+
+        print_result(result)
     return 0
 
 
@@ -166,22 +168,6 @@ def _log_on_screen() -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
-
-
-def _print(result: dict) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from cls2det.files import is_first_process
-
-    if not is_first_process():
-        return
-    table = Table(show_header=False)
-    for name, value in result.items():
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            table.add_row(name, f"{value:.2f}" if isinstance(value, float) else str(value))
-    if table.row_count:
-        Console().print(table)
 
 
 if __name__ == "__main__":

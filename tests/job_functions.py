@@ -26,3 +26,9 @@ def dying_job(progress):
 def endless_job(path, progress):
     path.write_text(str(os.getpid()))
     time.sleep(600)
+
+
+def thread_job(path, progress):
+    import torch
+
+    path.write_text(f"{torch.get_num_threads()} {os.environ['OMP_NUM_THREADS']} {os.environ['OMP_WAIT_POLICY']}")

@@ -15,9 +15,9 @@ pytest.importorskip("rich")
 from rich.console import Console
 
 from cls2det.errors import JobFailed
-from cls2det.study.jobs import Job, run_jobs
+from cls2det.study.jobs import Job, cores, run_jobs
 from helpers import default_sigint
-from job_functions import bad_job, dying_job, endless_job, good_job, loading_job
+from job_functions import bad_job, dying_job, endless_job, good_job, loading_job, thread_job
 
 QUIET = Console(quiet=True)
 
@@ -31,6 +31,20 @@ def test_a_job_may_have_loader_workers(tmp_path):
     """Processes of its own, which a daemon may not have."""
     run_jobs([Job("loading", loading_job, (tmp_path / "sum",))], 1, QUIET)
     assert (tmp_path / "sum").read_text() == "6"
+
+
+@pytest.mark.parametrize("given", [None, "3", "3,1"])
+def test_threads_of_a_job(given, tmp_path, monkeypatch):
+    """Those of OMP_NUM_THREADS, or its share of the cores; waiting threads sleep. The variables stay as they were."""
+    variables = {} if given is None else {"OMP_NUM_THREADS": given, "OMP_WAIT_POLICY": "ACTIVE"}
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    run_jobs([Job("a", thread_job, (tmp_path / "a",))], 1, QUIET)
+    number, policy = (3, "ACTIVE") if given else (cores(), "PASSIVE")
+    assert (tmp_path / "a").read_text() == f"{number} {number} {policy}"
+    assert {name: os.environ[name] for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY") if name in os.environ} == variables
 
 
 def test_an_error_comes_back_with_its_traceback():

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import math
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,8 +23,8 @@ from torch import nn
 from torchvision.models.detection import FCOS, SSD300_VGG16_Weights
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
-from cls2det.data.coco import load_coco
 from cls2det.data.dataset import DetectionData
+from cls2det.data.layouts import load_truth
 from cls2det.evaluation import coco as evaluate
 from cls2det.models.students import build_student
 from cls2det.settings import DISTILLERS
@@ -141,6 +142,28 @@ def test_means_errors_and_paired_gains(runs, tmp_path):
     for name in ("gain", "ap-by-iou", "ap-by-size", "errors", "training", "detections"):
         assert Image.open(tmp_path / "out" / f"{name}.png").size[0] > 300 and f"({name}.png)" in text
     assert content["left out"] == []
+
+
+def test_ap_by_class_is_in_the_report(runs, tmp_path):
+    """Mean over seeds by arm; a class that one seed lacks, or that has no object, has none. Older runs have no such table."""
+    _, text, screen = quietly([runs], tmp_path / "old")
+    assert "AP by class" not in text + screen and rows_of(tmp_path / "old" / "classes.csv") == []
+    for name, shift in (("base", 0.0), ("cls", 4.0)):
+        for seed in (1, 2, 3):
+            file = runs / f"{name}{seed}" / "val" / "evaluation.json"
+            by_class = {"cat": 10.0 * seed + shift, "d|g": None if (name, seed) == ("base", 2) else 5.0, "bird": None}
+            counts = {"cat": 7, "d|g": 2, "bird": 0}
+            write(file, json.loads(file.read_text()) | {"AP by class": by_class, "objects by class": counts})
+    _, text, screen = quietly([runs], tmp_path / "out")
+    assert "### AP by class, percent on val (1 without an object)" in text
+    assert "| class | objects | baseline | + KD-cls |" in text and "| cat | 7 | 20.0 | 24.0 |" in text
+    assert "| d\\|g | 2 | - | 5.0 |" in text and "| bird | 0 | - | - |" in text
+    assert re.search(r"cat +7 +20\.0 +24\.0 +\+4\.0", screen) and "percent on val, seconds of training" in screen
+    rows = rows_of(tmp_path / "out" / "classes.csv")
+    assert [row["AP"] for row in rows if row["class"] == "cat"] == ["20.0", "24.0"] and len(rows) == 6
+    write(file, json.loads(file.read_text()) | {"AP by class": {"cat": math.nan}})
+    with pytest.raises(ValueError, match="AP by class is "):
+        quietly([runs], tmp_path / "nan")
 
 
 def test_gains_where_seeds_do_not_match():
@@ -553,6 +576,22 @@ def test_recall_is_pycocotools_own(data):
     assert nothing["mAP"] == nothing["ARs"] == 0 and nothing["APl"] is None and nothing["AP by IoU"] == [0.0] * 10
 
 
+def test_ap_by_class_is_pycocotools_own(tmp_path):
+    """Its mean over the classes with an object is mAP; of a class without one there is none; crowds are no objects."""
+    data = DetectionData(make_data(tmp_path / "data", ("cat", "dog", "bird")), "val")
+    notes = data.coco.dataset["annotations"]
+    subset = [{key: note[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.5} for note in notes[:3]]
+    table = evaluate.coco_table(data, subset)
+    assert table["AP by class"] == {"cat": pytest.approx(100), "dog": pytest.approx(100 * 51 / 101), "bird": None}
+    assert table["mAP"] == pytest.approx((100 + 100 * 51 / 101) / 2)
+    assert table["objects by class"] == {"cat": 2, "dog": 2, "bird": 0}
+    notes[3]["iscrowd"] = 1
+    table = evaluate.coco_table(data, subset)
+    assert table["objects by class"]["dog"] == 1 and table["AP by class"]["dog"] == pytest.approx(100)
+    one = SimpleNamespace(coco=data.coco, targets=data.targets[:1])  # of the images that are looked at
+    assert evaluate.coco_table(one, subset[:1])["objects by class"] == {"cat": 1, "dog": 1, "bird": 0}
+
+
 def test_recall_counts_100_detections_of_an_image():
     boxes = [[20 * number, 0, 15, 15] for number in range(20)]
     coco = truth_of([(0, 1, box) for box in boxes], categories=1)
@@ -584,9 +623,9 @@ def test_a_diverged_model_is_refused(data):
     assert not any(module._forward_hooks for module in overflows.modules()), "the checks stay on the model"
 
 
-def test_load_coco_and_evaluation_see_the_same_objects(data, tmp_path):
+def test_load_truth_and_evaluation_see_the_same_objects(data):
     """Errors use the ground truth as it stands, like pycocotools: a perfect set has none, by both."""
-    coco = load_coco(data.annotation_file)
+    coco = load_truth(data.folder.parent, "val")
     perfect = [
         {"image_id": note["image_id"], "category_id": note["category_id"], "bbox": note["bbox"], "score": 1.0}
         for note in coco.dataset["annotations"]

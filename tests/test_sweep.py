@@ -13,6 +13,8 @@ pytest.importorskip("lightning")
 pytest.importorskip("pycocotools")
 pytest.importorskip("sklearn")
 
+from other_layouts import make_yolo
+
 from cls2det.cli import main
 from cls2det.commands.identity import identity
 from cls2det.commands.options import DistillOptions, PretrainOptions, TeacherOptions
@@ -27,6 +29,7 @@ from cls2det.study.trainings import (
     student_trainings,
     teacher_trainings,
 )
+from rectangles import make_rectangles
 
 TINY = {
     "scenes": {"train": 8, "val": 2, "test": 4},
@@ -276,7 +279,7 @@ def test_errors(tmp_path, capsys):
     (tmp_path / "odd.yaml").write_text("epochs: 3")
     assert "is not a sweep: expected train, seeds" in error(tmp_path / "odd.yaml")
     config = write(tmp_path / "tiny.yaml", extends="demo-quick")
-    assert "give --data-root, or a sweep that makes its scenes, and not both" in error(config, "--data-root", "x")
+    assert "no annotation file x/annotations/instances_train.json" in error(config, "--data-root", "x")
     assert "no arm fast; there are baseline, + KD-cls" in error(config, "--arms", "fast")
     for key, value in {"arms": ["baseline"], "seeds": 3, "train": [1], "grid": [2], "teachers": {"teacher": 4}}.items():
         assert f"{key} must be a " in error(write(tmp_path / "odd.yaml", **{"seeds": [1], key: value})).replace(
@@ -289,3 +292,43 @@ def test_errors(tmp_path, capsys):
     os.makedirs(tmp_path / "out")
     (tmp_path / "out" / "thesis.txt").write_text("mine")
     assert "holds something other than a sweep" in error(config)
+
+
+SWEEPS = [name for name in recipe_names() if find_recipe(name).read_text().startswith("# Sweep")]
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_on_other_data_no_sweep_inherits_what_is_true_of_the_scenes_alone(name):
+    """Neither a count of images nor a note on what was trained on which scenes."""
+    plan = load_plan(name, other_data=True)
+    options = [plan.train, *plan.teachers.values(), *plan.detectors.values(), *plan.arms.values()]
+    assert plan.scenes is None and not any("images" in training for training in options)
+    assert not any(word in note for note in plan.notes for word in ("scene", "300", "val", "seeds 3"))
+
+
+def test_what_a_file_says_of_its_scenes_does_not_win_over_what_it_says_of_all_data(tmp_path):
+    config = write(tmp_path / "mine.yaml", extends="demo", seeds=[5], notes=["mine"], on_scenes={"notes": ["on scenes"]})
+    assert load_plan(config).train["images"] == 4  # of TINY; the demo says 300 on its scenes
+    assert load_plan(config).notes == ["on scenes", "mine"] and load_plan(config, other_data=True).notes == ["mine"]
+    config = write(tmp_path / "mine.yaml", seeds=[5], on_scenes={"arms": {}})
+    with pytest.raises(ValueError, match="on_scenes must be a mapping of detectors, notes, teachers, train"):
+        load_plan(config)
+
+
+def test_own_data_take_the_place_of_the_scenes(tmp_path, ran, capsys):
+    """The study on a YOLO folder, its trainings cut short: all images, no note on scenes; a test split that is not there is named."""
+    own = make_yolo(make_rectangles(tmp_path / "coco"), tmp_path / "own")
+    short = {name: part for name, part in TINY.items() if name != "scenes"}
+    short["train"] = {name: value for name, value in TINY["train"].items() if name != "images"}
+    config = tmp_path / "mine.yaml"
+    config.write_text(yaml.safe_dump({"extends": "study", **short, "seeds": [5]}))
+    command = ["sweep", "--config", str(config), "--data-root", str(own), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    command += ["--arms", "baseline", "+ KD-cls"]
+    assert main(command) == 2
+    assert "test: ../test/images is not there" in capsys.readouterr().err and not ran
+    assert main([*command, "--split", "val"]) == 0
+    assert ran[-2:] == ["baseline, seed 5", "+ KD-cls, seed 5"]
+    content = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert not any("scene" in note or "300" in note for note in content["notes"])
+    assert {run["images"] for run in content["runs"]} == {12}
+    assert list(content["runs"][0]["AP by class"]) == ["red", "green", "blue"]

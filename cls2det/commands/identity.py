@@ -22,6 +22,7 @@ UNREAD_BY_TRAIN = (
     *("teacher", "detector_teacher", "distillers", "classifier"),
     *("chen", "fgfi", "gid", "fkd", "fgd", "pkd", "cwd", "bckd", "harmony"),
 )
+DATA_FOLDERS = ("annotations", "Annotations", "ImageSets", "JPEGImages", "images", "labels")  # beside those of splits
 KINDS = {"teacher": TeacherOptions, "train": TrainOptions, "distill": DistillOptions, "pretrain": PretrainOptions}
 
 
@@ -110,6 +111,7 @@ def weights_of(
 def _check_place(options: TeacherOptions | TrainOptions | PretrainOptions) -> None:
     """What a run writes among the pictures or annotations would be taken for data the next time."""
     out, root = options.out.resolve(), options.data_root.resolve()
-    folders = [root / name for name in ("annotations", options.train_split, options.val_split) if name]
+    root = root.parent if root.is_file() else root
+    folders = [root / name for name in (*DATA_FOLDERS, options.train_split, options.val_split) if name]
     if out == root or any(out.is_relative_to(folder) for folder in folders):
         raise ValueError(f"out: {options.out} lies among the data of {options.data_root}; give a folder beside them")

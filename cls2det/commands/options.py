@@ -40,7 +40,7 @@ class TeacherOptions:
     val_split, reliability.png.
 
     Args:
-        data_root: folder with annotations/instances_<split>.json and <split>/ (COCO's own layout)
+        data_root: folder of the data, in COCO's, Pascal VOC's or YOLO's layout (or YOLO's data.yaml)
         out: folder for what is written
         train_split: split to train on (train2017 for COCO)
         val_split: split to measure accuracy and calibration on
@@ -100,7 +100,7 @@ class TrainOptions:
     tensorboard/ and, with a val_split, its evaluation.
 
     Args:
-        data_root: folder with annotations/instances_<split>.json and <split>/ (COCO's own layout)
+        data_root: folder of the data, in COCO's, Pascal VOC's or YOLO's layout (or YOLO's data.yaml)
         out: folder for what is written
         train_split: split to train on (train2017 for COCO)
         val_split: split to evaluate on at the end, and during training if run.validate_every is given
@@ -254,7 +254,7 @@ class EvaluateOptions:
 
     Args:
         weights: weights.pt of `cls2det train` or `distill`
-        data_root: folder with annotations/instances_<split>.json and <split>/
+        data_root: folder of the data, in COCO's, Pascal VOC's or YOLO's layout (or YOLO's data.yaml)
         split: split to evaluate on (val2017 for COCO)
         out: folder for evaluation.json and detections.json (COCO's result format); without it nothing is written
         batch_size: images per forward; where images differ in shape, neighbours pad each other and shift scores a little

@@ -44,9 +44,15 @@ def pretrain(options: PretrainOptions, progress: Progress | None = None) -> dict
     seconds = fit.fit(training, loader, options.out, optim=optim, run=run, seed=options.seed, progress=progress)
     weights, classes = options.out / "weights.pt", data.files.classes
     save_backbone(weights, training.network, architecture=options.architecture, width=options.width, classes=classes)
-    report = {"seconds": seconds, "images": len(data), "steps": optim.steps, "parameters": parameter_count(training)}
+    report: dict[str, Any] = {
+        "seconds": seconds,
+        "images": len(data),
+        "steps": optim.steps,
+        "parameters": parameter_count(training),
+    }
     if validation and is_first_process():
         loader = DataLoader(validation, optim.batch_size, **workers)
+        report["split"] = options.val_split
         report["accuracy"] = 100 * _correct(training.network, loader, torch_device(run.device)) / len(validation)
     return write_json(options.out / "report.json", report)
 

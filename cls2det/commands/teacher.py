@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from typing import Any
 
 import torch
 
@@ -71,7 +72,7 @@ def teacher(options: TeacherOptions, progress: Progress | None = None) -> dict:
             stacklevel=2,
         )
     classifier.save(options.out / "weights.pt")
-    report = {
+    report: dict[str, Any] = {
         "seconds": seconds,
         "started from": classifier.network.started_from,
         "images": len(data),
@@ -83,6 +84,7 @@ def teacher(options: TeacherOptions, progress: Progress | None = None) -> dict:
         "trained parameters": sum(parameter.numel() for parameter in classifier.parameters() if parameter.requires_grad),
     }
     if validation and is_first_process():
+        report["split"] = options.val_split  # on which the numbers below are measured
         logits, classes = crop_logits(
             classifier, test_loader(validation, loader_workers=run.workers), torch_device(run.device)
         )

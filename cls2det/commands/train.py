@@ -148,5 +148,5 @@ def train_student(
             max_pixels=run.max_pixels,
         )
         table = evaluate(evaluation, progress)
-        report |= {column: table[column] for column in ("mAP", "AP50", "AP75")}
+        report |= {name: table[name] for name in ("mAP", "AP50", "AP75", "AP by class", "objects by class", "split")}
     return report

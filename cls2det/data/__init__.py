@@ -1,1 +1,1 @@
-"""COCO-format data: annotations, images, augmentation, loaders."""
+"""Detection data in COCO's, VOC's and YOLO's layouts: annotations, images, augmentation, loaders."""

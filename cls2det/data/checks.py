@@ -28,11 +28,10 @@ def check_split(content: dict[str, Any], table: Table, file: Path) -> None:
         warnings.warn(f"{file}: {text}", stacklevel=2)
     crowds = int(table.crowds.sum())
     if len(table.crowds) >= FEW and 2 * crowds > len(table.crowds):
-        warnings.warn(
-            f"{file}: {crowds} of {len(table.crowds)} annotations are crowds (iscrowd 1), which are not trained on. A crowd is a "
-            "group of objects in one box; single objects have iscrowd 0",
-            stacklevel=2,
-        )
+        about = f"{content.get('ignored', 'crowds (iscrowd 1)')}, which are not trained on"
+        if "ignored" not in content:
+            about += ". A crowd is a group of objects in one box; single objects have iscrowd 0"
+        warnings.warn(f"{file}: {crowds} of {len(table.crowds)} annotations are {about}", stacklevel=2)
     copies = _copies(boxes)
     if len(boxes.boxes) >= FEW and len(copies) > DUPLICATES * len(boxes.boxes):
         numbers = [f"annotation {content['annotations'][row].get('id')!r}" for row in np.flatnonzero(~table.crowds)[copies]]
@@ -62,7 +61,7 @@ def _summary(content: dict[str, Any], table: Table, boxes: Table) -> str:
     over = (boxes.boxes[:, :2] < 0) | (boxes.boxes.reshape(-1, 2, 2).sum(1) > boxes.sizes + 0.5)  # less is rounding
     labelled = len(np.unique(boxes.owners))
     parts = {
-        "crowds": int(table.crowds.sum()),
+        content.get("ignored", "crowds"): int(table.crowds.sum()),
         "annotations of images that are not listed": content["strays"],
         "tiny boxes (a side below 1 pixel)": int((sides < 1).any(1).sum()),
         "boxes clipped at the border": int(over.any(1).sum()),

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from cls2det.data.coco import read_annotations
 from cls2det.errors import some
 
 SAME_CLASSES = "List all classes in the annotation files of all splits, also those without objects"
@@ -36,11 +35,6 @@ def class_order(wanted: Sequence[str], found: Sequence[str], of_wanted: str, of_
             f"{overlooked(only_wanted, only_found)}. {remedy}"
         )
     return [list(found).index(name) for name in wanted]
-
-
-def read_classes(file: Path) -> list[str]:
-    """Names of an annotation file's categories, in order of their ids."""
-    return [category["name"] for category in sorted(read_annotations(file)["categories"], key=lambda entry: entry["id"])]
 
 
 def quoted(names: Sequence[str]) -> str:

@@ -24,16 +24,8 @@ if TYPE_CHECKING:
 CROWD = {0: 0, 1: 1, "0": 0, "1": 1, "false": 0, "true": 1, None: 0}  # what iscrowd may be; False is 0 and True is 1
 
 
-def load_coco(annotation_file: str | Path) -> COCO:
-    """``pycocotools.coco.COCO`` of a file, checked, without prints and with clear errors. See ``DetectionData``."""
-    return index_coco(read_annotations(annotation_file), annotation_file)
-
-
 def read_annotations(file: str | Path) -> dict[str, Any]:
-    """The file's json, checked: every annotation is a box in a listed image with a listed category, ``area`` and ``iscrowd``.
-
-    ``strays`` is added: how many annotations were left out because their image is not listed.
-    """
+    """The file's json, checked by ``check_content``."""
     file = Path(file)
     if not file.is_file():
         packed = file.with_name(f"{file.name}.gz")
@@ -54,6 +46,18 @@ def read_annotations(file: str | Path) -> dict[str, Any]:
     for name in lists:
         if not isinstance(content[name], list) or not all(isinstance(entry, dict) for entry in content[name]):
             raise ValueError(f"{file} is not COCO detection data: {name} is not a list of objects")
+    return check_content(content, file)
+
+
+def check_content(content: dict[str, Any], file: Path) -> dict[str, Any]:
+    """COCO's three lists, checked: every annotation is a box in a listed image with a listed category, ``area`` and ``iscrowd``.
+
+    ``strays`` is added: how many annotations were left out because their image is not listed.
+
+    Args:
+        content: it is changed
+        file: for messages
+    """
     _check_categories(content["categories"], file)
     _check_images(content["images"], file)
     usable, strays = _usable(content, file)

@@ -1,11 +1,13 @@
-"""COCO-format data: the demo's scenes, COCO itself, or anyone's own.
+"""Detection data: the demo's scenes, COCO itself, or anyone's own.
 
     root/annotations/instances_<split>.json
     root/<split>/<file_name>
 
-so ``DetectionData("coco", "train2017")`` reads COCO as it unpacks, and ``DetectionData("runs/demo/scenes", "train")``
-reads the demo. An item is (image uint8 (3, H, W), target), a target holds
-``boxes`` (n, 4) float32 xyxy in pixels, ``labels`` (n,) int64 from 1 (0 is background) and ``image_id``.
+is COCO's layout, so ``DetectionData("coco", "train2017")`` reads COCO as it unpacks, and ``DetectionData("runs/demo/scenes",
+"train")`` reads the demo. The layouts of Pascal VOC (``voc.py``) and YOLO (``yolo.py``) become COCO's lists in memory.
+
+An item is (image uint8 (3, H, W), target), a target holds ``boxes`` (n, 4) float32 xyxy in pixels, ``labels`` (n,) int64 from 1
+(0 is background) and ``image_id``.
 """
 
 from __future__ import annotations
@@ -23,9 +25,10 @@ from torch.utils.data import Dataset
 from cls2det.data.augment import Augment
 from cls2det.data.checks import check_split
 from cls2det.data.classes import SAME_CLASSES, class_order, warn_of_twins
-from cls2det.data.coco import index_coco, read_annotations
+from cls2det.data.coco import index_coco
 from cls2det.data.faults import warn_of
 from cls2det.data.images import SIDES_SWAPPED, read_with_orientation, turn
+from cls2det.data.layouts import read_split
 from cls2det.data.pictures import Listed, find_missing, hint, other_size, read_headers, with_slashes
 from cls2det.data.targets import CLASSES_FROM, make_targets, tabulate
 from cls2det.errors import LISTED, some
@@ -35,7 +38,7 @@ BAD_IN_A_ROW = 20  # images that are passed over before the fault is taken to be
 
 
 class DetectionData(Dataset[tuple[Tensor, dict[str, Tensor]]]):
-    """One split of COCO-format data.
+    """One split of data in COCO's, Pascal VOC's or YOLO's layout.
 
     Category ids may have gaps (COCO's do): labels are contiguous, in order of category id or of ``classes``; ``category_ids``
     leads back.
@@ -65,6 +68,8 @@ class DetectionData(Dataset[tuple[Tensor, dict[str, Tensor]]]):
     a backslash in a file name                         read as a slash where that file is there, with a warning
     =================================================  ================================================================
 
+    VOC and YOLO have some faults of their own: see ``read_voc`` and ``read_yolo``.
+
     Grey, CMYK, palette and 16-bit images become 8-bit RGB (see ``read_image``). COCO's boxes refer to the pixels as stored,
     so pictures are not turned by their EXIF orientation. Where a picture has the size of its annotations only after a turn by
     90 degrees, they mean the turned picture, and it is turned, with a warning. Where the size fits both (a turn by 180
@@ -73,8 +78,8 @@ class DetectionData(Dataset[tuple[Tensor, dict[str, Tensor]]]):
     What the split holds is logged in one line, once per process.
 
     Args:
-        root: folder that holds ``annotations/`` and the split's images
-        split: name of the split, as in ``annotations/instances_<split>.json``
+        root: folder of the data; for COCO, it holds ``annotations/`` and the split's images
+        split: name of the split, as in ``annotations/instances_<split>.json``, ``ImageSets/Main/<split>.txt`` or data.yaml
         augment: how training pictures are varied, or None
         keep: positions of the images to use, or None for all
         labelled_only: leave out images with no box (for training)
@@ -109,9 +114,7 @@ class DetectionData(Dataset[tuple[Tensor, dict[str, Tensor]]]):
     ):
         if on_bad_image not in ("stop", "skip"):
             raise ValueError(f"on_bad_image must be 'stop' or 'skip', got {on_bad_image!r}")
-        root = Path(root)
-        self.folder, self.annotation_file = root / split, root / "annotations" / f"instances_{split}.json"
-        content = read_annotations(self.annotation_file)
+        content, self.annotation_file, self.folder = read_split(root, split)
         if not self.folder.is_dir():
             raise FileNotFoundError(
                 f"no image folder {self.folder}; expected <root>/<split>/<file_name> beside "
@@ -150,7 +153,7 @@ class DetectionData(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         self.augment, self.on_bad_image, self.max_pixels = augment, on_bad_image, max_pixels
         self.told_of_turns = False
         self._check_files()
-        self._check_headers()
+        self._check_headers(content.pop("unreadable", {}))
         self.bad: dict[int, str] = {}  # what was wrong with an image, by index
         self.cache: dict[int, Tensor] | None = {} if cache else None
 
@@ -196,13 +199,16 @@ class DetectionData(Dataset[tuple[Tensor, dict[str, Tensor]]]):
             )
         self._stop_or_warn(unusable, f"names {len(unusable)} of {len(self)} images that cannot be read")
 
-    def _check_headers(self) -> None:
-        headers = read_headers(self.folder, [self.files[int(target["image_id"])] for target in self.targets], self.max_pixels)
-        if self.on_bad_image == "stop" and headers.faults:
-            kinds = "image that cannot be used" if len(headers.faults) == 1 else "images that cannot be used"
-            raise ValueError(
-                f"{self.annotation_file}: {len(headers.faults)} {kinds}, of {headers.examined} looked at: {some(headers.faults)}"
-            )
+    def _check_headers(self, unreadable: dict[int, str]) -> None:
+        """``unreadable``: what is known already, by image id."""
+        used = [self.files[int(target["image_id"])] for target in self.targets]
+        headers = read_headers(self.folder, used, self.max_pixels)
+        known = [f"image {image.image_id}: {unreadable[image.image_id]}" for image in used if image.image_id in unreadable]
+        faults = list(dict.fromkeys(headers.faults + known))
+        if self.on_bad_image == "stop" and faults:
+            kinds = "image that cannot be used" if len(faults) == 1 else "images that cannot be used"
+            examined = len(used) if known else headers.examined
+            raise ValueError(f"{self.annotation_file}: {len(faults)} {kinds}, of {examined} looked at: {some(faults)}")
         if headers.turned:
             self._tell_of_turns(f"{len(headers.turned)} of {headers.examined} pictures looked at", headers.turned)
         if headers.undecided:
@@ -223,8 +229,8 @@ class DetectionData(Dataset[tuple[Tensor, dict[str, Tensor]]]):
 
     def _tell_of_turns(self, which: str, names: list[str]) -> None:
         warnings.warn(
-            f"{self.annotation_file}: {which} have the size in the annotations only when turned by their EXIF orientation, so the "
-            f"boxes mean the turned pictures, and they are turned: {some(names)}",
+            f"{self.annotation_file}: {which} are turned by their EXIF orientation, as their boxes mean the turned pictures (the "
+            f"size in the annotations says so, or they are YOLO's): {some(names)}",
             stacklevel=4,
         )
         self.told_of_turns = True

@@ -22,7 +22,8 @@ def count(faults: Sequence[str], noun: str = "annotation") -> str:
 
 
 def describe(annotation: dict[str, Any]) -> str:
-    """An annotation by its id, image and box."""
+    """An annotation by its place, or its id and image, and its box."""
     bbox = f"bbox {annotation['bbox']}" if "bbox" in annotation else "no bbox"
     bbox += ", but a segmentation" if "bbox" not in annotation and annotation.get("segmentation") else ""
-    return f"annotation {annotation.get('id')!r} of image {annotation['image_id']} ({bbox})"
+    place = annotation.get("place") or f"annotation {annotation.get('id')!r} of image {annotation['image_id']}"
+    return f"{place} ({bbox})"

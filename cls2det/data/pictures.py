@@ -5,20 +5,17 @@ from __future__ import annotations
 import os
 import stat
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 from urllib.parse import unquote
 
 from cls2det.data.images import SIDES_SWAPPED, read_header
+from cls2det.data.many import side_by_side
 
-THREADS = 32  # network disks answer slowly, but many at once
 EXAMINED = 1000  # headers that are read, spread over the split: all of a small one
 TINY = 1024  # bytes; a smaller file may be a pointer of Git LFS, whose content is read
 POINTER = b"version https://git-lfs.github.com/spec/"
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 class Listed(NamedTuple):
@@ -48,7 +45,7 @@ class Headers(NamedTuple):
 
 def find_missing(folder: Path, names: Sequence[str]) -> tuple[list[str], list[str]]:
     """Names of no file, and those of what cannot be an image, with the reason: a folder, a broken link, an empty file."""
-    answers = list(_side_by_side(lambda name: _fault(os.path.join(folder, name)), names))
+    answers = list(side_by_side(lambda name: _fault(os.path.join(folder, name)), names))
     missing = [name for name, fault in zip(names, answers, strict=True) if fault == MISSING]
     unusable = [
         f"{folder / name} ({fault})" for name, fault in zip(names, answers, strict=True) if fault not in (None, MISSING)
@@ -87,7 +84,7 @@ def read_headers(folder: Path, images: Sequence[Listed], max_pixels: int | None)
     step = max(1, -(-len(images) // EXAMINED))
     some = images[::step]
     result = Headers(len(some), [], [], [])
-    for image, header in zip(some, _side_by_side(lambda image: _header(folder / image.name, max_pixels), some), strict=True):
+    for image, header in zip(some, side_by_side(lambda image: _header(folder / image.name, max_pixels), some), strict=True):
         if isinstance(header, str):
             result.faults.append(f"image {image.image_id}: {header}")
             continue
@@ -158,18 +155,12 @@ def _alike(folder: Path, name: str, form: Callable[[str], str]) -> str | None:
     return spelling.as_posix() if (folder / spelling).is_file() else None
 
 
-def _side_by_side(function: Callable[[T], R], items: Sequence[T], share: int = 256) -> Iterator[R]:
-    """``map`` by threads, each with a share of the items."""
-    if len(items) <= share // 8:
-        yield from map(function, items)
-        return
-    shares = [items[start : start + share] for start in range(0, len(items), share)]
-    with ThreadPoolExecutor(THREADS) as pool:
-        for results in pool.map(lambda part: [function(item) for item in part], shares):
-            yield from results
-
-
 def with_slashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """Of names with backslashes, as Windows writes them, those that are there with slashes."""
     changed = {name: name.replace("\\", "/") for name in names if "\\" in name}
     return {name: slashed for name, slashed in changed.items() if (folder / slashed).is_file()}
+
+
+def picture_size(path: str) -> tuple[int, int, int] | str:
+    """Width, height and EXIF orientation of a picture, or why it cannot be read."""
+    return _header(Path(path), None)

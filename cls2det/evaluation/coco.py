@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchvision.ops import box_convert
@@ -40,7 +42,7 @@ def evaluate_detector(
     max_detections: int = MAX_DETECTIONS,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Any]:
-    """Percentages by column, ``AP by IoU`` (10 values, IoU 0.50 to 0.95) and ``detections`` in COCO's result format.
+    """Percentages by column, those of ``coco_table``, and ``detections`` in COCO's result format.
 
     A column that does not apply is None: no object of that size; a detector other than SSD or RetinaNet has no default
     boxes to look at.
@@ -173,7 +175,10 @@ def warn_of_crowded_images(detector: nn.Module, data: DetectionData, max_detecti
 
 
 def coco_table(data: DetectionData, detections: list[dict], max_detections: int = MAX_DETECTIONS) -> dict[str, Any]:
-    """pycocotools' percentages of detections in COCO's result format, by column, and ``AP by IoU``.
+    """pycocotools' percentages of detections in COCO's result format, by column.
+
+    ``AP by IoU`` has 10 values, of IoU 0.50 to 0.95. ``AP by class`` and ``objects by class`` have the classes by name, in order of
+    category id; the AP of a class without an object is None, and it is no part of mAP. Crowds are no objects here.
 
     Of every image and class, the ``max_detections`` of the highest scores count.
     """
@@ -189,8 +194,23 @@ def coco_table(data: DetectionData, detections: list[dict], max_detections: int 
         evaluation.summarize()
     columns = {name: _percent(evaluation.stats[place]) for name, place in COCO_STATS.items()}
     precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (IoU, recall, class) for all sizes and the most detections
-    by_iou = [_percent(level[level > -1].mean() if (level > -1).any() else -1) for level in precision]
-    return columns | {"AP by IoU": by_iou}
+    names = [data.coco.cats[category_id]["name"] for category_id in evaluation.params.catIds]
+    images = set(evaluation.params.imgIds)
+    counts = Counter(
+        entry["category_id"]
+        for entry in data.coco.dataset["annotations"]
+        if entry["image_id"] in images and not entry["iscrowd"]
+    )
+    return columns | {
+        "AP by IoU": [_mean(level) for level in precision],
+        "AP by class": {name: _mean(precision[:, :, place]) for place, name in enumerate(names)},
+        "objects by class": dict(zip(names, map(counts.__getitem__, evaluation.params.catIds), strict=True)),
+    }
+
+
+def _mean(precision: np.ndarray) -> float | None:
+    """In percent, over what applies; None if nothing does: pycocotools gives -1 where there is no object."""
+    return 100 * float(precision[precision > -1].mean()) if (precision > -1).any() else None
 
 
 def _results(truth, detections: list[dict]):

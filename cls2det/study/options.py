@@ -47,7 +47,7 @@ class SweepOptions:
         config: a sweep's YAML file, or the name of one that comes with the package: see `cls2det recipes`; `cls2det recipes
             --name study` prints one to begin from
         out: folder for everything that is written
-        data_root: COCO-format data; leave it out if the sweep makes scenes
+        data_root: folder of data in COCO's, VOC's or YOLO's layout, in place of the scenes that the sweep may make
         recipe: in place of the sweep's recipe
         start: weights from which the backbone of every student starts, in place of the sweep's
         seeds: in place of the sweep's seeds

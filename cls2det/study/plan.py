@@ -1,7 +1,8 @@
 """Plans: the YAML files of sweeps, read and checked.
 
     extends: demo            another sweep's file or name, of which this one says the changes
-    scenes: {...}            settings of the demo's scenes, made first; or give --data-root
+    scenes: {...}            settings of the demo's scenes, made first, unless there is a --data-root
+    on_scenes: {...}         what holds on these scenes alone, as counts of images and notes; left out with --data-root
     teachers:                what ``cls2det teacher`` trains first, by name
       teacher: {...}
       own: {per_seed: true, ...}     one per seed, with the seed of the arm
@@ -58,19 +59,27 @@ class Plan:
     quick: bool = False
 
 
-KEYS = {field.name for field in dataclasses.fields(Plan)} | {"recipe", "grid"}
+KEYS = {field.name for field in dataclasses.fields(Plan)} | {"recipe", "grid", "on_scenes"}
+ON_SCENES = {"train", "teachers", "detectors", "notes"}  # what a part that holds on scenes alone may say
 
 
-def load_plan(config: str | Path, recipe: str | None = None) -> Plan:
+def load_plan(config: str | Path, recipe: str | None = None, *, other_data: bool = False) -> Plan:
     """Read a sweep's file.
 
     Args:
         config: its path, or its name
         recipe: in place of the file's
+        other_data: the sweep's scenes are not made, and what holds on them alone is left out
     """
     content = _read(find_recipe(config))
     recipe = recipe or content.pop("recipe", None)
     content.pop("recipe", None)
+    on_scenes = content.pop("on_scenes", None) or {}
+    if other_data:
+        content.pop("scenes", None)
+    elif content.get("scenes"):
+        notes = [*on_scenes.get("notes", []), *content.get("notes", [])]
+        content = merge(on_scenes, content, {"notes": notes})
     content["train"] = on_recipe({"recipe": recipe, **content["train"]})
     for kind in ("teachers", "detectors"):
         content[kind] = {name: on_recipe(options) for name, options in content.get(kind, {}).items()}
@@ -114,6 +123,9 @@ def _check(path: Path, content: Any) -> None:
     for key, kind in {"seeds": list, **dict.fromkeys(("train", "grid", *BY_NAME), dict)}.items():
         if not isinstance(content.get(key) or kind(), kind):
             raise ValueError(f"{path}: {key} must be a {'list' if kind is list else 'mapping'}, found {content[key]!r}")
+    on_scenes = content.get("on_scenes") or {}
+    if not isinstance(on_scenes, dict) or not set(on_scenes) <= ON_SCENES:
+        raise ValueError(f"{path}: on_scenes must be a mapping of {', '.join(sorted(ON_SCENES))}, found {on_scenes!r}")
     for name, values in (content.get("grid") or {}).items():
         if not isinstance(values, list) or not values:
             raise ValueError(f"{path}: {name} of grid must be a list of values, found {values!r}")

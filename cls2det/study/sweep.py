@@ -33,13 +33,13 @@ from cls2det.study.trainings import (
     teacher_trainings,
 )
 from cls2det.training.optimizer import torch_device
-from cls2det.training.progress import progress_display
+from cls2det.training.progress import log_lines, progress_display
 from cls2det.training.settings import Device
 
 
 def sweep(options: SweepOptions) -> dict[str, Any]:
     """Train, evaluate and report; returns what ``report`` returns."""
-    plan = load_plan(options.config, options.recipe)
+    plan = load_plan(options.config, options.recipe, other_data=options.data_root is not None)
     changes: dict[str, Any] = {"seeds": options.seeds, "split": options.split}
     plan = dataclasses.replace(plan, **{key: value for key, value in changes.items() if value})
     if options.start:
@@ -76,7 +76,7 @@ def run_sweep(
     if workers is not None and workers < 1:
         raise ValueError(f"--workers must be 1 or more, got {workers}")
     if bool(data_root) == bool(plan.scenes):
-        raise ValueError("give --data-root, or a sweep that makes its scenes, and not both")
+        raise ValueError("give --data-root, or a sweep that makes its scenes")
     run = {"device": torch_device(device).type} | ({"precision": precision} if precision else {})
     gpus = _gpus() if run["device"] == "cuda" else []
     workers = workers or len(gpus) or min(cores(), 4)
@@ -85,12 +85,14 @@ def run_sweep(
     students = student_trainings(plan, place)
     trainings: list[Training[Any]] = [*teachers, *detectors, *students]
     check_processes(trainings)
+    if not plan.scenes:  # a folder that is none, or a split that is not there, leaves nothing behind
+        check_splits([training for training in trainings if fresh or not training.is_done], place.data_root)
     _claim(out, plan, fresh)
     console.print(f"[bold]{escape(str(out))}[/]: {len(students)} trainings, {workers} at a time on {run['device']}")
     if plan.scenes:
         _make_scenes(place.data_root, plan.scenes, workers, console)
+        check_splits([training for training in trainings if not training.is_done], place.data_root)
     check_claims(trainings)
-    check_splits([training for training in trainings if not training.is_done], place.data_root)
     check_students(students, teachers, detectors)
     for group in (teachers, detectors, students):
         run_jobs([training.job for training in group if not training.is_done], workers, console, gpus)
@@ -107,8 +109,13 @@ def _make_scenes(root: Path, settings: dict[str, Any], workers: int, console: Co
     except TypeError as error:
         raise ValueError(f"scenes: {error}") from None
     with progress_display(console) as display:
-        bar = display.add_task("scenes", text="", total=None)
-        make_scenes(root, scenes, workers, lambda step, total: display.update(bar, completed=step, total=total))
+        bar, lines = display.add_task("scenes", text="", total=None), log_lines(console)
+
+        def on_progress(step: int, total: int) -> None:
+            display.update(bar, completed=step, total=total)
+            lines("scenes", step, total, "")
+
+        make_scenes(root, scenes, workers, on_progress)
     console.print("  [green]✓[/] scenes")
 
 

@@ -20,7 +20,8 @@ from cls2det.commands.evaluate import evaluate
 from cls2det.commands.options import DistillOptions, EvaluateOptions, TeacherOptions
 from cls2det.commands.parsing import parse_options
 from cls2det.commands.teacher import teacher
-from cls2det.data.classes import SAME_CLASSES, class_order, read_classes
+from cls2det.data.classes import SAME_CLASSES, class_order
+from cls2det.data.layouts import read_classes
 from cls2det.distill import DETECTOR_METHODS, Distillation
 from cls2det.models.networks import is_foreign
 from cls2det.models.students import build_student
@@ -193,9 +194,8 @@ def check_processes(trainings: Iterable[Training]) -> None:
 def check_splits(trainings: Iterable[Training], data_root: Path) -> None:
     """ValueError where a split that is trained on lists other classes than the one that is evaluated on."""
     for train_split, split in {(training.options.train_split, training.split): None for training in trainings}:
-        files = [data_root / "annotations" / f"instances_{name}.json" for name in (train_split, split)]
-        train_classes, classes = map(read_classes, files)
-        class_order(train_classes, classes, str(files[0]), str(files[1]), SAME_CLASSES)
+        (train_classes, train_file), (classes, file) = (read_classes(data_root, name) for name in (train_split, split))
+        class_order(train_classes, classes, str(train_file), str(file), SAME_CLASSES)
 
 
 def check_students(

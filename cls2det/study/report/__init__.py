@@ -8,6 +8,7 @@ Reads what ``cls2det train``, ``distill`` and ``evaluate`` left in folders; trai
     arms.csv                  the paper's Table 1: arms, mean over seeds, beside the paper's numbers with the difference
     methods.csv               its Table 2: students and methods
     iou.csv                   its Table 5: AP at IoU 0.50 to 0.95
+    classes.csv               AP by class
     errors.csv                classification, localisation and other errors at these thresholds (``tide.py``)
     gain, ap-by-iou, ap-by-size, errors, training, detections .png     with the student's name in front if there are several
 """
@@ -22,16 +23,20 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from cls2det.data.coco import load_coco
 from cls2det.data.dataset import DetectionData
+from cls2det.data.layouts import load_truth
+from cls2det.evaluation.by_class import class_table
 from cls2det.files import make_folder, write_json
 from cls2det.study.options import ReportOptions
 from cls2det.study.report import pages, plots, tables
+from cls2det.study.report.classes import class_rows
 from cls2det.study.report.gallery import draw_detections
 from cls2det.study.report.paper import why_not_comparable
 from cls2det.study.report.runs import RunRecord, by_arm, find_runs, read_json
 from cls2det.study.report.tables import summarise
 from cls2det.study.report.tide import ERRORS, error_gains
+
+ON_SCREEN = 8  # classes, of which half are the worst
 
 __all__ = ["report", "summarise"]
 
@@ -61,9 +66,7 @@ def report(options: ReportOptions, console: Console | None = None) -> dict[str, 
     make_folder(out)
     left_out: list[str] = []
     root = runs[0].data_root
-    truth = _attempt(
-        "comparison with the paper, error analysis", left_out, load_coco, root / "annotations" / f"instances_{split}.json"
-    )
+    truth = _attempt("comparison with the paper, error analysis", left_out, load_truth, root, split)
     why_not = why_not_comparable(truth, split)
     data = _attempt("pictures of detections", left_out, DetectionData, root, split)
 
@@ -78,15 +81,20 @@ def report(options: ReportOptions, console: Console | None = None) -> dict[str, 
             prefix = f"{student}-" if len(names) > 1 else ""
             figures = _draw(options, out, prefix, left_out, table=table, runs=runs_of_student, errors=errors, data=data)
         students[student] = {"table": table, "errors": errors}
+        rows = class_rows(runs_of_student)
         run_notes += tables.pairing_notes(student, table, baseline)
-        text += pages.student_page(student, table, errors, figures, why_not)
-        tables.print_table(f"{title}: {student}" if prefix else title, table, console)
+        text += pages.student_page(student, table, errors, figures, why_not, rows, split)
+        heading = f"{title}: {student}" if prefix else title
+        tables.print_table(f"{heading} (percent on {split}, seconds of training)", table, console)
+        if rows:
+            arms = list(dict.fromkeys((next(arm for arm in table), tables.best_arm(table))))
+            tables.print_whole(class_table(rows, arms, split, ON_SCREEN), console)
 
     notes = [*([pages.QUICK] if quick else []), pages.about(runs, split), *options.notes, *run_notes]
     notes += [f"Left out: {part}." for part in left_out]
     methods = pages.write_csv_files(out, runs, students, comparable=not why_not, baseline=baseline)
     if len(methods) > 1:
-        text += pages.methods_page(methods, why_not)
+        text += pages.methods_page(methods, why_not, split)
     header = [f"# {title}", "", *(f"- {note}" for note in notes), ""]
     (out / "report.md").write_text("\n".join([*header, *text, f"Reported on {pages.machine()}.", ""]), encoding="utf-8")
     content = {

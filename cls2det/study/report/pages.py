@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cls2det.evaluation.by_class import classes_heading, worst_and_best
 from cls2det.study.report import tables
+from cls2det.study.report.classes import class_rows
 from cls2det.study.report.paper import ablations, paper, paper_rows
 from cls2det.study.report.runs import RunRecord, by_arm
 from cls2det.study.report.tide import ERRORS
@@ -22,6 +24,8 @@ def student_page(
     errors: Mapping[str, Mapping[str, Sequence[float]]],
     figures: Sequence[str],
     why_not: str,
+    by_class: Sequence[Mapping[str, Any]],
+    split: str,
 ) -> list[str]:
     """Lines of Markdown on one student.
 
@@ -31,32 +35,50 @@ def student_page(
         errors: gains by arm and kind
         figures: names of the files to show
         why_not: why the paper's numbers do not compare with the runs'; empty if they do
+        by_class: of ``classes.class_rows``
+        split: that was evaluated
     """
     columns = ("arm", "seeds", *tables.COLUMNS, "gain")
     best = tables.best_arm(table) if len(table) > 1 else ""
     arms = tables.arm_rows(table, paper_rows("arms", student), not why_not)
-    lines = [f"## {student}", "", *tables.markdown_table(_of(arms, "runs"), columns, bold=best), ""]
+    lines = [
+        f"## {student}",
+        "",
+        f"Percent on {split}, seconds of training.",
+        "",
+        *tables.markdown_table(_of(arms, "runs"), columns, bold=best),
+        "",
+    ]
     lines += _beside_paper(arms, ("arm", *paper()["arms"]["columns"], "gain"), why_not)
     rows, columns = tables.iou_rows(table, paper_rows("iou", student), not why_not), ("arm", *tables.IOU_COLUMNS)
-    lines += ["### AP by IoU threshold", "", *tables.markdown_table(_of(rows, "runs"), columns), ""]
+    lines += [f"### AP by IoU threshold, percent on {split}", "", *tables.markdown_table(_of(rows, "runs"), columns), ""]
     lines += _beside_paper(rows, columns, why_not)
     for ablation in ablations(student, table):
         values = [{"arm": name, "mAP": value} for name, value in ablation["mAP"].items()]
         lines += [f"### The paper's Table {ablation['table']}: {ablation['title']}", ""]
         lines += [f"{why_not} ".lstrip() + f"{student}:", "", *tables.markdown_table(values, ("arm", "mAP")), ""]
+    if by_class:
+        shown = worst_and_best(by_class, tables.best_arm(table))
+        lines += [f"### {classes_heading(by_class, shown, split)}", ""]
+        lines += [*tables.markdown_table(shown, ("class", "objects", *table)), ""]
     if errors:
         lines += [
             "### Errors",
             "",
-            "AP that an oracle would gain by mending the error (TIDE; see `cls2det/study/report/tide.py`).",
+            f"Percent of AP on {split} that an oracle would gain by mending the error (TIDE; see `cls2det/study/report/tide.py`).",
         ]
         lines += ["", *tables.error_tables(errors), ""]
     return lines + [line for file in figures for line in (f"![{Path(file).stem}]({file})", "")]
 
 
-def methods_page(rows: Sequence[Mapping[str, Any]], why_not: str) -> list[str]:
+def methods_page(rows: Sequence[Mapping[str, Any]], why_not: str, split: str) -> list[str]:
     """Lines of Markdown: the paper's Table 2."""
-    lines = ["## Students and methods", "", *tables.markdown_table(rows, list(rows[0]), text_columns=2), ""]
+    lines = [
+        f"## Students and methods, percent on {split}",
+        "",
+        *tables.markdown_table(rows, list(rows[0]), text_columns=2),
+        "",
+    ]
     if any(row["paper mAP"] is not None for row in rows):
         lines += [f"{why_not} ".lstrip() + f"Second hand: {paper()['second hand']}.", ""]
     return lines
@@ -80,18 +102,22 @@ def write_csv_files(
     out: Path, runs: Sequence[RunRecord], students: Mapping[str, Mapping[str, Any]], comparable: bool, baseline: str
 ) -> list[dict]:
     """Write every table; returns the rows of methods.csv."""
-    arms, iou, methods, errors = [], [], [], []
+    arms, iou, methods, errors, classes = [], [], [], [], []
     for student, content in students.items():
         table, named = content["table"], {"student": student}
         arms += [named | row for row in tables.arm_rows(table, paper_rows("arms", student), comparable)]
         iou += [named | row for row in tables.iou_rows(table, paper_rows("iou", student), comparable)]
         methods += tables.method_rows(student, table, paper_rows("methods", student), comparable, baseline)
         errors += [named | row for row in tables.error_rows(content["errors"])]
+        for row in class_rows(run for run in runs if run.student == student):
+            same = {"class": row["class"], "objects": row["objects"]}
+            classes += [named | {"arm": arm} | same | {"AP": row[arm]} for arm in table if arm in row]
     first = ("student", "arm", "source")
     gain = ("mAP standard error", "gain", "standard error", "paired seeds")
     tables.write_csv(out / "arms.csv", arms, (*first, "seeds", *tables.COLUMNS, *gain))
     tables.write_csv(out / "iou.csv", iou, (*first, *tables.IOU_COLUMNS))
     tables.write_csv(out / "errors.csv", errors, ("student", "arm", "IoU", "AP", *ERRORS))
+    tables.write_csv(out / "classes.csv", classes, ("student", "arm", "class", "objects", "AP"))
     tables.write_csv(out / "methods.csv", methods, tables.METHOD_COLUMNS)
     every = tables.run_rows(runs)
     tables.write_csv(out / "runs.csv", every, list(every[0]))

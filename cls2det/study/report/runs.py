@@ -127,7 +127,7 @@ def _read(folder: Path, options: dict[str, Any], split: str) -> RunRecord:
     training = read_json(folder / "report.json") if (folder / "report.json").is_file() else {}
     result = training | read_json(folder / split / "evaluation.json")
     for name, value in result.items():
-        values = value if isinstance(value, list) else [value]
+        values = value if isinstance(value, list) else list(value.values()) if isinstance(value, dict) else [value]
         if any(isinstance(number, float) and not math.isfinite(number) for number in values):
             raise ValueError(f"{folder}: {name} is {value}; evaluate the run again, or leave it out")
     return RunRecord(folder, options["student"], arm_name(options), options["seed"], options, result)

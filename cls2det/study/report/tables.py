@@ -209,7 +209,7 @@ def cell(row: Mapping[str, Any], column: str) -> str:
         return str(len(value))
     if value is None:
         return "" if column == "gain" else "-"
-    if column == "seconds":
+    if column in ("seconds", "objects"):
         return f"{value:.0f}"
     signed = column in ("gain", "difference") or row.get("source") == "difference"
     text = f"{value:+.2f}" if column == "gain" else f"{value:+.1f}" if signed else f"{value:.1f}"
@@ -253,9 +253,13 @@ def print_table(title: str, table: Mapping[str, Mapping[str, Any]], console: Con
         shown.add_row(
             escape(arm), *(escape(cell(row, column)) for column in columns), style="bold" if arm == best_arm(table) else None
         )
-    needed = Measurement.get(console, console.options.update(max_width=1000), shown).maximum
-    # Cut numbers cannot be read: on a narrow screen lines are broken instead.
-    (console if console.width >= needed else Console(file=console.file, width=needed)).print(shown)
+    print_whole(shown, console)
+
+
+def print_whole(table: Table, console: Console) -> None:
+    """Cut numbers cannot be read: on a narrow screen lines are broken instead."""
+    needed = Measurement.get(console, console.options.update(max_width=1000), table).maximum
+    (console if console.width >= needed else Console(file=console.file, width=needed)).print(table)
 
 
 def error_tables(errors: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:

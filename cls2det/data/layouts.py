@@ -1,0 +1,85 @@
+"""Opens a split in whichever layout its folder has: COCO's, Pascal VOC's or YOLO's. All become COCO's lists in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from cls2det.data.coco import index_coco, read_annotations
+from cls2det.data.voc import find_voc, read_voc, voc_splits
+from cls2det.data.yolo import read_yolo
+from cls2det.data.yolo_place import find_yolo, yolo_splits
+
+if TYPE_CHECKING:
+    from pycocotools.coco import COCO
+
+CONFIG_SUFFIXES = (".yaml", ".yml")  # of YOLO's data.yaml, which may stand in place of its folder
+
+
+class Split(NamedTuple):
+    """A split as it was read.
+
+    Attributes:
+        content: of ``read_annotations``, whatever the layout
+        file: the annotation file, list or folder that messages name
+        folder: that the file names of ``content`` are relative to
+    """
+
+    content: dict[str, Any]
+    file: Path
+    folder: Path
+
+
+def read_split(root: str | Path, split: str) -> Split:
+    """The annotations of a split.
+
+    ``root/annotations/instances_<split>.json`` and ``root/<split>/_annotations.coco.json`` are COCO's; see ``voc`` and ``yolo`` for
+    the others.
+
+    Raises:
+        FileNotFoundError: there is no such split; the message names those that there are
+        ValueError: the annotations cannot be read, or the split is there in two layouts
+    """
+    root, config = Path(root), None
+    if root.suffix in CONFIG_SUFFIXES and root.is_file():
+        root, config = root.parent, root
+    beside = root / split / "_annotations.coco.json"  # of exported archives
+    for file in (root / "annotations" / f"instances_{split}.json", beside):
+        if file.is_file() and not config:
+            return Split(read_annotations(file), file, root / split)
+    voc = None if config else find_voc(root, split)
+    yolo = find_yolo(root, split, config)
+    if voc and yolo:
+        raise ValueError(
+            f"{root}: {split} is there twice, with XML files as of VOC and with labels as of YOLO; put one of them away"
+        )
+    if voc:
+        return Split(read_voc(root, voc), voc.file, voc.pictures)
+    if yolo:
+        return Split(read_yolo(root, yolo), yolo.file, root)
+    file, splits = root / "annotations" / f"instances_{split}.json", list_splits(root, config)
+    there_are = f"there are {', '.join(splits)}" if splits else "VOC's and YOLO's folders are understood too"
+    try:
+        return Split(read_annotations(file), file, root / split)
+    except FileNotFoundError as error:
+        text = f"no split {split} in {config or root}" if splits and not file.parent.is_dir() else error
+        raise FileNotFoundError(f"{text}; {there_are}") from None
+
+
+def list_splits(root: Path, config: Path | None = None) -> list[str]:
+    """Names of the splits in a folder."""
+    names = [file.stem.removeprefix("instances_") for file in sorted((root / "annotations").glob("instances_*.json"))]
+    names += [file.parent.name for file in sorted(root.glob("*/_annotations.coco.json"))]
+    return list(dict.fromkeys([*names, *voc_splits(root), *yolo_splits(root, config)]))
+
+
+def read_classes(root: str | Path, split: str) -> tuple[list[str], Path]:
+    """Names of a split's classes in order of label, and the file or folder that names them."""
+    content, file, _ = read_split(root, split)
+    return [category["name"] for category in sorted(content["categories"], key=lambda entry: entry["id"])], file
+
+
+def load_truth(root: str | Path, split: str) -> COCO:
+    """``pycocotools.coco.COCO`` of a split, checked. See ``DetectionData``."""
+    content, file, _ = read_split(root, split)
+    return index_coco(content, file)
