@@ -38,7 +38,7 @@ from torchvision.ops import boxes as box_ops
 from cls2det.commands.options import ExportOptions
 from cls2det.evaluation.finite import NotFinite, finite_heads
 from cls2det.files import make_folder, write_json
-from cls2det.models.students import STUDENTS, TrainedStudent, build_student, load_student
+from cls2det.models.students import STUDENTS, TrainedStudent, load_student
 
 Detections = dict[str, Tensor]  # boxes (n, 4), labels (n,), scores (n,)
 Load = Callable[[], Callable[[Tensor], Detections]]  # reads what was written; that turns an image into its detections
@@ -127,15 +127,15 @@ def _about(student: TrainedStudent, side: int) -> dict[str, Any]:
 
 def _state_dict(student: TrainedStudent, _image: Tensor, file: Path) -> tuple[dict, Load]:
     torch.save(student.detector.state_dict(), file)
-    name, classes, size = student.name, len(student.classes), student.image_size
-
     def load() -> Callable[[Tensor], Detections]:
-        detector = build_student(name, classes, size)
+        detector = student.untrained()
         detector.load_state_dict(torch.load(file, weights_only=True))
         detector.eval()
         return lambda image: detector([image])[0]
 
-    use = f"cls2det.models.students.build_student({name!r}, {classes}, {size}).load_state_dict(torch.load(file))"
+    anchors = f", anchors={student.anchors}" if student.anchors else ""
+    build = f"build_student({student.name!r}, {len(student.classes)}, {student.image_size}{anchors})"
+    use = f"cls2det.models.students.{build}.load_state_dict(torch.load(file))"
     return {"use": use, "inputs": f"a list of {IMAGE}", "outputs": {"of each image": OUTPUTS}, "sizes": "any"}, load
 
 

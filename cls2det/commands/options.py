@@ -29,7 +29,7 @@ from cls2det.settings import (
 )
 from cls2det.training.settings import Device, Optim, PretrainRun, Run, TeacherRun
 
-BackboneWeights = Literal["none", "auto", "imagenet"]
+Anchors = list[list[float]] | dict[str, list[float]]  # of one map: [width, height] of each, or sizes and ratios
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,8 @@ class TeacherOptions:
         val_split: split to measure accuracy and calibration on
         architecture: any classifier of torchvision (resnet18, resnet50, resnext101_32x8d …), or compact, the backbone of ssd_compact
         width: channels of the first stage of a ResNet; 64 is as published, 16 is every width divided by 4
-        backbone_weights: what the classifier starts from: imagenet, auto (random where there is no network), none
+        backbone_weights: what the classifier starts from: imagenet, auto (random where there is no network), none, or a file
+            (.pth or .safetensors) with a state dict of torchvision's network of that architecture
         student: the detector that this classifier will teach; crops are resized and normalised as this detector's images
         image_size: side in pixels that images are brought to (default: the student's own)
         crop_size: side of the crops in pixels; 112 in the paper
@@ -70,7 +71,7 @@ class TeacherOptions:
     val_split: str | None = None
     architecture: str = "resnet18"
     width: int = 64
-    backbone_weights: BackboneWeights = "none"
+    backbone_weights: str = "none"
     student: str = "ssd_compact"
     image_size: int | None = None
     crop_size: int = 112
@@ -104,8 +105,13 @@ class TrainOptions:
         name: what reports call this run (default: baseline, or what is distilled)
         images: how many images to use, drawn with the seed (default: all)
         augmentation: none, flip, ssd, ssdlite, jitter, jitter_flip
-        backbone_weights: what the backbone starts from: imagenet, auto (random where there is no network), none
+        backbone_weights: what the backbone starts from: imagenet, auto (random where there is no network), none, or a file
+            (.pth or .safetensors) with a state dict of torchvision's network of that architecture
         start: weights.pt of `cls2det teacher` or `pretrain` with the same backbone, to start from instead
+        anchors: default boxes or anchors of SSD, RetinaNet, Faster R-CNN, a word per map: [[18, 18], [14, 26]] is width and height
+            of each in pixels of the student's input, {sizes: [16, 20], ratios: [0.5, 1, 2]} every size at every ratio of height
+            to width (default: the student's own)
+        fit_anchors: take them from the training data; as many per map as the student has
         cls_weight: weight of the detector's own classification losses
         box_weight: weight of the detector's own box losses
         optim: how weights are optimised
@@ -122,8 +128,10 @@ class TrainOptions:
     name: str | None = None
     images: int | None = None
     augmentation: str = "none"
-    backbone_weights: BackboneWeights = "auto"
+    backbone_weights: str = "auto"
     start: Path | None = None
+    anchors: list[Anchors] | None = None
+    fit_anchors: bool = False
     cls_weight: float = 1.0
     box_weight: float = 1.0
     optim: Optim = Optim()

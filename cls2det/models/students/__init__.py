@@ -18,6 +18,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from torchvision.models import (
@@ -28,7 +29,9 @@ from torchvision.models import (
     WeightsEnum,
 )
 
+from cls2det.models.anchors import Levels, set_anchors
 from cls2det.models.backbones import IMAGE_MEAN, IMAGE_STD, RANDOM, CompactResNet, choose_weights, load_backbone
+from cls2det.models.starts import source
 from cls2det.models.students import dense, detr, faster_rcnn, ssd
 from cls2det.models.students.resizing import Transform
 from cls2det.models.students.ssd import ssd_compact
@@ -73,6 +76,7 @@ class Student:
 
 # what torchvision's own detectors are trained from
 VGG16, RESNET50 = VGG16_Weights.IMAGENET1K_FEATURES, ResNet50_Weights.IMAGENET1K_V1
+MOBILENET_V2 = MobileNet_V2_Weights.IMAGENET1K_V1
 STUDENTS: dict[str, Student] = {
     "ssd_compact": Student(ssd.ssd_compact, 96, "SSD on a small ResNet, for two CPU cores"),
     "ssd300_vgg16": Student(ssd.ssd300_vgg16, 300, "SSD300, VGG-16", VGG16, fixed_size=True),
@@ -84,10 +88,13 @@ STUDENTS: dict[str, Student] = {
         MobileNet_V3_Large_Weights.IMAGENET1K_V1,
         fixed_size=True,
     ),
+    "ssdlite_mobilenet_v2": Student(
+        ssd.ssdlite_mobilenet_v2, 224, "SSDLite on MobileNetV2, for few images and two CPU cores", MOBILENET_V2
+    ),
     "fasterrcnn_compact": Student(faster_rcnn.fasterrcnn_compact, 96, "Faster R-CNN on the small ResNet"),
     "fasterrcnn_qr50_fpn": Student(faster_rcnn.fasterrcnn_qr50_fpn, 800, "Faster R-CNN, ResNet-50 with every width / 4"),
     "fasterrcnn_mobilenet_v2_fpn": Student(
-        faster_rcnn.fasterrcnn_mobilenet_v2_fpn, 800, "Faster R-CNN, MobileNetV2", MobileNet_V2_Weights.IMAGENET1K_V1
+        faster_rcnn.fasterrcnn_mobilenet_v2_fpn, 800, "Faster R-CNN, MobileNetV2", MOBILENET_V2
     ),
     "fasterrcnn_resnet50_fpn": Student(faster_rcnn.fasterrcnn_resnet50_fpn, 800, "Faster R-CNN, ResNet-50", RESNET50),
     "retinanet_compact": Student(dense.retinanet_compact, 96, "RetinaNet on the small ResNet", head="sigmoid"),
@@ -112,7 +119,13 @@ STUDENTS: dict[str, Student] = {
 }
 
 
-def build_student(name: str, classes: int, image_size: int | None = None, backbone_weights: str = "none") -> nn.Module:
+def build_student(
+    name: str,
+    classes: int,
+    image_size: int | None = None,
+    backbone_weights: str | Path = "none",
+    anchors: Levels | None = None,
+) -> nn.Module:
     """A detector of ``classes`` foreground classes; its ``started_from`` says which weights the backbone has, or "random weights".
 
     Args:
@@ -120,10 +133,12 @@ def build_student(name: str, classes: int, image_size: int | None = None, backbo
         classes: without the background
         image_size: what images are brought to, in pixels; None is the student's own
         backbone_weights: "none" (random), "auto" (torchvision's ImageNet weights where they can be fetched, with a warning
-            where not), "imagenet" (an error where not)
+            where not), "imagenet" (an error where not), or a file with the state dict of the backbone's architecture
+        anchors: see ``models.anchors.set_anchors``; None is the student's own
 
     Raises:
-        ValueError: an unknown name, a size that the student does not take, ImageNet weights that do not exist
+        ValueError: an unknown name, a size or anchors that the student does not take, ImageNet weights that do not exist, a file
+            with weights of another architecture
         ConnectionError: "imagenet" and the weights cannot be fetched
     """
     if name not in STUDENTS:
@@ -137,7 +152,9 @@ def build_student(name: str, classes: int, image_size: int | None = None, backbo
     weights = choose_weights(student.weights, backbone_weights, f"the backbone of {name}")
     detector = student.build(classes, size, weights)
     detector.transform = Transform.of(detector.transform)
-    detector.started_from = str(weights or RANDOM)  # type: ignore[assignment]
+    detector.started_from = source(weights) if weights else RANDOM  # type: ignore[assignment]
+    if anchors is not None:
+        set_anchors(detector, anchors)
     return detector
 
 
@@ -157,12 +174,23 @@ class TrainedStudent:
     classes: list[str]
     image_size: int | None
 
+    @property
+    def anchors(self) -> list[list[list[float]]] | None:
+        """Of each map [width, height] in pixels of the input, where they are not the student's own."""
+        return getattr(self.detector, "anchors", None)
+
+    def untrained(self) -> nn.Module:
+        """A detector of the same kind with random weights."""
+        return build_student(self.name, len(self.classes), self.image_size, anchors=self.anchors)
+
 
 def save_student(
     path: str | Path, detector: nn.Module, *, name: str, classes: Sequence[str], image_size: int | None = None
 ) -> None:
-    """Write the weights of a student that ``build_student`` made with these arguments."""
-    settings = {"name": name, "classes": list(classes), "image_size": image_size}
+    """Write the weights of a student that ``build_student`` made with these arguments, and its anchors where it has others."""
+    settings: dict[str, Any] = {"name": name, "classes": list(classes), "image_size": image_size}
+    if anchors := getattr(detector, "anchors", None):
+        settings["anchors"] = anchors
     write_weights(path, "student", settings, detector.state_dict())
 
 
@@ -170,10 +198,10 @@ def load_student(path: str | Path) -> TrainedStudent:
     """What ``save_student`` wrote. Raises as ``models.weights.read_weights``, and ValueError for weights that do not fit."""
     saved = read_weights(path, "student")
     with check_fit(path):
-        student = TrainedStudent(
-            build_student(saved.settings["name"], len(saved.settings["classes"]), saved.settings["image_size"]),
-            **saved.settings,
-        )
+        settings = dict(saved.settings)
+        anchors = settings.pop("anchors", None)
+        detector = build_student(settings["name"], len(settings["classes"]), settings["image_size"], anchors=anchors)
+        student = TrainedStudent(detector, **settings)
         student.detector.load_state_dict(saved.weights)
     student.detector.eval()
     return student
