@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 
+import torch
 from torch import nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
@@ -12,7 +13,7 @@ from cls2det.commands.options import TrainOptions
 from cls2det.data.dataset import DetectionData
 from cls2det.files import is_first_process
 from cls2det.models.anchor_fit import FEW, Fit, fitted, input_boxes, measure
-from cls2det.models.anchors import AnchorGrid, Levels, anchor_grid, set_anchors
+from cls2det.models.anchors import Levels, anchor_grid
 from cls2det.models.students import build_student
 
 # Share of the objects that are without an anchor at the threshold, above which a training warns. On objects of COCO's sizes (tests/
@@ -22,26 +23,24 @@ PUBLISHED = {"ssdlite320_mobilenet_v3_large": 0.7}
 
 
 def training_anchors(options: TrainOptions, data: DetectionData) -> Levels | None:
-    """Those of the options, or fitted to the training data; None for the student's own.
+    """Those of ``anchors``, or fitted to the training data; None for the student's own.
 
-    Raises:
-        ValueError: both ``anchors`` and ``fit_anchors``, or a student that has none
+    ``anchors`` wins over ``fit_anchors``, which a recipe may have. A student without anchors keeps that, with a warning.
     """
-    if not options.fit_anchors:
+    if options.anchors is not None or not options.fit_anchors:
         return options.anchors
-    if options.anchors is not None:
-        raise ValueError("--anchors and --fit-anchors are two ways to choose the anchors; give one of them")
-    detector = build_student(options.student, len(data.classes), options.image_size)
+    with torch.device("meta"):  # shapes and no weights
+        detector = build_student(options.student, len(data.classes), options.image_size)
     grid = anchor_grid(detector)
     if grid is None:
-        raise ValueError(f"--fit-anchors: {options.student} has no anchors; SSD, RetinaNet and Faster R-CNN have")
+        warnings.warn(f"fit_anchors changes nothing: {options.student} has no anchors", stacklevel=3)
+        return None
     transform: GeneralizedRCNNTransform = detector.transform
     boxes = input_boxes(data, transform)
-    levels, before = fitted(grid, boxes), measure(grid, boxes)
-    set_anchors(detector, levels)
+    levels = fitted(grid, boxes)
     if is_first_process():
-        after = measure(grid_of(detector), boxes)
-        logging.getLogger(__name__).info("anchors from the training data: %s; the student's own: %s", say(after), say(before))
+        own, better = measure(grid, boxes), measure(grid.with_levels(levels), boxes)
+        logging.getLogger(__name__).info("anchors from the training data: %s; the student's own: %s", say(better), say(own))
     return levels
 
 
@@ -64,13 +63,6 @@ def warn_of_unmatched(student: str, detector: nn.Module, data: DetectionData) ->
             "what would fit",
             stacklevel=3,
         )
-
-
-def grid_of(detector: nn.Module) -> AnchorGrid:
-    """``anchor_grid`` of a detector that has anchors."""
-    grid = anchor_grid(detector)
-    assert grid is not None
-    return grid
 
 
 def say(fit: Fit) -> str:

@@ -127,6 +127,7 @@ def _about(student: TrainedStudent, side: int) -> dict[str, Any]:
 
 def _state_dict(student: TrainedStudent, _image: Tensor, file: Path) -> tuple[dict, Load]:
     torch.save(student.detector.state_dict(), file)
+
     def load() -> Callable[[Tensor], Detections]:
         detector = student.untrained()
         detector.load_state_dict(torch.load(file, weights_only=True))

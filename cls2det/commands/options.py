@@ -242,6 +242,33 @@ class PretrainOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class LookOptions:
+    """Look at a data set before anything is trained on it.
+
+    Prints what it holds, what in it is doubtful, how well a student's anchors (default boxes) fit its objects, and a proposal:
+    size of the input, anchors and recipe, as commands that can be pasted.
+
+    Args:
+        data_root: folder with annotations/instances_<split>.json and <split>/ (COCO's own layout)
+        split: split to look at: the one that is trained on
+        student: the detector that is to be trained; `cls2det info` lists them
+        image_size: side in pixels that images are brought to (default: the student's own, and a larger one is proposed where that
+            helps)
+        out: folder for look.json and pictures.jpg; without it nothing is written
+        pictures: how many pictures with their boxes pictures.jpg shows; 0 is none
+        max_pixels: an image of more pixels is not read, as a small file can fill the memory; null is no limit
+    """
+
+    data_root: Path
+    split: str = "train"
+    student: str = "ssdlite_mobilenet_v2"
+    image_size: int | None = None
+    out: Path | None = None
+    pictures: int = 12
+    max_pixels: int | None = MAX_PIXELS
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluateOptions:
     """Evaluate a trained detector with pycocotools.
 

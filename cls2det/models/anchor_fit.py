@@ -59,7 +59,7 @@ def input_boxes(data: DetectionData, transform: GeneralizedRCNNTransform) -> Ten
 
 def best_overlaps(grid: AnchorGrid, boxes: Tensor, most: int = MEASURED) -> Tensor:
     """(n,) IoU of each object with its best anchor; of ``most`` objects, evenly taken, where there are more."""
-    parts = [grid.overlaps(part).amax(1) for part in _evenly(boxes, most).split(4096)]
+    parts = [grid.overlaps(part).amax(1) for part in evenly(boxes, most).split(4096)]
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64)
 
 
@@ -82,7 +82,7 @@ def fitted(grid: AnchorGrid, boxes: Tensor) -> list[list[list[float]]]:
     """
     if not len(boxes):
         raise ValueError("there is no object to fit anchors to")
-    boxes = _evenly(boxes.double(), MOST)
+    boxes = evenly(boxes.double(), MOST)
     sides = boxes[:, 2:] - boxes[:, :2]
     results = []
     for start in (grid.shapes, _by_size(grid, sides), _by_ratio(grid, sides)):
@@ -94,7 +94,8 @@ def fitted(grid: AnchorGrid, boxes: Tensor) -> list[list[list[float]]]:
     return plain_levels(torch.cat(ordered), grid.counts)
 
 
-def _evenly(rows: Tensor, most: int) -> Tensor:
+def evenly(rows: Tensor, most: int) -> Tensor:
+    """At most ``most`` rows, in their order, evenly taken from all."""
     return rows if len(rows) <= most else rows[torch.arange(most) * len(rows) // most]
 
 
@@ -116,7 +117,7 @@ def _k_means(grid: AnchorGrid, boxes: Tensor, sides: Tensor, shapes: Tensor) -> 
 def _employed(grid: AnchorGrid, boxes: Tensor, sides: Tensor, shapes: Tensor) -> Tensor:
     """Each anchor that is the best of no object takes the shape of that of some objects which raises the mean IoU most."""
     best, owner = grid.overlaps(boxes, shapes).max(1)
-    candidates, shapes = _evenly(sides[sides.prod(1).argsort(stable=True)], CANDIDATES), shapes.clone()
+    candidates, shapes = evenly(sides[sides.prod(1).argsort(stable=True)], CANDIDATES), shapes.clone()
     for idle in (torch.bincount(owner, minlength=len(shapes)) == 0).nonzero()[:, 0].tolist():
         with_each = grid.overlaps(boxes, candidates, grid.strides[idle]).maximum(best[:, None])
         chosen = with_each.sum(0).argmax()

@@ -60,6 +60,10 @@ class AnchorGrid:
     first: float
     threshold: float
 
+    def with_levels(self, levels: Levels) -> AnchorGrid:
+        """The same places with other shapes, as many as there are."""
+        return dataclasses.replace(self, shapes=torch.cat(as_shapes(levels)))
+
     def overlaps(self, boxes: Tensor, shapes: Tensor | None = None, strides: Tensor | None = None) -> Tensor:
         """IoU of each object with each shape, at the place where that fits best: of the centre nearest to the object's.
 
@@ -181,7 +185,11 @@ def _generator(detector: nn.Module) -> Any:
 
 def _matcher(detector: Any) -> Any:
     """What finds the objects of a loss. The RPN's own asks for 0.7, which published anchors rarely reach; the boxes' asks for 0.5."""
-    return detector.roi_heads.proposal_matcher if isinstance(detector, FasterRCNN) else getattr(detector, "proposal_matcher", None)
+    return (
+        detector.roi_heads.proposal_matcher
+        if isinstance(detector, FasterRCNN)
+        else getattr(detector, "proposal_matcher", None)
+    )
 
 
 def _input_sides(detector: Any) -> tuple[int, int]:

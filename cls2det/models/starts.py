@@ -20,7 +20,8 @@ from cls2det.errors import first_lines, some
 from cls2det.files import load_torch, not_finite
 
 Entry = TypeVar("Entry", bound=WeightsEnum)
-LAST_LAYERS = ("fc.", "classifier.", "head.", "heads.", "AuxLogits.", "aux1.", "aux2.")  # a file need not have these, or with other classes
+# a file need not have these, or may have them with other classes
+LAST_LAYERS = ("fc.", "classifier.", "head.", "heads.", "AuxLogits.", "aux1.", "aux2.")
 COUNTERS = "num_batches_tracked"  # of batch norm; files of old versions of torch lack them
 
 
@@ -36,8 +37,9 @@ def at_hand(weights: Entry) -> Entry:
     """
     if is_at_hand(weights):
         return weights
-    others = [other for other in reversed(list(type(weights))) if _input_of(other) == _input_of(weights)]
-    return next((other for other in others if other.name.startswith("IMAGENET1K") and is_at_hand(other)), weights)
+    members: dict[str, Entry] = dict(type(weights).__members__)
+    others = [other for name, other in reversed(members.items()) if name.startswith("IMAGENET1K")]
+    return next((other for other in others if _input_of(other) == _input_of(weights) and is_at_hand(other)), weights)
 
 
 def _input_of(weights: WeightsEnum) -> tuple[Any, ...]:
@@ -85,12 +87,14 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]
     if not isinstance(content, Mapping) or not content or not all(map(torch.is_tensor, content.values())):
-        raise ValueError(f"{path} holds no state dict: expected tensors by name, as torch.save(network.state_dict(), …) writes")
+        raise ValueError(
+            f"{path} holds no state dict: expected tensors by name, as torch.save(network.state_dict(), …) writes"
+        )
     return {name.removeprefix("module."): value for name, value in content.items()}
 
 
 def _architecture(weights: WeightsEnum) -> str:
-    names = torchvision.models.list_models(module=torchvision.models)
+    names: list[str] = torchvision.models.list_models(module=torchvision.models)
     return next(name for name in names if torchvision.models.get_model_weights(name) is type(weights))
 
 
