@@ -25,6 +25,8 @@ LISTED = 12  # classes that the screen shows
 
 def look(options: LookOptions) -> dict[str, Any]:
     """Look at a split, and print; returns the content of look.json."""
+    if options.pictures < 0:
+        raise ValueError(f"pictures: expected 0 or more, found {options.pictures}")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         data = DetectionData(options.data_root, options.split, max_pixels=options.max_pixels)
@@ -81,17 +83,21 @@ def _fits(first: Sized) -> dict[str, Any] | None:
     return {"own": dataclasses.asdict(first.own), "fitted": dataclasses.asdict(first.better), "by size": rows}
 
 
-def _sheet(data: DetectionData, count: int) -> torch.Tensor:
-    """Pictures with their boxes: one of each class first, rare ones before others, then evenly from all."""
+def chosen_pictures(data: DetectionData, count: int) -> list[int]:
+    """Positions of ``count`` pictures: one with each class first, rare ones before others, then evenly from all."""
     rare_first = [name for name, number in sorted(data.class_counts().items(), key=lambda item: item[1]) if number]
     chosen: list[int] = []
     for label in (data.classes.index(name) + 1 for name in rare_first):
         if not any(label in data.targets[index]["labels"] for index in chosen):
             chosen.append(next(index for index, target in enumerate(data.targets) if label in target["labels"]))
-    step = max(1, len(data) // count)
-    chosen = list(dict.fromkeys([*chosen[:count], *range(0, len(data), step)]))[:count]
+    spread = range(0, len(data), max(1, len(data) // count))
+    return sorted(list(dict.fromkeys([*chosen[:count], *spread]))[:count])
+
+
+def _sheet(data: DetectionData, count: int) -> torch.Tensor:
+    """These pictures with their boxes."""
     drawn = []
-    for index in sorted(chosen):
+    for index in chosen_pictures(data, count):
         image, target = data[index]
         drawn.append(draw_boxes(image, target["boxes"], target["labels"], data.classes))
     return contact_sheet([drawn[first : first + COLUMNS] for first in range(0, len(drawn), COLUMNS)])

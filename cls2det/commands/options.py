@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cls2det.settings import (
     DISTILLERS,
@@ -28,8 +28,6 @@ from cls2det.settings import (
     RegionsSettings,
 )
 from cls2det.training.settings import Device, Optim, PretrainRun, Run, TeacherRun
-
-Anchors = list[list[float]] | dict[str, list[float]]  # of one map: [width, height] of each, or sizes and ratios
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +128,7 @@ class TrainOptions:
     augmentation: str = "none"
     backbone_weights: str = "auto"
     start: Path | None = None
-    anchors: list[Anchors] | None = None
+    anchors: list[Any] | None = None
     fit_anchors: bool = False
     cls_weight: float = 1.0
     box_weight: float = 1.0

@@ -14,6 +14,7 @@ from cls2det.models.students import parameter_count
 from cls2det.teachers.crop_classifier import CropClassifier
 
 FAR = 2.0  # times larger; the paper's teacher of 300 pixels serves an SSD of 512
+ENLARGED = 4.0  # times; the paper's crops of 112 pixels show objects of 30
 
 
 def compare_sizes(
@@ -31,7 +32,7 @@ def compare_sizes(
             )
         boxes = input_boxes(data, transform)
         sizes = shares_below(object_sizes(boxes))
-        if sizes and len(boxes) >= FEW and not sizes["5 %"] / FAR <= classifier.crop_size <= FAR * sizes["95 %"]:
+        if sizes and len(boxes) >= FEW and not sizes["5 %"] / FAR <= classifier.crop_size <= ENLARGED * sizes["95 %"]:
             warnings.warn(
                 f"the teacher takes crops of {classifier.crop_size} pixels, and 90 % of the objects have {sizes['5 %']:.0f} to "
                 f"{sizes['95 %']:.0f} in the student's input: it looks at each far enlarged, or far reduced. Train it with a "
