@@ -85,7 +85,7 @@ def test_a_student_without_anchors(name):
     with torch.device("meta"):
         model = build_student(name, 3)
     assert anchor_grid(model) is None
-    with pytest.raises(ValueError, match="anchors: .* has none to set; SSD, RetinaNet and Faster R-CNN have"):
+    with pytest.raises(ValueError, match=r"anchors: .* has none to set; SSD, RetinaNet and Faster R-CNN have"):
         set_anchors(model, [[[8, 8]]])
 
 

@@ -222,7 +222,6 @@ def _resize_head(detector: Any, before: Sequence[int], counts: Sequence[int]) ->
     head = detector.rpn.head if isinstance(detector, FasterRCNN) else detector.head
     parts = [(head, "cls_logits"), (head, "bbox_pred")]
     if isinstance(detector, RetinaNet):
-        head.classification_head.num_anchors = counts[0]
         parts = [(head.classification_head, "cls_logits"), (head.regression_head, "bbox_reg")]
     for owner, name in parts:
         _resize(owner, name, before[0], counts[0])
