@@ -246,16 +246,25 @@ def test_fit_anchors(tmp_path, capsys):
     boxes = input_boxes(DetectionData(data, "train", labelled_only=True), student.detector.transform)
     assert student.anchors == fitted(own, boxes)
     assert measure(anchor_grid(student.detector), boxes).mean_iou > measure(own, boxes).mean_iou + 0.05
+    before = student.detector.state_dict()
+    assert main(words) == 0  # the same run goes on where it ended
+    after = load_student(out / "weights.pt").detector.state_dict()
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
     again = tmp_path / "again.pt"
     save_student(again, student.detector, name=student.name, classes=student.classes, image_size=student.image_size)
     assert load_student(again).anchors == student.anchors
 
 
 def test_anchors_win_over_fit_anchors(tmp_path, capsys):
-    """A recipe may have fit_anchors; the command line has the last word."""
-    words = ["train", "--data-root", str(make_rectangles(tmp_path / "data")), "--out", str(tmp_path / "run"), *SHORT]
-    assert main([*words, "--fit-anchors", "--anchors", "[[30, 24]]", "[[40, 40]]", "[[60, 50]]"]) == 0
-    assert load_student(tmp_path / "run" / "weights.pt").anchors[0] == [[30, 24]]
+    """A recipe may have fit_anchors; the command line has the last word. A recipe may have anchors, too."""
+    words = ["train", "--data-root", str(make_rectangles(tmp_path / "data")), *SHORT]
+    (tmp_path / "fit.yaml").write_text("fit_anchors: true")
+    (tmp_path / "own.yaml").write_text("anchors:\n- [[30, 24]]\n- {sizes: [40]}\n- [[60, 50]]")
+    assert main([*words, "--config", str(tmp_path / "own.yaml"), "--out", str(tmp_path / "own")]) == 0
+    anchors = ["--anchors", "[[30, 24]]", "[[40, 40]]", "[[60, 50]]"]
+    assert main([*words, "--config", str(tmp_path / "fit.yaml"), *anchors, "--out", str(tmp_path / "run")]) == 0
+    for run in ("own", "run"):
+        assert load_student(tmp_path / run / "weights.pt").anchors == [[[30, 24]], [[40, 40]], [[60, 50]]]
     assert "from the training data" not in capsys.readouterr().err
 
 

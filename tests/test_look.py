@@ -165,6 +165,15 @@ def test_small_objects_want_larger_images(tmp_path, capsys):
     assert "--image-size" not in proposed(capsys.readouterr().out)[1]
 
 
+def test_small_pictures_are_not_blown_up(tmp_path, capsys):
+    """A Faster R-CNN's own 800 pixels show no more of pictures of 72 than 160 do."""
+    look(make_rectangles(tmp_path / "data"), "--student", "fasterrcnn_mobilenet_v2_fpn")
+    text = capsys.readouterr().out
+    assert "Images at 160 pixels, not 800: the pictures show no more" in text and "0.04 times as long" in text
+    teacher, distill = proposed(text)
+    assert teacher[teacher.index("--image-size") + 1] == distill[distill.index("--image-size") + 1] == "160"
+
+
 def test_tiny_objects_are_said_to_be_too_small(tmp_path, capsys):
     look(shrink(make_rectangles(tmp_path / "data", size=(960, 720)), 6), "--image-size", "224")
     text = capsys.readouterr().out

@@ -65,18 +65,29 @@ def at_size(name: str, data: DetectionData, image_size: int | None) -> Sized:
 
 
 def best_size(options: LookOptions, data: DetectionData, first: Sized) -> Sized:
-    """The smallest input with which fitted anchors reach ``ENOUGH`` of the objects, or the one beyond which they gain little."""
-    if options.image_size is not None or STUDENTS[options.student].fixed_size or first.better is None:
+    """The smallest input with which fitted anchors reach ``ENOUGH`` of the objects, or the one beyond which they gain little.
+
+    None is smaller than the student's own, unless that is more than twice the pictures' size.
+    """
+    student = STUDENTS.get(options.student)
+    if options.image_size is not None or first.better is None or student is None or student.fixed_size:
         return first
+    shorter = sorted(min(data.size_of(index)) for index in range(len(data)))[len(data) // 2]
     best = first
+    if first.side > 2 * shorter:
+        first = best = at_size(options.student, data, _multiple(2 * shorter))
     for factor in FACTORS[1:]:
-        side = 32 * math.ceil(first.side * factor / 32)
+        side = _multiple(first.side * factor)
         if best.better is None or best.better.share >= ENOUGH or side > max(LARGEST, first.side):
             break
         larger = at_size(options.student, data, side)
         if larger.better is not None and larger.better.share > best.better.share + 0.03:
             best = larger
     return best
+
+
+def _multiple(side: float) -> int:
+    return 32 * math.ceil(side / 32)
 
 
 def propose(options: LookOptions, data: DetectionData, first: Sized) -> dict[str, Any]:
@@ -91,9 +102,14 @@ def propose(options: LookOptions, data: DetectionData, first: Sized) -> dict[str
     teacher: list[str] = []
     student: list[str] = []
     if best.side != first.side:
+        reason = (
+            "small objects get more of the student's places"
+            if best.side > first.side
+            else "the pictures show no more, and small objects have places enough"
+        )
         words.append(
-            f"Images at {best.side} pixels, not {first.side}: small objects get more of the student's places. A step takes "
-            f"{(best.side / first.side) ** 2:.1f} times as long"
+            f"Images at {best.side} pixels, not {first.side}: {reason}. A step takes some {(best.side / first.side) ** 2:.2g} times "
+            "as long"
         )
         both = ["--image-size", str(best.side)]
     else:
@@ -125,7 +141,7 @@ def propose(options: LookOptions, data: DetectionData, first: Sized) -> dict[str
         if sizes and sizes["95 %"] < 48:
             words.append("Crops of 64 pixels for the teacher: larger ones would show small objects no better")
             teacher += ["--crop-size", "64"]
-        if STUDENTS[options.student].head == "sigmoid":
+        if options.student in STUDENTS and STUDENTS[options.student].head == "sigmoid":
             teacher += ["--loss", "joint"]
     else:
         both += [] if recipe else ["--student", options.student]
