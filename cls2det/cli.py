@@ -43,6 +43,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "demo": Command("cls2det.study.demo", study.DemoOptions),
+    "look": Command("cls2det.commands.look", options.LookOptions),
     "teacher": Command("cls2det.commands.teacher", options.TeacherOptions, takes_recipe=True),
     # One recipe serves both `train` and `distill`.
     "train": Command("cls2det.commands.train", options.TrainOptions, reads=options.DistillOptions, takes_recipe=True),

@@ -199,7 +199,9 @@ def test_classifier_names_and_widths():
         build_classifier("mobilenet_v2", 4, width=16)
     with pytest.raises(ValueError, match=r"width 8 leaves .* channels to 32 groups"):
         build_classifier("resnext50_32x4d", 4, width=8)
-    with pytest.raises(ValueError, match="weights are none, auto, imagenet; found 'yes'"):
+    with pytest.raises(
+        ValueError, match=r"weights are none, auto, imagenet, or a file \(\.pth or \.safetensors\); found 'yes'"
+    ):
         build_classifier("resnet18", 4, weights="yes")
 
 
@@ -283,6 +285,7 @@ def test_weights_are_loaded_into_a_classifier(monkeypatch):
         ("detr_resnet50", "resnet50"),
         ("fasterrcnn_mobilenet_v2_fpn", "mobilenet_v2"),
         ("ssdlite320_mobilenet_v3_large", "mobilenet_v3_large"),
+        ("ssdlite_mobilenet_v2", "mobilenet_v2"),
     ],
 )
 def test_weights_are_loaded_into_a_student(monkeypatch, name, body):
@@ -294,7 +297,7 @@ def test_weights_are_loaded_into_a_student(monkeypatch, name, body):
     first = next(value for key, value in fake.items() if value.dim() == 4)
     assert any(torch.equal(value, first) for value in model.backbone.state_dict().values())
     frozen = [module for module in model.modules() if isinstance(module, FrozenBatchNorm2d)]
-    assert bool(frozen) == (body != "mobilenet_v3_large")
+    assert bool(frozen) == (not name.startswith("ssdlite"))
     assert not any(isinstance(module, FrozenBatchNorm2d) for module in random.modules())
     random.load_state_dict(model.state_dict())  # as saved by a run that had a network
     model.load_state_dict(random.state_dict())
@@ -313,6 +316,7 @@ def test_weights_are_loaded_into_a_student(monkeypatch, name, body):
         ("rtdetr_v2_compact", "compact", 16),
         ("fasterrcnn_qr50_fpn", "resnet50", 16),
         ("fasterrcnn_mobilenet_v2_fpn", "mobilenet_v2", 64),
+        ("ssdlite_mobilenet_v2", "mobilenet_v2", 64),
     ],
 )
 def test_load_backbone(name, classifier, width):

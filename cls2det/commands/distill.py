@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from cls2det.commands.options import DistillOptions
+from cls2det.commands.sizes import compare_sizes
 from cls2det.commands.train import prepare, train, train_student
 from cls2det.data.dataset import DetectionData
 from cls2det.data.loader import train_loader
@@ -53,6 +54,8 @@ def distill(options: DistillOptions, progress: Progress | None = None) -> dict:
         if options.encoder and "regions" in options.methods:
             dtype = {"32": torch.float32, "bf16": torch.bfloat16}[options.regions.encoder_precision]
             encoder = load_encoder(options.encoder, options.encoder_weights, crop_size=options.regions.crop_size, dtype=dtype)
+        if is_first_process():
+            compare_sizes(student, preparation.data, classifier, detector_teacher.detector if detector_teacher else None)
         return Distillation(
             student,
             classifier=classifier_distiller,

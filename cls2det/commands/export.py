@@ -146,7 +146,8 @@ def _state_dict(student: TrainedStudent, _image: Tensor, file: Path) -> tuple[di
         detector.eval()
         return lambda image: detector([image])[0]
 
-    build = f"build_student({student.name!r}, {len(student.classes)}, {student.image_size})"
+    anchors = f", anchors={student.anchors}" if student.anchors else ""
+    build = f"build_student({student.name!r}, {len(student.classes)}, {student.image_size}{anchors})"
     if getattr(student.detector, "description", None):  # with the number of classes and the sizes in it
         build = "load_student('weights.pt').untrained()"
     use = f"cls2det.models.students.{build}.load_state_dict(torch.load(file))"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cls2det.settings import (
     DISTILLERS,
@@ -29,8 +29,6 @@ from cls2det.settings import (
 )
 from cls2det.training.settings import Device, Optim, PretrainRun, Run, TeacherRun
 
-BackboneWeights = Literal["none", "auto", "imagenet"]
-
 
 @dataclasses.dataclass(frozen=True)
 class TeacherOptions:
@@ -48,7 +46,8 @@ class TeacherOptions:
             ssd_compact), timm:NAME, hf:NAME of the hub, or hf:FOLDER; timm and transformers are installed apart
         width: channels of the first stage of a ResNet; 64 is as published, 16 is every width divided by 4
         backbone_weights: what the classifier starts from: none (random), pretrained (the library's own; imagenet is another
-            word for it), auto (random where there is no network), or the path of a file or folder of safetensors
+            word for it), auto (random where there is no network), or a path: a file or folder of safetensors, or a .pth of
+            torchvision's network of that architecture
         freeze_body: train the last layer alone, a linear probe
         student: the detector that this classifier will teach; crops are resized as this detector's images, and normalised so
             too, except for networks of timm and transformers, which get their own normalisation
@@ -111,8 +110,13 @@ class TrainOptions:
         images: how many images to use, drawn with the seed (default: all)
         augmentation: none, flip, ssd, ssdlite, jitter, jitter_flip
         backbone_weights: what the backbone, or an hf: student as a whole, starts from: imagenet (of an hf: student: its own),
-            auto (random where there are none), none
+            auto (random where there are none), none, or a file (.pth or .safetensors) with a state dict of torchvision's
+            network of the backbone's architecture
         start: weights.pt of `cls2det teacher` or `pretrain` with the same backbone, to start from instead
+        anchors: default boxes or anchors of SSD, RetinaNet, Faster R-CNN, a word per map: [[18, 18], [14, 26]] is width and height
+            of each in pixels of the student's input, {sizes: [16, 20], ratios: [0.5, 1, 2]} every size at every ratio of height
+            to width (default: the student's own)
+        fit_anchors: take them from the training data; as many per map as the student has
         cls_weight: weight of the detector's own classification losses
         box_weight: weight of the detector's own box losses
         optim: how weights are optimised
@@ -129,8 +133,10 @@ class TrainOptions:
     name: str | None = None
     images: int | None = None
     augmentation: str = "none"
-    backbone_weights: BackboneWeights = "auto"
+    backbone_weights: str = "auto"
     start: Path | None = None
+    anchors: list[Any] | None = None
+    fit_anchors: bool = False
     cls_weight: float = 1.0
     box_weight: float = 1.0
     optim: Optim = Optim()
@@ -246,6 +252,33 @@ class PretrainOptions:
     optim: Optim = Optim("sgd", 0.1, base_batch=256, weight_decay=1e-4, schedule="multi_step", epochs=90, batch_size=256)
     seed: int = 0
     run: PretrainRun = PretrainRun()
+
+
+@dataclasses.dataclass(frozen=True)
+class LookOptions:
+    """Look at a data set before anything is trained on it.
+
+    Prints what it holds, what in it is doubtful, how well a student's anchors (default boxes) fit its objects, and a proposal:
+    size of the input, anchors and recipe, as commands that can be pasted.
+
+    Args:
+        data_root: folder with annotations/instances_<split>.json and <split>/ (COCO's own layout)
+        split: split to look at: the one that is trained on
+        student: the detector that is to be trained; `cls2det info` lists them
+        image_size: side in pixels that images are brought to (default: the student's own, and a larger one is proposed where that
+            helps)
+        out: folder for look.json and pictures.jpg; without it nothing is written
+        pictures: how many pictures with their boxes pictures.jpg shows; 0 is none
+        max_pixels: an image of more pixels is not read, as a small file can fill the memory; null is no limit
+    """
+
+    data_root: Path
+    split: str = "train"
+    student: str = "ssdlite_mobilenet_v2"
+    image_size: int | None = None
+    out: Path | None = None
+    pictures: int = 12
+    max_pixels: int | None = MAX_PIXELS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from cls2det.commands.anchors import training_anchors, warn_of_unmatched
 from cls2det.commands.data import (
     fingerprints,
     on_gpu,
@@ -93,9 +94,12 @@ def train_student(
         progress: called after every few steps, in place of a bar on the screen
     """
     data, validation, val_loader, prints, optim, run = preparation
+    anchors = training_anchors(options, data)
     torch.manual_seed(options.seed)
     backbone_weights = "none" if options.start else options.backbone_weights
-    detector = build_student(options.student, len(data.classes), options.image_size, backbone_weights)
+    detector = build_student(options.student, len(data.classes), options.image_size, backbone_weights, anchors)
+    if is_first_process():
+        warn_of_unmatched(options.student, detector, data)
     training = DetectorTraining(
         detector,
         data.classes,
@@ -134,6 +138,8 @@ def train_student(
         "steps": optim.steps,
         "parameters": parameter_count(detector),
     }
+    if anchors is not None:
+        report["anchors"] = detector.anchors
     write_json(options.out / "report.json", report)
     if options.val_split and is_first_process():
         evaluation = EvaluateOptions(

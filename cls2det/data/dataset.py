@@ -172,6 +172,11 @@ class DetectionData(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         labels = torch.cat([target["labels"] for target in self.targets]) - CLASSES_FROM
         return dict(zip(self.classes, labels.bincount(minlength=len(self.classes)).tolist(), strict=True))
 
+    def size_of(self, index: int) -> tuple[float, float]:
+        """Width and height of an image in pixels, as the annotations have them."""
+        listed = self.files[int(self.targets[index]["image_id"])]
+        return listed.width, listed.height
+
     def _take_order(self, classes: Sequence[str], classes_of: str) -> None:
         """Label k is ``classes[k - 1]`` from here on."""
         order = class_order(classes, self.classes, classes_of, str(self.annotation_file), SAME_CLASSES)

@@ -6,7 +6,8 @@
     load_backbone(student, load_classifier("weights.pt"))                   # of ``cls2det teacher`` or ``pretrain``
 
 Weights are chosen by a word: "none" (random), "imagenet" (torchvision's; an error if they cannot be had), or "auto"
-(torchvision's where they can be fetched, random ones and a warning where they cannot).
+(torchvision's where they can be fetched, random ones and a warning where they cannot). Anything else is the path of a file with
+a state dict of the architecture.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from torchvision.models import MobileNetV2, ResNet, WeightsEnum
 from torchvision.models.resnet import BasicBlock
 
 from cls2det.models.last_layer import with_new_last_layer
+from cls2det.models.starts import at_hand, from_file, source
 from cls2det.models.weights import check_fit, read_weights, write_weights
 
 # What networks without ImageNet weights take: (x - mean) / std of x in [0, 1]. KD-loc's weight is tied to this scale.
@@ -77,14 +79,14 @@ def classifier_names() -> list[str]:
     return ["compact", *torchvision.models.list_models(module=torchvision.models)]
 
 
-def build_classifier(name: str, classes: int, width: int = 64, weights: str = "none") -> nn.Module:
+def build_classifier(name: str, classes: int, width: int = 64, weights: str | Path = "none") -> nn.Module:
     """A classifier of images (N, 3, H, W) with logits (N, classes); its ``started_from`` says which weights it has.
 
     Args:
         name: one of ``classifier_names()``
         classes: outputs of the last layer, which is new where ImageNet weights know another number
         width: channels of the first stage, for ResNets (64 as published) and "compact" (16 in the compact students)
-        weights: "none", "auto" or "imagenet"; narrow networks have no ImageNet weights
+        weights: "none", "auto", "imagenet" or a file; narrow networks have no ImageNet weights
 
     Raises:
         ValueError: no such name, a width for a network that has none, "imagenet" where there are no such weights
@@ -102,7 +104,7 @@ def build_classifier(name: str, classes: int, width: int = 64, weights: str = "n
         outputs = len(chosen.meta["categories"]) if chosen else classes
         network = torchvision.models.get_model(name, weights=chosen, num_classes=outputs, **_one_output(name, chosen))
         network = network if outputs == classes else with_new_last_layer(network, outputs, classes)
-    network.started_from = str(chosen or RANDOM)
+    network.started_from = source(chosen) if chosen else RANDOM
     return network
 
 
@@ -137,31 +139,45 @@ def has_background_column(background: bool, loss: str) -> bool:
     return background and loss != "bce"
 
 
-def choose_weights(weights: WeightsEnum | None, policy: str, name: str) -> WeightsEnum | None:
-    """``weights`` if the policy ("none", "auto", "imagenet") wants them and they can be had; they are then in torch's cache.
+def choose_weights(weights: WeightsEnum | None, policy: str | Path, name: str) -> WeightsEnum | None:
+    """``weights`` if the policy wants them and they can be had; they are then in torch's cache.
+
+    Where another version of them is in the cache already, and they are not, that is taken.
 
     Args:
         weights: torchvision's entry; None where there are none for this network
-        policy: "auto" warns, "imagenet" raises, where they cannot be had
+        policy: "none"; "auto", which warns where they cannot be had; "imagenet", which raises; or the path of a file
         name: the network, for messages
     """
-    if policy not in POLICIES:
-        raise ValueError(f"weights are {', '.join(POLICIES)}; found {policy!r}")
+    is_file = policy not in POLICIES
+    if is_file and not Path(policy).suffix and not Path(policy).exists():  # a word
+        raise ValueError(f"weights are {', '.join(POLICIES)}, or a file (.pth or .safetensors); found {str(policy)!r}")
     if policy == "none":
         return None
     if weights is None:
         if policy == "imagenet":
             raise ValueError(f"there are no ImageNet weights of {name}; take weights none, or auto")
+        if is_file:
+            raise ValueError(f"{name} takes no file of weights, as torchvision has no weights of it; found {policy}")
         warnings.warn(f"{name} starts from random weights: there are no ImageNet weights of it", stacklevel=3)
         return None
+    if is_file:
+        weights = from_file(weights, policy)
+        logging.getLogger(__name__).info("%s starts from %s", name, policy)
+        return weights
+    wanted, weights = weights, at_hand(weights)
     try:
         load_into_cache(weights)
     except (OSError, http.client.HTTPException) as error:  # urllib's errors are OSErrors
         if policy == "imagenet":
-            raise ConnectionError(f"the ImageNet weights of {name} cannot be fetched from {weights.url}: {error}") from error
+            raise ConnectionError(
+                f"the ImageNet weights of {name} cannot be fetched from {weights.url}: {error}. Give the path of a file with them "
+                "in place of imagenet, or put it into torch's cache"
+            ) from error
         warnings.warn(f"{name} starts from random weights: {weights.url} cannot be fetched ({error})", stacklevel=3)
         return None
-    logging.getLogger(__name__).info("%s starts from ImageNet weights: %s", name, weights)
+    reason = "" if weights is wanted else f", which are in torch's cache, where {wanted.name} is not"
+    logging.getLogger(__name__).info("%s starts from ImageNet weights: %s%s", name, weights, reason)
     return weights
 
 

@@ -17,7 +17,7 @@ timm and transformers come with ``pip install 'cls2det[teachers]'``.
 
 Weights are chosen by a word or a path. "none" is random. "pretrained" is the library's own; an error if they cannot be had.
 "auto" is the library's own where they can be had, random ones and a warning where they cannot. Anything else is a file of
-safetensors, or a folder with model.safetensors. A pickle is never read from a path.
+safetensors, or a folder with model.safetensors. Of torchvision's networks it may be a .pth, read as weights alone.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from cls2det.errors import first_lines
 from cls2det.models.backbones import build_classifier, classifier_names
 from cls2det.models.last_layer import last_layer, with_new_last_layer, without_last_layer
+from cls2det.models.starts import read_state_dict
 
 WORDS = ("none", "auto", "pretrained", "imagenet")  # of weights; "imagenet" is torchvision's word for "pretrained"
 PREFIXES = ("timm:", "hf:")
@@ -189,7 +190,7 @@ def _load_torchvision(name: str, classes: int | None, weights: str | Path) -> Im
 
 def _with_weights(name: str, path: Path, classes: int) -> nn.Module:
     """torchvision's network with weights of any number of classes, and a new last layer where that is another."""
-    tensors = read_safetensors(path)
+    tensors = read_safetensors(path) if path.is_dir() else read_state_dict(path)
     last = f"{last_layer(build_classifier(name, 1))[0]}.weight"
     outputs = len(tensors[last]) if last in tensors else classes
     network = build_classifier(name, outputs)

@@ -31,7 +31,9 @@ from torchvision.models import (
 )
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from cls2det.models.anchors import Levels, set_anchors
 from cls2det.models.backbones import IMAGE_MEAN, IMAGE_STD, RANDOM, CompactResNet, choose_weights, load_backbone
+from cls2det.models.starts import source
 from cls2det.models.students import dense, detr, faster_rcnn, hugging_face, rt_detr, ssd
 from cls2det.models.students.resizing import Transform
 from cls2det.models.students.ssd import ssd_compact
@@ -77,6 +79,7 @@ class Student:
 
 # what torchvision's own detectors are trained from
 VGG16, RESNET50 = VGG16_Weights.IMAGENET1K_FEATURES, ResNet50_Weights.IMAGENET1K_V1
+MOBILENET_V2 = MobileNet_V2_Weights.IMAGENET1K_V1
 STUDENTS: dict[str, Student] = {
     "ssd_compact": Student(ssd.ssd_compact, 96, "SSD on a small ResNet, for two CPU cores"),
     "ssd300_vgg16": Student(ssd.ssd300_vgg16, 300, "SSD300, VGG-16", VGG16, fixed_size=True),
@@ -88,10 +91,13 @@ STUDENTS: dict[str, Student] = {
         MobileNet_V3_Large_Weights.IMAGENET1K_V1,
         fixed_size=True,
     ),
+    "ssdlite_mobilenet_v2": Student(
+        ssd.ssdlite_mobilenet_v2, 224, "SSDLite on MobileNetV2, for few images and two CPU cores", MOBILENET_V2
+    ),
     "fasterrcnn_compact": Student(faster_rcnn.fasterrcnn_compact, 96, "Faster R-CNN on the small ResNet"),
     "fasterrcnn_qr50_fpn": Student(faster_rcnn.fasterrcnn_qr50_fpn, 800, "Faster R-CNN, ResNet-50 with every width / 4"),
     "fasterrcnn_mobilenet_v2_fpn": Student(
-        faster_rcnn.fasterrcnn_mobilenet_v2_fpn, 800, "Faster R-CNN, MobileNetV2", MobileNet_V2_Weights.IMAGENET1K_V1
+        faster_rcnn.fasterrcnn_mobilenet_v2_fpn, 800, "Faster R-CNN, MobileNetV2", MOBILENET_V2
     ),
     "fasterrcnn_resnet50_fpn": Student(faster_rcnn.fasterrcnn_resnet50_fpn, 800, "Faster R-CNN, ResNet-50", RESNET50),
     "retinanet_compact": Student(dense.retinanet_compact, 96, "RetinaNet on the small ResNet", head="sigmoid"),
@@ -119,7 +125,13 @@ STUDENTS: dict[str, Student] = {
 }
 
 
-def build_student(name: str, classes: int, image_size: int | None = None, backbone_weights: str = "none") -> nn.Module:
+def build_student(
+    name: str,
+    classes: int,
+    image_size: int | None = None,
+    backbone_weights: str | Path = "none",
+    anchors: Levels | None = None,
+) -> nn.Module:
     """A detector of ``classes`` foreground classes; its ``started_from`` says which weights the backbone has, or "random weights".
 
     Args:
@@ -127,15 +139,18 @@ def build_student(name: str, classes: int, image_size: int | None = None, backbo
         classes: without the background
         image_size: what images are brought to, in pixels; None is the student's own
         backbone_weights: "none" (random), "auto" (torchvision's ImageNet weights where they can be fetched, with a warning
-            where not), "imagenet" (an error where not); of an ``hf:`` student, the weights of the whole detector
+            where not), "imagenet" (an error where not), or a file with the state dict of the backbone's architecture; of an
+            ``hf:`` student, the weights of the whole detector
+        anchors: see ``models.anchors.set_anchors``; None is the student's own
 
     Raises:
-        ValueError: an unknown name, a size that the student does not take, ImageNet weights that do not exist
+        ValueError: an unknown name, a size or anchors that the student does not take, ImageNet weights that do not exist, a file
+            with weights of another architecture
         ConnectionError: "imagenet" and the weights cannot be fetched
         FileNotFoundError: ``hf:`` and a folder without a detector
     """
     if hugging_face.is_name(name):
-        return _with_own_transform(hugging_face.build(name, classes, _positive(image_size, name), backbone_weights))
+        return _with_own_transform(hugging_face.build(name, classes, _positive(image_size, name), str(backbone_weights)))
     student = find_student(name)
     size = student.size if image_size is None else image_size
     if student.fixed_size and size != student.size:
@@ -143,7 +158,9 @@ def build_student(name: str, classes: int, image_size: int | None = None, backbo
     _positive(size, name)
     weights = choose_weights(student.weights, backbone_weights, f"the backbone of {name}")
     detector = _with_own_transform(student.build(classes, size, weights))
-    detector.started_from = str(weights or RANDOM)  # type: ignore[assignment]
+    detector.started_from = source(weights) if weights else RANDOM  # type: ignore[assignment]
+    if anchors is not None:
+        set_anchors(detector, anchors)
     return detector
 
 
@@ -187,21 +204,25 @@ class TrainedStudent:
     classes: list[str]
     image_size: int | None
 
+    @property
+    def anchors(self) -> list[list[list[float]]] | None:
+        """Of each map [width, height] in pixels of the input, where they are not the student's own."""
+        return getattr(self.detector, "anchors", None)
+
     def untrained(self) -> nn.Module:
         """A detector of the same kind with random weights."""
-        return _untrained(self.name, len(self.classes), self.image_size, getattr(self.detector, "description", None))
+        return _untrained(self.name, len(self.classes), self.image_size, _own_settings(self.detector))
 
 
 def save_student(
     path: str | Path, detector: nn.Module, *, name: str, classes: Sequence[str], image_size: int | None = None
 ) -> None:
-    """Write the weights of a student that ``build_student`` made with these arguments.
+    """Write the weights of a student that ``build_student`` made with these arguments, and its anchors where it has others.
 
     Of an ``hf:`` student its configuration too, so that it is read without its folder.
     """
     settings: dict[str, Any] = {"name": name, "classes": list(classes), "image_size": image_size}
-    if description := getattr(detector, "description", None):
-        settings["description"] = description
+    settings |= _own_settings(detector)
     write_weights(path, "student", settings, detector.state_dict())
 
 
@@ -210,18 +231,26 @@ def load_student(path: str | Path) -> TrainedStudent:
     saved = read_weights(path, "student")
     with check_fit(path):
         settings = dict(saved.settings)
-        description = settings.pop("description", None)
-        detector = _untrained(settings["name"], len(settings["classes"]), settings["image_size"], description)
+        own = {name: settings.pop(name) for name in OWN_SETTINGS if name in settings}
+        detector = _untrained(settings["name"], len(settings["classes"]), settings["image_size"], own)
         student = TrainedStudent(detector, **settings)
         student.detector.load_state_dict(saved.weights)
     student.detector.eval()
     return student
 
 
-def _untrained(name: str, classes: int, image_size: int | None, description: Mapping[str, Any] | None) -> nn.Module:
-    if description is None:
-        return build_student(name, classes, image_size)
-    return _with_own_transform(hugging_face.rebuild(description))
+OWN_SETTINGS = ("description", "anchors")  # of a detector, beside its name: in weights.pt where it has them
+
+
+def _own_settings(detector: nn.Module) -> dict[str, Any]:
+    values = {name: getattr(detector, name, None) for name in OWN_SETTINGS}
+    return {name: value for name, value in values.items() if value}
+
+
+def _untrained(name: str, classes: int, image_size: int | None, own: Mapping[str, Any]) -> nn.Module:
+    if "description" in own:
+        return _with_own_transform(hugging_face.rebuild(own["description"]))
+    return build_student(name, classes, image_size, anchors=own.get("anchors"))
 
 
 def parameter_count(model: nn.Module) -> int:

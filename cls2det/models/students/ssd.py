@@ -1,16 +1,25 @@
-"""SSD: 300 and 512 pixels on VGG-16, SSDLite on MobileNetV3, and a small one for two CPU cores."""
+"""SSD: 300 and 512 pixels on VGG-16, SSDLite on MobileNetV3 and V2, and a small one for two CPU cores."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from functools import partial
 from typing import TYPE_CHECKING
 
-from torch import nn
-from torchvision.models import MobileNet_V3_Large_Weights, VGG16_Weights, detection, mobilenet_v3_large, vgg16
+from torch import Tensor, nn
+from torchvision.models import (
+    MobileNet_V2_Weights,
+    MobileNet_V3_Large_Weights,
+    VGG16_Weights,
+    detection,
+    mobilenet_v2,
+    mobilenet_v3_large,
+    vgg16,
+)
 from torchvision.models.detection import _utils
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.ssd import SSD, _vgg_extractor
-from torchvision.models.detection.ssdlite import SSDLiteHead, _mobilenet_extractor
+from torchvision.models.detection.ssdlite import SSDLiteHead, _extra_block, _mobilenet_extractor
 
 from cls2det.models.backbones import IMAGE_MEAN, IMAGE_STD, CompactResNet
 
@@ -79,3 +88,30 @@ def ssdlite320_mobilenet_v3_large(classes: int, _size: int, weights: MobileNet_V
         detections_per_img=300,
         topk_candidates=300,
     )
+
+
+class MobileNetV2Maps(nn.Module):
+    """MobileNetV2's maps at strides 16 and 32 (96 and 1280 channels), and one of 256 channels at stride 64."""
+
+    out_channels = (96, 1280, 256)
+
+    def __init__(self, weights: MobileNet_V2_Weights | None):
+        super().__init__()
+        self.body = mobilenet_v2(weights=weights).features
+        self.extra = _extra_block(1280, 256, partial(nn.BatchNorm2d, eps=0.001, momentum=0.03))
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        middle = self.body[:14](images)
+        last = self.body[14:](middle)
+        return OrderedDict([("0", middle), ("1", last), ("2", self.extra(last))])
+
+
+def ssdlite_mobilenet_v2(classes: int, size: int, weights: MobileNet_V2_Weights | None) -> SSD:
+    """SSDLite of three maps, after MobileNetV2 (Sandler et al., CVPR 2018, sec. 6.2): for a few large objects per picture.
+
+    Default boxes of 0.2, 0.33 and 0.5 of the side. With 224 pixels it trains at some 10 images per second on one CPU core.
+    """
+    backbone, norm = MobileNetV2Maps(weights), partial(nn.BatchNorm2d, eps=0.001, momentum=0.03)
+    anchors = DefaultBoxGenerator([[2, 3] for _ in range(3)], scales=[0.2, 0.33, 0.5, 0.75])
+    head = SSDLiteHead(list(backbone.out_channels), anchors.num_anchors_per_location(), classes + 1, norm)
+    return SSD(backbone, anchors, (size, size), classes + 1, head=head, detections_per_img=100)
