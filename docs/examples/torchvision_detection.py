@@ -38,7 +38,7 @@ def main(builder: str = "fasterrcnn_mobilenet_v3_large_320_fpn", steps: int = 16
     pictures = make_pictures(4)
     batch = [picture for picture, _, _ in pictures], [{"boxes": boxes, "labels": labels} for _, boxes, labels in pictures]
     data_loader = [batch] * steps  # your data loader
-    optimizer = torch.optim.SGD(model.parameters(), 0.02, momentum=0.9)
+    optimizer = torch.optim.AdamW(model.parameters(), 5e-4)
 
     teacher = teacher_from(train_classifier(), CLASSES, CROP, mean=MEAN, std=STD)  # distil
     tap = PositiveTap(model)  # distil
