@@ -64,10 +64,10 @@ def test_the_terms_fall(example, tmp_path, monkeypatch, capsys):
         runpy.run_path(file, run_name="__main__")
         output = capsys.readouterr().out
     runs = runs_of(output)
-    assert len(runs) == (4 if example == "teachers" else 1)
+    assert len(runs) == (6 if example == "teachers" else 1)
     for steps in runs:
         assert len(steps) >= 3
-        for term in terms:
+        for term in set(terms) & set(steps[0]) if example == "teachers" else terms:  # a zero-shot teacher has no KD-loc
             values = [step[term] for step in steps]
             assert all(0 < value < 100 for value in values), (term, values)
             assert values[-1] < 0.9 * values[0], (term, values)

@@ -370,7 +370,7 @@ def test_one_class_and_no_background_is_refused(root, tmp_path):
     CropClassifier(["red"]).save(tmp_path / "old.pt")  # as was written before
     with pytest.raises(ValueError, match=r"all \d+ crops .* are of class 'red': naming it is always right.*--background true"):
         distill(root, tmp_path / "run", tmp_path / "old.pt", allow_poor_teacher=False, **ONE_STEP)
-    with pytest.raises(ValueError, match="control shuffled exchanges classes and needs two"):
+    with pytest.raises(ValueError, match="control shuffled needs two classes or more"):
         settings = ClassifierSettings(control="shuffled")
         ClassifierDistiller(CropClassifier(["red"]), settings, ["red"], build_student("ssd_compact", 1).transform)
 

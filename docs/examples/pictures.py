@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -47,8 +48,15 @@ def make_crops(seed: int = 1, size: int = CROP) -> tuple[Tensor, Tensor]:
     return torch.cat(crops), torch.cat(classes)
 
 
-def train_classifier(network: nn.Module | None = None, *, sigmoid: bool = False, steps: int = 30) -> nn.Module:
-    """A classifier of the crops, with a softmax or a sigmoid per class; ``network`` gives logits (N, 3)."""
+def train_classifier(
+    network: nn.Module | None = None,
+    *,
+    sigmoid: bool = False,
+    steps: int = 30,
+    rename: Callable[[Tensor], Tensor] | None = None,
+) -> nn.Module:
+    """A classifier of the crops, with a softmax or a sigmoid per class; ``network`` gives logits (N, 3), or more if ``rename``
+    makes finer classes (N,) of the three."""
     torch.manual_seed(0)
     if network is None:
         network = nn.Sequential()
@@ -57,11 +65,12 @@ def train_classifier(network: nn.Module | None = None, *, sigmoid: bool = False,
         network.conv2 = nn.Sequential(nn.Conv2d(16, 32, 3, 2, 1), nn.BatchNorm2d(32), nn.ReLU())
         network.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, len(CLASSES)))
     crops, classes = make_crops()
+    classes = classes if rename is None else rename(classes)
     optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], 0.01)
     for _ in range(steps):
         logits = network(crops)
         logits = getattr(logits, "logits", logits)
-        one_hot = F.one_hot(classes, len(CLASSES)).float()
+        one_hot = F.one_hot(classes, logits.shape[1]).float()
         loss = F.binary_cross_entropy_with_logits(logits, one_hot) if sigmoid else F.cross_entropy(logits, classes)
         optimizer.zero_grad()
         loss.backward()
