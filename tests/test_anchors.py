@@ -129,14 +129,24 @@ def test_other_numbers_of_anchors_train_and_detect(name):
     with torch.no_grad():
         assert len(model.eval()(images)) == 2
     assert model.anchors == levels
+    shapes = torch.tensor([shape for level in levels for shape in level], dtype=torch.float64)
+    torch.testing.assert_close(anchor_grid(model).shapes, shapes, atol=1e-4, rtol=0)
 
 
 def test_new_heads_begin_as_the_old_ones():
-    """The prior of RetinaNet's classes, also the low one of its unused column, and the spread of the weights."""
+    """The prior of RetinaNet's classes, also the low one of its unused column, and the spread of the weights.
+
+    Biases go anchor by anchor: the fourth of three begins as the first.
+    """
     old, new = (small("retinanet_compact", anchors=anchors) for anchors in (None, levels_of("retinanet_compact", 4)))
     before, after = (model.head.classification_head.cls_logits for model in (old, new))
     assert torch.equal(after.bias.view(4, -1), before.bias.view(9, -1)[:4])
     torch.testing.assert_close(after.weight.std(), before.weight.std(), rtol=0.05, atol=0)
+    model = small("fasterrcnn_compact")
+    with torch.no_grad():
+        model.rpn.head.cls_logits.bias.copy_(torch.arange(3.0))
+    set_anchors(model, levels_of("fasterrcnn_compact", 4))
+    assert model.rpn.head.cls_logits.bias.tolist() == [0, 1, 2, 0]
 
 
 def test_own_anchors_as_options_change_nothing():

@@ -106,6 +106,8 @@ def test_files_that_do_not_serve(file, tmp_path):
     assert "not finite: features.0.0.weight" in error(tmp_path / "nan.pth")
     torch.save(content | {"extra": content["features.0.0.weight"]}, tmp_path / "more.pth")
     assert "extra is unknown" in error(tmp_path / "more.pth")
+    torch.save({name: value for name, value in content.items() if name != "features.1.conv.1.weight"}, tmp_path / "less.pth")
+    assert "features.1.conv.1.weight is missing, expected (16, 32, 1, 1)" in error(tmp_path / "less.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     assert "holds no state dict" in error(tmp_path / "list.pth")
     torch.save(torchvision.models.resnet18(), tmp_path / "whole.pth")  # a pickled network
