@@ -718,6 +718,10 @@ def test_a_split_in_two_layouts_or_in_none(voc, yolo, tmp_path):
         DetectionData(voc, "test")
     with pytest.raises(FileNotFoundError, match=r"no split test in .*yolo; there are train, val"):
         DetectionData(yolo, "test")
+    (tmp_path / "archive").mkdir()
+    shutil.copytree(voc, tmp_path / "archive" / "VOC2012")
+    with pytest.raises(FileNotFoundError, match=r"archive/VOC2012 has a split train: is that the folder"):
+        DetectionData(tmp_path / "archive", "train")
     shutil.copytree(voc, yolo, dirs_exist_ok=True)
     with pytest.raises(ValueError, match=r"train is there twice, with XML files as of VOC and with labels as of YOLO"):
         DetectionData(yolo, "train")

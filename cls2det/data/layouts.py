@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -59,11 +60,20 @@ def read_split(root: str | Path, split: str) -> Split:
         return Split(read_yolo(root, yolo), yolo.file, root)
     file, splits = root / "annotations" / f"instances_{split}.json", list_splits(root, config)
     there_are = f"there are {', '.join(splits)}" if splits else "VOC's and YOLO's folders are understood too"
+    if not splits and (nested := _nested(root, split)):
+        there_are = f"{nested} has a split {split}: is that the folder of the data?"
     try:
         return Split(read_annotations(file), file, root / split)
     except FileNotFoundError as error:
         text = f"no split {split} in {config or root}" if splits and not file.parent.is_dir() else error
         raise FileNotFoundError(f"{text}; {there_are}") from None
+
+
+def _nested(root: Path, split: str) -> Path | None:
+    """A folder in ``root`` that holds the split, as VOCdevkit holds VOC2012."""
+    with contextlib.suppress(OSError, ValueError):  # for a hint; what cannot be read gives none
+        return next((folder for folder in sorted(root.iterdir()) if folder.is_dir() and split in list_splits(folder)), None)
+    return None
 
 
 def list_splits(root: Path, config: Path | None = None) -> list[str]:

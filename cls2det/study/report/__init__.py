@@ -113,8 +113,10 @@ def report(options: ReportOptions, console: Console | None = None) -> dict[str, 
     }
     write_json(out / "report.json", content)
     for note in notes:
-        console.print("- " + note.replace("**", "").replace("`", ""), style="dim", highlight=False, markup=False)
-    console.print(f"[dim]{escape(str(out))}/report.md, report.json, tables as .csv, plots as .png[/]")
+        plain = "- " + note.replace("**", "").replace("`", "")
+        console.print(plain, style="dim", highlight=False, markup=False, soft_wrap=not console.is_terminal)
+    files = f"[dim]{escape(str(out))}/report.md, report.json, tables as .csv, plots as .png[/]"
+    console.print(files, soft_wrap=not console.is_terminal)
     return content
 
 
