@@ -23,7 +23,7 @@ EXAMPLES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], int
     "torchvision_detection": ((), (), BOXES, 10),
     "lightning_module": (("lightning",), (), BOXES, 10),
     "transformers_trainer": (("transformers", "scipy", "accelerate"), (), BOXES, 13),
-    "teachers": (("timm", "transformers"), (), BOXES, 20),
+    "teachers": (("timm", "transformers"), (), BOXES, 24),
     "keypoints": ((), (), ("kd_keypoints", "loss_keypoint"), 8),
     "ultralytics_yolo": (("ultralytics",), (), BOXES, 18),
     "ultralytics_yolo of 26": (("ultralytics",), ("yolo26n",), BOXES, 18),

@@ -10,6 +10,8 @@ from PIL import Image
 pytest.importorskip("lightning")
 pytest.importorskip("pycocotools")
 
+from other_layouts import LAYOUTS
+
 from cls2det.cli import main
 from cls2det.commands import proposal
 from cls2det.commands.look import chosen_pictures
@@ -224,3 +226,10 @@ def test_options_are_those_of_the_trainings(data):
     assert parse_words(DistillOptions, words, "distill", takes_recipe=True).student == LookOptions(data).student
     words[1] = "teacher-own-small"
     assert parse_words(TeacherOptions, words, "teacher", takes_recipe=True).student == LookOptions(data).student
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_other_layouts_are_looked_at_and_their_validation_split_is_known(layout, data, tmp_path, capsys):
+    look(LAYOUTS[layout](make_rectangles(tmp_path / "coco"), tmp_path / layout))
+    printed = capsys.readouterr().out
+    assert "pictures  12" in printed and "--val-split val" in printed

@@ -16,6 +16,7 @@ from cls2det.commands.anchors import UNMATCHED
 from cls2det.commands.options import LookOptions
 from cls2det.commands.parsing import load_yaml
 from cls2det.data.dataset import DetectionData
+from cls2det.data.layouts import list_splits
 from cls2det.data.overview import object_sizes, shares_below
 from cls2det.models.anchor_fit import Fit, fitted, input_boxes, measure
 from cls2det.models.anchors import AnchorGrid, anchor_grid
@@ -191,7 +192,6 @@ def recipe_for(student: str, images: int) -> tuple[str | None, int | None]:
 
 def other_split(root: Path, split: str) -> str | None:
     """A split beside the one that is trained on: the one for validation, by its name, or the first of all."""
-    prefix = "instances_"
-    names = sorted(file.stem.removeprefix(prefix) for file in (root / "annotations").glob(f"{prefix}*.json"))
+    names = sorted(list_splits(root))
     others = [name for name in names if name != split]
     return next((name for name in others if name.startswith("val")), others[0] if others else None)

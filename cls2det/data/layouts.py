@@ -77,7 +77,9 @@ def _nested(root: Path, split: str) -> Path | None:
 
 
 def list_splits(root: Path, config: Path | None = None) -> list[str]:
-    """Names of the splits in a folder."""
+    """Names of the splits in a folder, or in what a data.yaml describes."""
+    if config is None and root.suffix in CONFIG_SUFFIXES and root.is_file():
+        root, config = root.parent, root
     names = [file.stem.removeprefix("instances_") for file in sorted((root / "annotations").glob("instances_*.json"))]
     names += [file.parent.name for file in sorted(root.glob("*/_annotations.coco.json"))]
     return list(dict.fromkeys([*names, *voc_splits(root), *yolo_splits(root, config)]))
