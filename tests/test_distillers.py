@@ -292,7 +292,7 @@ def test_recipe_with_a_list_of_distillers(scenes, detector_weights, teacher_weig
     assert json.loads((tmp_path / "plain" / "options.json").read_text())["command"] == "train"
     capsys.readouterr()
     assert main([*command[:6], str(tmp_path / "wrong"), "--distillers", "fkt"]) == 2
-    assert "no distiller fkt; there are classifier, chen" in capsys.readouterr().err
+    assert "no distiller fkt; there are classifier, regions, chen" in capsys.readouterr().err
     assert main([*command[:1], *command[3:6], str(tmp_path / "none"), "--distillers", "fkd"]) == 2
     assert "give --detector-teacher" in capsys.readouterr().err
 

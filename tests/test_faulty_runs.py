@@ -395,8 +395,8 @@ def test_a_term_that_is_not_finite_is_named(rectangles, tmp_path, capsys, monkey
     assert main(teacher_words(rectangles, tmp_path / "teacher", "--image-size", "96", steps=1)) == 0
     forward = Distillation.forward
 
-    def spoilt(self, student, step):
-        terms = forward(self, student, step)
+    def spoilt(self, student, step, *losses):
+        terms = forward(self, student, step, *losses)
         return terms | ({"kd_loc": terms["kd_loc"] * float("nan")} if step == 2 else {})
 
     monkeypatch.setattr(Distillation, "forward", spoilt)
