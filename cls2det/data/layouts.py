@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cls2det.data.coco import index_coco, read_annotations
-from cls2det.data.voc import find_voc, read_voc, voc_splits
+from cls2det.data.voc import find_voc, has_xmls, read_voc, voc_splits
 from cls2det.data.yolo import read_yolo
 from cls2det.data.yolo_place import find_yolo, yolo_splits
 
@@ -60,7 +60,9 @@ def read_split(root: str | Path, split: str) -> Split:
         return Split(read_yolo(root, yolo), yolo.file, root)
     file, splits = root / "annotations" / f"instances_{split}.json", list_splits(root, config)
     there_are = f"there are {', '.join(splits)}" if splits else "VOC's and YOLO's folders are understood too"
-    if not splits and (nested := _nested(root, split)):
+    if not splits and has_xmls(root):
+        there_are = f"{root} has XML files of VOC, but no splits: list the names of a split in ImageSets/Main/{split}.txt"
+    elif not splits and (nested := _nested(root, split)):
         there_are = f"{nested} has a split {split}: is that the folder of the data?"
     try:
         return Split(read_annotations(file), file, root / split)

@@ -57,7 +57,7 @@ def find_voc(root: Path, split: str) -> Place | None:
     file = next((file for file in lists if file.is_file()), None)
     base = root if file else root / split
     xmls = _xml_folder(base)
-    if xmls is None:
+    if xmls is None or not (file or _is_split(base)):
         return None
     pictures = next(folder for name in PICTURE_FOLDERS if (folder := base / name).is_dir())
     return Place(file or xmls, xmls, pictures)
@@ -66,7 +66,7 @@ def find_voc(root: Path, split: str) -> Place | None:
 def voc_splits(root: Path) -> list[str]:
     """Names of the splits that are there."""
     lists = [file.stem for folder in LISTS for file in sorted((root / folder).glob("*.txt"))]
-    folders = [] if _xml_folder(root) and lists else [folder.name for folder in _folders(root) if _xml_folder(folder)]
+    folders = [] if _xml_folder(root) and lists else [folder.name for folder in _folders(root) if _is_split(folder)]
     # ImageSets/Main also has a list for each class and split, as cat_train.txt
     return [name for name in lists if not any(name.endswith(f"_{other}") for other in lists)] or folders
 
@@ -143,6 +143,16 @@ def _xml_folder(base: Path) -> Path | None:
         if (base / name).is_dir() and any(name.endswith(".xml") for name in os.listdir(base / name)):
             return base / name
     return None
+
+
+def has_xmls(folder: Path) -> bool:
+    """Whether XML files are in the folder, or in one below that is named for them."""
+    return _xml_folder(folder) is not None
+
+
+def _is_split(folder: Path) -> bool:
+    """A folder with lists of its own is a whole data set."""
+    return has_xmls(folder) and folder.name not in XML_FOLDERS and not (folder / "ImageSets").is_dir()
 
 
 def _folders(root: Path) -> list[Path]:
