@@ -59,8 +59,9 @@ def explain(
     a student that knows its classes, another order of classes a dozen labels, wrong matches several images or boxes that fit.
 
     Args:
-        student_logits, boxes, teacher_logits, target_boxes, matched_idxs, target_image_index, maps, head, background, loc_weight,
-            weight: as in :func:`roi_kd_loss`. With ``loc_weight=0`` boxes need no gradient
+        student_logits, boxes, teacher_logits, target_boxes, matched_idxs, target_image_index: as in :func:`roi_kd_loss`
+        maps, head, background, weight: as in :func:`roi_kd_loss`
+        loc_weight: as in :func:`roi_kd_loss`; with 0 boxes need no gradient
         target_labels: (G,) int64 or int32, the class of each ground truth, from 1: label 1 is the teacher's column 0
         image_index: (K,) the image of each positive, as in :func:`roi_feature_loss`
         features, spatial_scale, target_features, target_spatial_scale, std: as in :func:`roi_feature_loss`

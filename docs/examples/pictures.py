@@ -87,8 +87,9 @@ def write_yolo(folder: Path, count: int = 4, size: int = 96) -> Path:
         write_png((picture * 255).byte(), str(folder / "images" / f"{number}.png"))
         rows = torch.cat([labels[:, None] - 1, box_convert(boxes, "xyxy", "cxcywh") / size], 1).tolist()
         lines = [f"{int(label)} {x} {y} {w} {h}" for label, x, y, w, h in rows]
-        (folder / "labels" / f"{number}.txt").write_text("\n".join(lines))
-    (folder / "data.yaml").write_text(f"path: {folder}\ntrain: images\nval: images\nnc: {len(CLASSES)}\nnames: {CLASSES}\n")
+        (folder / "labels" / f"{number}.txt").write_text("\n".join(lines), encoding="utf-8")
+    content = f"path: {folder}\ntrain: images\nval: images\nnc: {len(CLASSES)}\nnames: {CLASSES}\n"
+    (folder / "data.yaml").write_text(content, encoding="utf-8")
     return folder / "data.yaml"
 
 
