@@ -382,9 +382,9 @@ class BalanceSettings(Settings):
 
     Args:
         share: of the detection loss's gradient; with several terms, each has it
-        every: steps between measurements
-        smoothing: weight of the former ratio in each measurement, on a logarithmic scale
-        bound: the weights of the settings are multiplied by at least 1 / bound and at most bound
+        every: batches between measurements
+        smoothing: below 1, weight of the former ratio in each measurement, on a logarithmic scale
+        bound: from 1; the weights of the settings are multiplied by at least 1 / bound and at most bound
     """
 
     share: float = 0.3
@@ -393,7 +393,11 @@ class BalanceSettings(Settings):
     bound: float = 100.0
 
     positive = ("share", "every", "bound")
-    shares = ("smoothing",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.smoothing >= 1 or self.bound < 1:
+            raise ValueError(f"balance needs smoothing below 1 and a bound from 1, got {self.smoothing} and {self.bound}")
 
 
 DISTILLERS = {  # by name, in the order in which reports and help texts list them

@@ -360,3 +360,15 @@ def test_the_limit_is_beyond_what_published_students_miss_on_coco(name):
     scale = fixed if fixed is not None else torch.full((2,), min(transform.min_size[-1] / 480, transform.max_size / 640))
     missed = 1 - measure(anchor_grid(model), boxes * scale.repeat(2)).share
     assert missed < PUBLISHED.get(name, UNMATCHED) - 0.05, missed
+
+
+def test_the_saved_anchors_are_those_that_were_trained(tmp_path):
+    """Shapes of sizes and ratios have many digits, and a file keeps tenths of a pixel: both must be the same."""
+    detector = build_student("retinanet_compact", 3)
+    set_anchors(detector, [{"sizes": [16, 20], "ratios": [0.5, 1, 2]}] * 3)
+    save_student(tmp_path / "weights.pt", detector, name="retinanet_compact", classes=["a", "b", "c"])
+    loaded = load_student(tmp_path / "weights.pt").detector
+    for ours, theirs in zip(detector.anchor_generator.cell_anchors, loaded.anchor_generator.cell_anchors, strict=True):
+        assert torch.equal(ours, theirs)
+    with pytest.raises(ValueError, match="anchors: map 1"):
+        set_anchors(detector, [[[0.04, 5.0]] * 6] * 3)

@@ -143,3 +143,8 @@ def test_a_broken_run_goes_on_with_the_same_weights(scenes, teacher_weights, tmp
         assert float(rows[0][f"gradient_ratio/{term}"]) == pytest.approx(0.3, rel=1e-3)  # just measured
         weights = [row[f"auto_weight/{term}"] for row in rows]
         assert weights[0] == weights[2] != weights[3] == weights[5]  # measured at steps 0 and 3
+
+
+def test_a_detector_without_maps_has_no_ratio_there():
+    detection, terms, head, _ = losses()
+    assert gradient_ratios(detection, {"none": 0.0 * terms["fkd"]}, head, [])["none"] == 0

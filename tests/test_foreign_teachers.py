@@ -12,7 +12,10 @@ pytest.importorskip("pycocotools")
 pytest.importorskip("timm")
 pytest.importorskip("transformers")
 
+import transformers
+
 from cls2det.cli import main
+from cls2det.commands.identity import weights_of
 from cls2det.commands.options import DistillOptions
 from cls2det.commands.parsing import parse_words
 from cls2det.data.dataset import DetectionData
@@ -20,10 +23,11 @@ from cls2det.data.loader import collate, test_loader
 from cls2det.distill import BoxDistiller, ClassifierSettings
 from cls2det.models.backbones import load_classifier
 from cls2det.models.students import build_student
-from cls2det.models.zero_shot import load_zero_shot
+from cls2det.models.zero_shot import ZeroShotClassifier, load_zero_shot
 from cls2det.teachers.accuracy import crop_logits
 from cls2det.teachers.crop_classifier import CropClassifier
 from cls2det.teachers.network import BoxTeacher
+from cls2det.teachers.reader import as_map
 from cls2det.teachers.zero_shot import zero_shot_teacher
 from cls2det.training.classifier import ClassifierTraining
 from cls2det.training.settings import Optim, TeacherRun
@@ -274,3 +278,53 @@ def test_a_zero_shot_teacher_in_a_loop_of_ones_own(zero_shot):
     teacher = zero_shot_teacher(str(zero_shot["clip"]), CLASSES, crop_size=32)
     with pytest.raises(ValueError, match=r"no layer maxpool in ZeroShotClassifier; there are .*encoder"):
         BoxDistiller(teacher, image_mean=(0, 0, 0), image_std=(1, 1, 1))
+
+
+def test_tokens_of_pictures_that_are_not_square_are_no_map():
+    assert as_map(torch.zeros(2, 1 + 64, 8)).shape == (2, 8, 8, 8)
+    with pytest.raises(ValueError, match=r"97 tokens, expected a square of them.*feature_mode crop"):
+        as_map(torch.zeros(2, 1 + 96, 8))
+
+
+def test_a_zero_shot_teacher_is_as_sure_under_mixed_precision():
+    encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 16))
+    classifier = ZeroShotClassifier(encoder, torch.nn.functional.normalize(torch.randn(3, 16), dim=1), 100.0, 0.0)
+    embeddings = encoder(torch.randn(5, 3, 2, 2)).bfloat16().float()
+    classifier.encoder = torch.nn.Identity()
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = classifier(embeddings)
+    torch.testing.assert_close(ours, classifier(embeddings), rtol=0, atol=1e-4)
+
+
+def test_a_teacher_of_an_hf_student_needs_no_folder(tmp_path):
+    config = transformers.DetrConfig(
+        backbone_config=transformers.ResNetConfig(
+            embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], out_features=["stage2"]
+        ),
+        use_timm_backbone=False,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+    )
+    folder = tmp_path / "detr"
+    transformers.DetrForObjectDetection(config).save_pretrained(folder)
+    teacher = CropClassifier(["a", "b"], width=8, student=f"hf:{folder}", image_size=64)
+    teacher.save(tmp_path / "weights.pt")
+    shutil.rmtree(folder)
+    loaded = CropClassifier.load(tmp_path / "weights.pt")
+    assert (loaded.mean, loaded.std) == (teacher.mean, teacher.std) and list(loaded.transform.min_size) == [64]
+
+
+def test_weights_in_folders_of_other_libraries_are_part_of_a_run(tmp_path):
+    folder = hf_folder(tmp_path / "clip", "clip")
+    options = DistillOptions(tmp_path, tmp_path / "run", teacher=f"zero-shot:{folder}", encoder=f"hf:{folder}")
+    before = weights_of(options)
+    assert set(before) == {"teacher", "encoder"} and weights_of(options) == before
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    after = weights_of(options)
+    assert after["teacher"] != before["teacher"] and after["encoder"] != before["encoder"]

@@ -150,3 +150,9 @@ def test_teacher_student_and_report(name, coco, tmp_path, capsys):
     changed.write_text(changed.read_text().replace("green", "red") if name.startswith("voc") else "0 0.5 0.5 0.3 0.3\n")
     capsys.readouterr()
     assert main([*distil, *short]) == 2 and "the data of train have other boxes" in capsys.readouterr().err
+
+
+def test_a_yaml_file_of_something_else_is_not_read(coco, tmp_path):
+    root = LAYOUTS["voc"](coco, tmp_path / "data")
+    (root / "deploy.yaml").write_text("a: 1\n---\nb: 2\n")
+    assert len(silently(root)) == len(silently(coco))

@@ -1,5 +1,6 @@
 """cls2det look: what it prints, what it writes, and that what it proposes can be pasted."""
 
+import dataclasses
 import json
 import shlex
 import warnings
@@ -140,13 +141,17 @@ def test_the_proposal_can_be_pasted(tmp_path, capsys, student):
     """Every word is an option of its command, and teacher and student agree."""
     root = make_rectangles(tmp_path / "folder with blanks")
     look(root, "--student", student)
-    teacher, distill = proposed(capsys.readouterr().out)
-    assert teacher[:2] == ["cls2det", "teacher"] and distill[:2] == ["cls2det", "distill"]
+    teacher, distill, train = proposed(capsys.readouterr().out)
+    assert [words[:2] for words in (teacher, distill, train)] == [
+        ["cls2det", name] for name in ("teacher", "distill", "train")
+    ]
+    baseline = parse_words(DistillOptions, train[2:], "distill", takes_recipe=True).without_distillation()
     teaching = parse_words(TeacherOptions, teacher[2:], "teacher", takes_recipe=True)
     learning = parse_words(DistillOptions, distill[2:], "distill", takes_recipe=True)
     assert teaching.data_root == learning.data_root == root and teaching.val_split == learning.val_split == "val"
     assert teaching.student == learning.student == student and teaching.image_size == learning.image_size
     assert learning.teacher == teaching.out / "weights.pt"
+    assert dataclasses.replace(learning.without_distillation(), out=baseline.out) == baseline  # alike but for the teacher
     assert teaching.loss == ("joint" if STUDENTS[student].head == "sigmoid" else "ce")
     assert learning.optim.steps is None and learning.optim.epochs * 12 / learning.optim.batch_size >= proposal.STEPS
 
@@ -155,13 +160,13 @@ def test_small_objects_want_larger_images(tmp_path, capsys):
     root = shrink(make_rectangles(tmp_path / "data"), 5)
     look(root)
     text = capsys.readouterr().out
-    teacher, distill = proposed(text)
+    teacher, distill, _ = proposed(text)
     size = distill[distill.index("--image-size") + 1]
     assert int(size) > 224 and f"Images at {size} pixels, not 224" in text
     assert teacher[teacher.index("--image-size") + 1] == size
     assert "Anchors from the data" in text and "--fit-anchors" not in distill  # the recipe has it
     look(root, "--image-size", "224")
-    (_, distill) = proposed(capsys.readouterr().out)
+    _, distill, _ = proposed(capsys.readouterr().out)
     assert distill[distill.index("--image-size") + 1] == "224"
     look(root, "--student", "ssd300_vgg16")  # of one size
     assert "--image-size" not in proposed(capsys.readouterr().out)[1]
@@ -172,7 +177,7 @@ def test_small_pictures_are_not_blown_up(tmp_path, capsys):
     look(make_rectangles(tmp_path / "data"), "--student", "fasterrcnn_mobilenet_v2_fpn")
     text = capsys.readouterr().out
     assert "Images at 160 pixels, not 800: the pictures show no more" in text and "0.04 times as long" in text
-    teacher, distill = proposed(text)
+    teacher, distill, _ = proposed(text)
     assert teacher[teacher.index("--image-size") + 1] == distill[distill.index("--image-size") + 1] == "160"
 
 
@@ -185,7 +190,7 @@ def test_tiny_objects_are_said_to_be_too_small(tmp_path, capsys):
 def test_much_data_has_the_students_own_recipe(data, monkeypatch, capsys):
     monkeypatch.setattr(proposal, "MANY", 12)
     look(data, "--student", "ssd300_vgg16")
-    (distill,) = proposed(capsys.readouterr().out)
+    distill, _ = proposed(capsys.readouterr().out)
     assert distill[2:4] == ["--config", "ssd300"] and "--fit-anchors" in distill
     assert proposal.recipe_for("ssd_compact", 12) == (None, None)
 
@@ -233,3 +238,14 @@ def test_other_layouts_are_looked_at_and_their_validation_split_is_known(layout,
     look(LAYOUTS[layout](make_rectangles(tmp_path / "coco"), tmp_path / layout))
     printed = capsys.readouterr().out
     assert "pictures  12" in printed and "--val-split val" in printed
+
+
+def test_neither_the_test_split_nor_the_same_pictures_are_proposed_for_validation(data, tmp_path):
+    annotation_file(data, "val").rename(annotation_file(data, "test"))
+    (data / "val").rename(data / "test")
+    assert proposal.other_split(data, "train") is None
+    voc = LAYOUTS["voc"](make_rectangles(tmp_path / "coco"), tmp_path / "voc")
+    lists = voc / "ImageSets" / "Main"
+    both = (lists / "train.txt").read_text() + (lists / "val.txt").read_text()
+    (lists / "trainval.txt").write_text(both)
+    assert proposal.other_split(voc, "train") == "val" and proposal.other_split(voc, "trainval") is None

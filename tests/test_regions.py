@@ -1,6 +1,7 @@
 """Regions: a class-free teacher's embeddings of boxes, its loss against plain PyTorch, every student, and what trains and is kept."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -16,11 +17,12 @@ from cls2det.distill import Distillation, Encoder, Regions, RegionsSettings
 from cls2det.distill.regions import levels_of
 from cls2det.models.positives import Positives
 from cls2det.models.students import build_student, save_student
+from cls2det.teachers.crop_classifier import CropClassifier
 from cls2det.teachers.detector import map_channels
 from cls2det.teachers.encoder import load_encoder
 from cls2det.teachers.normalisation import Renormalise
 from cls2det.training.detector import DetectorTraining
-from cls2det_ops import roi_crop
+from cls2det_ops import debug_values, roi_crop
 from training_cases import DIGITS, FITS, batch, distill, logged, weights_in
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -241,3 +243,18 @@ def test_an_encoder_by_name(source):
         load_encoder("resnet19", "none")
     with pytest.raises(FileNotFoundError, match="no weights at"):
         load_encoder("nothing.pt")
+
+
+def test_the_queue_is_a_right_call_to_debug_mode():
+    regions = Regions(RegionsSettings(form="queue", queue_size=16), encoder(), [8], **SAME)
+    with warnings.catch_warnings(), debug_values():
+        warnings.simplefilter("error")
+        regions(positives(), maps(48))
+
+
+def test_a_teacher_with_two_heads_is_an_encoder_without_either(tmp_path):
+    pytest.importorskip("timm")
+    architecture = "timm:deit_tiny_distilled_patch16_224"
+    teacher = CropClassifier(["a", "b", "c"], architecture=architecture, crop_size=32)
+    teacher.save(tmp_path / "weights.pt")
+    assert load_encoder(str(tmp_path / "weights.pt")).size == 192

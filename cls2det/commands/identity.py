@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -98,14 +99,45 @@ def check_claim(
 def weights_of(
     options: TeacherOptions | TrainOptions | PretrainOptions, digest: Callable[[Path], str] = weights_digest
 ) -> dict[str, str]:
-    """Digests of the files that a run starts from and learns from, by option; of those that are there."""
-    names = (
-        ["start", "teacher", "detector_teacher", "encoder"]
-        if isinstance(options, DistillOptions) and options.distils
-        else ["start"]
-    )
-    files = {name: getattr(options, name, None) for name in names}
-    return {name: digest(Path(file)) for name, file in files.items() if file and Path(file).is_file()}
+    """Digests of the files and folders that a run starts from and learns from, by option; of those that are there.
+
+    Args:
+        options: of the run
+        digest: of a weights.pt; those of other libraries are read as bytes
+    """
+    names = ["start", "student", "architecture", "backbone_weights"]
+    if isinstance(options, DistillOptions) and options.distils:
+        names += ["teacher", "detector_teacher", "encoder", "encoder_weights"]
+    digests = {}
+    for name in names:
+        value = str(getattr(options, name, None) or "")
+        prefix = next((prefix for prefix in ("hf:", "zero-shot:") if value.startswith(prefix)), "")
+        path = Path(value.removeprefix(prefix)).expanduser()
+        if name in OURS and path.is_file():
+            digests[name] = digest(path)
+        elif value and (prefix or name.endswith("_weights")) and (files := _files_of(path)):
+            digests[name] = files_digest(files)
+    return digests
+
+
+OURS = ("start", "teacher", "detector_teacher", "encoder")  # options whose file is a weights.pt
+
+
+def _files_of(path: Path) -> list[Path]:
+    """A file, or the weights and settings in a folder of transformers or safetensors."""
+    if path.is_file():
+        return [path]
+    return sorted([*path.glob("*.safetensors"), *path.glob("*.json")]) if path.is_dir() else []
+
+
+def files_digest(files: Sequence[Path]) -> str:
+    """A digest of the bytes of files."""
+    digest = blake2b(digest_size=8)
+    for file in files:
+        with file.open("rb") as content:
+            while block := content.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def _check_place(options: TeacherOptions | TrainOptions | PretrainOptions) -> None:

@@ -262,7 +262,7 @@ class LookOptions:
     size of the input, anchors and recipe, as commands that can be pasted.
 
     Args:
-        data_root: folder with annotations/instances_<split>.json and <split>/ (COCO's own layout)
+        data_root: folder of the data, in COCO's, Pascal VOC's or YOLO's layout (or YOLO's data.yaml)
         split: split to look at: the one that is trained on
         student: the detector that is to be trained; `cls2det info` lists them
         image_size: side in pixels that images are brought to (default: the student's own, and a larger one is proposed where that

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import shlex
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +18,11 @@ from cls2det.commands.anchors import UNMATCHED
 from cls2det.commands.options import LookOptions
 from cls2det.commands.parsing import load_yaml
 from cls2det.data.dataset import DetectionData
-from cls2det.data.layouts import list_splits
+from cls2det.data.layouts import list_splits, read_split
 from cls2det.data.overview import object_sizes, shares_below
 from cls2det.models.anchor_fit import Fit, fitted, input_boxes, measure
 from cls2det.models.anchors import AnchorGrid, anchor_grid
-from cls2det.models.students import STUDENTS, build_student
+from cls2det.models.students import STUDENTS, build_student, head_of
 from cls2det.recipes import find_recipe, recipe_names
 
 SMALL_DATA = "own-small"  # the recipe, and teacher-own-small
@@ -142,7 +144,7 @@ def propose(options: LookOptions, data: DetectionData, first: Sized) -> dict[str
         if sizes and sizes["95 %"] < 48:
             words.append("Crops of 64 pixels for the teacher: larger ones would show small objects no better")
             teacher += ["--crop-size", "64"]
-        if options.student in STUDENTS and STUDENTS[options.student].head == "sigmoid":
+        if head_of(options.student) == "sigmoid":
             teacher += ["--loss", "joint"]
     else:
         both += [] if recipe else ["--student", options.student]
@@ -166,6 +168,7 @@ def propose(options: LookOptions, data: DetectionData, first: Sized) -> dict[str
             "runs/distilled",
         ]
     ]
+    commands.append(["cls2det", "train", *parts[1], *place, *both, *student, "--out", "runs/baseline"])
     if recipe == SMALL_DATA:
         commands.insert(0, ["cls2det", "teacher", *parts[0], *place, *both, *teacher, "--out", "runs/teacher"])
     else:
@@ -191,7 +194,17 @@ def recipe_for(student: str, images: int) -> tuple[str | None, int | None]:
 
 
 def other_split(root: Path, split: str) -> str | None:
-    """A split beside the one that is trained on: the one for validation, by its name, or the first of all."""
-    names = sorted(list_splits(root))
-    others = [name for name in names if name != split]
+    """A split for validation: of other pictures, not one for the test, and rather one whose name says so."""
+    names = [name for name in sorted(list_splits(root)) if name != split and not name.startswith("test")]
+    own = _pictures(root, split)
+    others = [name for name in names if not own & _pictures(root, name)]
     return next((name for name in others if name.startswith("val")), others[0] if others else None)
+
+
+def _pictures(root: Path, split: str) -> set[Path]:
+    """Paths of a split's pictures; none where it cannot be read."""
+    with contextlib.suppress(OSError, ValueError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the look at that split is to come
+        content, _, folder = read_split(root, split)
+        return {folder / image["file_name"] for image in content["images"]}
+    return set()

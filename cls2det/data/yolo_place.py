@@ -58,6 +58,7 @@ def yolo_splits(root: Path, config: Path | None = None) -> list[str]:
     settings = _read_config(root, config)
     names = [key for key in settings.content if key not in ("names", "nc", "path")] if settings else []
     names += [folder.name for place in (root, root / "images") if place.is_dir() for folder in sorted(place.iterdir())]
+    names = [name for name in names if name not in ("images", "labels")]
     splits = []
     for name in dict.fromkeys(names):
         with contextlib.suppress(FileNotFoundError):  # a data.yaml may name a split that was never unpacked
@@ -70,7 +71,12 @@ def _read_config(root: Path, file: Path | None) -> Config | None:
     files = [file] if file else [root / name for name in CONFIGS if (root / name).is_file()]
     others = sorted((*root.glob("*.yaml"), *root.glob("*.yml"))) if root.is_dir() else []
     for candidate in files or (others if len(others) == 1 else []):
-        content = _load(candidate)
+        try:
+            content = _load(candidate)
+        except ValueError:
+            if candidate in files:
+                raise
+            continue  # a YAML file of something else
         if isinstance(content, dict) and "names" in content:
             return Config(candidate, content)
         if file:

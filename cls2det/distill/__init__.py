@@ -167,7 +167,7 @@ class Distillation(nn.Module):
             student_outputs: of this step's forward
             step: counts optimizer steps from 0: a method's weight rises over its first ``warmup_steps``
             detection: the detector's own loss; automatic weights are measured against it
-            places: where; see ``balance.gradient_ratios``
+            places: tensors at which gradients are measured: the head's outputs, then the maps
         """
         terms: dict[str, Tensor] = {}
         if self.classifier is not None:

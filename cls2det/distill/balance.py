@@ -20,10 +20,10 @@ from torch import Tensor, nn
 class GradientBalance(nn.Module):
     """``balance(detection, terms, *places)`` gives the factor of each term, a scalar tensor.
 
-    Every few calls the norm of each term's gradient is measured against the detection loss's (``gradient_ratios``). The
-    logarithm of the ratio is smoothed over measurements and averaged over DDP's processes. The factor is the share over the smoothed
-    ratio. A measurement without a gradient, or with one that is not finite, is passed over; before the first one factors are 1.
-    A measurement waits for a GPU, other calls do not.
+    Every few calls (forwards: with gradient accumulation several make a step) the norm of each term's gradient is measured against
+    the detection loss's (``gradient_ratios``). The logarithm of the ratio is smoothed over measurements and averaged over DDP's
+    processes. The factor is the share over the smoothed ratio. A measurement without a gradient, or with one that is not finite,
+    is passed over; before the first one factors are 1. A measurement waits for a GPU, other calls do not.
 
     It has no parameters. Its state is in ``state_dict``, so that a resumed training goes on with the same factors.
 
@@ -102,7 +102,7 @@ def gradient_ratios(detection: Tensor, terms: Mapping[str, Tensor], *places: Seq
     """
 
     def norm(loss: Tensor, place: Sequence[Tensor]) -> Tensor:
-        if not loss.requires_grad:
+        if not place or not loss.requires_grad:  # a detector without maps has none to look at
             return torch.zeros((), device=loss.device)
         gradients = torch.autograd.grad(loss, place, retain_graph=True, allow_unused=True)
         parts = [gradient.float().norm() for gradient in gradients if gradient is not None]

@@ -6,7 +6,7 @@ m(k) the match:
 
 - "l1", the image term of ViLD (Gu et al., ICLR 2022, eq. 4): (1 / K) Σ_k ‖s_k - t_m(k)‖₁
 - "queue": (1 / K) Σ_k KL(softmax(t_m(k) Q / T) ‖ softmax(s_k Q / T)) with Q the encoder's last embeddings of earlier
-  ground truths: the student need not copy an embedding, only what it lies close to
+  ground truths (under DDP those of the first process): the student need not copy an embedding, only what it lies close to
 
 The adapters train with the student and are dropped with the training: no weights.pt and no export has them.
 """
@@ -120,16 +120,14 @@ class Regions(nn.Module):
         return F.normalize(functools.reduce(operator.add, parts), dim=1)
 
     def _queue_term(self, student: Tensor, targets: Tensor, matched_idxs: Tensor, count: int) -> Tensor:
-        queue, temperature = self.queue.clone(), self.settings.temperature  # the graph keeps this step's
-        loss = kd_softmax_loss(
-            student @ queue.T, targets @ queue.T, matched_idxs, temperature, background="none", normalizer=count
-        )
+        queue = self.queue.T / self.settings.temperature  # a copy: the graph keeps this step's
+        loss = kd_softmax_loss(student @ queue, targets @ queue, matched_idxs, 1.0, background="none", normalizer=count)
         if self.training:
-            newest = targets[-len(queue) :]
-            places = (self.place + torch.arange(len(newest), device=queue.device)) % len(queue)
+            newest = targets[-len(self.queue) :]
+            places = (self.place + torch.arange(len(newest), device=queue.device)) % len(self.queue)
             self.queue[places] = newest
             self.place += len(newest)
-        return loss / temperature**2
+        return loss
 
 
 def levels_of(boxes: Tensor, scales: Sequence[float]) -> Tensor:

@@ -18,6 +18,8 @@ def worst_and_best(rows: Sequence[Row], column: str, most: int = AT_ONCE) -> lis
     if len(rows) <= most:
         return list(rows)
     ranked = sorted((row for row in rows if row[column] is not None), key=lambda row: row[column])
+    if not ranked:  # of an evaluation that had no AP by class
+        return list(rows[:most])
     return ranked if len(ranked) <= most else ranked[: most // 2] + ranked[-(most // 2) :]
 
 

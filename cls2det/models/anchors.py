@@ -158,8 +158,11 @@ def set_anchors(detector: nn.Module, levels: Levels) -> None:
     generator, owner = _generator(detector), getattr(detector, "rpn", detector)
     if generator is None:
         raise ValueError(f"anchors: {type(detector).__name__} has none to set; SSD, RetinaNet and Faster R-CNN have")
-    shapes, before = as_shapes(levels), generator.num_anchors_per_location()
-    counts = [len(level) for level in shapes]
+    exact, before = as_shapes(levels), generator.num_anchors_per_location()
+    counts = [len(level) for level in exact]
+    rounded = plain_levels(torch.cat(exact), counts)
+    detector.anchors = rounded  # type: ignore[assignment]
+    shapes = as_shapes(rounded)  # weights.pt must give the same ones again
     if len(counts) != len(before):
         raise ValueError(f"anchors: the student has {len(before)} maps, found anchors for {len(counts)}")
     if isinstance(generator, DefaultBoxGenerator):
@@ -169,12 +172,10 @@ def set_anchors(detector: nn.Module, levels: Levels) -> None:
         if len(set(counts)) > 1:
             raise ValueError(f"anchors: the student's maps share a head, and need as many anchors each; found {counts}")
         sizes = tuple(tuple(level.prod(1).sqrt().tolist()) for level in shapes)
-        made = AnchorGenerator(sizes, ((1.0,),) * len(sizes))
-        made.cell_anchors = [torch.cat([-level, level], 1).float() / 2 for level in shapes]
-        owner.anchor_generator = made
+        owner.anchor_generator = AnchorGenerator(sizes, ((1.0,),) * len(sizes))
+        owner.anchor_generator.cell_anchors = [torch.cat([-level, level], 1).float() / 2 for level in shapes]
     if counts != before:
         _resize_head(detector, before, counts)
-    detector.anchors = plain_levels(torch.cat(shapes), counts)  # type: ignore[assignment]
 
 
 def _generator(detector: nn.Module) -> Any:

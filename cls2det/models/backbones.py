@@ -149,6 +149,7 @@ def choose_weights(weights: WeightsEnum | None, policy: str | Path, name: str) -
         policy: "none"; "auto", which warns where they cannot be had; "imagenet", which raises; or the path of a file
         name: the network, for messages
     """
+    policy = "imagenet" if policy == "pretrained" else policy  # the word that other libraries' networks have for it
     is_file = policy not in POLICIES
     if is_file and not Path(policy).suffix and not Path(policy).exists():  # a word
         raise ValueError(f"weights are {', '.join(POLICIES)}, or a file (.pth or .safetensors); found {str(policy)!r}")

@@ -75,6 +75,8 @@ def read_model(name: str, classes: int | None, weights: str | Path) -> HFModel:
                 "(--backbone-weights pretrained)",
                 stacklevel=5,
             )
+        elif weights == "auto":
+            warnings.warn(f"hf:{name} starts from random weights: the folder holds no safetensors", stacklevel=5)
         return HFModel(_of_config(config, classes), config, source, RANDOM, True)
     body, missing = _with_weights(config, classes, str(weights) if isinstance(weights, Path) else source)
     started_from = f"hf:{name}" if isinstance(weights, str) else str(weights)

@@ -24,6 +24,9 @@ def with_new_last_layer(network: nn.Module, known: int, classes: int) -> nn.Modu
 
 def without_last_layer(network: nn.Module) -> nn.Module:
     """The classifier as an encoder, in place: what its last layer reads, (N, D)."""
+    if hasattr(network, "reset_classifier"):  # timm knows its own, of which a network may have two
+        network.reset_classifier(0)  # type: ignore[operator]
+        return network
     path, _ = last_layer(network)
     parent, _, name = path.rpartition(".")
     setattr(network.get_submodule(parent), name, nn.Identity())

@@ -29,6 +29,8 @@ def load_timm(name: str, classes: int | None, weights: str | Path, size: int | N
             module, started_from = _from_file(name, classes, weights, own.classifier, config), str(weights)
         else:
             module, started_from = _from_library(name, classes, weights, config, own)
+    except RuntimeError as error:
+        raise ValueError(f"timm has no weights {name!r}: {first_lines(error, 1)}") from None
     except (TypeError, AssertionError) as error:  # it has no such option, or its windows do not divide the size
         raise ValueError(
             f"timm:{name} takes no images of {size} pixels ({first_lines(error, 1)}); it was made for {own_size} (--crop-size)"

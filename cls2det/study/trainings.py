@@ -23,8 +23,10 @@ from cls2det.commands.teacher import teacher
 from cls2det.data.classes import SAME_CLASSES, class_order
 from cls2det.data.layouts import read_classes
 from cls2det.distill import DETECTOR_METHODS, Distillation
+from cls2det.models.anchors import set_anchors
 from cls2det.models.networks import is_foreign
 from cls2det.models.students import build_student
+from cls2det.models.zero_shot import PREFIX as ZERO_SHOT
 from cls2det.settings import TERMS
 from cls2det.study.jobs import Job
 from cls2det.study.plan import Plan, merge
@@ -85,7 +87,7 @@ class Place:
     """Where a sweep's data are, where its trainings are written, and how they run.
 
     Attributes:
-        data_root: COCO-format data
+        data_root: the data
         out: the sweep's folder
         run: options of ``run`` for every training
     """
@@ -206,7 +208,7 @@ def check_students(
     """Teachers and methods fit their students; otherwise a ValueError, before hours are spent on the teachers.
 
     Students and detector teachers are built on the meta device, where weights have no values and a forward costs nothing; their
-    anchors are real. Teachers that are files are left to the runs.
+    anchors are real. Teachers that are files, and anchors that are fitted to data, are left to the runs.
     """
     # Networks of timm and transformers have a normalisation of their own, which fits every student.
     trained = [training for training in teachers if not is_foreign(training.options.architecture)]
@@ -216,19 +218,21 @@ def check_students(
     for training in students:
         options = training.options
         student_of_teacher = student_of.get(options.teacher) if options.teacher else None
-        case = (options.student, options.image_size, student_of_teacher, options.detector_teacher, *options.methods)
+        fits = [options, options_of_detector.get(options.detector_teacher or "", options)]
+        case = (options.student, options.image_size, str(options.anchors), *(each.fit_anchors for each in fits))
+        case += (student_of_teacher, options.detector_teacher, *options.methods)
         if case in checked:
             continue
         checked.add(case)
         if student_of_teacher is not None:
             _check_normalisation(options.student, student_of_teacher)
         methods = [name for name in options.methods if name in DETECTOR_METHODS]
-        if methods and options.detector_teacher:
+        if methods and options.detector_teacher and not any(each.fit_anchors for each in fits):
             detector = _detector(options.detector_teacher, options_of_detector)
             if detector is not None:
                 teacher = DetectorTeacher(detector, ["one", "other"], [1, 2])
                 settings = {name: getattr(options, name) for name in methods}
-                Distillation(_meta_student(options.student, options.image_size), teacher=teacher, settings=settings)
+                Distillation(_with_anchors(options), teacher=teacher, settings=settings)
 
 
 def _check_normalisation(name: str, student_of_teacher: str) -> None:
@@ -243,11 +247,20 @@ def _check_normalisation(name: str, student_of_teacher: str) -> None:
 
 def _detector(source: str, options: Mapping[str, DistillOptions]) -> torch.nn.Module | None:
     if source in options:
-        return _meta_student(options[source].student, options[source].image_size)
+        return _with_anchors(options[source])
     if source.startswith(PREFIX):
         with torch.device("meta"):
             return get_model(source.removeprefix(PREFIX), weights=None, weights_backbone=None)
     return None
+
+
+def _with_anchors(options: DistillOptions) -> torch.nn.Module:
+    if options.anchors is None:
+        return _meta_student(options.student, options.image_size)
+    with torch.device("meta"):
+        student = build_student(options.student, 2, options.image_size)
+    set_anchors(student, options.anchors)
+    return student
 
 
 @cache
@@ -271,7 +284,7 @@ def _with_weights(options: dict[str, Any], plan: Plan, place: Place, seed: int |
         if name in plan.teachers:
             folder = place.teacher(name, seed if plan.teachers[name].get("per_seed") else None)
             paths[key] = str(folder / "weights.pt")
-        elif name and not Path(name).is_file():
+        elif name and not name.startswith(ZERO_SHOT) and not Path(name).is_file():
             known = ", ".join(plan.teachers) or "there are none"
             raise ValueError(f"{key}: {name} is neither a file nor one of the sweep's teachers ({known})")
     if options.get("detector_teacher") in plan.detectors:

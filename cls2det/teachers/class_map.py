@@ -75,7 +75,7 @@ def _any_of(logits: Tensor, log_shares: Tensor) -> Tensor:
     log_missed = torch.where(shares == 1, F.logsigmoid(-logits), torch.log1p(-logits.sigmoid() / shares)).sum(2)
     little = (F.logsigmoid(logits) - log_shares).logsumexp(2)
     is_little = log_missed > -1e-5
-    some = log_missed.where(~is_little, log_missed.new_tensor(-1.0))
+    some = log_missed.masked_fill(is_little, -1.0)
     return torch.where(is_little, little, torch.log(-torch.expm1(some)) - some)
 
 

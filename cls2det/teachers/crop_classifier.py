@@ -17,7 +17,8 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from cls2det.data.images import to_float
 from cls2det.models.backbones import build_classifier, has_background_column
 from cls2det.models.networks import ImageNetwork, is_foreign, load_network, rebuild_network
-from cls2det.models.students import build_student
+from cls2det.models.students import build_student, hugging_face
+from cls2det.models.students.resizing import Transform, settings_of
 from cls2det.models.weights import check_fit, read_weights, write_weights
 from cls2det.teachers.background import background_boxes
 from cls2det.teachers.class_map import ClassTable, Mapped, class_map, shared_copy
@@ -68,6 +69,8 @@ class CropClassifier(nn.Module):
         background: whether it is trained on crops without an object too
         network: in place of a load by the name: a network that is loaded, or what a file says of a foreign one: "mean", "std" and
             "config". A network of timm or transformers gets crops in its own normalisation
+        transform: settings of the student's resizing and normalisation, where a file has them: of an hf: student, whose folder is
+            then not needed; None builds the student and takes its own
 
     Raises:
         ValueError, FileNotFoundError, ConnectionError, ImportError: as ``load_network``
@@ -91,6 +94,7 @@ class CropClassifier(nn.Module):
         backbone_weights: str = "none",
         background: bool = False,
         network: ImageNetwork | dict[str, Any] | None = None,
+        transform: dict[str, Any] | None = None,
     ):
         super().__init__()
         if loss not in LOSSES:
@@ -99,7 +103,10 @@ class CropClassifier(nn.Module):
             raise ValueError(f"a teacher needs a crop_size from 1 and a margin from 0; got {crop_size} and {margin}")
         self.classes, self.architecture, self.width, self.student = list(classes), architecture, width, student
         self.image_size, self.crop_size, self.loss, self.margin = image_size, crop_size, loss, margin
-        self.transform = build_student(student, len(self.classes), image_size).transform
+        if transform is None:
+            self.transform = build_student(student, len(self.classes), image_size).transform
+        else:
+            self.transform = Transform(**transform)
         self.background = background
         columns = len(self.classes) + has_background_column(background, loss)
         self.foreign: dict[str, Any] | None = None  # of a network with a normalisation of its own
@@ -147,6 +154,8 @@ class CropClassifier(nn.Module):
         settings = {name: getattr(self, name) for name in names}
         if self.foreign:
             settings["network"] = self.foreign
+        if hugging_face.is_name(self.student):
+            settings["transform"] = settings_of(self.transform)
         write_weights(path, "crop_classifier", settings, self.network.state_dict())
 
     @classmethod

@@ -22,6 +22,7 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 from cls2det.teachers.frozen import freeze
 
 LOG = logging.getLogger(__name__)
+MOST_EXTRA_TOKENS = 8  # of a class, a distillation and registers
 TOLERANCE = 1e-3  # of the largest value: float32 in another order stays far below
 
 
@@ -230,6 +231,11 @@ def as_map(result: Any, channels_last: bool = False) -> Tensor:
     if values.dim() != 3:
         raise ValueError(f"a layer must give a map (N, c, h, w) or tokens (N, n, c), found {tuple(values.shape)}")
     side = math.isqrt(values.shape[1])
+    if not torch.compiler.is_compiling() and values.shape[1] - side * side > MOST_EXTRA_TOKENS:
+        raise ValueError(
+            f"a layer gives {values.shape[1]} tokens, expected a square of them and at most {MOST_EXTRA_TOKENS} others: tokens of "
+            "pictures that are not square are no map (feature_mode crop)"
+        )
     tokens = values[:, values.shape[1] - side * side :]  # class and register tokens come first
     square: Tensor = tokens.transpose(1, 2).unflatten(2, (side, side))
     return square

@@ -67,12 +67,12 @@ def _detr(
         backbone_config=replaced, use_timm_backbone=False, num_labels=classes, auxiliary_loss=True, **settings
     )
     network = transformers.DetrForObjectDetection(config)
-    _draw_weights(network)
+    draw_weights(network)
     network.model.backbone = Body(body)
     return HungarianDetector(network, transform)
 
 
-def _draw_weights(network: Any) -> None:
+def draw_weights(network: Any) -> None:
     """Random weights as DETR's authors draw them.
 
     transformers draws all with a deviation of 0.02, for weights that are loaded over them: queries are alike, attention is

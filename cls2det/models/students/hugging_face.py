@@ -20,8 +20,10 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from cls2det.errors import first_lines, some
 from cls2det.models.backbones import POLICIES, RANDOM
+from cls2det.models.students.detr import draw_weights as draw_detr_weights
 from cls2det.models.students.hungarian import RT_DETRS, HungarianDetector, import_transformers
 from cls2det.models.students.hungarian_loss import isinstance_of, matchers
+from cls2det.models.students.resizing import settings_of
 from cls2det.models.students.rt_detr import draw_weights, hold_queries
 
 PREFIX = "hf:"
@@ -62,10 +64,12 @@ def build(student: str, classes: int, image_size: int | None, weights: str) -> H
         network, started_from = _empty(config), RANDOM
         if isinstance_of(network, *RT_DETRS):
             draw_weights(network)
+        elif isinstance_of(network, "DetrFor", "TableTransformer"):
+            draw_detr_weights(network)
     else:
         network, started_from = _load(place, config, known), student
     _check(network, student)
-    description = {"config": json.loads(config.to_json_string(use_diff=False)), "transform": _settings(transform)}
+    description = {"config": json.loads(config.to_json_string(use_diff=False)), "transform": settings_of(transform)}
     detector = HungarianDetector(network, transform, description)
     detector.started_from = started_from  # type: ignore[assignment]
     return detector
@@ -202,17 +206,6 @@ def _processor(config: Any, student: str) -> Any:
         stacklevel=5,
     )
     return processor
-
-
-def _settings(transform: GeneralizedRCNNTransform) -> dict[str, Any]:
-    return {
-        "min_size": list(transform.min_size),
-        "max_size": transform.max_size,
-        "image_mean": list(transform.image_mean),
-        "image_std": list(transform.image_std),
-        "size_divisible": transform.size_divisible,
-        "fixed_size": None if transform.fixed_size is None else list(transform.fixed_size),
-    }
 
 
 def _place(student: str) -> str:

@@ -53,3 +53,15 @@ class Transform(GeneralizedRCNNTransform):  # type: ignore[misc] # torchvision h
         scale = (shorter / sides.min()).minimum(self.max_size / sides.max())
         height, width = (sides * scale).floor().clamp(min=1).long().unbind()
         return height, width
+
+
+def settings_of(transform: GeneralizedRCNNTransform) -> dict[str, Any]:
+    """Plain values from which ``Transform(**settings)`` makes it again."""
+    return {
+        "min_size": list(transform.min_size),
+        "max_size": transform.max_size,
+        "image_mean": list(transform.image_mean),
+        "image_std": list(transform.image_std),
+        "size_divisible": transform.size_divisible,
+        "fixed_size": None if transform.fixed_size is None else list(transform.fixed_size),
+    }
