@@ -197,8 +197,8 @@ def _tensor(function: str, argument: str, value: object) -> None:
         joined = "pad the pictures to one size and stack them"
         if not argument.startswith(("images", "features", "target_features")):
             joined = "concatenate them and count matches in the whole batch (cls2det's Positives.from_lists does both)"
-        found = f"a {type(value).__name__} of {len(value)} tensors"
-        raise TypeError(f"{function}: {argument} must be one torch.Tensor for all images, found {found}: {joined}")
+        form = f"a {type(value).__name__} of {len(value)} tensors"
+        raise TypeError(f"{function}: {argument} must be one torch.Tensor for all images, found {form}: {joined}")
     raise TypeError(f"{function}: {argument} must be a torch.Tensor, found {type(value).__name__}")
 
 
@@ -210,10 +210,10 @@ def _shape(function: str, argument: str, tensor: Tensor, shape: tuple[int | str,
                 fits = False
     if not fits:
         expected = "of shape (" + ", ".join(map(str, shape)) + ")" + (f", a row for each of {of}" if of else "")
-        found = _shape_text(tensor)
+        form = _shape_text(tensor)
         if "boxes" in argument and tensor.dim() == 2 and tensor.shape[1] == 5:
-            found += ": torchvision's rois have the image in column 0; give boxes[:, 1:], and boxes[:, 0].long() as its index"
-        raise fail(function, argument, expected, found)
+            form += ": torchvision's rois have the image in column 0; give boxes[:, 1:], and boxes[:, 0].long() as its index"
+        raise fail(function, argument, expected, form)
 
 
 def _shape_text(tensor: Tensor) -> str:

@@ -92,12 +92,12 @@ def unmatched_images(call: Call) -> str | None:
         return None
     if right < 0 and (later < max(6, 0.4 * len(images)) or len(images[images > images[: last + 1].max()].unique()) < 3):
         return None  # where no boxes can tell, there must be more of it
-    found = f"found none of {len(matches)} positives matched beyond place {last} of {len(images)}: "
+    finding = f"found none of {len(matches)} positives matched beyond place {last} of {len(images)}: "
     expected = "matched_idxs must be places in the ground truths of the whole batch, "
     if last >= largest or int(matches.min()) > 0:
-        return expected + found + _not_matches(call)
+        return expected + finding + _not_matches(call)
     return (
-        f"{expected}{found}they may count within each image, where the number of ground truths of the images before must be "
+        f"{expected}{finding}they may count within each image, where the number of ground truths of the images before must be "
         "added (cls2det's Positives.from_lists does so), or be class labels."
     )
 

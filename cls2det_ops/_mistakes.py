@@ -22,12 +22,12 @@ def sentences(call: Call) -> list[str]:
     """What the rules say. Those that need right matches, or right corners, are asked only where nothing is said of these."""
     of_matches = _said(INDEX_RULES, call) or _said(MATCH_RULES, call)[:1]
     of_forms = _said(FORM_RULES, call)
-    said = of_matches + of_forms
-    if not said:
-        said += _said(PLACE_RULES, call)[:1]  # the first is the surest: one mistake shows in several
+    results = of_matches + of_forms
+    if not results:
+        results += _said(PLACE_RULES, call)[:1]  # the first is the surest: one mistake shows in several
     if not of_matches:
-        said += _said(CLASS_RULES, call)
-    return said + _said(OTHER_RULES, call)
+        results += _said(CLASS_RULES, call)
+    return results + _said(OTHER_RULES, call)
 
 
 def _said(rules: tuple[Rule, ...], call: Call) -> list[str]:

@@ -137,10 +137,10 @@ def _check_rows(name: str, present: dict[str, Tensor], dimensions: dict[str, int
 def _maps(name: str, maps: RoIMap | Sequence[RoIMap], loc_weight: float) -> list[Map]:
     from .ops.roi_kd_loss import list_of_maps  # whose module imports this one, for debug mode
 
-    found: list[Map] = []
+    sides: list[Map] = []
     listed = list_of_maps(name, maps)
     for number, one in enumerate(listed):
-        found += _sides(
+        sides += _sides(
             f"maps[{number}]" if len(listed) > 1 else "maps",
             one.features,
             one.spatial_scale,
@@ -149,7 +149,7 @@ def _maps(name: str, maps: RoIMap | Sequence[RoIMap], loc_weight: float) -> list
             one.std,
             None if isinstance(loc_weight, Tensor) or isinstance(one.weight, Tensor) else loc_weight * one.weight,
         )
-    return found
+    return sides
 
 
 def _sides(

@@ -36,8 +36,8 @@ def share_named(mistake, calls):
     change, word = WRONG[mistake]
     needs_labels = mistake == "a teacher with shuffled classes"
     wrong = [call | change(call) for call in calls if change(call).get("background") != "none"]
-    told = [explain(**without(call, "image_index", *(() if needs_labels else ["target_labels"]))) for call in wrong]
-    return sum(any(re.search(word, sentence) for sentence in sentences) for sentences in told) / len(told)
+    lists = [explain(**without(call, "image_index", *(() if needs_labels else ["target_labels"]))) for call in wrong]
+    return sum(any(re.search(word, sentence) for sentence in sentences) for sentences in lists) / len(lists)
 
 
 def test_the_silent_mistakes_are_named():

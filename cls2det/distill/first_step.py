@@ -63,13 +63,13 @@ def _other_normalisation(images: Tensor, mean: Sequence[float], std: Sequence[fl
     if share <= FEW and not plain:
         return None
     named = f"(x - {_text(mean)}) / {_text(std)} of x in 0 to 1"
-    found = (
+    pixels = (
         "values from 0 to 1, which nothing was taken from"
         if plain
         else f"values from {low:.3g} to {high:.3g}, which stand for {undone_low:.3g} to {undone_high:.3g}"
     )
     return (
-        f"images must be normalised as image_mean and image_std say, {named}, found {found}: name the normalisation that the "
+        f"images must be normalised as image_mean and image_std say, {named}, found {pixels}: name the normalisation that the "
         "pictures have ((0, 0, 0) and (1, 1, 1) for pictures of 0 to 1, (0, 0, 0) and (1/255, 1/255, 1/255) for 0 to 255)."
     )
 

@@ -104,13 +104,13 @@ def _fitting(state: dict[str, Tensor], architecture: str, path: Path) -> dict[st
         expected = torchvision.models.get_model(architecture, weights=None).state_dict()
     result, wrong = {}, []
     for name, value in expected.items():
-        found = state.get(name)
-        if found is not None and found.shape == value.shape:
-            result[name] = found
-        elif name.startswith(LAST_LAYERS) or (found is None and name.endswith(COUNTERS)):
+        weight = state.get(name)
+        if weight is not None and weight.shape == value.shape:
+            result[name] = weight
+        elif name.startswith(LAST_LAYERS) or (weight is None and name.endswith(COUNTERS)):
             result[name] = torch.zeros(value.shape, dtype=value.dtype)
         else:
-            shape = "missing" if found is None else str(tuple(found.shape))
+            shape = "missing" if weight is None else str(tuple(weight.shape))
             wrong.append(f"{name} is {shape}, expected {tuple(value.shape)}")
     wrong += [f"{name} is unknown" for name in state if name not in expected and not name.startswith(LAST_LAYERS)]
     if wrong:

@@ -99,8 +99,8 @@ def make_batch() -> tuple[list[Tensor], list[dict[str, Tensor]]]:
     images, targets = [], []
     for picture, boxes, _ in make_pictures(4):
         left, top, right, bottom = boxes.unbind(1)
-        seen = torch.ones_like(left)
-        corners = [torch.stack([x, y, seen], 1) for x, y in ((left, top), (right, top), (right, bottom), (left, bottom))]
+        visible = torch.ones_like(left)
+        corners = [torch.stack([x, y, visible], 1) for x, y in ((left, top), (right, top), (right, bottom), (left, bottom))]
         images.append(picture)
         targets.append(
             {"boxes": boxes, "labels": torch.ones(len(boxes), dtype=torch.int64), "keypoints": torch.stack(corners, 1)}

@@ -11,7 +11,7 @@ import contextlib
 import inspect
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from cls2det.errors import first_lines, some
 from cls2det.models.backbones import POLICIES, RANDOM
+from cls2det.models.hf_networks import quiet
 from cls2det.models.students.detr import draw_weights as draw_detr_weights
 from cls2det.models.students.hungarian import RT_DETRS, HungarianDetector, import_transformers
 from cls2det.models.students.hungarian_loss import isinstance_of, matchers
@@ -87,7 +88,7 @@ def _read_config(student: str) -> Any:
     if Path(place).exists() and not Path(place, "config.json").is_file():
         raise FileNotFoundError(f"{student}: there is no config.json in {place}; expected a folder that save_pretrained wrote")
     try:
-        with _quiet():
+        with quiet():
             config = transformers.AutoConfig.from_pretrained(place)
     except (OSError, ValueError) as error:
         if Path(place).exists():
@@ -122,14 +123,14 @@ def _empty(config: Any) -> Any:
     for part in (config, getattr(config, "backbone_config", None) or config):
         if hasattr(part, "use_pretrained_backbone"):
             part.use_pretrained_backbone = False  # else weights of the body are fetched
-    with _quiet():
+    with quiet():
         return import_transformers().AutoModelForObjectDetection.from_config(config)
 
 
 def _load(place: str, config: Any, known: int) -> Any:
     """The network with the weights at ``place``, but for class heads of another number of classes than ``known``."""
     try:
-        with _quiet():
+        with quiet():
             network, report = import_transformers().AutoModelForObjectDetection.from_pretrained(
                 place,
                 config=config,
@@ -197,7 +198,7 @@ def _transform(config: Any, student: str, image_size: int | None) -> Generalized
 
 def _processor(config: Any, student: str) -> Any:
     transformers, place = import_transformers(), _place(student)
-    with contextlib.suppress(OSError, ValueError), _quiet():
+    with contextlib.suppress(OSError, ValueError), quiet():
         return transformers.AutoImageProcessor.from_pretrained(place)
     is_rt_detr = hasattr(config, "feat_strides")
     processor = transformers.RTDetrImageProcessor() if is_rt_detr else transformers.DetrImageProcessor()
@@ -210,18 +211,3 @@ def _processor(config: Any, student: str) -> Any:
 
 def _place(student: str) -> str:
     return student.removeprefix(PREFIX)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers' bars and reports are not shown: what matters of them is said here."""
-    logging = import_transformers().utils.logging
-    level, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if has_bar:
-            logging.enable_progress_bar()

@@ -84,8 +84,8 @@ class HungarianDetector(nn.Module):
                 self._has_losses_that_add_up = True
             return losses_by_name(self.network, outputs.loss_dict, has_objects=any(len(label["boxes"]) for label in labels))
         outputs = self.network(batch.tensors, **self._mask(batch))
-        found = self._detections(outputs.logits.float(), outputs.pred_boxes.float(), batch)
-        detections: list[dict[str, Tensor]] = self.transform.postprocess(found, batch.image_sizes, sizes)
+        in_input = self._detections(outputs.logits.float(), outputs.pred_boxes.float(), batch)
+        detections: list[dict[str, Tensor]] = self.transform.postprocess(in_input, batch.image_sizes, sizes)
         return detections
 
     @property
