@@ -62,9 +62,11 @@ def _missing(kind: type, options: Mapping[str, Any]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for field in dataclasses.fields(kind):
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        if default is dataclasses.MISSING or field.name in NOT_IDENTITY:
+        if default is dataclasses.MISSING or field.name in ("out", "allow_poor_teacher"):
             continue
         values = _plain(default)
+        if field.name == "run":
+            values = {name: values.get(name) for name in CLAIMED}
         if field.name not in options:
             result[field.name] = values
         elif isinstance(values, dict) and isinstance(options[field.name], Mapping):

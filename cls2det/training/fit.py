@@ -73,6 +73,8 @@ def fit(
     """
     assert optim.steps is not None, "Optim.for_run gives the steps"
     quiet()
+    if run.channels_last:
+        module.to(memory_format=torch.channels_last)
     folder = Path(folder)
     last, timer = folder / "last.ckpt", Timer(verbose=False)
     with alone_in(folder):

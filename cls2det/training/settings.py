@@ -104,6 +104,8 @@ class PretrainRun:
         checkpoint_every: largest number of steps between checkpoints
         log_every: steps between lines of the log; at most checkpoint_every
         ema: decay of an exponential moving average of the weights, which is then saved in their place; null is none
+        channels_last: keep the trained network's weights and maps in memory with the channels last: the same network, faster for
+            a MobileNet on a CPU
     """
 
     device: Device = "auto"
@@ -114,6 +116,7 @@ class PretrainRun:
     checkpoint_every: int = 100
     log_every: int = 25
     ema: float | None = None
+    channels_last: bool = False
 
     def __post_init__(self):
         for name, least in LEAST.items():
@@ -179,4 +182,4 @@ LEAST = {
     "max_pixels": 1,
 }
 # Options of a run that change its steps. A restart must not change them.
-CLAIMED = ("devices", "num_nodes", "precision", "skip_bad_images", "checkpoint_every", "ema")
+CLAIMED = ("devices", "num_nodes", "precision", "skip_bad_images", "checkpoint_every", "ema", "channels_last")
