@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+from torchvision.ops import generalized_box_iou
 
 pytest.importorskip("lightning")
 pytest.importorskip("pycocotools")
@@ -244,6 +245,27 @@ def test_shuffled_control_teaches_wrong_classes(scenes, teacher_weights):
     wrong = model.distillation.classifier.teacher(crops).roll(1, dims=1)
     expected = reference.kd_softmax_loss(positives.logits, wrong, positives.matched_idxs, 2.0, "first").mean()
     torch.testing.assert_close(model.distillation.classifier(positives)["kd_cls"], expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("control", ["giou", "l1"])
+def test_true_box_control_needs_no_teacher_and_pulls_to_the_true_box(scenes, control):
+    settings = ClassifierSettings(kd_cls_weight=0.0, kd_loc_weight=2.0, loc_weight=3.0, control=control)
+    model = training(None, settings)
+    positives = positives_of(model, scenes)
+    truth = positives.target_boxes[positives.matched_idxs]
+    predictions = positives.boxes.detach().requires_grad_()
+    if control == "giou":
+        distance = 1 - torch.diagonal(generalized_box_iou(predictions, truth))
+    else:
+        x1, y1, x2, y2 = (predictions - truth).abs().unbind(1)
+        width, height = truth[:, 2] - truth[:, 0], truth[:, 3] - truth[:, 1]
+        distance = ((x1 + x2) / width + (y1 + y2) / height) / 4
+    terms = model.distillation.classifier(dataclasses.replace(positives, boxes=predictions))
+    torch.testing.assert_close(terms["kd_loc"], 2 * distance.mean())
+    torch.testing.assert_close(terms["loc"], 3 * distance.mean())
+    (gradient,) = torch.autograd.grad(terms["loc"], predictions)
+    moved = predictions.detach() - 1e-3 * gradient / gradient.abs().max()
+    assert ((moved - truth).abs().sum(1) <= (predictions.detach() - truth).abs().sum(1) + 1e-4).float().mean() > 0.8
 
 
 def test_sigmoid_heads_take_the_two_way_form(scenes, teacher_weights):

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from cls2det.distill.box_controls import BOX_CONTROLS
 from cls2det.distill.first_step import warn_of_mistakes
 from cls2det.distill.kd_cls import kd_cls_term
 from cls2det.models.positives import Positives
@@ -76,7 +77,8 @@ class BoxDistiller:
         self.settings, self.classes = settings, len(classes)
         self.on_targets: nn.Module | None = None
         self.on_predictions: nn.Module | None = None
-        layers = settings.feature_layers if settings.kd_loc_weight else ()
+        self.true_box = BOX_CONTROLS.get(settings.control)  # in place of the terms on boxes
+        layers = settings.feature_layers if settings.kd_loc_weight and not self.true_box else ()
         logits = settings.kd_cls_weight > 0 and settings.control != "one_hot"
         if teacher is None and (layers or logits):
             raise ValueError("KD-cls and KD-loc need a teacher; without one, only loc_weight may be above 0")
@@ -128,7 +130,7 @@ class BoxDistiller:
             targets = self._targets(positives)
         if not self.is_explained and len(positives):
             self.is_explained = True
-            compared = settings.kd_cls_weight > 0 and settings.control == "none"
+            compared = settings.kd_cls_weight > 0 and settings.control not in ("one_hot", "shuffled")
             logits = targets["logits"][:, : self.classes] if compared else None
             trains_boxes = settings.kd_loc_weight + settings.loc_weight > 0
             warn_of_mistakes(positives, logits, *self.normalisation, trains_boxes)
@@ -137,9 +139,13 @@ class BoxDistiller:
                 positives, targets["logits"], self.classes, settings, divisor
             )
         if settings.kd_loc_weight:
-            terms["kd_loc"] = settings.kd_loc_weight * self._features(on_boxes, targets, box_divisor)
+            distance = (
+                self.true_box(on_boxes) / box_divisor if self.true_box else self._features(on_boxes, targets, box_divisor)
+            )
+            terms["kd_loc"] = settings.kd_loc_weight * distance
         if settings.loc_weight:
-            terms["loc"] = settings.loc_weight * self._pixels(on_boxes, box_divisor)
+            distance = self.true_box(on_boxes) / box_divisor if self.true_box else self._pixels(on_boxes, box_divisor)
+            terms["loc"] = settings.loc_weight * distance
         return terms
 
     def _targets(self, positives: Positives) -> dict[str, Tensor]:
