@@ -1,6 +1,5 @@
 """The report: numbers that were worked out by hand, from folders made up as the commands leave them."""
 
-import contextlib
 import csv
 import io
 import json
@@ -15,9 +14,8 @@ import torch
 pytest.importorskip("lightning")
 pytest.importorskip("pycocotools")
 
+from coco_cases import detections_of, truth_of
 from PIL import Image
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from rich.console import Console
 from torch import nn
 from torchvision.models.detection import FCOS, SSD300_VGG16_Weights
@@ -29,8 +27,7 @@ from cls2det.evaluation import coco as evaluate
 from cls2det.models.students import build_student
 from cls2det.settings import DISTILLERS
 from cls2det.study.options import ReportOptions
-from cls2det.study.report import paper, report, summarise, tables
-from cls2det.study.report import tide as errors
+from cls2det.study.report import paper, report, summarise, tables, tide
 from cls2det.study.report.plots import read_curves
 from cls2det.study.report.runs import arm_name, find_runs, natural
 
@@ -411,133 +408,6 @@ def test_paper_numbers_agree_with_each_other():
     assert tables["4c"]["mAP"]["pixels"] == arms["ssd300_vgg16"]["+ loc"][0]
 
 
-# Errors in the manner of TIDE
-
-
-def truth_of(objects, categories=2):
-    """COCO of (image, category, box) or (image, category, box, crowd)."""
-    coco = COCO()
-    notes = [
-        {
-            "id": number,
-            "image_id": image,
-            "category_id": category,
-            "bbox": box,
-            "area": box[2] * box[3],
-            "iscrowd": int(any(crowd)),
-        }
-        for number, (image, category, box, *crowd) in enumerate(objects, start=1)
-    ]
-    coco.dataset = {
-        "images": [{"id": image} for image in sorted({image for image, *_ in objects} | {0})],
-        "annotations": notes,
-        "categories": [{"id": number, "name": str(number)} for number in range(1, categories + 1)],
-    }
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco.createIndex()
-    return coco
-
-
-def found_of(*detections):
-    return [{"image_id": 0, "category_id": category, "bbox": box, "score": score} for category, box, score in detections]
-
-
-A, B, AWAY = [0, 0, 40, 40], [100, 100, 40, 40], [200, 200, 40, 40]
-WORLD = [(0, 1, A), (0, 2, B)]  # one object of each of two classes
-RIGHT_A, RIGHT_B = (1, A, 0.9), (2, B, 0.9)
-DUPLICATED = 100 - 100 * (51 + 50 * 2 / 3) / 101  # of the second object, found behind one false positive
-
-
-@pytest.mark.parametrize(
-    ("objects", "detections", "ap", "gains"),
-    [
-        (WORLD, [RIGHT_A, RIGHT_B], 100, {}),
-        (WORLD, [(1, [0, 0, 40, 16], 0.9), RIGHT_B], 50, {"localisation": 50}),  # IoU 0.4
-        (WORLD, [(2, A, 0.5), RIGHT_B], 50, {"classification": 50}),
-        (WORLD, [(2, A, 0.95), RIGHT_B], 25, {"classification": 75}),  # it also stood before the right one
-        (WORLD, [(2, [0, 0, 40, 12], 0.95), RIGHT_A, RIGHT_B], 75, {"both": 25}),  # IoU 0.3, wrong class
-        (WORLD, [(1, AWAY, 0.95), RIGHT_A, RIGHT_B], 75, {"background": 25}),
-        (WORLD, [RIGHT_B], 50, {"missed": 50}),
-        (WORLD, [], 0, {"missed": 100}),
-        ([(0, 1, A), (0, 1, B)], [RIGHT_A, (1, A, 0.8), (1, B, 0.7)], 100 - DUPLICATED, {"duplicate": DUPLICATED}),
-        # Two errors about one object: the one with the higher score can be mended, the other is only taken away.
-        (WORLD, [(1, [0, 0, 40, 16], 0.7), (2, A, 0.2), RIGHT_B], 50, {"localisation": 50}),
-        # A crowd swallows what lies in it, of its own class.
-        ([*WORLD, (0, 1, AWAY, True)], [(1, AWAY, 0.95), (1, [205, 205, 9, 9], 0.96), RIGHT_A, RIGHT_B], 100, {}),
-        ([*WORLD, (0, 1, AWAY, True)], [(2, AWAY, 0.95), RIGHT_A, RIGHT_B], 75, {"background": 25}),
-        # A class without an object counts for nothing.
-        (WORLD, [(3, AWAY, 0.95), RIGHT_A, RIGHT_B], 100, {}),
-    ],
-)
-def test_every_kind_of_error(objects, detections, ap, gains):
-    results = errors.error_gains(truth_of(objects, categories=3), found_of(*detections))
-    assert results.pop("AP") == pytest.approx([ap] * 10)
-    for kind, values in results.items():
-        assert values == pytest.approx([gains.get(kind, 0)] * 10, abs=1e-9), kind
-
-
-def test_errors_change_with_the_threshold():
-    results = errors.error_gains(truth_of(WORLD), found_of((1, [0, 0, 40, 28.8], 0.9), RIGHT_B))  # IoU 0.72
-    assert results["AP"] == pytest.approx([100] * 5 + [50] * 5)
-    assert results["localisation"] == pytest.approx([0] * 5 + [50] * 5) and results["missed"] == [0] * 10
-
-
-def test_errors_need_a_ground_truth():
-    with pytest.raises(ValueError, match="holds no object"):
-        errors.error_gains(truth_of([(0, 1, A, True)]), [])
-    with pytest.raises(ValueError, match="image 0, category 7"):
-        errors.error_gains(truth_of(WORLD), found_of((7, A, 0.5)))
-
-
-def random_world(seed):
-    """Objects, crowds among them, and detections with tied scores; for odd seeds more than count."""
-    random = np.random.default_rng(seed)
-    objects, detections = [], []
-    for image in range(20):
-        boxes = [[*random.uniform(0, 60, 2), *random.uniform(8, 40, 2)] for _ in range(random.integers(0, 6))]
-        objects += [(image, int(random.integers(1, 4)), box, random.random() < 0.1) for box in boxes]
-        for _ in range(random.integers(0, 500 if seed % 2 else 40)):
-            box = np.array(boxes[random.integers(len(boxes))] if boxes else A, dtype=float)
-            box += random.normal(0, random.choice([0.5, 4.0]), 4)
-            score = round(float(random.random()), 2)
-            category, box = int(random.integers(1, 4)), [*box[:2].tolist(), *np.maximum(box[2:], 1).tolist()]
-            detections.append({"image_id": image, "category_id": category, "bbox": box, "score": score})
-    coco = truth_of(objects, categories=3)
-    return coco, [record for record in detections if record["image_id"] in coco.imgs]
-
-
-@pytest.mark.parametrize(
-    "seed, level, expected",
-    [
-        (0, 0, [15.332, 18.930, 4.671, 1.263, 0.657, 0.683, 0.662]),
-        (0, 5, [11.311, 13.753, 6.638, 1.787, 0.303, 0.662, 0.616]),
-        (2, 0, [27.164, 22.563, 3.448, 1.116, 1.168, 1.323, 3.680]),
-        (2, 5, [21.094, 20.129, 6.002, 2.987, 0.125, 1.061, 2.339]),
-    ],
-)
-def test_errors_are_those_of_tidecv(seed, level, expected):
-    """At IoU 0.5 and 0.75, where no scores are tied; its figures (tidecv 1.0.1) are kept here: it needs OpenCV and an old numpy."""
-    coco, detections = random_world(seed)
-    random = np.random.default_rng(0)
-    for record in detections:
-        record["score"] += random.random() * 0.009
-    results = errors.error_gains(coco, detections)
-    assert [results[kind][level] for kind in ("AP", *errors.ERRORS)] == pytest.approx(expected, abs=6e-4)
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_ap_equals_that_of_pycocotools(seed):
-    coco, detections = random_world(seed)
-    with contextlib.redirect_stdout(io.StringIO()):
-        judge = COCOeval(coco, coco.loadRes([dict(record) for record in detections]), "bbox")
-        judge.evaluate()
-        judge.accumulate()
-    expected = [100 * level[level > -1].mean() for level in judge.eval["precision"][:, :, :, 0, -1]]
-    results = errors.error_gains(coco, detections)
-    assert results["AP"] == pytest.approx(expected, abs=1e-9) and expected[0] > 1
-    assert all(gain > -1e-9 for kind in errors.ERRORS for gain in results[kind])
-
-
 # Evaluation
 
 
@@ -596,7 +466,7 @@ def test_recall_counts_100_detections_of_an_image():
     boxes = [[20 * number, 0, 15, 15] for number in range(20)]
     coco = truth_of([(0, 1, box) for box in boxes], categories=1)
     table = evaluate.coco_table(
-        SimpleNamespace(coco=coco, targets=[{"image_id": 0}]), found_of(*((1, box, 0.5) for box in boxes))
+        SimpleNamespace(coco=coco, targets=[{"image_id": 0}]), detections_of(*((1, box, 0.5) for box in boxes))
     )
     assert table["mAR"] == table["ARs"] == pytest.approx(100.0)  # not the 50 of ten detections
 
@@ -631,5 +501,5 @@ def test_load_truth_and_evaluation_see_the_same_objects(data):
         for note in coco.dataset["annotations"]
     ]
     assert evaluate.coco_table(SimpleNamespace(coco=coco, targets=data.targets), perfect)["mAP"] == pytest.approx(100)
-    gains = errors.error_gains(coco, perfect)
+    gains = tide.error_gains(tide.match(coco, perfect))
     assert gains.pop("AP") == pytest.approx([100] * 10) and all(values == [0] * 10 for values in gains.values())

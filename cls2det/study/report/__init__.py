@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 
@@ -32,9 +33,10 @@ from cls2det.study.report import pages, plots, tables
 from cls2det.study.report.classes import class_rows
 from cls2det.study.report.gallery import draw_detections
 from cls2det.study.report.paper import why_not_comparable
+from cls2det.study.report.resampling import draw_images, error_over_images, resampled_map
 from cls2det.study.report.runs import RunRecord, by_arm, find_runs, read_json
 from cls2det.study.report.tables import summarise
-from cls2det.study.report.tide import ERRORS, error_gains
+from cls2det.study.report.tide import ERRORS, error_gains, match
 
 ON_SCREEN = 8  # classes, of which half are the worst
 
@@ -77,7 +79,11 @@ def report(options: ReportOptions, console: Console | None = None) -> dict[str, 
         runs_of_student = [run for run in runs if run.student == student]
         table = summarise({(run.arm, run.seed): run.result for run in runs_of_student}, baseline)
         with console.status(f"errors and plots of {student}"):
-            errors = _errors(truth, runs_of_student, split, left_out) if truth is not None else {}
+            errors: dict[str, dict[str, list[float]]] = {}
+            if truth is not None:
+                errors, errors_over_images = _by_image(truth, runs_of_student, split, baseline, left_out)
+                for arm, error in errors_over_images.items():
+                    table[arm][tables.OVER_IMAGES] = error
             prefix = f"{student}-" if len(names) > 1 else ""
             figures = _draw(options, out, prefix, left_out, table=table, runs=runs_of_student, errors=errors, data=data)
         students[student] = {"table": table, "errors": errors}
@@ -90,7 +96,8 @@ def report(options: ReportOptions, console: Console | None = None) -> dict[str, 
             arms = list(dict.fromkeys((next(arm for arm in table), tables.best_arm(table))))
             tables.print_whole(class_table(rows, arms, split, ON_SCREEN), console)
 
-    notes = [*([pages.QUICK] if quick else []), pages.about(runs, split), *options.notes, *run_notes]
+    over_images = any(tables.known_columns(content["table"], tables.OVER_IMAGES) for content in students.values())
+    notes = [*([pages.QUICK] if quick else []), pages.about(runs, split, over_images), *options.notes, *run_notes]
     notes += [f"Left out: {part}." for part in left_out]
     methods = pages.write_csv_files(out, runs, students, comparable=not why_not, baseline=baseline)
     if len(methods) > 1:
@@ -129,24 +136,38 @@ def _attempt(part: str, left_out: list[str], function: Callable, *arguments) -> 
         return None
 
 
-def _errors(truth: Any, runs: Sequence[RunRecord], split: str, left_out: list[str]) -> dict[str, dict[str, list[float]]]:
-    """Mean over seeds of the gains by kind of error, by arm; of the runs that have detections."""
-    errors = {}
+def _by_image(
+    truth: Any, runs: Sequence[RunRecord], split: str, baseline: str, left_out: list[str]
+) -> tuple[dict[str, dict[str, list[float]]], dict[str, float | None]]:
+    """Of the runs that have detections, by arm: gains by kind of error, mean over seeds, and the gain's error over images."""
+    errors: dict[str, dict[str, list[float]]] = {}
+    draws: dict[str, dict[int, np.ndarray]] = {}
+    counts = draw_images(len(truth.imgs))
     for arm, group in by_arm(runs).items():
-        gains = []
+        gains, draws[arm] = [], {}
         for run in group:
             part, file = f"errors of {run.student}, {run.arm}, seed {run.seed}", run.folder / split / "detections.json"
-            gains.append(_attempt(part, left_out, _gains, truth, file))
-        gains = [gain for gain in gains if gain is not None]
+            result = _attempt(part, left_out, _of_detections, truth, file, counts)
+            if result is not None:
+                gains.append(result[0])
+                draws[arm][run.seed] = result[1]
         if gains:
             errors[arm] = {
                 name: [fmean(level) for level in zip(*(gain[name] for gain in gains), strict=True)] for name in ("AP", *ERRORS)
             }
-    return errors
+    base = draws.get(baseline, {})
+    over_images = {
+        arm: error_over_images([(of_seed[seed], base[seed]) for seed in of_seed if seed in base])
+        for arm, of_seed in draws.items()
+        if arm != baseline
+    }
+    return errors, over_images
 
 
-def _gains(truth: Any, file: Path) -> dict[str, list[float]]:
-    return error_gains(truth, read_json(file))
+def _of_detections(truth: Any, file: Path, counts: np.ndarray) -> tuple[dict[str, list[float]], np.ndarray]:
+    """``error_gains`` and ``resampled_map`` of one run."""
+    matches = match(truth, read_json(file))
+    return error_gains(matches), resampled_map(matches, counts)
 
 
 def _draw(

@@ -12,6 +12,7 @@ from cls2det.evaluation.by_class import classes_heading, worst_and_best
 from cls2det.study.report import tables
 from cls2det.study.report.classes import class_rows
 from cls2det.study.report.paper import ablations, paper, paper_rows
+from cls2det.study.report.resampling import DRAWS
 from cls2det.study.report.runs import RunRecord, by_arm
 from cls2det.study.report.tide import ERRORS
 
@@ -38,7 +39,7 @@ def student_page(
         by_class: of ``classes.class_rows``
         split: that was evaluated
     """
-    columns = ("arm", "seeds", *tables.COLUMNS, "gain")
+    columns = ("arm", "seeds", *tables.COLUMNS, "gain", *tables.known_columns(table, tables.OVER_IMAGES))
     best = tables.best_arm(table) if len(table) > 1 else ""
     arms = tables.arm_rows(table, paper_rows("arms", student), not why_not)
     lines = [
@@ -113,7 +114,7 @@ def write_csv_files(
             same = {"class": row["class"], "objects": row["objects"]}
             classes += [named | {"arm": arm} | same | {"AP": row[arm]} for arm in table if arm in row]
     first = ("student", "arm", "source")
-    gain = ("mAP standard error", "gain", "standard error", "paired seeds")
+    gain = ("mAP standard error", "gain", "standard error", tables.OVER_IMAGES, "paired seeds")
     tables.write_csv(out / "arms.csv", arms, (*first, "seeds", *tables.COLUMNS, *gain))
     tables.write_csv(out / "iou.csv", iou, (*first, *tables.IOU_COLUMNS))
     tables.write_csv(out / "errors.csv", errors, ("student", "arm", "IoU", "AP", *ERRORS))
@@ -124,14 +125,15 @@ def write_csv_files(
     return methods
 
 
-def about(runs: Sequence[RunRecord], split: str) -> str:
-    """What the numbers are."""
+def about(runs: Sequence[RunRecord], split: str, over_images: bool) -> str:
+    """What the numbers are; ``over_images`` says whether a table has the gain's error over images."""
     counts = {len(group) for student in {run.student for run in runs} for group in by_arm(runs, student).values()}
     least, most = min(counts), max(counts)
     return (
         f"Percent on {split} of `{runs[0].data_root}` (pycocotools), "
         + f"mean of {least if least == most else f'{least} to {most}'} seed{'s' * (most > 1)}"
-        + ("; ± is the standard error over seeds (not over images), for a gain over its pairs" if most > 1 else "")
+        + ("; ± is the standard error over seeds, for a gain over its pairs" if most > 1 else "")
+        + f'; "{tables.HEADINGS[tables.OVER_IMAGES]}" is that over images, of {DRAWS} paired draws of them' * over_images
         + ("; one seed gives no error bar" if least == 1 else "")
         + '. "class acc" and "mean IoU": at the default box that overlaps each object most. Seconds: training alone.'
     )

@@ -42,7 +42,8 @@ TABLE2_ROWS = {
 METHOD_SIZES = ("mAP", "APs", "APm", "APl")
 METHOD_COLUMNS = ("student", "method", *METHOD_SIZES, *(f"paper {column}" for column in METHOD_SIZES), "difference")
 ERROR_OF = {"mAP": "mAP standard error", "gain": "standard error"}
-HEADINGS = {"gain": "gain in mAP"}
+OVER_IMAGES = "standard error over images"  # of the gain
+HEADINGS = {"gain": "gain in mAP", OVER_IMAGES: "± images"}
 
 
 def summarise(results: Mapping[tuple[str, int], Mapping[str, Any]], baseline: str = "baseline") -> dict[str, dict[str, Any]]:
@@ -200,6 +201,11 @@ def best_arm(table: Mapping[str, Mapping[str, Any]]) -> str:
     return max(table, key=lambda arm: -1.0 if table[arm]["mAP"] is None else table[arm]["mAP"])
 
 
+def known_columns(table: Mapping[str, Mapping[str, Any]], *columns: str) -> list[str]:
+    """Those of the columns that an arm has a value in."""
+    return [name for name in columns if any(row.get(name) is not None for row in table.values())]
+
+
 def cell(row: Mapping[str, Any], column: str) -> str:
     """A value as it is read: with its sign where it is a difference, with its standard error where there is one."""
     value, error = row.get(column), row.get(ERROR_OF.get(column, ""))
@@ -208,10 +214,12 @@ def cell(row: Mapping[str, Any], column: str) -> str:
     if isinstance(value, list):
         return str(len(value))
     if value is None:
-        return "" if column == "gain" else "-"
+        return "" if column in ("gain", OVER_IMAGES) else "-"
     if column in ("seconds", "objects"):
         return f"{value:.0f}"
     signed = column in ("gain", "difference") or row.get("source") == "difference"
+    if column == OVER_IMAGES:
+        return f"{value:.2f}"
     text = f"{value:+.2f}" if column == "gain" else f"{value:+.1f}" if signed else f"{value:.1f}"
     return text + (f" ± {error:.2f}" if error is not None else "")
 
@@ -246,7 +254,7 @@ def print_table(title: str, table: Mapping[str, Mapping[str, Any]], console: Con
     """The arms on the screen, the best in bold."""
     shown = Table(title=escape(title), box=SIMPLE_HEAD)
     shown.add_column("arm", no_wrap=True)
-    columns = [name for name in (*ON_SCREEN, "gain") if any(row.get(name) is not None for row in table.values())]
+    columns = known_columns(table, *ON_SCREEN, "gain", OVER_IMAGES)
     for column in columns:
         shown.add_column(HEADINGS.get(column, column), justify="right", no_wrap=True)
     for arm, row in table.items():

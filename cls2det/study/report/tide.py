@@ -35,14 +35,8 @@ MOST_DETECTIONS = 100  # per image and class, as in COCO's mAP
 RECALLS = np.linspace(0, 1, 101)
 
 
-def error_gains(truth: Any, detections: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    """Gain in AP (percent) of every error in ``ERRORS`` at the ten thresholds, and ``AP`` itself.
-
-    Args:
-        truth: ``pycocotools.coco.COCO`` of the ground truth; its crowds absorb detections and are not looked for
-        detections: in COCO's result format
-    """
-    matches = match(truth, detections)
+def error_gains(matches: Matches) -> dict[str, list[float]]:
+    """Gain in AP (percent) of every error in ``ERRORS`` at the ten thresholds, and ``AP`` itself, from ``match``."""
     if not len(matches.truth_category):
         raise ValueError("the ground truth holds no object (crowds do not count)")
     gains: dict[str, list[float]] = {name: [] for name in ("AP", *ERRORS)}
@@ -56,8 +50,9 @@ def error_gains(truth: Any, detections: Sequence[Mapping[str, Any]]) -> dict[str
 
 @dataclasses.dataclass(frozen=True)
 class Matches:
-    """n detections in order of score, m ground truths that are no crowd, T thresholds. Categories count from 0."""
+    """n detections in order of score, m ground truths that are no crowd, T thresholds. Categories and images count from 0."""
 
+    image: np.ndarray  # (n,)
     category: np.ndarray  # (n,)
     matched: np.ndarray  # (T, n): the ground truth that the detection matches, or -1
     ignored: np.ndarray  # (T, n): in a crowd
@@ -66,10 +61,16 @@ class Matches:
     other: np.ndarray  # (n,): the same for the other classes
     other_truth: np.ndarray  # (n,)
     truth_category: np.ndarray  # (m,)
+    truth_image: np.ndarray  # (m,)
 
 
 def match(truth: Any, detections: Sequence[Mapping[str, Any]]) -> Matches:
-    """COCO's greedy matching, image by image and class by class; see ``error_gains`` for the arguments."""
+    """COCO's greedy matching, image by image and class by class.
+
+    Args:
+        truth: ``pycocotools.coco.COCO`` of the ground truth; its crowds absorb detections and are not looked for
+        detections: in COCO's result format
+    """
     place = {category: number for number, category in enumerate(sorted(truth.cats))}
     by_image: dict[int, list] = {image: [] for image in sorted(truth.imgs)}
     for detection in detections:
@@ -80,7 +81,8 @@ def match(truth: Any, detections: Sequence[Mapping[str, Any]]) -> Matches:
         by_image[detection["image_id"]].append(detection)
     parts: list[dict[str, np.ndarray]] = []
     truth_category: list[int] = []
-    for image, of_image in by_image.items():
+    truth_image: list[int] = []
+    for number, (image, of_image) in enumerate(by_image.items()):
         annotations = truth.imgToAnns[image]
         objects = [note for note in annotations if not note.get("iscrowd", 0)]
         crowds = [note for note in annotations if note.get("iscrowd", 0)]
@@ -88,12 +90,15 @@ def match(truth: Any, detections: Sequence[Mapping[str, Any]]) -> Matches:
             part = _match_image(of_image, objects, crowds, place)
             for name in ("matched", "same_truth", "other_truth"):
                 part[name][part[name] >= 0] += len(truth_category)
-            parts.append(part)
+            parts.append(part | {"image": np.full(len(part["score"]), number)})
         truth_category += [place[note["category_id"]] for note in objects]
+        truth_image += [number] * len(objects)
     joined = {name: np.concatenate([part[name] for part in parts], -1) for name in parts[0]} if parts else _nothing()
     order = np.argsort(-joined.pop("score"), kind="stable")
     return Matches(
-        **{name: values[..., order] for name, values in joined.items()}, truth_category=np.array(truth_category, dtype=int)
+        **{name: values[..., order] for name, values in joined.items()},
+        truth_category=np.array(truth_category, dtype=int),
+        truth_image=np.array(truth_image, dtype=int),
     )
 
 
@@ -130,7 +135,7 @@ def _match_image(detections: list, objects: list, crowds: list, place: Mapping[i
 
 def _nothing() -> dict[str, np.ndarray]:
     flat = {name: np.zeros(0) for name in ("score", "same", "other")}
-    flat |= {name: np.zeros(0, dtype=int) for name in ("category", "same_truth", "other_truth")}
+    flat |= {name: np.zeros(0, dtype=int) for name in ("image", "category", "same_truth", "other_truth")}
     levels = np.zeros((len(THRESHOLDS), 0), dtype=int)
     return {**flat, "matched": levels, "ignored": levels.astype(bool)}
 
