@@ -286,6 +286,8 @@ def test_weights_are_loaded_into_a_classifier(monkeypatch):
         ("fasterrcnn_mobilenet_v2_fpn", "mobilenet_v2"),
         ("ssdlite320_mobilenet_v3_large", "mobilenet_v3_large"),
         ("ssdlite_mobilenet_v2", "mobilenet_v2"),
+        ("fasterrcnn_mobilenet_v2_small", "mobilenet_v2"),
+        ("retinanet_mobilenet_v2_small", "mobilenet_v2"),
     ],
 )
 def test_weights_are_loaded_into_a_student(monkeypatch, name, body):
@@ -317,6 +319,7 @@ def test_weights_are_loaded_into_a_student(monkeypatch, name, body):
         ("fasterrcnn_qr50_fpn", "resnet50", 16),
         ("fasterrcnn_mobilenet_v2_fpn", "mobilenet_v2", 64),
         ("ssdlite_mobilenet_v2", "mobilenet_v2", 64),
+        ("retinanet_mobilenet_v2_small", "mobilenet_v2", 64),
     ],
 )
 def test_load_backbone(name, classifier, width):

@@ -99,9 +99,15 @@ STUDENTS: dict[str, Student] = {
     "fasterrcnn_mobilenet_v2_fpn": Student(
         faster_rcnn.fasterrcnn_mobilenet_v2_fpn, 800, "Faster R-CNN, MobileNetV2", MOBILENET_V2
     ),
+    "fasterrcnn_mobilenet_v2_small": Student(
+        faster_rcnn.fasterrcnn_mobilenet_v2_small, 224, "Faster R-CNN, MobileNetV2, for two CPU cores", MOBILENET_V2
+    ),
     "fasterrcnn_resnet50_fpn": Student(faster_rcnn.fasterrcnn_resnet50_fpn, 800, "Faster R-CNN, ResNet-50", RESNET50),
     "retinanet_compact": Student(dense.retinanet_compact, 96, "RetinaNet on the small ResNet", head="sigmoid"),
     "retinanet_resnet50_fpn": Student(dense.retinanet_resnet50_fpn, 800, "RetinaNet, ResNet-50", RESNET50, head="sigmoid"),
+    "retinanet_mobilenet_v2_small": Student(
+        dense.retinanet_mobilenet_v2_small, 224, "RetinaNet, MobileNetV2, for two CPU cores", MOBILENET_V2, head="sigmoid"
+    ),
     "fcos_compact": Student(dense.fcos_compact, 96, "FCOS on the small ResNet", head="sigmoid"),
     "fcos_resnet50_fpn": Student(dense.fcos_resnet50_fpn, 800, "FCOS, ResNet-50", RESNET50, head="sigmoid"),
     "ssd_compact_wide": Student(partial(ssd.ssd_compact, width=32), 96, "ssd_compact with every width doubled: to teach it"),

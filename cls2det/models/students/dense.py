@@ -6,15 +6,16 @@ from functools import partial
 
 import torch
 from torch import nn
-from torchvision.models import ResNet50_Weights, detection
+from torchvision.models import MobileNet_V2_Weights, ResNet50_Weights, detection
 from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.retinanet import RetinaNetHead
 
 from cls2det.models.backbones import IMAGE_MEAN, IMAGE_STD
 from cls2det.models.students.faster_rcnn import image_sides
-from cls2det.models.students.pyramids import CompactPyramid
+from cls2det.models.students.pyramids import CompactPyramid, mobilenet_v2_small_pyramid
 
 SCALE = {"image_mean": IMAGE_MEAN, "image_std": IMAGE_STD}
 
@@ -43,19 +44,31 @@ def fcos_resnet50_fpn(classes: int, size: int, weights: ResNet50_Weights | None)
 
 
 def retinanet_compact(classes: int, size: int, _weights: None = None, width: int = 16) -> RetinaNet:
-    """Anchors from 12 to 76 pixels, for objects of 14 to 48 in images of 96: 1.5 strides, where RetinaNet on COCO takes 4.
+    """Anchors from 12 to 76 pixels, for objects of 14 to 48 in images of 96: 1.5 strides, where RetinaNet on COCO takes 4."""
+    return _small_retinanet(CompactPyramid(width), classes, size, ((12, 15, 19), (24, 30, 38), (48, 60, 76)), **SCALE)
 
-    The head has group norm (as in torchvision's retinanet_resnet50_fpn_v2): nothing here starts from ImageNet weights.
-    """
-    backbone = CompactPyramid(width)
-    anchors = AnchorGenerator(((12, 15, 19), (24, 30, 38), (48, 60, 76)), ((0.5, 1.0, 2.0),) * 3)
+
+def retinanet_mobilenet_v2_small(classes: int, size: int, weights: MobileNet_V2_Weights | None) -> RetinaNet:
+    """Anchors from 24 to 152 pixels, for objects of 30 to 150 in images of 224: three strides."""
+    sizes = ((24, 30, 38), (48, 60, 76), (96, 121, 152))
+    return _small_retinanet(mobilenet_v2_small_pyramid(weights), classes, size, sizes)
+
+
+def _small_retinanet(
+    backbone: CompactPyramid | BackboneWithFPN,
+    classes: int,
+    size: int,
+    sizes: tuple[tuple[int, ...], ...],
+    **scale: list[float],
+) -> RetinaNet:
+    """Of three maps. The head has group norm (as in torchvision's retinanet_resnet50_fpn_v2): its weights start at random."""
     head = RetinaNetHead(backbone.out_channels, 9, classes + 1, norm_layer=partial(nn.GroupNorm, 32))
     model = RetinaNet(
         backbone,
         classes + 1,
         **image_sides(size),
-        **SCALE,
-        anchor_generator=anchors,
+        **scale,
+        anchor_generator=AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * 3),
         head=head,
         score_thresh=0.01,
         detections_per_img=100,

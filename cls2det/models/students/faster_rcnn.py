@@ -5,12 +5,12 @@ from __future__ import annotations
 from torchvision.models import MobileNet_V2_Weights, ResNet50_Weights, detection
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
+from torchvision.models.detection.backbone_utils import BackboneWithFPN, _resnet_fpn_extractor
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.ops import MultiScaleRoIAlign
 
 from cls2det.models.backbones import IMAGE_MEAN, IMAGE_STD, narrow_resnet
-from cls2det.models.students.pyramids import CompactPyramid, mobilenet_v2_pyramid
+from cls2det.models.students.pyramids import CompactPyramid, mobilenet_v2_pyramid, mobilenet_v2_small_pyramid
 
 
 def image_sides(size: int) -> dict[str, int]:
@@ -39,17 +39,24 @@ def fasterrcnn_mobilenet_v2_fpn(classes: int, size: int, weights: MobileNet_V2_W
 
 
 def fasterrcnn_compact(classes: int, size: int, _weights: None = None, width: int = 16) -> FasterRCNN:
-    """For objects of 14 to 48 pixels in images of 96: anchors of 16, 32 and 48, few proposals, small heads.
+    """For objects of 14 to 48 pixels in images of 96: anchors of 16, 32 and 48, few proposals, small heads."""
+    return _small(CompactPyramid(width), classes, size, (16, 32, 48), image_mean=IMAGE_MEAN, image_std=IMAGE_STD)
 
-    All regions are pooled from stride 8 (torchvision takes a coarser map from 224 pixels on).
-    """
-    backbone = CompactPyramid(width)
+
+def fasterrcnn_mobilenet_v2_small(classes: int, size: int, weights: MobileNet_V2_Weights | None) -> FasterRCNN:
+    """For objects of 30 to 150 pixels in images of 224: anchors of 32, 64 and 128, few proposals, small heads."""
+    return _small(mobilenet_v2_small_pyramid(weights), classes, size, (32, 64, 128))
+
+
+def _small(
+    backbone: CompactPyramid | BackboneWithFPN, classes: int, size: int, anchors: tuple[int, int, int], **scale: list[float]
+) -> FasterRCNN:
+    """Of three maps and their anchors. All regions are pooled from stride 8 (torchvision takes a coarser map from 224 pixels on)."""
     return FasterRCNN(
         backbone,
         **image_sides(size),
-        image_mean=IMAGE_MEAN,
-        image_std=IMAGE_STD,
-        rpn_anchor_generator=AnchorGenerator(((16,), (32,), (48,)), ((0.5, 1.0, 2.0),) * 3),
+        **scale,
+        rpn_anchor_generator=AnchorGenerator(tuple((side,) for side in anchors), ((0.5, 1.0, 2.0),) * 3),
         rpn_pre_nms_top_n_train=200,
         rpn_pre_nms_top_n_test=200,
         rpn_post_nms_top_n_train=100,

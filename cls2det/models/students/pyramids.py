@@ -43,8 +43,22 @@ def resnet50_last_map(weights: ResNet50_Weights | None) -> IntermediateLayerGett
 
 def mobilenet_v2_pyramid(weights: MobileNet_V2_Weights | None) -> BackboneWithFPN:
     """MobileNetV2's maps at strides 4, 8, 16 and 32 (24, 32, 96 and 1280 channels) under a pyramid of 256 channels."""
-    features = mobilenet_v2(weights=weights, norm_layer=FrozenBatchNorm2d if weights else nn.BatchNorm2d).features
+    levels = {"3": "0", "6": "1", "13": "2", "18": "3"}  # the last block of each stride
+    return BackboneWithFPN(_mobilenet_v2(weights), levels, [24, 32, 96, 1280], 256, extra_blocks=LastLevelMaxPool())
+
+
+def mobilenet_v2_small_pyramid(weights: MobileNet_V2_Weights | None) -> BackboneWithFPN:
+    """The maps at strides 8, 16 and 32 under a pyramid of 64 channels, for two CPU cores."""
+    levels = {"6": "0", "13": "1", "18": "2"}
+    pyramid = BackboneWithFPN(_mobilenet_v2(weights), levels, [32, 96, 1280], 64)
+    pyramid.fpn.extra_blocks = None  # torchvision takes its coarsest map where none is named
+    return pyramid
+
+
+def _mobilenet_v2(weights: MobileNet_V2_Weights | None) -> nn.Sequential:
+    features: nn.Sequential = mobilenet_v2(
+        weights=weights, norm_layer=FrozenBatchNorm2d if weights else nn.BatchNorm2d
+    ).features
     if weights:
         features[:4].requires_grad_(False)
-    levels = {"3": "0", "6": "1", "13": "2", "18": "3"}  # the last block of each stride
-    return BackboneWithFPN(features, levels, [24, 32, 96, 1280], 256, extra_blocks=LastLevelMaxPool())
+    return features
