@@ -87,9 +87,9 @@ class ClassifierSettings(Settings):
         normalizer: the terms are divided by the number of positives of the "process", or of "all" processes, and by 1 if there
             is none. With "all" they do not depend on how a batch is split, unless max_positives applies; the detector's own
             losses are divided by process in both cases
-        control: for studies. "one_hot" puts the true class in the teacher's place, "shuffled" permutes its classes. "giou" and
-            "l1" put the true box in the place of both terms on boxes: 1 - GIoU, or the mean difference of the four sides in
-            units of the true box
+        control: for studies. "one_hot" puts the true class in the teacher's place, "smoothed" the true class with 0.1 for all,
+            "shuffled" permutes its classes. "giou" and "l1" put the true box in the place of both terms on boxes: 1 - GIoU, or the
+            mean difference of the four sides in units of the true box
     """
 
     kd_cls_weight: float = 0.4
@@ -109,7 +109,7 @@ class ClassifierSettings(Settings):
     chunk: int | None = 512
     max_positives: int | None = None
     normalizer: Literal["process", "all"] = "process"
-    control: Literal["none", "one_hot", "shuffled", "giou", "l1"] = "none"
+    control: Literal["none", "one_hot", "smoothed", "shuffled", "giou", "l1"] = "none"
 
     positive = ("input_std", "temperature", "pixel_pool", "pixel_size", "feature_pools", "chunk", "max_positives")
 

@@ -237,6 +237,24 @@ def test_one_hot_control_ignores_the_teacher(scenes, student):
     torch.testing.assert_close(model.distillation.classifier(positives)["kd_cls"], expected)
 
 
+@pytest.mark.parametrize("student", ["ssd_compact", "retinanet_compact"])
+def test_smoothed_control_is_label_smoothing(scenes, student):
+    settings = ClassifierSettings(kd_loc_weight=0.0, loc_weight=0.0, control="smoothed")
+    model = training(None, settings, student)
+    positives = positives_of(model, scenes)
+    truth = F.one_hot(positives.target_labels[positives.matched_idxs] - 1, 10).float()
+    if student == "ssd_compact":  # the divergence is the cross-entropy less the targets' own
+        shares = 0.9 * truth + 0.01
+        logs = (positives.logits / 2).log_softmax(1)[:, 1:]
+        expected = (shares * (shares.log() - logs)).sum(1)
+    else:
+        shares = 0.9 * truth + 0.05
+        own = -(shares * shares.log() + (1 - shares) * (1 - shares).log())
+        expected = F.binary_cross_entropy_with_logits(positives.logits[:, 1:] / 2, shares, reduction="none") - own
+        expected = expected.mean(1)
+    torch.testing.assert_close(model.distillation.classifier(positives)["kd_cls"], 0.4 * 4 * expected.mean())
+
+
 def test_shuffled_control_teaches_wrong_classes(scenes, teacher_weights):
     settings = dataclasses.replace(ONLY["kd_cls"], control="shuffled")
     model = training(teacher_weights, settings)

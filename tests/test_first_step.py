@@ -159,7 +159,7 @@ def test_boxes_need_a_gradient_only_for_terms_at_boxes():
     assert "boxes must carry the gradient" in said(distiller(pixels), detached)[0]
 
 
-@pytest.mark.parametrize("control", ["one_hot", "shuffled"])
+@pytest.mark.parametrize("control", ["one_hot", "smoothed", "shuffled"])
 def test_controls_of_the_study_are_no_mistakes(control):
     right, _ = positives_of_student("ssd_compact")
     assert said(distiller(dataclasses.replace(KD_CLS, control=control)), older(right, 0.9)) == []

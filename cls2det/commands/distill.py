@@ -110,7 +110,7 @@ def _warn_of_unread_teachers(options: DistillOptions) -> None:
 def _check_teacher(teacher: CropClassifier, options: DistillOptions, data: DetectionData) -> None:
     """Raise ValueError for one that would teach this student nothing, or the wrong thing."""
     head = head_of(options.student)
-    reads_scores = options.classifier.kd_cls_weight and options.classifier.control != "one_hot"
+    reads_scores = options.classifier.kd_cls_weight and options.classifier.control not in ("one_hot", "smoothed")
     if reads_scores and str(options.teacher).startswith(PREFIX) and (head, teacher.loss) == ("sigmoid", "ce"):
         raise ValueError(
             f"{options.student} has sigmoids for its classes, and {options.teacher} was trained with a softmax alone: its "

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from cls2det.distill.box_controls import BOX_CONTROLS
+from cls2det.distill.controls import BOXES, LABELS
 from cls2det.distill.first_step import warn_of_mistakes
 from cls2det.distill.kd_cls import kd_cls_term
 from cls2det.models.positives import Positives
@@ -77,9 +77,9 @@ class BoxDistiller:
         self.settings, self.classes = settings, len(classes)
         self.on_targets: nn.Module | None = None
         self.on_predictions: nn.Module | None = None
-        self.true_box = BOX_CONTROLS.get(settings.control)  # in place of the terms on boxes
+        self.true_box = BOXES.get(settings.control)  # in place of the terms on boxes
         layers = settings.feature_layers if settings.kd_loc_weight and not self.true_box else ()
-        logits = settings.kd_cls_weight > 0 and settings.control != "one_hot"
+        logits = settings.kd_cls_weight > 0 and settings.control not in LABELS
         if teacher is None and (layers or logits):
             raise ValueError("KD-cls and KD-loc need a teacher; without one, only loc_weight may be above 0")
         for option, needs_two in (
@@ -130,7 +130,7 @@ class BoxDistiller:
             targets = self._targets(positives)
         if not self.is_explained and len(positives):
             self.is_explained = True
-            compared = settings.kd_cls_weight > 0 and settings.control not in ("one_hot", "shuffled")
+            compared = settings.kd_cls_weight > 0 and settings.control not in (*LABELS, "shuffled")
             logits = targets["logits"][:, : self.classes] if compared else None
             trains_boxes = settings.kd_loc_weight + settings.loc_weight > 0
             warn_of_mistakes(positives, logits, *self.normalisation, trains_boxes)
@@ -152,14 +152,11 @@ class BoxDistiller:
         """The teacher's outputs on the crops of the ground truths: "logits" (G, C), with its column for the background, if it has
         one, (G, C + 1), and layers by name."""
         truth = positives.target_labels - 1
-        if self.settings.control == "one_hot":
-            is_class = torch.arange(self.classes, device=truth.device) == truth[:, None]
-            certain = 0.0 if positives.head == "softmax" else torch.inf
-            one_hot = {"logits": torch.where(is_class, certain, -torch.inf)}
-        else:
-            one_hot = {}
+        of_labels = {}
+        if self.settings.control in LABELS:
+            of_labels["logits"] = LABELS[self.settings.control](truth, self.classes, positives.head, self.settings.temperature)
         if self.on_targets is None or not len(truth):
-            return {"logits": positives.images.new_zeros(len(truth), self.classes), **one_hot}
+            return {"logits": positives.images.new_zeros(len(truth), self.classes), **of_labels}
         boxes, image_index = positives.target_boxes, positives.target_image_index
         assert self.teacher is not None  # on_targets reads it
         parts = [
@@ -172,7 +169,7 @@ class BoxDistiller:
             self.accuracy = (outputs["logits"].argmax(1) == truth).float().mean()
             if self.settings.control == "shuffled":  # the background stays where it is
                 outputs["logits"][:, : self.classes] = outputs["logits"][:, : self.classes].roll(1, dims=1)
-        return {**outputs, **one_hot}
+        return {**outputs, **of_labels}
 
     def _features(self, positives: Positives, targets: dict[str, Tensor], divisor: float | Tensor) -> Tensor:
         if not len(positives):
