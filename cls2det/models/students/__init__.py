@@ -94,6 +94,9 @@ STUDENTS: dict[str, Student] = {
     "ssdlite_mobilenet_v2": Student(
         ssd.ssdlite_mobilenet_v2, 224, "SSDLite on MobileNetV2, for few images and two CPU cores", MOBILENET_V2
     ),
+    "ssd_mobilenet_v2_fpn": Student(
+        ssd.ssd_mobilenet_v2_fpn, 224, "SSD on MobileNetV2 with a pyramid: to teach ssdlite_mobilenet_v2", MOBILENET_V2
+    ),
     "fasterrcnn_compact": Student(faster_rcnn.fasterrcnn_compact, 96, "Faster R-CNN on the small ResNet"),
     "fasterrcnn_qr50_fpn": Student(faster_rcnn.fasterrcnn_qr50_fpn, 800, "Faster R-CNN, ResNet-50 with every width / 4"),
     "fasterrcnn_mobilenet_v2_fpn": Student(
