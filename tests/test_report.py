@@ -14,7 +14,6 @@ import torch
 pytest.importorskip("lightning")
 pytest.importorskip("pycocotools")
 
-from coco_cases import detections_of, truth_of
 from PIL import Image
 from rich.console import Console
 from torch import nn
@@ -30,6 +29,7 @@ from cls2det.study.options import ReportOptions
 from cls2det.study.report import paper, report, summarise, tables, tide
 from cls2det.study.report.plots import read_curves
 from cls2det.study.report.runs import arm_name, find_runs, natural
+from coco_cases import detections_of, truth_of
 
 COCO_NAMES = [
     name for name in dict.fromkeys(SSD300_VGG16_Weights.COCO_V1.meta["categories"]) if name not in ("N/A", "__background__")

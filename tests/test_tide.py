@@ -8,12 +8,12 @@ import pytest
 
 pytest.importorskip("pycocotools")
 
-from coco_cases import detections_of, random_world, truth_of
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from cls2det.study.report import tide
 from cls2det.study.report.resampling import draw_images, error_over_images, resampled_map
+from coco_cases import detections_of, random_world, truth_of
 
 A, B, AWAY = [0, 0, 40, 40], [100, 100, 40, 40], [200, 200, 40, 40]
 WORLD = [(0, 1, A), (0, 2, B)]  # one object of each of two classes

@@ -52,6 +52,7 @@ class SweepOptions:
         start: weights from which the backbone of every student starts, in place of the sweep's
         seeds: in place of the sweep's seeds
         arms: train only these arms
+        students: detectors to train every arm with, in place of the sweep's
         split: in place of the sweep's split
         device: auto takes a GPU if there is one
         precision: of Lightning: 32-true, bf16-mixed, 16-mixed; in place of the sweep's
@@ -66,6 +67,7 @@ class SweepOptions:
     start: Path | None = None
     seeds: list[int] | None = None
     arms: list[str] | None = None
+    students: list[str] | None = None
     split: str | None = None
     device: Device = "auto"
     precision: str | None = None

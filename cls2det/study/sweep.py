@@ -40,7 +40,7 @@ from cls2det.training.settings import Device
 def sweep(options: SweepOptions) -> dict[str, Any]:
     """Train, evaluate and report; returns what ``report`` returns."""
     plan = load_plan(options.config, options.recipe, other_data=options.data_root is not None)
-    changes: dict[str, Any] = {"seeds": options.seeds, "split": options.split}
+    changes: dict[str, Any] = {"seeds": options.seeds, "split": options.split, "students": options.students}
     plan = dataclasses.replace(plan, **{key: value for key, value in changes.items() if value})
     if options.start:
         plan = dataclasses.replace(plan, train=plan.train | {"start": str(options.start)})
