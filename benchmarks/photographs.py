@@ -12,7 +12,9 @@ checkpoints.
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -55,9 +57,9 @@ def pack(options: argparse.Namespace) -> None:
 def run(options: argparse.Namespace) -> None:
     end, folder = time.monotonic() + options.seconds, options.folder.resolve()
     install = ["--quiet", "--no-index", "--no-deps", "--find-links", str(folder / "wheels"), "--target", str(folder / "site")]
-    missing = [name for name in WHEELS if subprocess.run(shown(name), capture_output=True).returncode]
+    present = {re.sub(r"[-_.]+", "-", part.metadata["Name"]).lower() for part in importlib.metadata.distributions()}
     packed = {file.name.split("-")[0].lower().replace("_", "-") for file in (folder / "wheels").glob("*.whl")}
-    if missing := [name for name in missing if name in packed]:
+    if missing := [name for name in WHEELS if name not in present and name in packed]:
         subprocess.run([sys.executable, "-m", "pip", "install", *install, *missing], check=True)
     paths = os.pathsep.join([str(folder / "site"), str(ROOT)])
     environment = {**os.environ, "PYTHONPATH": paths, "TORCH_HOME": str(folder / "torch"), "OMP_NUM_THREADS": "1"}
@@ -70,10 +72,6 @@ def run(options: argparse.Namespace) -> None:
                 subprocess.run(command, env=environment, check=False, timeout=max(1.0, end - time.monotonic()))
             except subprocess.TimeoutExpired:
                 sys.exit(f"stopped after {options.seconds} s in {data.name}, {sweep}: run it again to go on")
-
-
-def shown(name: str) -> list[str]:
-    return [sys.executable, "-m", "pip", "show", "--quiet", name]
 
 
 def main() -> None:
