@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 FILES = (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "trainers").glob("*.md"))
 PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in FILES}
 GUIDE = {name: text for name, text in PAGES.items() if name != "CHANGELOG.md"}  # its entries name what was there at the time
+GUIDE["cls2det demo"] = (ROOT / "cls2det" / "study" / "demo.py").read_text()  # it ends with two commands
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 EXAMPLES = [
     name for name, text in GUIDE.items() if "```python" in text and "docs/trainers/" not in name

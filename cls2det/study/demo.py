@@ -6,9 +6,18 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from cls2det.study.options import DemoOptions
 from cls2det.study.plan import load_plan
 from cls2det.study.sweep import run_sweep
+
+YOUR_OWN = """
+Your own pictures, in COCO's, VOC's or YOLO's layout (cls2det look shows them first, docs/own-data.md says more):
+
+    cls2det teacher --config teacher-own-small --data-root FOLDER --out runs/teacher
+    cls2det distill --config own-small --data-root FOLDER --out runs/distilled --teacher runs/teacher/weights.pt
+"""
 
 
 def demo(options: DemoOptions) -> dict[str, Any]:
@@ -19,7 +28,7 @@ def demo(options: DemoOptions) -> dict[str, Any]:
         raise ValueError(f"--seeds must be at least 1, got {options.seeds}")
     count = options.seeds or len(plan.seeds)
     seeds = list(range(options.first_seed, options.first_seed + count))
-    return run_sweep(
+    result = run_sweep(
         dataclasses.replace(plan, seeds=seeds, split=options.split or plan.split),
         options.out or Path("runs") / name,
         device=options.device,
@@ -27,3 +36,5 @@ def demo(options: DemoOptions) -> dict[str, Any]:
         workers=options.workers,
         fresh=options.fresh,
     )
+    Console().print(YOUR_OWN, highlight=False, markup=False, soft_wrap=True)
+    return result
