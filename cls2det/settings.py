@@ -70,7 +70,8 @@ class ClassifierSettings(Settings):
         temperature: of KD-cls
         kd_cls_variants: of KD-cls, which can be put together; none is the paper's form. "foreground" leaves the background out of a
             softmax, "overlap" weights each positive by the IoU of its box and its ground truth, "decoupled" takes the ground
-            truth's class and the others apart (DKD), "standardised" compares logits less their mean and over their deviation
+            truth's class and the others apart (DKD), "standardised" compares logits less their mean and over their deviation,
+            "quality" multiplies the teacher's probabilities by that IoU and gives the rest to the background
         decoupled_weight: of the other classes where the variant is decoupled
         pixel_size: side of the square on which the pixels of a box are sampled; null is the teacher's crop size, or 112
             without a teacher
@@ -98,7 +99,7 @@ class ClassifierSettings(Settings):
     input_std: float = 63.75
     warmup_steps: int = 0
     temperature: float = 2.0
-    kd_cls_variants: tuple[Literal["foreground", "overlap", "decoupled", "standardised"], ...] = ()
+    kd_cls_variants: tuple[Literal["foreground", "overlap", "decoupled", "standardised", "quality"], ...] = ()
     decoupled_weight: float = 1.0
     pixel_size: int | None = None
     pixel_pool: int = 4
@@ -117,9 +118,11 @@ class ClassifierSettings(Settings):
         super().__post_init__()
         if len(self.feature_layers) != len(self.feature_pools):
             raise ValueError(f"one pool per layer: feature_layers {self.feature_layers}, feature_pools {self.feature_pools}")
-        known = ("foreground", "overlap", "decoupled", "standardised")
+        known = ("foreground", "overlap", "decoupled", "standardised", "quality")
         if unknown := [name for name in self.kd_cls_variants if name not in known]:
             raise ValueError(f"no variant {', '.join(map(str, unknown))} of KD-cls; there are {', '.join(known)}")
+        if "quality" in self.kd_cls_variants and (others := set(self.kd_cls_variants) - {"quality", "overlap"}):
+            raise ValueError(f"kd_cls_variants quality does not go with {', '.join(sorted(others))}")
         if self.control == "one_hot" and (unfit := {"decoupled", "standardised"}.intersection(self.kd_cls_variants)):
             raise ValueError(
                 f"control one_hot has no logits beside the true class for kd_cls_variants {', '.join(sorted(unfit))}"

@@ -16,6 +16,7 @@ from cls2det.models.positives import Positives
 CLASSES, T = 4, 2.0
 VARIANTS = ("foreground", "overlap", "decoupled", "standardised")
 COMBINATIONS = [names for count in range(5) for names in itertools.combinations(VARIANTS, count)]
+QUALITY = [("quality",), ("overlap", "quality")]
 
 
 def positives(head="softmax", background="first", count=6):
@@ -78,6 +79,23 @@ def expected(batch, teacher, variants, beta):
     return total / len(batch)
 
 
+def expected_quality(batch, teacher, variants):
+    """The mean over positives of the variant with probabilities of both sides written out."""
+    total = torch.zeros((), dtype=torch.float64)
+    for row, match in enumerate(batch.matched_idxs.tolist()):
+        iou = box_iou(batch.boxes[row : row + 1].detach(), batch.target_boxes[match : match + 1])[0, 0]
+        student = batch.logits[row].roll(-1) if batch.background == "first" else batch.logits[row]
+        target = teacher[match, :CLASSES]
+        if batch.head == "softmax":
+            p, q = torch.cat([iou * (target / T).softmax(0), 1 - iou[None]]), (student / T).softmax(0)
+            loss = torch.xlogy(p, p / q).sum()
+        else:
+            p, q = iou * (target / T).sigmoid(), (student[:CLASSES] / T).sigmoid()
+            loss = (torch.xlogy(p, p / q) + torch.xlogy(1 - p, (1 - p) / (1 - q))).mean()
+        total = total + (iou if "overlap" in variants else 1.0) * T**2 * loss
+    return total / len(batch)
+
+
 def settings(variants, beta=0.7):
     return ClassifierSettings(kd_cls_variants=variants, temperature=T, decoupled_weight=beta)
 
@@ -107,13 +125,45 @@ def test_sigmoid(variants, background):
     torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.parametrize("variants", QUALITY, ids="+".join)
+@pytest.mark.parametrize("columns", [CLASSES, CLASSES + 1], ids=["classes", "with background"])
+@pytest.mark.parametrize(
+    "head, background",
+    [("softmax", "first"), ("softmax", "last"), ("sigmoid", "first"), ("sigmoid", "last"), ("sigmoid", "none")],
+)
+def test_quality(head, background, columns, variants):
+    batch, teacher = positives(head, background), teacher_logits(columns)  # the teacher's background is left out
+    term = kd_cls_term(batch, teacher, CLASSES, settings(variants), float(len(batch)))
+    reference = expected_quality(batch, teacher, variants)
+    torch.testing.assert_close(term, reference, rtol=1e-5, atol=1e-9)
+    gradients = [torch.autograd.grad(value, batch.logits, retain_graph=True)[0] for value in (term, reference)]
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-7)
+    assert torch.autograd.grad(term, batch.boxes, allow_unused=True)[0] is None
+
+
+@pytest.mark.parametrize("head", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("certain", [False, True])
+def test_quality_of_perfect_and_of_missed_boxes(head, certain):
+    """IoU 1 and 0, and a teacher that is certain: probabilities of 0 and 1 on both sides."""
+    full = positives(head)
+    boxes = full.target_boxes[full.matched_idxs].clone()
+    boxes[0] += 500
+    batch = Positives(**{**vars(full), "boxes": boxes.requires_grad_()})
+    zero = 0.0 if head == "softmax" else torch.inf
+    teacher = torch.where(torch.eye(3, CLASSES) > 0, zero, -torch.inf).double() if certain else teacher_logits()
+    term = kd_cls_term(batch, teacher, CLASSES, settings(("quality",)), float(len(batch)))
+    torch.testing.assert_close(term, expected_quality(batch, teacher, ("quality",)), rtol=1e-5, atol=1e-9)
+    (gradient,) = torch.autograd.grad(term, batch.logits)
+    assert gradient.isfinite().all()
+
+
 def test_decoupled_sigmoids_with_weight_one_are_the_papers_form():
     batch, teacher = positives("sigmoid", "none"), teacher_logits()
     ours, paper = (kd_cls_term(batch, teacher, CLASSES, settings(variants, 1.0), 6.0) for variants in (("decoupled",), ()))
     torch.testing.assert_close(ours, paper)
 
 
-@pytest.mark.parametrize("variants", COMBINATIONS, ids="+".join)
+@pytest.mark.parametrize("variants", [*COMBINATIONS, ("quality",)], ids="+".join)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_positives_and_short_dtypes(variants, dtype):
     batch = positives(count=0)
@@ -123,13 +173,19 @@ def test_no_positives_and_short_dtypes(variants, dtype):
     term = kd_cls_term(short, teacher_logits().float(), CLASSES, settings(variants), 6.0)
     (gradient,) = torch.autograd.grad(term, short.logits)
     assert gradient.isfinite().all() and gradient.dtype == dtype
-    torch.testing.assert_close(term.double(), expected(full, teacher_logits(), variants, 0.7), rtol=0.03, atol=0)
+    of_variants = expected_quality(full, teacher_logits(), variants) if "quality" in variants else None
+    reference = expected(full, teacher_logits(), variants, 0.7) if of_variants is None else of_variants
+    torch.testing.assert_close(term.double(), reference, rtol=0.03, atol=0)
 
 
 def test_what_does_not_fit_is_refused():
     for variant in ("foreground", "standardised"):
         with pytest.raises(ValueError, match=f"kd_cls_variants {variant} is for a softmax"):
             kd_cls_term(positives("sigmoid"), teacher_logits(), CLASSES, settings((variant,)), 1.0)
+    with pytest.raises(ValueError, match="this detector's softmax has none"):
+        kd_cls_term(positives("softmax", "none"), teacher_logits(), CLASSES, settings(("quality",)), 1.0)
+    with pytest.raises(ValueError, match="quality does not go with decoupled, foreground"):
+        settings(("foreground", "quality", "decoupled"))
     with pytest.raises(ValueError, match="no variant overlapping of KD-cls; there are foreground, overlap"):
         ClassifierSettings(kd_cls_variants=("overlapping",))
     with pytest.raises(ValueError, match="one_hot has no logits beside the true class"):

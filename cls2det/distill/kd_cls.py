@@ -10,6 +10,8 @@ all positives alike. The variants can be put together:
   classes share the rest, are two terms; the paper's form gives the second one little weight where the teacher is sure
 - "standardised": each row of logits, less its mean and over its deviation, on both sides (Sun et al., CVPR 2024): the student
   need not reach the teacher's range
+- "quality": the teacher's probabilities times that IoU, and the rest is background, after quality focal loss (Li et al.,
+  NeurIPS 2020): a box that lies badly is to score less, so that non-maximum suppression keeps the better one. Sigmoids too
 """
 
 from __future__ import annotations
@@ -39,13 +41,27 @@ def kd_cls_term(
     Raises:
         ValueError: a variant that a sigmoid head does not have
     """
-    variants, softmax = settings.kd_cls_variants, positives.head == "softmax"
+    variants, softmax, matched_idxs = settings.kd_cls_variants, positives.head == "softmax", positives.matched_idxs
     if not softmax and (unfit := {"foreground", "standardised"}.intersection(variants)):
         raise ValueError(
             f"kd_cls_variants {', '.join(sorted(unfit))} is for a softmax; this detector has a sigmoid for each class, "
             "without a background among them and with a zero that means something"
         )
     logits, background = positives.logits, positives.background
+    loss = functools.partial(
+        kd_softmax_loss if softmax else kd_sigmoid_loss,
+        temperature=settings.temperature,
+        weight=overlaps(positives.boxes, positives.target_boxes[matched_idxs]) if "overlap" in variants else None,
+        normalizer=divisor,
+    )
+    if "quality" in variants:
+        if not softmax:
+            logits = without_background(logits, background)
+        elif background == "none":
+            raise ValueError("kd_cls_variants quality gives the background a part, and this detector's softmax has none")
+        targets = quality_logits(positives, teacher_logits[:, :classes], settings.temperature)
+        return loss(logits, targets, torch.arange(len(targets), device=targets.device), background="none")
+    loss = functools.partial(loss, matched_idxs=matched_idxs)
     if "foreground" in variants or (not softmax and "decoupled" in variants):
         logits, background = without_background(logits, background), "none"
     first = int(background == "first")  # the student's column of label 1, and the teacher's
@@ -58,20 +74,10 @@ def kd_cls_term(
             teacher_logits = teacher_logits[:, :classes]
     if "standardised" in variants:
         logits, teacher_logits = standardised(logits), standardised(teacher_logits)
-    weight = None
-    if "overlap" in variants:
-        weight = overlaps(positives.boxes, positives.target_boxes[positives.matched_idxs])
-    loss = functools.partial(
-        kd_softmax_loss if softmax else kd_sigmoid_loss,
-        matched_idxs=positives.matched_idxs,
-        temperature=settings.temperature,
-        weight=weight,
-        normalizer=divisor,
-    )
     if "decoupled" not in variants:
         return loss(logits, teacher_logits, background=background)
     truth = positives.target_labels - 1
-    own, others = split_columns(logits, truth[positives.matched_idxs] + first)
+    own, others = split_columns(logits, truth[matched_idxs] + first)
     teacher_own, teacher_others = split_columns(teacher_logits, truth + teacher_first)
     if softmax:
         own = torch.cat([own, soft_sum(others, settings.temperature)], 1)
@@ -104,6 +110,25 @@ def overlaps(boxes: Tensor, target_boxes: Tensor) -> Tensor:
     common = (far - corner).clamp(min=0).prod(1)
     area, target_area = ((rows[:, 2:] - rows[:, :2]).clamp(min=0).prod(1) for rows in (boxes, target_boxes))
     return common / (area + target_area - common).clamp(min=1e-12)
+
+
+def quality_logits(positives: Positives, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """A teacher's logits for every positive: its probabilities at the temperature times the IoU of box and ground truth.
+
+    Args:
+        positives: K of them
+        teacher_logits: (G, C), of the classes alone
+
+    Returns:
+        (K, columns) of the student's columns; a softmax has 1 - IoU for the background. Without gradient
+    """
+    quality = overlaps(positives.boxes, positives.target_boxes[positives.matched_idxs])[:, None].clamp(max=1.0)
+    softened = teacher_logits[positives.matched_idxs] / temperature
+    if positives.head == "softmax":
+        shares = softened.softmax(1) * quality
+        columns = [1 - quality, shares] if positives.background == "first" else [shares, 1 - quality]
+        return temperature * torch.cat(columns, 1).log()
+    return temperature * (softened.sigmoid() * quality).logit()
 
 
 def split_columns(logits: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
