@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import warnings
 
@@ -55,6 +56,11 @@ def distill(options: DistillOptions, progress: Progress | None = None) -> dict:
             dtype = {"32": torch.float32, "bf16": torch.bfloat16}[options.regions.encoder_precision]
             encoder = load_encoder(options.encoder, options.encoder_weights, crop_size=options.regions.crop_size, dtype=dtype)
         if is_first_process():
+            if options.term_weights == "auto":
+                logging.getLogger(__name__).info(
+                    "weights are automatic: each term's gradient is %g of the detector's own (--term-weights fixed: as set)",
+                    options.balance.share,
+                )
             compare_sizes(student, preparation.data, classifier, detector_teacher.detector if detector_teacher else None)
         return Distillation(
             student,

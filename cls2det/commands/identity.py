@@ -23,6 +23,8 @@ UNREAD_BY_TRAIN = (
     *("teacher", "detector_teacher", "distillers", "classifier"),
     *("chen", "fgfi", "gid", "fkd", "fgd", "pkd", "cwd", "bckd", "harmony"),
 )
+# Options that are newer than some runs, where what these did is not today's default.
+OF_OLDER_RUNS = {"term_weights": "fixed"}
 DATA_FOLDERS = ("annotations", "Annotations", "ImageSets", "JPEGImages", "images", "labels")  # beside those of splits
 KINDS = {"teacher": TeacherOptions, "train": TrainOptions, "distill": DistillOptions, "pretrain": PretrainOptions}
 
@@ -64,7 +66,7 @@ def _missing(kind: type, options: Mapping[str, Any]) -> dict[str, Any]:
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         if default is dataclasses.MISSING or field.name in ("out", "allow_poor_teacher"):
             continue
-        values = _plain(default)
+        values = OF_OLDER_RUNS.get(field.name, _plain(default))
         if field.name == "run":
             values = {name: values.get(name) for name in CLAIMED}
         if field.name not in options:

@@ -164,8 +164,8 @@ class DistillOptions(TrainOptions):
         encoder: image encoder that regions learns from: timm:NAME, hf:NAME or hf:FOLDER, a classifier of torchvision, or
             weights.pt of `cls2det teacher`
         encoder_weights: of an encoder by name: pretrained, none (random), or a file or folder of safetensors
-        term_weights: fixed, or auto: every term's weight is brought to where its gradient at the head is a share of the detector's
-            own
+        term_weights: auto: every term's weight is brought to where its gradient at the head is a share of the detector's own; fixed:
+            the terms have the weights of their settings
         balance: automatic weights
         distillers: methods whose terms are added up: classifier, regions, chen, fgfi, gid, fkd, fgd, pkd, cwd, bckd, harmony
         classifier: the image classifier's terms (Guo et al., NeurIPS 2021)
@@ -189,7 +189,7 @@ class DistillOptions(TrainOptions):
     detector_teacher: str | None = None
     encoder: str | None = None
     encoder_weights: str = "pretrained"
-    term_weights: Literal["fixed", "auto"] = "fixed"
+    term_weights: Literal["auto", "fixed"] = "auto"
     balance: BalanceSettings = BalanceSettings()
     distillers: list[str] = dataclasses.field(default_factory=lambda: ["classifier"])
     classifier: ClassifierSettings = ClassifierSettings()
