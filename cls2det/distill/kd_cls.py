@@ -25,7 +25,12 @@ from cls2det_ops import kd_sigmoid_loss, kd_softmax_loss
 
 
 def kd_cls_term(
-    positives: Positives, teacher_logits: Tensor, classes: int, settings: ClassifierSettings, divisor: float | Tensor
+    positives: Positives,
+    teacher_logits: Tensor,
+    classes: int,
+    settings: ClassifierSettings,
+    divisor: float | Tensor,
+    whole: Tensor | None = None,
 ) -> Tensor:
     """The unweighted term, a scalar with gradient to ``positives.logits``.
 
@@ -35,6 +40,7 @@ def kd_cls_term(
         classes: C
         settings: temperature and variants
         divisor: of the sum over positives
+        whole: (G,), 1 for ground truths whose logits count, 0 for those that are left out; None: all count
 
     Raises:
         ValueError: a variant that a sigmoid head does not have
@@ -58,9 +64,10 @@ def kd_cls_term(
             teacher_logits = teacher_logits[:, :classes]
     if "standardised" in variants:
         logits, teacher_logits = standardised(logits), standardised(teacher_logits)
-    weight = None
+    weight = None if whole is None else whole[positives.matched_idxs]
     if "overlap" in variants:
-        weight = overlaps(positives.boxes, positives.target_boxes[positives.matched_idxs])
+        shares = overlaps(positives.boxes, positives.target_boxes[positives.matched_idxs])
+        weight = shares if weight is None else weight * shares
     loss = functools.partial(
         kd_softmax_loss if softmax else kd_sigmoid_loss,
         matched_idxs=positives.matched_idxs,
