@@ -15,6 +15,7 @@ from cls2det.commands.bank_inputs import Opened, annotations_of, columns_of, hea
 from cls2det.commands.options import BankOptions
 from cls2det.data.augment import get_augmentation
 from cls2det.data.dataset import DetectionData
+from cls2det.errors import JobFailed
 from cls2det.files import make_folder
 from cls2det.teachers import bank_file, bank_views
 from cls2det.teachers.calibration import best_temperature, calibration, log_likelihood
@@ -87,8 +88,15 @@ def _in_processes(options: BankOptions, steps: int, images: int, report: Progres
     """A process for each device; each takes its share of the steps, and writes their rows to the one file."""
     context = torch.multiprocessing.spawn(_work, (options, steps), options.devices, join=False, daemon=True)
     done = bank_file.Part(options.out, steps).done
-    while not context.join(timeout=0.5):
-        report(min(int(done.sum()) * options.batch_size, images), images, "")
+    try:
+        while not context.join(timeout=0.5):
+            report(min(int(done.sum()) * options.batch_size, images), images, "")
+    except torch.multiprocessing.ProcessRaisedException as error:
+        raise JobFailed(f"a process that makes the bank failed:\n{error}") from None
+    finally:
+        for process in context.processes:
+            process.terminate()
+            process.join()
 
 
 def _work(rank: int, options: BankOptions, steps: int, opened: Opened | None = None, report: Progress | None = None) -> None:

@@ -14,6 +14,7 @@ from cls2det.commands.teachers import load_teacher
 from cls2det.data.augment import MIRRORING
 from cls2det.data.dataset import DetectionData
 from cls2det.data.fingerprint import with_annotation_ids
+from cls2det.distill.classifier import check_same_normalisation
 from cls2det.models.backbones import has_background_column
 from cls2det.models.students import build_student
 from cls2det.models.students.resizing import settings_of
@@ -47,11 +48,8 @@ def open_inputs(options: BankOptions) -> Opened:
         transform = teacher.transform
     else:
         transform = build_student(student, len(data.classes), image_size).transform
-    if teacher is not None and not teacher.is_foreign and list(teacher.mean) != list(transform.image_mean):
-        raise ValueError(
-            f"image_mean is {list(transform.image_mean)} in the student {student} and {list(teacher.mean)} in the teacher; crops "
-            "must look alike: train the teacher with --student"
-        )
+    if teacher is not None and not teacher.is_foreign:
+        check_same_normalisation(teacher, transform)
     return Opened(data, teacher, encoder, transform, student, image_size)
 
 

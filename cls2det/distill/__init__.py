@@ -54,6 +54,7 @@ from cls2det.settings import (
     RegionsSettings,
 )
 from cls2det.teachers.bank import Bank
+from cls2det.teachers.bank_average import BankAverage
 from cls2det.teachers.detector import DetectorTeacher, TeacherOutputs, map_channels
 from cls2det.teachers.encoder import Encoder
 from cls2det.teachers.network import teacher_from
@@ -65,6 +66,7 @@ __all__ = [
     "TERMS",
     "BCKDSettings",
     "Bank",
+    "BankAverage",
     "BoxDistiller",
     "CWDSettings",
     "ChenSettings",

@@ -330,7 +330,7 @@ class ClassifierDistiller(BoxDistiller):
         bank_visible: float = 0.5,
     ):
         if isinstance(teacher, CropClassifier) and not teacher.is_foreign:  # others want their own, whoever the student is
-            _check_same_normalisation(teacher, transform)
+            check_same_normalisation(teacher, transform)
         normalisation = {"image_mean": transform.image_mean, "image_std": transform.image_std}
         super().__init__(teacher, settings, classes=classes, **normalisation, bank=bank, bank_visible=bank_visible)
 
@@ -358,7 +358,7 @@ class _ByChunks(torch.autograd.Function):
         return grad * ctx.saved_tensors[0], None, None
 
 
-def _check_same_normalisation(teacher: CropClassifier, transform: GeneralizedRCNNTransform) -> None:
+def check_same_normalisation(teacher: CropClassifier, transform: GeneralizedRCNNTransform) -> None:
     """The teacher's inputs are scaled like the student's, or a ValueError."""
     for name in ("image_mean", "image_std"):
         students, teachers = list(getattr(transform, name)), list(getattr(teacher.transform, name))

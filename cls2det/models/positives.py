@@ -151,6 +151,7 @@ class Positives:
         *,
         head: str,
         background: str,
+        origins: np.ndarray | None = None,
     ) -> Positives:
         """Of positives that each have a copy of their ground truth: equal copies in one image are one ground truth.
 
@@ -166,6 +167,7 @@ class Positives:
             matched_labels: (K,), its label, from 1
             head: "softmax" or "sigmoid"
             background: "first", "last" or "none", see the class
+            origins: (K,), of the ground truth of each positive, see ``data.origins.make_origins``; None where no bank is read
 
         Raises:
             ValueError: other numbers of rows
@@ -176,6 +178,8 @@ class Positives:
         # float64 holds every float32 coordinate, image and label as it is
         keys = torch.cat([image_index[:, None].double(), matched_labels[:, None].double(), matched_boxes.detach().double()], 1)
         targets, matched_idxs = keys.unique(dim=0, return_inverse=True)
+        if origins is not None:
+            origins = origins[np.unique(matched_idxs.cpu().numpy(), return_index=True)[1]]
         return cls(
             images=images,
             logits=logits,
@@ -187,6 +191,7 @@ class Positives:
             target_image_index=targets[:, 0].long(),
             head=head,
             background=background,
+            origins=origins,
         )
 
     def thinned(self, count: int) -> Positives:

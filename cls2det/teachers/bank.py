@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from cls2det.data.classes import class_order
+from cls2det.data.classes import class_order, quoted
 from cls2det.data.dataset import DetectionData
 from cls2det.data.fingerprint import changes, with_annotation_ids
 from cls2det.teachers.accuracy import NO_TEACHER
@@ -142,7 +142,7 @@ class Bank:
         elif draws is None:
             views = torch.randint(self.views, (len(rows),), generator=generator).numpy()
         else:
-            views = np.asarray(draws) % self.views
+            views = np.asarray(draws, dtype=np.int64) % self.views
         sides = np.zeros(len(rows), np.int64)
         if mirrored is not None and values.shape[2] > 1:
             sides[:] = np.asarray(mirrored, dtype=bool)
@@ -183,9 +183,12 @@ class Bank:
 
     def check_data(self, data: DetectionData) -> None:
         """ValueError unless the bank was made of these data: classes and their order, images, boxes and annotation ids."""
-        if data.classes != self.about["classes"] and set(data.classes) != set(self.about["classes"]):
-            class_order(
-                data.classes, self.classes, str(data.annotation_file), str(self.path), f"{ANEW.capitalize()} of these data"
+        known = self.about["classes"]
+        if data.classes != known:
+            class_order(data.classes, known, str(data.annotation_file), str(self.path), f"{ANEW.capitalize()} of these data")
+            raise ValueError(
+                f"{self.path} has the classes of {data.annotation_file} in another order ({quoted(known)}, here "
+                f"{quoted(data.classes)}): they follow the category ids; {ANEW}"
             )
         if texts := changes(self.about["data"], with_annotation_ids(data)):
             raise ValueError(
