@@ -33,6 +33,7 @@ from cls2det.teachers.calibration import best_temperature, log_likelihood
 from cls2det.teachers.crop_classifier import CropClassifier
 from cls2det.teachers.detector import map_channels
 from cls2det.teachers.encoder import load_encoder
+from cls2det.teachers.zero_shot import zero_shot_teacher
 from cls2det.training.settings import Optim, Run
 from rectangles import change_annotations, make_rectangles
 from training_cases import distill, silent, train_teacher, weights_in
@@ -130,6 +131,8 @@ def test_views_are_drawn_by_seed_and_place_whatever_the_workers(data):
     assert np.array_equal(first, np.concatenate(draws(2)))
     assert not np.array_equal(first["draw"], np.concatenate(draws(0, epoch=1))["draw"])
     assert len(set((first["draw"] % 3).tolist())) == 3
+    one, again, other = (opened[0, seed][1]["origins"]["draw"].tolist() for seed in (7, 7, 8))
+    assert one == again and one != other
 
 
 def test_origins_of_the_other_forms_of_positives():
@@ -219,6 +222,12 @@ def test_margins_enlarge_the_crop(data, teacher, tmp_path):
     assert (two(ids, draws=np.zeros(len(ids))) - wide(ids)).abs().max() > 0.05
 
 
+def test_views_of_mirrored_pictures_are_turned_back(data, teacher, tmp_path):
+    make(data, tmp_path / "bank", teacher, views=4, margins=[0.0] * 4, augmentation="flip")
+    views = Bank(tmp_path / "bank").arrays["logits"].astype(np.float32)
+    assert np.allclose(views, views[:, :1], atol=0.02) and np.abs(views[:, :, 0] - views[:, :, 1]).max() > 0.05
+
+
 class Stopped(Exception):
     pass
 
@@ -261,14 +270,18 @@ def test_two_processes_write_the_same_bytes(data, teacher, tmp_path):
 
 
 def test_shares_of_several_processes_and_workers_make_the_same_bytes(data, teacher, written, tmp_path, monkeypatch):
-    def in_turn(options, steps, images, report):
+    done = []
+
+    def in_turn(options, steps, left, images, report):
         for rank in reversed(range(options.devices)):
-            commands._work(rank, options, steps)
+            commands._work(rank, options, steps, left)
+            done.append(int(bank_file.Part(options.out, steps).done.sum()))
 
     monkeypatch.setattr(commands, "_in_processes", in_turn)
-    options = {"views": 3, "augmentation": "ssd", "batch_size": 5}
+    options = {"views": 3, "augmentation": "ssd", "batch_size": 2}
     make(data, tmp_path / "one", teacher, **options)
     make(data, tmp_path / "three", teacher, devices=3, **options)
+    assert done == [2, 4, 6]
     make(data, tmp_path / "workers", teacher, loader_workers=2, **options)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "three").read_bytes() == (tmp_path / "workers").read_bytes()
     small, whole = Bank(tmp_path / "one").arrays, Bank(written).arrays
@@ -410,6 +423,24 @@ def test_regions_reads_embeddings(data, tmp_path):
         assert beside(cut, maps)["regions"].isfinite()
     with pytest.raises(ValueError, match="found neither"):
         Regions(RegionsSettings(), None, channels, **common)
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_a_zero_shot_teacher(data, tmp_path, kind):
+    pytest.importorskip("transformers")
+    from foreign_networks import hf_folder
+
+    folder = hf_folder(tmp_path / kind, kind)
+    make(data, tmp_path / "bank", f"zero-shot:{folder}", student="ssd_compact", encoder=f"hf:{folder}", prompts=["the {}"])
+    bank = Bank(tmp_path / "bank")
+    assert bank.has_logits and bank.has_embeddings and bank.about["teacher"]["own_normalisation"]
+    assert bank.about["teacher"]["digest"] and bank.about["encoder"]["digest"]
+    live = zero_shot_teacher(str(folder), CLASSES, ["the {}"])
+    student = build_student("ssd_compact", 3).train()
+    taken = positives(student, *batch(data)).positives
+    common = {"image_mean": student.transform.image_mean, "image_std": student.transform.image_std}
+    ours, theirs = BoxDistiller(None, KD_CLS, bank=bank, **common), BoxDistiller(live, KD_CLS, **common)
+    assert ours(taken)["kd_cls"].item() == pytest.approx(theirs(taken)["kd_cls"].item(), rel=5e-3)
 
 
 # ---- several banks

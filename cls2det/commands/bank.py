@@ -50,12 +50,12 @@ def bank(options: BankOptions, progress: Progress | None = None) -> dict[str, An
         arrays["annotation_ids"][:], arrays["labels"][:] = ids, labels
 
     bank_file.begin(path, about, shapes, steps, fill)
-    before, began = int(bank_file.Part(path, steps).done.sum()), time.perf_counter()
+    left, began = np.flatnonzero(bank_file.Part(path, steps).done == 0).tolist(), time.perf_counter()
     with progress_bar("bank", progress) as report:
         if options.devices == 1:
-            _work(0, options, steps, opened, report)
+            _work(0, options, steps, left, opened, report)
         else:
-            _in_processes(options, steps, len(opened.data), report)
+            _in_processes(options, steps, left, len(opened.data), report)
     seconds = time.perf_counter() - began
     part = bank_file.Part(path, steps)
     if not part.done.all():
@@ -63,8 +63,8 @@ def bank(options: BankOptions, progress: Progress | None = None) -> dict[str, An
     if opened.teacher is not None:
         about |= {"calibration": _calibration(options, opened, part.arrays)}
     part.finish(about)
-    images = len(opened.data) - min(before * options.batch_size, len(opened.data))
-    return _result(path, round(images / len(opened.data) * len(ids)), seconds)
+    images = [image for step in left for image in _images_of(step, options, len(opened.data))]
+    return _result(path, sum(len(opened.data.targets[image]["boxes"]) for image in images), seconds)
 
 
 def _check(options: BankOptions) -> None:
@@ -84,9 +84,14 @@ def _check(options: BankOptions) -> None:
         )
 
 
-def _in_processes(options: BankOptions, steps: int, images: int, report: Progress) -> None:
+def _images_of(step: int, options: BankOptions, images: int) -> range:
+    """Places of the images of a step of the work."""
+    return range(step * options.batch_size, min((step + 1) * options.batch_size, images))
+
+
+def _in_processes(options: BankOptions, steps: int, left: list[int], images: int, report: Progress) -> None:
     """A process for each device; each takes its share of the steps, and writes their rows to the one file."""
-    context = torch.multiprocessing.spawn(_work, (options, steps), options.devices, join=False, daemon=True)
+    context = torch.multiprocessing.spawn(_work, (options, steps, left), options.devices, join=False, daemon=True)
     done = bank_file.Part(options.out, steps).done
     try:
         while not context.join(timeout=0.5):
@@ -99,8 +104,15 @@ def _in_processes(options: BankOptions, steps: int, images: int, report: Progres
             process.join()
 
 
-def _work(rank: int, options: BankOptions, steps: int, opened: Opened | None = None, report: Progress | None = None) -> None:
-    """The share of process ``rank``: every so many of the steps that are not done."""
+def _work(
+    rank: int,
+    options: BankOptions,
+    steps: int,
+    left: list[int],
+    opened: Opened | None = None,
+    report: Progress | None = None,
+) -> None:
+    """The share of process ``rank`` in the steps that are ``left`` of all: every so many of them."""
     if opened is None:
         torch.set_num_threads(max(1, torch.get_num_threads() // options.devices))
         opened = open_inputs(options)
@@ -109,15 +121,15 @@ def _work(rank: int, options: BankOptions, steps: int, opened: Opened | None = N
         device = torch.device("cuda", rank)
         torch.cuda.set_device(device)
     part, size, images = bank_file.Part(options.out, steps), options.batch_size, len(opened.data)
-    left = np.flatnonzero(part.done == 0).tolist()[rank :: options.devices]
+    share = left[rank :: options.devices]
     sources = _sources(options, opened, device)
     augment = None if options.augmentation == "none" else get_augmentation(options.augmentation)
     pictures = bank_views.ViewPictures(opened.data, augment, options.views, options.seed)
-    batches = [range(step * size, min((step + 1) * size, images)) for step in left]
+    batches = [_images_of(step, options, images) for step in share]
     waiting: list[int] = []
     marked = time.perf_counter()
     try:
-        for step, batch in zip(left, bank_views.loader(pictures, batches, options.loader_workers), strict=True):
+        for step, batch in zip(share, bank_views.loader(pictures, batches, options.loader_workers), strict=True):
             for group in bank_views.groups(batch, size):
                 for name, source in sources.items():
                     crops = source.crops(group, device)
