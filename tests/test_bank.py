@@ -673,6 +673,9 @@ def test_other_normalisation_head_chance_and_size(data, written, tmp_path):
     )
     with pytest.raises(ValueError, match=r"has a softmax for its classes, and .* was trained with bce alone"):
         run(data, tmp_path / "run", rewritten(written, tmp_path / "bce", loss="bce"), allow_poor_teacher=False)
+    mapped = rewritten(written, tmp_path / "mapped", teacher={**about["teacher"], "mapped_for": "sigmoid"})
+    with pytest.raises(ValueError, match="maps the teacher's classes for a sigmoid, and ssd_compact has a softmax"):
+        run(data, tmp_path / "run", mapped, allow_poor_teacher=False)
     poor = {**about["calibration"], "by head": {"softmax": {**about["calibration"]["by head"]["softmax"], "accuracy": 33.0}}}
     path = rewritten(written, tmp_path / "poor", calibration=poor)
     with pytest.raises(ValueError, match="it would teach nothing"):

@@ -16,7 +16,7 @@ from cls2det.data.dataset import DetectionData
 from cls2det.data.fingerprint import with_annotation_ids
 from cls2det.distill.classifier import check_same_normalisation
 from cls2det.models.backbones import has_background_column
-from cls2det.models.students import build_student
+from cls2det.models.students import build_student, head_of
 from cls2det.models.students.resizing import settings_of
 from cls2det.teachers.crop_classifier import CropClassifier
 from cls2det.teachers.encoder import Encoder, load_encoder
@@ -68,6 +68,7 @@ def header_of(options: BankOptions, opened: Opened) -> dict[str, Any]:
         "own_normalisation": teacher.is_foreign,
         "prompts": options.prompts,
         "class_mapping": options.class_mapping,
+        "mapped_for": head_of(opened.student) if options.class_mapping else None,
     }
     of_encoder = encoder and {
         "source": options.encoder,

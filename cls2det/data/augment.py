@@ -108,9 +108,11 @@ class MirrorMark(TVTensor):  # type: ignore[misc] # torchvision has no types
     """One number that says whether a picture was mirrored: it passes through every other transform as it is."""
 
 
-@v2.functional.register_kernel("horizontal_flip", MirrorMark)  # type: ignore[untyped-decorator]
 def _flip_mark(mark: Tensor) -> Tensor:
     return (1 - mark.as_subclass(Tensor)).as_subclass(MirrorMark)
+
+
+v2.functional.register_kernel("horizontal_flip", MirrorMark)(_flip_mark)
 
 
 _FLIP = v2.RandomHorizontalFlip(p=0.5)

@@ -31,7 +31,7 @@ from cls2det.teachers.frozen import Replayed
 from cls2det.teachers.normalisation import Renormalise
 
 WHOLE = 0.95  # share of its area from which a box counts as whole: crops are cut at whole pixels
-TRIES = 8  # pictures that are made for a view, until each box was whole in one
+TRIES = 4  # pictures that are made for a view, until each box was whole in one
 CHUNK = 256  # crops that go through the network at a time
 MOST_BOXES = 1024  # of the pictures that are cropped together
 STREAM = 2  # of draws from the seed; the loader of trainings has 0 and 1
