@@ -58,7 +58,7 @@ def open_banks(options: DistillOptions, data: DetectionData) -> Banks:
         raise ValueError(f"bank_weights are of several banks with logits, found {len(of_logits)}")
     for bank in of_logits if reads_logits(options) and not options.allow_poor_teacher else ():
         check_head(options.student, str(bank.path), bank.about["loss"])
-        head, mapped_for = head_of(options.student), bank.about["teacher"]["mapped_for"]
+        head, mapped_for = head_of(options.student), bank.about["teacher"].get("mapped_for")
         if mapped_for not in (None, head):
             raise ValueError(
                 f"{bank.path} maps the teacher's classes for a {mapped_for}, and {options.student} has a {head}: make it anew with "

@@ -58,7 +58,8 @@ class Bank:
 
     def __init__(self, path: str | Path, *, check: bool = True):
         self.path = Path(path)
-        self.about, self.arrays = open_bank(path, check=check)
+        self.about, maps = open_bank(path, check=check)
+        self.arrays = {name: np.asarray(array) for name, array in maps.items()}  # views without a map's slower indexing
         self.classes: list[str] = list(self.about["classes"])
         self.views: int = self.about["views"]
         self.annotation_ids = np.array(self.arrays["annotation_ids"])
@@ -146,7 +147,9 @@ class Bank:
         sides = np.zeros(len(rows), np.int64)
         if mirrored is not None and values.shape[2] > 1:
             sides[:] = np.asarray(mirrored, dtype=bool)
-        return torch.from_numpy(np.asarray(values[rows, views, sides], dtype=np.float32))
+        places = (rows * self.views + views) * values.shape[2] + sides
+        flat = torch.from_numpy(values).flatten(0, 2)  # rows of a list are taken faster than by three indices
+        return flat.index_select(0, torch.from_numpy(places)).float()
 
     def rows_of(self, annotation_ids: ArrayLike) -> np.ndarray:
         """Place (n,) of each annotation in the tensors; ValueError for one that the bank does not have."""
