@@ -107,7 +107,8 @@ def open_bank(path: str | Path, *, check: bool = True) -> tuple[dict[str, Any], 
         raise ValueError(f"{path} is {what}: it has {size} bytes, its header says {header.end}; copy it again, or {ANEW}")
     if check and header.about.get("digest") != _digest(path, header):
         raise ValueError(f"{path} is damaged: its content does not have the digest that was written; copy it again, or {ANEW}")
-    return header.about, _maps(Path(path), header, "c")  # what is written to a map goes nowhere: torch warns of a read-only one
+    # private maps: what is written to them goes nowhere, and torch warns of read-only ones
+    return header.about, _maps(Path(path), header, "c")
 
 
 class Part:
