@@ -48,6 +48,7 @@ COMMANDS = {
     # One recipe serves both `train` and `distill`.
     "train": Command("cls2det.commands.train", options.TrainOptions, reads=options.DistillOptions, takes_recipe=True),
     "distill": Command("cls2det.commands.distill", options.DistillOptions, takes_recipe=True),
+    "bank": Command("cls2det.commands.bank", options.BankOptions),
     "evaluate": Command("cls2det.commands.evaluate", options.EvaluateOptions),
     "predict": Command("cls2det.commands.predict", options.PredictOptions),
     "export": Command("cls2det.commands.export", options.ExportOptions),

@@ -30,4 +30,4 @@ def first_lines(error: Exception, count: int = 3) -> str:
 
 
 class JobFailed(RuntimeError):
-    """A job of a sweep ended with an error; the message is its traceback."""
+    """A job of a sweep, or a process of a bank, ended with an error; the message is its traceback."""

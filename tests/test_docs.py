@@ -92,7 +92,9 @@ OF_OTHER_PROGRAMS = ("--backends", "--no-build-isolation", "--bench-out", "--ben
 
 def test_options_in_sentences_exist():
     pytest.importorskip("lightning")
-    known = "\n".join(help_of(command) for command in ("teacher", "distill", "evaluate", "pretrain", "sweep", "recipes"))
+    known = "\n".join(
+        help_of(command) for command in ("teacher", "bank", "distill", "evaluate", "pretrain", "sweep", "recipes")
+    )
     wrong = []
     for name, line in named(r"--[a-z]"):
         options = [word for word in line.split() if word.startswith("--") and word not in OF_OTHER_PROGRAMS]

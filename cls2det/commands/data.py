@@ -34,6 +34,7 @@ def training_data(options: TeacherOptions | TrainOptions) -> DetectionData:
         cache=options.run.cache,
         on_bad_image="skip" if options.run.skip_bad_images else "stop",
         max_pixels=options.run.max_pixels,
+        origins=bool(getattr(options, "bank", None)),
     )
 
 

@@ -10,8 +10,10 @@ import warnings
 import torch
 from torch import nn
 
+from cls2det.commands.banks import check_fit, check_head, open_banks, reads_logits
 from cls2det.commands.options import DistillOptions
 from cls2det.commands.sizes import compare_sizes
+from cls2det.commands.teachers import load_teacher
 from cls2det.commands.train import prepare, train, train_student
 from cls2det.data.dataset import DetectionData
 from cls2det.data.loader import train_loader
@@ -20,7 +22,7 @@ from cls2det.distill.balance import GradientBalance
 from cls2det.distill.classifier import ClassifierDistiller
 from cls2det.files import is_first_process
 from cls2det.models.students import head_of
-from cls2det.models.zero_shot import PREFIX, load_zero_shot
+from cls2det.models.zero_shot import PREFIX
 from cls2det.settings import DISTILLERS
 from cls2det.teachers.accuracy import check_not_at_chance
 from cls2det.teachers.crop_classifier import CropClassifier
@@ -40,21 +42,28 @@ def distill(options: DistillOptions, progress: Progress | None = None) -> dict:
     preparation, classifier = prepare(options), None
     if options.teacher and "classifier" in options.distillers:
         data = preparation.data
-        classifier = _load_teacher(options, data)
+        classifier = load_teacher(options, data)
         if not options.allow_poor_teacher and is_first_process():
             _check_teacher(classifier, options, data)
+    banks = open_banks(options, preparation.data)
 
     def build(classes: list[str], student: nn.Module) -> Distillation:
         classifier_distiller = detector_teacher = encoder = None
         if "classifier" in options.distillers:
             classifier_distiller = ClassifierDistiller(
-                classifier, options.classifier, classes, student.get_submodule("transform")
+                classifier,
+                options.classifier,
+                classes,
+                student.get_submodule("transform"),
+                bank=banks.logits,
+                bank_visible=options.bank_visible,
             )
         if options.detector_teacher and set(options.methods) - {"regions"}:
             detector_teacher = DetectorTeacher.load(options.detector_teacher, classes)
         if options.encoder and "regions" in options.methods:
             dtype = {"32": torch.float32, "bf16": torch.bfloat16}[options.regions.encoder_precision]
             encoder = load_encoder(options.encoder, options.encoder_weights, crop_size=options.regions.crop_size, dtype=dtype)
+        check_fit(banks, student.get_submodule("transform"))
         if is_first_process():
             if options.term_weights == "auto":
                 logging.getLogger(__name__).info(
@@ -69,41 +78,23 @@ def distill(options: DistillOptions, progress: Progress | None = None) -> dict:
             settings={name: getattr(options, name) for name in options.methods},
             encoder=encoder,
             balance=GradientBalance(**dataclasses.asdict(options.balance)) if options.term_weights == "auto" else None,
+            bank=banks.embeddings,
+            bank_visible=options.bank_visible,
         )
 
     return train_student(options, preparation, build, progress)
 
 
-def _load_teacher(options: DistillOptions, data: DetectionData) -> CropClassifier:
-    """A teacher of the data's classes: that of a file, or a zero-shot one."""
-    source = str(options.teacher)
-    if not source.startswith(PREFIX):
-        if options.prompts or options.teacher_crop_size:
-            raise ValueError(f"prompts and teacher_crop_size are for a teacher {PREFIX}NAME; found teacher {source}")
-        teacher = CropClassifier.load(source)
-        head = head_of(options.student)
-        return teacher.for_classes(data.classes, str(data.annotation_file), options.class_mapping, head=head)
-    if options.class_mapping:
-        raise ValueError(f"class_mapping is for a trained teacher; {source} takes the data's own names, see prompts")
-    network, loss = load_zero_shot(source, data.classes, options.prompts, size=options.teacher_crop_size)
-    return CropClassifier(
-        data.classes,
-        architecture=source,
-        student=options.student,
-        image_size=options.image_size,
-        crop_size=options.teacher_crop_size or network.size,
-        loss=loss,
-        network=network,
-    ).eval()
-
-
 def _warn_of_unread_teachers(options: DistillOptions) -> None:
+    if options.bank_weights and not options.bank:
+        warnings.warn("bank_weights are of several banks, and there is none (--bank)", stacklevel=3)
     for argument in ("prompts", "teacher_crop_size", "class_mapping"):
         if getattr(options, argument) and not options.teacher:
             warnings.warn(f"{argument} is of a teacher, and there is none (--teacher)", stacklevel=3)
     readers_of = {
         "teacher": {"classifier"},
         "encoder": {"regions"},
+        "bank": {"classifier", "regions"},
         "detector_teacher": set(DISTILLERS) - {"classifier", "regions"},
     }
     for argument, readers in readers_of.items():
@@ -116,17 +107,14 @@ def _warn_of_unread_teachers(options: DistillOptions) -> None:
 def _check_teacher(teacher: CropClassifier, options: DistillOptions, data: DetectionData) -> None:
     """Raise ValueError for one that would teach this student nothing, or the wrong thing."""
     head = head_of(options.student)
-    reads_scores = options.classifier.kd_cls_weight and options.classifier.control not in ("one_hot", "smoothed")
+    reads_scores = reads_logits(options)
     if reads_scores and str(options.teacher).startswith(PREFIX) and (head, teacher.loss) == ("sigmoid", "ce"):
         raise ValueError(
             f"{options.student} has sigmoids for its classes, and {options.teacher} was trained with a softmax alone: its "
             "logits have no zero. Take a SigLIP, or a student with a softmax (--allow-poor-teacher goes on all the same)"
         )
-    if reads_scores and (head, teacher.loss) in (("sigmoid", "ce"), ("softmax", "bce")):
-        raise ValueError(
-            f"{options.student} has a {head} for its classes, and the teacher was trained with {teacher.loss} alone: its scores "
-            "mean something else. Train it with --loss joint (--allow-poor-teacher goes on all the same)"
-        )
+    if reads_scores:
+        check_head(options.student, "the teacher", teacher.loss)
     batch_size = options.optim.batch_size
     batches = math.ceil(256 / batch_size)  # of training images; more than enough crops on most data
     loader = train_loader(data, batch_size=batch_size, steps_per_epoch=batches, seed=options.seed)

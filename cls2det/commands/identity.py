@@ -13,6 +13,7 @@ from cls2det.commands.options import DistillOptions, PretrainOptions, TeacherOpt
 from cls2det.commands.renamed import present
 from cls2det.data.fingerprint import Fingerprint
 from cls2det.models.weights import weights_digest
+from cls2det.teachers.bank_file import read_header
 from cls2det.training import runs
 from cls2det.training.settings import CLAIMED
 
@@ -112,9 +113,17 @@ def weights_of(
     names = ["start", "student", "architecture", "backbone_weights"]
     if isinstance(options, DistillOptions) and options.distils:
         names += ["teacher", "detector_teacher", "encoder", "encoder_weights"]
+    digests = digests_of({name: getattr(options, name, None) for name in names}, digest)
+    if isinstance(options, DistillOptions) and options.bank:
+        digests["bank"] = " ".join(str(read_header(path).about["digest"]) for path in options.bank if path.is_file())
+    return digests
+
+
+def digests_of(values: Mapping[str, Any], digest: Callable[[Path], str] = weights_digest) -> dict[str, str]:
+    """Digests of the files and folders that options name, as ``weights_of``; ``values`` are those of the options."""
     digests = {}
-    for name in names:
-        value = str(getattr(options, name, None) or "")
+    for name, given in values.items():
+        value = str(given or "")
         prefix = next((prefix for prefix in ("hf:", "zero-shot:") if value.startswith(prefix)), "")
         path = Path(value.removeprefix(prefix)).expanduser()
         if name in OURS and path.is_file():

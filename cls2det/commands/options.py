@@ -159,6 +159,11 @@ class DistillOptions(TrainOptions):
         class_mapping: which classes of the teacher stand for which of the data, where these differ: a table of the teacher's
             name to the data's name, to several, or to null
         allow_poor_teacher: go on with a teacher that is no better than guessing
+        bank: file of `cls2det bank`, or several, which are averaged: it has the logits that KD-cls reads, and the embeddings of
+            regions, so that neither runs a network. A teacher beside it serves KD-loc, and the boxes that are cut
+        bank_weights: of several banks; the default is by their calibration
+        bank_visible: a box of which augmentation left a smaller share is not compared with the bank: it goes to the teacher or
+            encoder beside it, or, where there is none, is left out of KD-cls and regions
         detector_teacher: weights.pt of `cls2det train` or `distill`, or torchvision:NAME for a detector with torchvision's COCO
             weights; the teacher of every distiller but classifier
         encoder: image encoder that regions learns from: timm:NAME, hf:NAME or hf:FOLDER, a classifier of torchvision, or
@@ -186,6 +191,9 @@ class DistillOptions(TrainOptions):
     teacher_crop_size: int | None = None
     class_mapping: dict[str, str | list[str] | None] | None = None
     allow_poor_teacher: bool = False
+    bank: list[Path] | None = None
+    bank_weights: list[float] | None = None
+    bank_visible: float = 0.5
     detector_teacher: str | None = None
     encoder: str | None = None
     encoder_weights: str = "pretrained"
@@ -215,9 +223,72 @@ class DistillOptions(TrainOptions):
 
     @property
     def distils(self) -> bool:
-        """Whether any term is distilled: a method, a teacher, or a weight of the classifier's terms above 0."""
-        terms = self.teacher or any(getattr(self.classifier, weight) for weight in TERMS)
+        """Whether any term is distilled: a method, a teacher, a bank, or a weight of the classifier's terms above 0."""
+        terms = self.teacher or self.bank or any(getattr(self.classifier, weight) for weight in TERMS)
         return bool(self.methods or ("classifier" in self.distillers and terms))
+
+
+@dataclasses.dataclass(frozen=True)
+class BankOptions:
+    """Compute a teacher's outputs on every ground-truth crop once, for `distill --bank`.
+
+    Writes one file, with fp16 logits of a teacher, embeddings of an encoder, or both, by annotation id. The same command goes on
+    where an earlier one was stopped.
+
+    Args:
+        data_root: folder of the data, in COCO's, Pascal VOC's or YOLO's layout (or YOLO's data.yaml)
+        out: the file that is written, such as bank.safetensors
+        split: split whose boxes are looked at: the one that is trained on
+        teacher: weights.pt of `cls2det teacher`, or zero-shot:NAME or zero-shot:FOLDER
+        encoder: image encoder for regions: timm:NAME, hf:NAME or hf:FOLDER, a classifier of torchvision, or weights.pt of
+            `cls2det teacher`
+        encoder_weights: of an encoder by name: pretrained, none (random), or a file or folder of safetensors
+        encoder_crop_size: side of the encoder's crops in pixels (default: the encoder's own)
+        student: the detector that will read it, whose way of resizing and normalising pictures is taken (default: that of the
+            teacher's weights.pt)
+        image_size: side in pixels that images are brought to (default: the student's own, or that of the teacher's weights.pt)
+        views: how many views of each box; the first is the box as it is, the others are as the augmentation shows it
+        augmentation: of the further views: none, flip, ssd, ssdlite, jitter, jitter_flip; that of the training
+        margins: views are enlarged by these shares of the box's size on each side, one after another, beside the teacher's own
+        flip: hold every view mirrored too (default: where the augmentation mirrors)
+        prompts: of a zero-shot teacher, see distill
+        teacher_crop_size: side of a zero-shot teacher's crops in pixels (default: the network's own)
+        class_mapping: of a teacher of other classes, see distill
+        val_split: split to measure accuracy and calibration on, by which several banks are weighed (default: the boxes of the bank
+            itself, which a trained teacher knows)
+        precision: 32, or bf16: the network runs in bfloat16
+        batch_size: images that are cropped together
+        loader_workers: processes that load and augment images, for each device
+        device: auto takes a GPU if there is one
+        devices: GPUs, or processes on a CPU, of this machine
+        seed: of the views
+        max_pixels: an image of more pixels is not read, as a small file can fill the memory; null is no limit
+    """
+
+    data_root: Path
+    out: Path
+    split: str = "train"
+    teacher: Path | None = None
+    encoder: str | None = None
+    encoder_weights: str = "pretrained"
+    encoder_crop_size: int | None = None
+    student: str | None = None
+    image_size: int | None = None
+    views: int = 1
+    augmentation: str = "none"
+    margins: list[float] = dataclasses.field(default_factory=lambda: [0.0])
+    flip: bool | None = None
+    prompts: list[str] | None = None
+    teacher_crop_size: int | None = None
+    class_mapping: dict[str, str | list[str] | None] | None = None
+    val_split: str | None = None
+    precision: Literal["32", "bf16"] = "32"
+    batch_size: int = 32
+    loader_workers: int = 0
+    device: Device = "auto"
+    devices: int = 1
+    seed: int = 0
+    max_pixels: int | None = MAX_PIXELS
 
 
 @dataclasses.dataclass(frozen=True)

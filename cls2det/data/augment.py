@@ -1,7 +1,8 @@
 """How training pictures are varied: callables (image uint8 (3, H, W), target, seed) -> (image, target).
 
 Every one is a function of its arguments alone: equal seeds give equal bits in any process, whatever else draws random
-numbers. Boxes that leave the image are dropped from ``boxes`` and ``labels`` together; the image may change its size.
+numbers. Boxes that leave the image are dropped from ``boxes``, ``labels`` and, where the target has them, ``origins`` together; the
+image may change its size.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms import v2
-from torchvision.tv_tensors import BoundingBoxes, Image
+from torchvision.tv_tensors import BoundingBoxes, Image, TVTensor
+
+from cls2det.data.origins import carried
 
 Target = dict[str, Tensor]
 Augment = Callable[[Tensor, Target, int], tuple[Tensor, Target]]
@@ -66,7 +69,9 @@ class Augmentation:
         boxes = (boxes - size / 2) * scale + size / 2 + size * torch.tensor([across, down] * 2)
         inside = boxes.clamp(min=torch.zeros(4), max=size.float())
         keep = _area(inside) >= self.visible * _area(boxes)
-        return warped, {**target, "boxes": inside[keep], "labels": target["labels"][keep]}
+        visible = (_area(inside) / _area(boxes))[keep]
+        kept = {"boxes": inside[keep], "labels": target["labels"][keep]}
+        return warped, {**target, **kept, **carried(target, keep, mirrored=mirror < 0, visible=visible)}
 
 
 def _area(boxes: Tensor) -> Tensor:
@@ -78,7 +83,7 @@ def unchanged(image: Tensor, target: Target, seed: int) -> tuple[Tensor, Target]
 
 
 def apply_torchvision(transform: v2.Transform, image: Tensor, target: Target, seed: int) -> tuple[Tensor, Target]:
-    """A transform of ``torchvision.transforms.v2``, with a seed of its own.
+    """A transform of ``torchvision.transforms.v2`` that does not scale pictures, with a seed of its own.
 
     Where it leaves no box of an image that had one (a crop may cut the last box to less than a pixel), the image is
     returned unchanged; so is one with a side of less than 4 pixels, which ``RandomIoUCrop`` cannot crop.
@@ -88,14 +93,26 @@ def apply_torchvision(transform: v2.Transform, image: Tensor, target: Target, se
     boxes = BoundingBoxes(target["boxes"], format="XYXY", canvas_size=image.shape[-2:])
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs too, and they are not forked
-        result = transform({"image": Image(image), "boxes": boxes, "labels": target["labels"]})
-    if len(target["labels"]) and not len(result["labels"]):
+        # what is filtered with the boxes goes by the name of labels
+        rows, mark = torch.arange(len(boxes)), torch.zeros(1).as_subclass(MirrorMark)
+        result = transform({"image": Image(image), "boxes": boxes, "labels": rows, "mark": mark})
+    rows, after = result["labels"], result["boxes"].as_subclass(Tensor)
+    if len(target["labels"]) and not len(rows):
         return image, target
-    return result["image"].as_subclass(Tensor), {
-        **target,
-        "boxes": result["boxes"].as_subclass(Tensor),
-        "labels": result["labels"],
-    }
+    visible = _area(after) / _area(target["boxes"][rows])
+    origins = carried(target, rows, mirrored=bool(result["mark"]), visible=visible)
+    return result["image"].as_subclass(Tensor), {**target, "boxes": after, "labels": target["labels"][rows], **origins}
+
+
+class MirrorMark(TVTensor):  # type: ignore[misc] # torchvision has no types
+    """One number that says whether a picture was mirrored: it passes through every other transform as it is."""
+
+
+def _flip_mark(mark: Tensor) -> Tensor:
+    return (1 - mark.as_subclass(Tensor)).as_subclass(MirrorMark)
+
+
+v2.functional.register_kernel("horizontal_flip", MirrorMark)(_flip_mark)
 
 
 _FLIP = v2.RandomHorizontalFlip(p=0.5)
@@ -115,6 +132,9 @@ AUGMENTATIONS: dict[str, Augment] = {
     "jitter": Augmentation(),
     "jitter_flip": Augmentation(flip=True),
 }
+
+
+MIRRORING = ("flip", "ssd", "ssdlite", "jitter_flip")  # augmentations that mirror some pictures
 
 
 def get_augmentation(name: str) -> Augment:

@@ -29,8 +29,9 @@ from cls2det.data.coco import index_coco
 from cls2det.data.faults import warn_of
 from cls2det.data.images import SIDES_SWAPPED, read_with_orientation, turn
 from cls2det.data.layouts import read_split
+from cls2det.data.origins import begin
 from cls2det.data.pictures import Listed, find_missing, hint, other_size, read_headers, with_slashes
-from cls2det.data.targets import CLASSES_FROM, make_targets, tabulate
+from cls2det.data.targets import CLASSES_FROM, make_targets, name_annotations, tabulate
 from cls2det.errors import LISTED, some
 from cls2det.settings import MAX_PIXELS
 
@@ -91,6 +92,8 @@ class DetectionData(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         classes: names in order of label, of another split or of weights; None is the file's own, in order of category id.
             ValueError for a name that only one side has
         classes_of: what ``classes`` are those of, for the message
+        origins: targets also hold ``annotation_ids`` (n,), and those of training items ``origins`` in their place: see
+            ``data.origins``
 
     Attributes:
         classes, category_ids: name and COCO id of label 1, 2, ...
@@ -111,6 +114,7 @@ class DetectionData(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         max_pixels: int | None = MAX_PIXELS,
         classes: Sequence[str] | None = None,
         classes_of: str = "the list of classes",
+        origins: bool = False,
     ):
         if on_bad_image not in ("stop", "skip"):
             raise ValueError(f"on_bad_image must be 'stop' or 'skip', got {on_bad_image!r}")
@@ -126,10 +130,13 @@ class DetectionData(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         warn_of_twins(self.classes, self.annotation_file)
         table = tabulate(content)
         check_split(content, table, self.annotation_file)
-        self.targets = make_targets(content, table, self.annotation_file)
+        self.targets = make_targets(content, table, self.annotation_file, with_rows=origins)
         if classes is not None:
             self._take_order(classes, classes_of)
         self.coco = index_coco(content, self.annotation_file)
+        self.origins = origins
+        if origins:
+            name_annotations(self.targets, content["annotations"])
         self.files = {
             image["id"]: Listed(image["id"], image["file_name"], image["width"], image["height"])
             for image in content["images"]
@@ -165,6 +172,7 @@ class DetectionData(Dataset[tuple[Tensor, dict[str, Tensor]]]):
             return self._image(key), self.targets[key]
         index, seed = key
         image, target = self._next_good(index) if self.on_bad_image == "skip" else (self._image(index), self.targets[index])
+        target = begin(target, seed) if self.origins else target
         return self.augment(image, target, seed) if self.augment else (image, target)
 
     def class_counts(self) -> dict[str, int]:

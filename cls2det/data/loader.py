@@ -85,8 +85,8 @@ class SeededSampler(Sampler[tuple[int, int]]):
         for position in range(first, first + self.length * world, world):
             if position // self.size != number:
                 number = position // self.size
-                order = torch.randperm(self.size, generator=torch.Generator().manual_seed(_mix(self.seed, 0, number)))
-            yield int(order[position % self.size]), _mix(self.seed, 1, position)
+                order = torch.randperm(self.size, generator=torch.Generator().manual_seed(mix(self.seed, 0, number)))
+            yield int(order[position % self.size]), mix(self.seed, 1, position)
 
 
 class _SharedOrder(Sampler[int]):
@@ -104,7 +104,7 @@ class _SharedOrder(Sampler[int]):
         return iter(range(rank, self.size, world))
 
 
-def _mix(seed: int, stream: int, number: int) -> int:
+def mix(seed: int, stream: int, number: int) -> int:
     """32 bits from three numbers (torch's CPU generator uses no more of a seed)."""
     return int.from_bytes(blake2b(f"{seed}/{stream}/{number}".encode(), digest_size=4).digest(), "big")
 

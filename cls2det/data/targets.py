@@ -58,8 +58,11 @@ def clipped(table: Table) -> np.ndarray:
     return corners.clip(0, np.tile(table.sizes, 2)).astype(np.float32)
 
 
-def make_targets(content: dict[str, Any], table: Table, file: Path) -> list[dict[str, Tensor]]:
-    """Of each image, in order of its id: ``boxes`` clipped to the image, ``labels`` and ``image_id``."""
+def make_targets(content: dict[str, Any], table: Table, file: Path, *, with_rows: bool = False) -> list[dict[str, Tensor]]:
+    """Of each image, in order of its id: ``boxes`` clipped to the image, ``labels`` and ``image_id``.
+
+    ``with_rows`` adds the place of each box in the list of annotations, for ``name_annotations``.
+    """
     images = sorted(content["images"], key=lambda image: image["id"])
     rows = np.flatnonzero(~table.crowds)
     boxes, labels, owner = clipped(table)[rows], table.labels[rows], table.owners[rows]
@@ -72,7 +75,7 @@ def make_targets(content: dict[str, Any], table: Table, file: Path) -> list[dict
     order = np.flatnonzero(usable)[np.argsort(owner[usable], kind="stable")]
     counts = np.bincount(owner[usable], minlength=len(images)).tolist()
     # clones: a view would drag all boxes along wherever it is saved or sent
-    return [
+    targets = [
         {"boxes": box.clone(), "labels": label.clone(), "image_id": torch.tensor(image["id"])}
         for image, box, label in zip(
             images,
@@ -81,3 +84,14 @@ def make_targets(content: dict[str, Any], table: Table, file: Path) -> list[dict
             strict=True,
         )
     ]
+    if with_rows:
+        for target, places in zip(targets, torch.from_numpy(rows[order]).split(counts), strict=True):
+            target["annotation_ids"] = places.clone()
+    return targets
+
+
+def name_annotations(targets: list[dict[str, Tensor]], annotations: list[dict[str, Any]]) -> None:
+    """Put the ids of annotations, once they are sure to be integers of their own, in the place of the rows in ``targets``."""
+    ids = torch.tensor([annotation["id"] for annotation in annotations], dtype=torch.int64)
+    for target in targets:
+        target["annotation_ids"] = ids[target["annotation_ids"]]

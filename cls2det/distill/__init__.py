@@ -53,6 +53,8 @@ from cls2det.settings import (
     PKDSettings,
     RegionsSettings,
 )
+from cls2det.teachers.bank import Bank
+from cls2det.teachers.bank_average import BankAverage
 from cls2det.teachers.detector import DetectorTeacher, TeacherOutputs, map_channels
 from cls2det.teachers.encoder import Encoder
 from cls2det.teachers.network import teacher_from
@@ -63,6 +65,8 @@ __all__ = [
     "NO_TERMS",
     "TERMS",
     "BCKDSettings",
+    "Bank",
+    "BankAverage",
     "BoxDistiller",
     "CWDSettings",
     "ChenSettings",
@@ -112,6 +116,8 @@ class Distillation(nn.Module):
         settings: of each method, and of regions, by name
         encoder: of regions; None without them
         balance: holds every term's gradient to a share of the detection loss's; None leaves the weights as they are
+        bank: of regions, in place of the encoder or beside it
+        bank_visible: see ``Regions``
     """
 
     def __init__(
@@ -122,6 +128,8 @@ class Distillation(nn.Module):
         settings: Mapping[str, Any] | None = None,
         encoder: Encoder | None = None,
         balance: GradientBalance | None = None,
+        bank: Bank | None = None,
+        bank_visible: float = 0.5,
     ):
         super().__init__()
         self.balance = balance
@@ -137,14 +145,16 @@ class Distillation(nn.Module):
         )
         self.regions: Regions | None = None
         if "regions" in self.settings:
-            if encoder is None:
-                raise ValueError("regions needs an image encoder as teacher: give --encoder")
+            if encoder is None and bank is None:
+                raise ValueError("regions needs an image encoder as teacher: give --encoder, or a --bank with embeddings")
             self.regions = Regions(
                 self.settings["regions"],
                 encoder,
                 map_channels(student),
                 image_mean=transform.image_mean,
                 image_std=transform.image_std,
+                bank=bank,
+                bank_visible=bank_visible,
             )
 
     def to_device(self, device: torch.device) -> None:

@@ -23,11 +23,13 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from cls2det.distill.banked import check_columns, cut_boxes, origins_of, whole_boxes
 from cls2det.distill.controls import BOXES, LABELS
 from cls2det.distill.first_step import warn_of_mistakes
 from cls2det.distill.kd_cls import kd_cls_term
 from cls2det.models.positives import Positives
 from cls2det.settings import ClassifierSettings
+from cls2det.teachers.bank import AnyBank
 from cls2det.teachers.crop_classifier import PADDING, CropClassifier
 from cls2det.teachers.frozen import Replayed
 from cls2det.teachers.network import BoxTeacher
@@ -46,7 +48,7 @@ class BoxDistiller:
 
     Args:
         teacher: a ``BoxTeacher`` of the student's classes in any order (``CropClassifier``, ``teacher_from``), or None if the
-            settings ask for the pixel term alone
+            settings ask for no more than the pixel term and, with a bank, KD-cls
         settings: of the terms
         classes: names of the student's classes, in order of label; None is the teacher's order
         image_mean: of each channel, as ``positives.images`` are normalised, of images in [0, 1]; pictures of 0 to 1 have
@@ -56,9 +58,14 @@ class BoxDistiller:
         capture: on a GPU, replay the teacher's pass as captured graphs; None does so for a ``CropClassifier`` of torchvision
         explain: warn of the likely mistakes of the first batch that has positives, see ``cls2det_ops.explain``. It reads values,
             so this one step waits for a GPU
+        bank: a ``Bank`` or ``BankAverage``: KD-cls reads its logits in place of the teacher's, by ``positives.origins``; the teacher,
+            if there is one, serves KD-loc and the boxes that are cut
+        bank_visible: boxes of which augmentation left a smaller share are not compared with the bank: they go to the teacher
+            or, without one, are left out of KD-cls, whose divisor still counts their positives
 
     Raises:
-        ValueError: settings that need a teacher, and none; classes that only one side has; a layer that the teacher lacks
+        ValueError: settings that need a teacher, and none; classes that only one side has; a layer that the teacher lacks; a
+            bank without logits, or with a column for the background that the teacher does not have
     """
 
     def __init__(
@@ -71,17 +78,27 @@ class BoxDistiller:
         image_std: Sequence[float],
         capture: bool | None = None,
         explain: bool = True,
+        bank: AnyBank | None = None,
+        bank_visible: float = 0.5,
     ):
         if classes is None:
-            classes = teacher.classes if teacher is not None else ()
+            classes = next((source.classes for source in (teacher, bank) if source is not None), ())
         self.settings, self.classes = settings, len(classes)
         self.on_targets: nn.Module | None = None
         self.on_predictions: nn.Module | None = None
+        self.on_cut: nn.Module | None = None  # gives the logits of boxes that the bank does not serve
         self.true_box = BOXES.get(settings.control)  # in place of the terms on boxes
         layers = settings.feature_layers if settings.kd_loc_weight and not self.true_box else ()
         logits = settings.kd_cls_weight > 0 and settings.control not in LABELS
-        if teacher is None and (layers or logits):
+        if teacher is None and layers and bank is not None:
+            raise ValueError(
+                "KD-loc compares layers of a teacher, which a bank does not have: give the teacher beside it (--teacher), or a "
+                "kd_loc_weight of 0 (--classifier.kd-loc-weight 0)"
+            )
+        if teacher is None and (layers or (logits and bank is None)):
             raise ValueError("KD-cls and KD-loc need a teacher; without one, only loc_weight may be above 0")
+        self.bank = bank.for_classes(classes) if bank is not None and logits else None
+        self.bank_visible = bank_visible
         for option, needs_two in (
             ("control shuffled", settings.control == "shuffled"),
             ("kd_cls_variants decoupled", "decoupled" in settings.kd_cls_variants),
@@ -96,9 +113,13 @@ class BoxDistiller:
             # One pass per ground truth serves both losses; predicted crops, or whole images, run the low layers alone.
             on_crops = layers if settings.feature_mode == "crop" else ()
             dtype = {"32": torch.float32, "bf16": torch.bfloat16}[settings.teacher_precision]
-            if on_crops or logits:
-                reader = teacher.reader(on_crops, logits, dtype)
+            if on_crops or (logits and self.bank is None):
+                reader = teacher.reader(on_crops, logits and self.bank is None, dtype)
                 self.on_targets = Replayed(reader) if capture else reader
+            if self.bank is not None:
+                reader = teacher.reader((), True, dtype)
+                check_columns(reader, teacher, self.bank)
+                self.on_cut = Replayed(reader) if capture else reader
             if layers:
                 self.on_predictions = teacher.reader(layers, False, dtype)
         self.teacher = teacher
@@ -115,7 +136,7 @@ class BoxDistiller:
 
     def to(self, device: torch.device | str) -> BoxDistiller:
         """Move the teacher, which no training module knows of; returns itself."""
-        for module in (self.teacher, self.on_targets, self.on_predictions):
+        for module in (self.teacher, self.on_targets, self.on_predictions, self.on_cut):
             if isinstance(module, nn.Module):
                 module.to(device)
         self.for_teacher.to(device)
@@ -136,7 +157,7 @@ class BoxDistiller:
             warn_of_mistakes(positives, logits, *self.normalisation, trains_boxes)
         if settings.kd_cls_weight:
             terms["kd_cls"] = settings.kd_cls_weight * kd_cls_term(
-                positives, targets["logits"], self.classes, settings, divisor
+                positives, targets["logits"], self.classes, settings, divisor, targets.get("whole")
             )
         if settings.kd_loc_weight:
             distance = (
@@ -150,26 +171,52 @@ class BoxDistiller:
 
     def _targets(self, positives: Positives) -> dict[str, Tensor]:
         """The teacher's outputs on the crops of the ground truths: "logits" (G, C), with its column for the background, if it has
-        one, (G, C + 1), and layers by name."""
+        one, (G, C + 1), and layers by name; "whole" (G,) where some boxes are left out of KD-cls."""
         truth = positives.target_labels - 1
         of_labels = {}
         if self.settings.control in LABELS:
             of_labels["logits"] = LABELS[self.settings.control](truth, self.classes, positives.head, self.settings.temperature)
-        if self.on_targets is None or not len(truth):
+        if (self.on_targets is None and self.bank is None) or not len(truth):
             return {"logits": positives.images.new_zeros(len(truth), self.classes), **of_labels}
-        boxes, image_index = positives.target_boxes, positives.target_image_index
-        assert self.teacher is not None  # on_targets reads it
-        parts = [
-            self.on_targets(self.for_teacher(self.teacher.crop(positives.images, boxes[chunk], image_index[chunk])))
-            for chunk in self._chunks(boxes)
-        ]
-        outputs = parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        outputs: dict[str, Tensor] = {}
+        if self.on_targets is not None:
+            outputs = self._read(self.on_targets, positives, positives.target_boxes, positives.target_image_index)
+        if self.bank is not None:
+            outputs |= self._of_bank(positives)
         if "logits" in outputs:
             outputs["logits"] = outputs["logits"].float()
             self.accuracy = (outputs["logits"].argmax(1) == truth).float().mean()
             if self.settings.control == "shuffled":  # the background stays where it is
                 outputs["logits"][:, : self.classes] = outputs["logits"][:, : self.classes].roll(1, dims=1)
         return {**outputs, **of_labels}
+
+    def _read(self, reader: nn.Module, positives: Positives, boxes: Tensor, image_index: Tensor) -> dict[str, Tensor]:
+        """What a reader of the teacher gives for the crops of ``boxes``."""
+        teacher = self.teacher
+        assert teacher is not None  # which the reader reads
+        parts = [
+            reader(self.for_teacher(teacher.crop(positives.images, boxes[chunk], image_index[chunk])))
+            for chunk in self._chunks(boxes)
+        ]
+        return parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _of_bank(self, positives: Positives) -> dict[str, Tensor]:
+        """The bank's "logits", in which the teacher's stand for boxes that are cut; without a teacher, "whole" says which are not.
+
+        Which boxes are cut is known on the host: nothing waits for a GPU.
+        """
+        bank, device = self.bank, positives.images.device
+        assert bank is not None
+        logits = bank.logits_of(origins_of(positives)).to(device, non_blocking=True)
+        cut = cut_boxes(positives, self.bank_visible)
+        if not len(cut):
+            return {"logits": logits}
+        if self.on_cut is None:
+            return {"logits": logits, "whole": whole_boxes(len(logits), cut, device)}
+        rows = cut.to(device, non_blocking=True)
+        boxes, image_index = positives.target_boxes[rows], positives.target_image_index[rows]
+        live = self._read(self.on_cut, positives, boxes, image_index)["logits"]
+        return {"logits": logits.index_copy_(0, rows, live.float())}
 
     def _features(self, positives: Positives, targets: dict[str, Tensor], divisor: float | Tensor) -> Tensor:
         if not len(positives):
@@ -265,6 +312,8 @@ class ClassifierDistiller(BoxDistiller):
         settings: of the terms
         classes: names of the student's classes, in order of label
         transform: of the student
+        bank: see ``BoxDistiller``
+        bank_visible: see ``BoxDistiller``
 
     Raises:
         ValueError: as ``BoxDistiller``; a teacher of another normalisation
@@ -276,10 +325,14 @@ class ClassifierDistiller(BoxDistiller):
         settings: ClassifierSettings,
         classes: Sequence[str],
         transform: GeneralizedRCNNTransform,
+        *,
+        bank: AnyBank | None = None,
+        bank_visible: float = 0.5,
     ):
         if isinstance(teacher, CropClassifier) and not teacher.is_foreign:  # others want their own, whoever the student is
-            _check_same_normalisation(teacher, transform)
-        super().__init__(teacher, settings, classes=classes, image_mean=transform.image_mean, image_std=transform.image_std)
+            check_same_normalisation(teacher, transform)
+        normalisation = {"image_mean": transform.image_mean, "image_std": transform.image_std}
+        super().__init__(teacher, settings, classes=classes, **normalisation, bank=bank, bank_visible=bank_visible)
 
 
 class _ByChunks(torch.autograd.Function):
@@ -305,7 +358,7 @@ class _ByChunks(torch.autograd.Function):
         return grad * ctx.saved_tensors[0], None, None
 
 
-def _check_same_normalisation(teacher: CropClassifier, transform: GeneralizedRCNNTransform) -> None:
+def check_same_normalisation(teacher: CropClassifier, transform: GeneralizedRCNNTransform) -> None:
     """The teacher's inputs are scaled like the student's, or a ValueError."""
     for name in ("image_mean", "image_std"):
         students, teachers = list(getattr(transform, name)), list(getattr(teacher.transform, name))

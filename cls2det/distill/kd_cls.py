@@ -27,7 +27,12 @@ from cls2det_ops import kd_sigmoid_loss, kd_softmax_loss
 
 
 def kd_cls_term(
-    positives: Positives, teacher_logits: Tensor, classes: int, settings: ClassifierSettings, divisor: float | Tensor
+    positives: Positives,
+    teacher_logits: Tensor,
+    classes: int,
+    settings: ClassifierSettings,
+    divisor: float | Tensor,
+    whole: Tensor | None = None,
 ) -> Tensor:
     """The unweighted term, a scalar with gradient to ``positives.logits``.
 
@@ -37,6 +42,7 @@ def kd_cls_term(
         classes: C
         settings: temperature and variants
         divisor: of the sum over positives
+        whole: (G,), 1 for ground truths whose logits count, 0 for those that are left out; None: all count
 
     Raises:
         ValueError: a variant that a sigmoid head does not have
@@ -48,10 +54,14 @@ def kd_cls_term(
             "without a background among them and with a zero that means something"
         )
     logits, background = positives.logits, positives.background
+    weight = None if whole is None else whole[matched_idxs]
+    if "overlap" in variants:
+        shares = overlaps(positives.boxes, positives.target_boxes[matched_idxs])
+        weight = shares if weight is None else weight * shares
     loss = functools.partial(
         kd_softmax_loss if softmax else kd_sigmoid_loss,
         temperature=settings.temperature,
-        weight=overlaps(positives.boxes, positives.target_boxes[matched_idxs]) if "overlap" in variants else None,
+        weight=weight,
         normalizer=divisor,
     )
     if "quality" in variants:

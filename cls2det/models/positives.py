@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,6 +35,8 @@ class Positives:
         head: "softmax" over the columns of ``logits``, or a "sigmoid" of each
         background: the column of ``logits`` that is no class: "first" (column = label; unused where the head is sigmoid),
             "last" (column = label - 1), or "none" (column = label - 1)
+        origins: (G,), from which annotation each ground truth comes, see ``data.origins``: a bank of teacher's outputs is read
+            by it; None where none is read
     """
 
     images: Tensor
@@ -46,6 +49,7 @@ class Positives:
     target_image_index: Tensor
     head: str
     background: str
+    origins: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         for name, value, choices in (("head", self.head, HEADS), ("background", self.background, BACKGROUNDS)):
@@ -62,6 +66,11 @@ class Positives:
             if not (are_boxes and fit):
                 rows_of_each = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
                 raise ValueError(f"Positives: expected as many rows of each, boxes with 4 columns; found {rows_of_each}")
+        if self.origins is not None and len(self.origins) != len(self.target_boxes):
+            raise ValueError(
+                f"Positives: expected origins of {len(self.target_boxes)} ground truths, found {len(self.origins)}; an augmentation "
+                "that drops boxes must drop their origins too (data.origins.carried)"
+            )
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -78,6 +87,7 @@ class Positives:
         *,
         head: str,
         background: str,
+        origins: Sequence[np.ndarray] | None = None,
     ) -> Positives:
         """Of lists with an entry per image, with matches that count within each image. Nothing waits for a GPU.
 
@@ -90,6 +100,7 @@ class Positives:
             target_labels: of each image (G_i,), from 1
             head: "softmax" or "sigmoid"
             background: "first", "last" or "none", see the class
+            origins: of each image (G_i,), see ``data.origins.make_origins``; None where no bank is read
 
         Raises:
             ValueError: lists of other lengths than the number of images, or entries that do not belong together
@@ -125,6 +136,7 @@ class Positives:
             target_image_index=_image_of_rows([len(rows) for rows in target_boxes], images.device),
             head=head,
             background=background,
+            origins=None if origins is None else np.concatenate(list(origins)),
         )
 
     @classmethod
@@ -139,6 +151,7 @@ class Positives:
         *,
         head: str,
         background: str,
+        origins: np.ndarray | None = None,
     ) -> Positives:
         """Of positives that each have a copy of their ground truth: equal copies in one image are one ground truth.
 
@@ -154,6 +167,7 @@ class Positives:
             matched_labels: (K,), its label, from 1
             head: "softmax" or "sigmoid"
             background: "first", "last" or "none", see the class
+            origins: (K,), of the ground truth of each positive, see ``data.origins.make_origins``; None where no bank is read
 
         Raises:
             ValueError: other numbers of rows
@@ -164,6 +178,8 @@ class Positives:
         # float64 holds every float32 coordinate, image and label as it is
         keys = torch.cat([image_index[:, None].double(), matched_labels[:, None].double(), matched_boxes.detach().double()], 1)
         targets, matched_idxs = keys.unique(dim=0, return_inverse=True)
+        if origins is not None:
+            origins = origins[np.unique(matched_idxs.cpu().numpy(), return_index=True)[1]]
         return cls(
             images=images,
             logits=logits,
@@ -175,6 +191,7 @@ class Positives:
             target_image_index=targets[:, 0].long(),
             head=head,
             background=background,
+            origins=origins,
         )
 
     def thinned(self, count: int) -> Positives:

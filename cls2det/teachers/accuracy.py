@@ -31,7 +31,7 @@ def crop_logits(
     for images, targets in loader:
         batch = (
             [image.to(device) for image in images],
-            [{name: value.to(device) for name, value in target.items()} for target in targets],
+            [{name: target[name].to(device) for name in ("boxes", "labels")} for target in targets],
         )
         crops, truth = model.crops_of_batch(batch, background=model.background)
         if len(crops):

@@ -81,13 +81,23 @@ class Encoder:
         Args:
             renormalise: from the images' normalisation to the network's
         """
-        total = torch.zeros(len(boxes), self.size, device=images.device)
-        if len(boxes):
-            for margin in self.margins:
-                crops = roi_crop(
-                    images, enlarged(boxes, margin), image_index, self.crop_size, padding_mode=PADDING, clip=False
-                )
-                total += F.normalize(self._encode(renormalise(crops)), dim=1)
+        return self.encode(self.crops(images, boxes, image_index, renormalise))
+
+    def crops(self, images: Tensor, boxes: Tensor, image_index: Tensor, renormalise: Renormalise) -> list[Tensor]:
+        """What is encoded of the boxes: crops (N, 3, S, S) for each margin, as the network takes them."""
+        size = self.crop_size
+        return [
+            renormalise(roi_crop(images, enlarged(boxes, margin), image_index, size, padding_mode=PADDING, clip=False))
+            for margin in self.margins
+        ]
+
+    @torch.no_grad()
+    def encode(self, crops: Sequence[Tensor]) -> Tensor:
+        """(N, D), of length 1, of ``crops``."""
+        total = torch.zeros(len(crops[0]), self.size, device=crops[0].device)
+        if len(total):
+            for of_margin in crops:
+                total += F.normalize(self._encode(of_margin), dim=1)
         return F.normalize(total, dim=1)
 
 

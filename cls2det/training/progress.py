@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 
 Progress = Callable[[int, int, str], None]  # (step, steps, text)
 FIRST, EVERY = 10.0, 60.0  # seconds before the first line of a log, and between the others
-NOUNS = {"training": "steps", "evaluating": "images", "predicting": "images", "scenes": "images"}
+NOUNS = {"training": "steps", "evaluating": "images", "predicting": "images", "scenes": "images", "bank": "images"}
 
 
 class Screen(Console):

@@ -22,6 +22,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
@@ -218,8 +219,9 @@ class PositiveTap:
         """A forward begins: what the one before left is no longer wanted."""
         self._parts, self._outputs, self._grid, self._regions = {}, (), {}, None
 
-    def keep_inputs(self, images: Tensor, boxes: list[Tensor], labels: list[Tensor]) -> None:
-        """For the families: images (B, 3, H, W), and of each image the ground truths' boxes (n, 4) and labels (n,) from 1."""
+    def keep_inputs(self, images: Tensor, boxes: list[Tensor], labels: list[Tensor], origins: list[Any] | None = None) -> None:
+        """For the families: images (B, 3, H, W), and of each image the ground truths' boxes (n, 4) and labels (n,) from 1; of
+        targets that have them, their ``origins`` (n,)."""
         counts = [len(rows) for rows in boxes]
         self._first = torch.tensor([sum(counts[:number]) for number in range(len(counts))], device=images.device)
         self._parts = {
@@ -229,6 +231,7 @@ class PositiveTap:
             "target_image_index": torch.tensor(
                 [image for image, count in enumerate(counts) for _ in range(count)], dtype=torch.int64, device=images.device
             ),
+            "origins": np.concatenate(origins) if origins else None,
         }
 
     def _keep_transformed(
@@ -238,7 +241,9 @@ class PositiveTap:
         self.forget()
         self.image_sizes = images.image_sizes
         if targets is not None:
-            self.keep_inputs(images.tensors, [target["boxes"] for target in targets], [target["labels"] for target in targets])
+            boxes, labels = ([target[name] for target in targets] for name in ("boxes", "labels"))
+            origins = [target["origins"] for target in targets] if targets and "origins" in targets[0] else None
+            self.keep_inputs(images.tensors, boxes, labels, origins)
 
     def _keep_features(self, output: Any) -> None:
         self._features = named_maps(output)

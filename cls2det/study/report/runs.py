@@ -22,7 +22,20 @@ DISTILLED = ("distillers", "detector_teacher", "encoder", "encoder_weights", "te
 TERM_NAMES = {"kd_cls_weight": "KD-cls", "loc_weight": "loc", "kd_loc_weight": "KD-loc"}
 METHOD_NAMES = {"chen": "Chen", "harmony": "harmony", "regions": "regions"}  # of the others, the upper case
 # What runs of one arm may differ in: it does not say what is learnt, or goes with the seed.
-NOT_THE_ARM = ("seed", "name", "command", "data_root", "data.", "weights", "val_split", "out", "teacher", "start", "run.")
+NOT_THE_ARM = (
+    "seed",
+    "name",
+    "command",
+    "data_root",
+    "data.",
+    "weights",
+    "val_split",
+    "out",
+    "teacher",
+    "bank",
+    "start",
+    "run.",
+)
 # But precision, averaged weights and the number of processes do change what is learnt: a note says where they differ.
 NOT_LEARNT = (*NOT_THE_ARM[:-1], "run.checkpoint_every", "run.skip_bad_images")
 
@@ -78,7 +91,7 @@ def arm_name(options: dict[str, Any]) -> str:
     if options.get("name"):
         return options["name"]
     settings, distillers = options.get("classifier") or {}, _distillers(options)
-    teacher = bool(options.get("teacher"))
+    teacher = bool(options.get("teacher") or options.get("bank"))
     terms = [
         name
         for weight, name in TERM_NAMES.items()
@@ -91,6 +104,7 @@ def arm_name(options: dict[str, Any]) -> str:
         return "baseline"
     notes = [control] if control != "none" else []
     notes += ["auto"] if options.get("term_weights") == "auto" else []
+    notes += ["bank"] if options.get("bank") else []
     return ", ".join(["".join(f" + {term}" for term in terms)[1:], *notes])
 
 
