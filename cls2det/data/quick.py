@@ -1,0 +1,271 @@
+"""Large annotation files by msgspec, a part at a time: what is not needed, outlines above all, becomes no Python object.
+
+Whatever is not as it should be goes through the checks of ``coco.py``: an annotation, a part, or the whole file.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import mmap
+import re
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cls2det.data.arrange import Listing, image_arrays, image_arrays_of, shared, split_ids
+from cls2det.data.coco import Faults, areas_fit, check_categories, check_images, is_usable, tell_of_faults
+from cls2det.data.columns import Arrays
+from cls2det.data.faults import describe
+from cls2det.data.targets import CLASSES_FROM, SMALLEST_SIDE, Table, clipped
+
+PART = 4 * 2**20  # bytes of JSON that are parsed at a time
+BETWEEN = re.compile(rb"\}\s*,\s*\{")
+TRIES = 1000  # places between objects that may lie within an annotation
+
+
+class _Strange(Exception):
+    """What is not plain: the file is to be read as a whole, and then the checks say what is wrong, if anything is."""
+
+
+def read_quickly(file: Path) -> Listing | None:
+    """None without msgspec, and where the file is not plain JSON in UTF-8 with three lists of objects.
+
+    Raises:
+        ValueError: as ``check_content``
+    """
+    try:
+        import msgspec
+    except ImportError:
+        return None
+    try:
+        return _read(file)
+    except (_Strange, OverflowError, RecursionError, UnicodeDecodeError, msgspec.MsgspecError):
+        return None
+
+
+def _read(file: Path) -> Listing:
+    import msgspec
+
+    with file.open("rb") as handle:
+        content = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+    _check_text(content)
+    names = ("images", "annotations", "categories")
+    lists = msgspec.json.decode(content, type=msgspec.defstruct("Lists", [(name, msgspec.Raw) for name in names]))
+    categories = json.loads(bytes(lists.categories))
+    if not isinstance(categories, list) or not all(isinstance(category, dict) for category in categories):
+        raise _Strange
+    check_categories(categories, file)
+    images, shared_names = _images(memoryview(lists.images), file)
+    pairs = sorted((category["id"], category["name"]) for category in categories)
+    return _annotations(memoryview(lists.annotations), file, pairs, images, shared_names)
+
+
+def _check_text(content: mmap.mmap) -> None:
+    """UnicodeDecodeError where it is not UTF-8: msgspec does not look into what it skips."""
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogatepass")  # as json
+    for start in range(0, len(content), PART):
+        decoder.decode(content[start : start + PART])
+    decoder.decode(b"", final=True)
+
+
+def _images(raw: memoryview, file: Path) -> tuple[Arrays, list[str]]:
+    """Arrays in order of id, and the names that stand there twice."""
+    number = int | float
+    ids: list[int] = []
+    names: list[str] = []
+    sides: list[float] = []
+    whole: list[bool] = []
+    for part in _parts(raw, {"id": int, "file_name": str, "width": number, "height": number}):
+        if isinstance(part[0], dict):
+            break
+        ids += [image.id for image in part]
+        names += [image.file_name for image in part]
+        pairs = list(chain.from_iterable((image.width, image.height) for image in part))
+        sides += pairs
+        whole += [type(side) is int for side in pairs]
+    else:
+        table, sizes = np.array(ids, dtype=np.int64), np.array(sides, dtype=np.float64).reshape(-1, 2)
+        is_plain = all(names) and (sizes >= 1).all() and np.isfinite(sizes).all() and (table > -(2**63)).all()
+        if is_plain and len(np.unique(table)) == len(table):
+            return image_arrays(table, names, sizes, np.array(whole, dtype=bool).reshape(-1, 2)), shared(names)
+    images = json.loads(bytes(raw))
+    if not isinstance(images, list) or not all(isinstance(image, dict) for image in images):
+        raise _Strange
+    check_images(images, file)
+    return image_arrays_of(images), shared([image["file_name"] for image in images])
+
+
+class _Rows(NamedTuple):
+    """Usable annotations of a part."""
+
+    boxes: np.ndarray
+    areas: np.ndarray
+    crowds: np.ndarray
+    labels: np.ndarray
+    owners: np.ndarray
+    ids: np.ndarray
+    odd_ids: dict[int, Any]
+    described: dict[int, str]
+
+
+class _Listed(NamedTuple):
+    """What an annotation may refer to."""
+
+    image_ids: np.ndarray
+    sizes: np.ndarray
+    category_ids: np.ndarray
+    file: Path
+
+    def __contains__(self, image_id: object) -> bool:
+        place = min(int(np.searchsorted(self.image_ids, image_id)), len(self.image_ids) - 1)
+        return place >= 0 and bool(self.image_ids[place] == image_id)
+
+
+def _annotations(
+    raw: memoryview, file: Path, categories: list[tuple[int, str]], images: Arrays, shared_names: list[str]
+) -> Listing:
+    faults = Faults([], [], [], [])
+    listed = _Listed(images["image_ids"], images["sizes"], np.array([number for number, _ in categories]), file)
+    number = int | float
+    fields = {"image_id": int, "category_id": int, "bbox": tuple[number, number, number, number]}
+    optional = {"id": int, "area": number, "iscrowd": int}
+    rows = [
+        _rows_of_dicts(part, listed, faults) if isinstance(part[0], dict) else _rows(part, listed, faults)
+        for part in _parts(raw, fields, optional)
+    ]
+    tell_of_faults(faults, file)
+    starts = np.cumsum([0, *(len(part.ids) for part in rows)]).tolist()
+    odd = {start + row: value for start, part in zip(starts, rows, strict=False) for row, value in part.odd_ids.items()}
+    described = {start + row: text for start, part in zip(starts, rows, strict=False) for row, text in part.described.items()}
+    empty = _rows_of_dicts([], listed, faults)
+    columns = [np.concatenate(parts) for parts in zip(*(part[:6] for part in [empty, *rows]), strict=True)]
+    boxes, areas, crowds, labels, owners, ids = columns
+    strays = len(faults.strays)
+    return Listing(
+        categories, images, boxes, areas, crowds, labels, owners, ids, odd, described.__getitem__, shared_names, strays, None
+    )
+
+
+def _rows(part: Sequence[Any], listed: _Listed, faults: Faults) -> _Rows:
+    """Of parsed annotations. Those that are not plain are judged one by one."""
+    count = len(part)
+    image_ids = np.array([one.image_id for one in part], dtype=np.int64)
+    categories = np.array([one.category_id for one in part], dtype=np.int64)
+    boxes = np.fromiter(chain.from_iterable(one.bbox for one in part), np.float64, 4 * count).reshape(count, 4)
+    areas = np.array([one.area for one in part], dtype=np.float64)  # None becomes NaN
+    crowds = np.array([0 if one.iscrowd is None else one.iscrowd for one in part], dtype=np.int64)
+    owners, has_image = _place(listed.image_ids, image_ids)
+    places, has_category = _place(listed.category_ids, categories)
+    product = boxes[:, 2] * boxes[:, 3]
+    without = np.array([one.area is None for one in part], dtype=bool)
+    areas[without] = product[without]
+    plain = has_image & has_category & np.isfinite(boxes).all(1) & (boxes[:, 2:] >= 0).all(1) & ((crowds == 0) | (crowds == 1))
+    plain &= without | areas_fit(areas, boxes[:, 2], boxes[:, 3])
+    usable = plain.copy()
+    for row in np.flatnonzero(~plain).tolist():
+        annotation = _as_dict(part[row])
+        if is_usable(annotation, listed, listed.category_ids, listed.file, faults):
+            usable[row] = True
+            areas[row], crowds[row] = annotation["area"], annotation["iscrowd"]
+    kept = np.flatnonzero(usable)
+    ids, odd_ids = split_ids([part[row].id for row in kept.tolist()])
+    labels = (places[kept] + CLASSES_FROM).astype(np.int32)
+    rows = _Rows(boxes[kept], areas[kept], crowds[kept].astype(bool), labels, owners[kept], ids, odd_ids, {})
+    for row in _outside(rows, listed):
+        rows.described[row] = describe(_as_dict(part[kept[row]]))
+    return rows
+
+
+def _rows_of_dicts(part: Sequence[dict[str, Any]], listed: _Listed, faults: Faults) -> _Rows:
+    """The same of annotations among which one could not be parsed as it should be."""
+    usable = [one for one in part if is_usable(one, listed, listed.category_ids, listed.file, faults)]
+    ids, odd_ids = split_ids([one.get("id") for one in usable])
+    rows = _Rows(
+        np.array([one["bbox"] for one in usable], dtype=np.float64).reshape(-1, 4),
+        np.array([one["area"] for one in usable], dtype=np.float64),
+        np.array([one["iscrowd"] for one in usable], dtype=bool),
+        (_place(listed.category_ids, np.array([int(one["category_id"]) for one in usable], dtype=np.int64))[0] + CLASSES_FROM)
+        .astype(np.int32),
+        _place(listed.image_ids, np.array([int(one["image_id"]) for one in usable], dtype=np.int64))[0],
+        ids,
+        odd_ids,
+        {},
+    )
+    for row in _outside(rows, listed):
+        rows.described[row] = describe(usable[row])
+    return rows
+
+
+def _as_dict(annotation: Any) -> dict[str, Any]:
+    names = ("id", "image_id", "category_id", "area", "iscrowd")
+    return {name: getattr(annotation, name) for name in names} | {"bbox": list(annotation.bbox)}
+
+
+def _place(ordered: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Places of ``values`` in ``ordered``, and whether they are there."""
+    if not len(ordered):
+        return np.zeros(len(values), dtype=np.int64), np.zeros(len(values), dtype=bool)
+    places = np.searchsorted(ordered, values).clip(max=len(ordered) - 1)
+    return places, ordered[places] == values
+
+
+def _outside(rows: _Rows, listed: _Listed) -> list[int]:
+    """The objects that have no area in their image."""
+    sizes = listed.sizes[rows.owners]
+    corners = clipped(Table(rows.boxes, rows.labels, rows.owners, sizes, rows.crowds))
+    inside = (corners[:, 2:] - corners[:, :2] >= SMALLEST_SIDE).all(1)
+    return np.flatnonzero(~inside & ~rows.crowds).tolist()
+
+
+def _parts(raw: memoryview, fields: dict[str, Any], optional: dict[str, Any] | None = None) -> Iterator[Sequence[Any]]:
+    """A list of objects in parts: records with these fields or, where one has others, dictionaries.
+
+    A part ends where ``}, {`` stands between two objects and not within one. Which it is shows when the part is parsed: cut within an
+    object, or within a text, it has a bracket or a quotation mark that is not closed.
+    """
+    import msgspec
+
+    more = [(name, kind | None, None) for name, kind in (optional or {}).items()]
+    record = msgspec.defstruct("Record", [*fields.items(), *more], gc=False)
+    decoder = msgspec.json.Decoder(list[record])  # type: ignore[valid-type]
+    start, stop = 1, len(raw) - 1
+    if raw[0] != ord("[") or raw[stop] != ord("]"):
+        raise _Strange
+    while start < stop:
+        for tries, match in enumerate(BETWEEN.finditer(raw, min(start + PART, stop))):
+            if tries == TRIES:
+                raise _Strange
+            part = _parsed(decoder, b"[" + raw[start : match.start() + 1] + b"]")
+            if part is not None:
+                following = match.end() - 1
+                break
+        else:
+            part, following = _parsed(decoder, b"[" + raw[start:stop] + b"]"), stop
+        if part is None:
+            raise _Strange
+        if part:
+            yield part
+        start = following
+
+
+def _parsed(decoder: Any, text: bytes) -> Sequence[Any] | None:
+    """None where the text is no list."""
+    import msgspec
+
+    try:
+        return decoder.decode(text)  # type: ignore[no-any-return]
+    except msgspec.ValidationError:
+        try:
+            msgspec.json.decode(text, type=list[msgspec.Raw])
+        except msgspec.DecodeError:
+            return None
+    except msgspec.DecodeError:
+        return None
+    part = json.loads(text)
+    if not all(isinstance(one, dict) for one in part):
+        raise _Strange
+    return part
