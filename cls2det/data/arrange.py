@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -101,8 +102,11 @@ def shared(names: list[str]) -> list[str]:
 
 def split_ids(values: list[Any]) -> tuple[np.ndarray, dict[int, Any]]:
     """Ids as int64, and those that are none by row; there the array has 0."""
+    with contextlib.suppress(OverflowError):
+        if set(map(type, values)) <= {int}:
+            return np.array(values, dtype=np.int64), {}
     odd = {row: value for row, value in enumerate(values) if type(value) is not int or abs(value) >= 2**63}
-    return np.array([0 if row in odd else value for row, value in enumerate(values)] if odd else values, dtype=np.int64), odd
+    return np.array([0 if row in odd else value for row, value in enumerate(values)], dtype=np.int64), odd
 
 
 def arrange(listing: Listing, file: Path, read_notes: list[str]) -> Columns:

@@ -25,7 +25,7 @@ from cls2det.data.columns import Columns, Heading
 from cls2det.data.faults import kept_notes, tell_all
 from cls2det.data.quick import read_quickly
 from cls2det.files import write_then_rename
-from cls2det_ops._version import __version__
+from cls2det_ops import __version__
 
 VARIABLE = "CLS2DET_ANNOTATION_CACHE"  # "off", or a folder for all caches; else they lie beside the annotation files
 LARGE = 4 * 2**20  # bytes of an annotation file from which on it has a cache; below, parsing takes a third of a second
@@ -129,7 +129,11 @@ class _turn(contextlib.AbstractContextManager["_turn"]):
         while True:
             self.handle = os.open(self.part, os.O_RDWR | os.O_CREAT, 0o666)
             try:
-                fcntl.flock(self.handle, fcntl.LOCK_EX)
+                try:
+                    fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    logging.getLogger(__name__).info(f"another process makes {path}; this one waits for it")
+                    fcntl.flock(self.handle, fcntl.LOCK_EX)
             except BaseException:
                 os.close(self.handle)
                 raise

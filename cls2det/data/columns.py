@@ -95,10 +95,8 @@ class Columns:
 
     def size(self, place: int) -> tuple[float, float]:
         """Width and height of an image, integers where they are in the file."""
-        width, height = (
-            int(side) if whole else float(side) for side, whole in zip(self.sizes[place], self.whole[place], strict=True)
-        )
-        return width, height
+        (width, height), (whole_width, whole_height) = self.sizes[place].tolist(), self.whole[place].tolist()
+        return int(width) if whole_width else width, int(height) if whole_height else height
 
     def owners(self, start: int, stop: int) -> np.ndarray:
         """The places of the images that the annotations from ``start`` to ``stop`` belong to, int64."""

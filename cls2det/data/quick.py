@@ -50,8 +50,11 @@ def read_quickly(file: Path) -> Listing | None:
 def _read(file: Path) -> Listing:
     import msgspec
 
-    with file.open("rb") as handle:
-        content = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+    try:
+        with file.open("rb") as handle:
+            content = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError):  # of an empty file, or a disk that cannot map
+        raise _Strange from None
     _check_text(content)
     names = ("images", "annotations", "categories")
     lists = msgspec.json.decode(content, type=msgspec.defstruct("Lists", [(name, msgspec.Raw) for name in names]))
