@@ -46,16 +46,15 @@ def write_file(file: TextIO, draw: random.Random, images: int, boxes: int, outli
     for number in range(boxes):
         # ids of images in no order, as in COCO's files
         image = number % images + 1 if number < images else draw.randrange(images) + 1
-        width, height = round(draw.expovariate(1 / 90) + 4, 2), round(draw.expovariate(1 / 90) + 4, 2)
-        width, height = min(width, SIDES[0]), min(height, SIDES[1])
-        x, y = round(draw.uniform(0, SIDES[0] - width), 2), round(draw.uniform(0, SIDES[1] - height), 2)
+        w, h = (min(round(draw.expovariate(1 / 90) + 4, 2), side) for side in SIDES)
+        x, y = round(draw.uniform(0, SIDES[0] - w), 2), round(draw.uniform(0, SIDES[1] - h), 2)
         outline = ""
         if outlines:
-            points = [f"{x + width * draw.random():.2f}" for _ in range(2 * draw.randint(6, POINTS - 6))]
+            points = [f"{x + w * draw.random():.2f}" for _ in range(2 * draw.randint(6, POINTS - 6))]
             outline = f'"segmentation": [[{", ".join(points)}]], '
         file.write(
-            f'{", " if number else ""}{{{outline}"area": {width * height * 0.6:.4f}, "iscrowd": {int(number % 90 == 0)}, '
-            f'"image_id": {image}, "bbox": [{x}, {y}, {width}, {height}], "category_id": {number % CLASSES + 1}, "id": {number + 1}}}'
+            f'{", " if number else ""}{{{outline}"area": {w * h * 0.6:.4f}, "iscrowd": {int(number % 90 == 0)}, '
+            f'"image_id": {image}, "bbox": [{x}, {y}, {w}, {h}], "category_id": {number % CLASSES + 1}, "id": {number + 1}}}'
         )
     names = [{"supercategory": "thing", "id": number, "name": f"class {number}"} for number in range(1, CLASSES + 1)]
     file.write(f'], "categories": {json.dumps(names)}}}')

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import os
 import pickle
 import random
@@ -17,7 +16,9 @@ import pytest
 import torch
 
 pytest.importorskip("pycocotools")
-resource = pytest.importorskip("resource")
+pytest.importorskip("resource")
+
+import resource
 
 from torch.utils.data import DataLoader
 
@@ -31,15 +32,11 @@ from rectangles import annotation_file, change_annotations, make_rectangles
 
 
 @pytest.fixture
-def small_is_large(monkeypatch, tmp_path):
-    """Files of any size have a cache, and are parsed in parts of a few annotations."""
+def root(tmp_path, monkeypatch):
+    """Data whose annotation files are so large that they have a cache; they are parsed in parts of a few annotations."""
     monkeypatch.setattr(cache, "LARGE", 1)
     monkeypatch.setattr(quick, "PART", 300)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-
-
-@pytest.fixture
-def root(tmp_path, small_is_large):
     return make_rectangles(tmp_path / "data")
 
 
@@ -144,7 +141,9 @@ SPOILERS = {
     "ids of images": some_images("id", 1, 2**64, "1", 5.0),
     "other order": shift_ids,
     "texts": text_that_looks_like_an_end,
-    "names of classes": lambda content, draw: content["categories"][0].update(name=draw.choice(["green", "Blue", 3, "\ud83d"])),
+    "names of classes": lambda content, draw: content["categories"][0].update(
+        name=draw.choice(["green", "Blue", 3, "\ud83d"])
+    ),
     "no annotations": lambda content, draw: content["annotations"].clear(),
     "no images": lambda content, draw: content["images"].clear(),
     "other things": lambda content, draw: content["annotations"].append(draw.choice([3, None, []])),
@@ -282,8 +281,8 @@ def test_a_change_that_size_and_time_do_not_show_is_noticed(root, parsed):
 
 
 def test_a_disk_with_times_in_seconds_has_its_files_compared(root, parsed, monkeypatch):
-    stamp = cache._stamp
-    monkeypatch.setattr(cache, "_stamp", lambda file: [number - number % cache.SECOND * (number > cache.SECOND) for number in stamp(file)])
+    stamp, second = cache._stamp, cache.SECOND
+    monkeypatch.setattr(cache, "_stamp", lambda file: [n - n % second if n > second else n for n in stamp(file)])
     DetectionData(root, "train")
     change_annotations(root, "train", lambda content: content["annotations"][0].update(iscrowd=1))
     assert DetectionData(root, "train").columns.crowds.sum() == 1
@@ -458,7 +457,7 @@ def test_a_worker_that_would_read_other_annotations_stops(root):
     assert len(pickle.loads(content)) == 12
     change_annotations(root, "train", lambda content: content["annotations"].pop())
     DetectionData(root, "train")
-    with pytest.raises(ValueError, match="instances_train.json.cls2det has changed since this command began"):
+    with pytest.raises(ValueError, match=r"instances_train\.json\.cls2det has changed since this command began"):
         pickle.loads(content)
 
 

@@ -12,7 +12,6 @@ import logging
 import mmap
 import os
 import time
-from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -156,8 +155,8 @@ class _turn(contextlib.AbstractContextManager["_turn"]):
 def _current(place: Path, file: Path) -> Columns | None:
     """The cache, if the annotation file has the bytes that it was made of.
 
-    The same size, times and inode tell so: the time of the last change of status cannot be set. Otherwise (the file was copied, say) a
-    digest does.
+    The same size, times and inode tell so, as nobody can set the time of a file's last change of status. Where they differ (the
+    file was copied, say), a digest does.
     """
     columns = load(place)
     if columns is None:
@@ -216,8 +215,9 @@ def load(place: Path) -> Columns | None:
         if len(mapped) != start + max(entry["data_offsets"][1] for entry in header.values()):
             return None
         arrays = {
-            name: np.frombuffer(mapped, DTYPES[entry["dtype"]], int(np.prod(entry["shape"])), start + entry["data_offsets"][0])
-            .reshape(entry["shape"])
+            name: np.frombuffer(
+                mapped, DTYPES[entry["dtype"]], int(np.prod(entry["shape"])), start + entry["data_offsets"][0]
+            ).reshape(entry["shape"])
             for name, entry in header.items()
         }
         return Columns(Heading(**content["heading"]), arrays, place.absolute(), content["source"])

@@ -20,7 +20,8 @@ class Heading(NamedTuple):
     Attributes:
         classes: names, in order of category id
         category_ids: of ``classes``
-        notes: what is doubtful, by the moment when it is told: as the file is "read", as the "split" is opened, as annotation "ids" are evaluated
+        notes: what is doubtful, by its occasion: that the file is "read", that the "split" is opened, or that "ids" of annotations
+            are needed
         summary: what the split holds, in a line
         prints: digests of ``fingerprint.py`` for images and boxes, in this order of classes
     """
@@ -35,8 +36,7 @@ class Heading(NamedTuple):
 class Columns:
     """Images in order of id, and annotations in order of their image, within it in the file's order.
 
-    Arrays are not to be changed: where they are mapped, that ends the process. A copy for another process is the name of the file, not
-    its content.
+    Mapped arrays cannot be written to, and others must not be. A copy for another process is the name of the file, not its content.
 
     Attributes:
         heading: all that is not an array
@@ -93,10 +93,11 @@ class Columns:
         start = self.name_ends[place - 1] if place else 0
         return self.names[start : self.name_ends[place]].tobytes().decode("utf-8", "surrogatepass")
 
-    def size(self, place: int) -> tuple[float, float]:
+    def size(self, place: int) -> tuple[int, int]:
         """Width and height of an image, integers where they are in the file."""
-        (width, height), (whole_width, whole_height) = self.sizes[place].tolist(), self.whole[place].tolist()
-        return int(width) if whole_width else width, int(height) if whole_height else height
+        sides = zip(self.sizes[place].tolist(), self.whole[place].tolist(), strict=True)
+        width, height = (int(side) if whole else side for side, whole in sides)
+        return width, height
 
     def owners(self, start: int, stop: int) -> np.ndarray:
         """The places of the images that the annotations from ``start`` to ``stop`` belong to, int64."""

@@ -194,7 +194,7 @@ class DetectionData(Dataset[tuple[Tensor, dict[str, Tensor]]]):
             return
         label_of = np.concatenate([[0], np.argsort(order) + CLASSES_FROM])
         self.classes, self.category_ids = list(classes), [self.category_ids[place] for place in order]
-        self.targets = Targets(self.columns, self.targets.places, label_of)
+        self.targets = self.targets.relabelled(label_of)
 
     def _check_files(self) -> None:
         names = [self.columns.name(place) for place in np.asarray(self.targets.places).tolist()]

@@ -36,7 +36,8 @@ def of_images(columns: Columns) -> list[Any]:
     """Of ids, names and sizes, in order of id."""
     ids = columns.image_ids.tolist()
     words = (
-        ("\n" if place else "") + str((image_id, columns.name(place), *columns.size(place))) for place, image_id in enumerate(ids)
+        ("\n" if place else "") + str((image_id, columns.name(place), *columns.size(place)))
+        for place, image_id in enumerate(ids)
     )
     return [len(ids), _digest(word.encode("utf-8", "surrogatepass") for word in words)]
 

@@ -9,7 +9,8 @@ import codecs
 import json
 import mmap
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -115,24 +116,42 @@ class _Rows(NamedTuple):
     described: dict[int, str]
 
 
+class _Ids(Container[int]):
+    """Ids in ascending order."""
+
+    def __init__(self, ordered: np.ndarray):
+        self.ordered = ordered
+
+    def __contains__(self, value: object) -> bool:
+        return value in self._values
+
+    @cached_property
+    def _values(self) -> set[int]:
+        return set(self.ordered.tolist())
+
+    def places(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where they stand, and whether they do."""
+        places = np.searchsorted(self.ordered, values)
+        inside = places < len(self.ordered)
+        places[~inside] = 0
+        return places, inside & (self.ordered[places] == values if len(self.ordered) else False)
+
+
 class _Listed(NamedTuple):
     """What an annotation may refer to."""
 
-    image_ids: np.ndarray
+    images: _Ids
     sizes: np.ndarray
-    category_ids: np.ndarray
+    categories: _Ids
     file: Path
-
-    def __contains__(self, image_id: object) -> bool:
-        place = min(int(np.searchsorted(self.image_ids, image_id)), len(self.image_ids) - 1)
-        return place >= 0 and bool(self.image_ids[place] == image_id)
 
 
 def _annotations(
     raw: memoryview, file: Path, categories: list[tuple[int, str]], images: Arrays, shared_names: list[str]
 ) -> Listing:
     faults = Faults([], [], [], [])
-    listed = _Listed(images["image_ids"], images["sizes"], np.array([number for number, _ in categories]), file)
+    category_ids = _Ids(np.array([number for number, _ in categories], dtype=np.int64))
+    listed = _Listed(_Ids(images["image_ids"]), images["sizes"], category_ids, file)
     number = int | float
     fields = {"image_id": int, "category_id": int, "bbox": tuple[number, number, number, number]}
     optional = {"id": int, "area": number, "iscrowd": int}
@@ -161,8 +180,8 @@ def _rows(part: Sequence[Any], listed: _Listed, faults: Faults) -> _Rows:
     boxes = np.fromiter(chain.from_iterable(one.bbox for one in part), np.float64, 4 * count).reshape(count, 4)
     areas = np.array([one.area for one in part], dtype=np.float64)  # None becomes NaN
     crowds = np.array([0 if one.iscrowd is None else one.iscrowd for one in part], dtype=np.int64)
-    owners, has_image = _place(listed.image_ids, image_ids)
-    places, has_category = _place(listed.category_ids, categories)
+    owners, has_image = listed.images.places(image_ids)
+    places, has_category = listed.categories.places(categories)
     product = boxes[:, 2] * boxes[:, 3]
     without = np.array([one.area is None for one in part], dtype=bool)
     areas[without] = product[without]
@@ -171,7 +190,7 @@ def _rows(part: Sequence[Any], listed: _Listed, faults: Faults) -> _Rows:
     usable = plain.copy()
     for row in np.flatnonzero(~plain).tolist():
         annotation = _as_dict(part[row])
-        if is_usable(annotation, listed, listed.category_ids, listed.file, faults):
+        if is_usable(annotation, listed.images, listed.categories, listed.file, faults):
             usable[row] = True
             areas[row], crowds[row] = annotation["area"], annotation["iscrowd"]
     kept = np.flatnonzero(usable)
@@ -185,15 +204,16 @@ def _rows(part: Sequence[Any], listed: _Listed, faults: Faults) -> _Rows:
 
 def _rows_of_dicts(part: Sequence[dict[str, Any]], listed: _Listed, faults: Faults) -> _Rows:
     """The same of annotations among which one could not be parsed as it should be."""
-    usable = [one for one in part if is_usable(one, listed, listed.category_ids, listed.file, faults)]
+    usable = [one for one in part if is_usable(one, listed.images, listed.categories, listed.file, faults)]
     ids, odd_ids = split_ids([one.get("id") for one in usable])
+    labels, _ = listed.categories.places(np.array([int(one["category_id"]) for one in usable], dtype=np.int64))
+    owners, _ = listed.images.places(np.array([int(one["image_id"]) for one in usable], dtype=np.int64))
     rows = _Rows(
         np.array([one["bbox"] for one in usable], dtype=np.float64).reshape(-1, 4),
         np.array([one["area"] for one in usable], dtype=np.float64),
         np.array([one["iscrowd"] for one in usable], dtype=bool),
-        (_place(listed.category_ids, np.array([int(one["category_id"]) for one in usable], dtype=np.int64))[0] + CLASSES_FROM)
-        .astype(np.int32),
-        _place(listed.image_ids, np.array([int(one["image_id"]) for one in usable], dtype=np.int64))[0],
+        (labels + CLASSES_FROM).astype(np.int32),
+        owners,
         ids,
         odd_ids,
         {},
@@ -206,14 +226,6 @@ def _rows_of_dicts(part: Sequence[dict[str, Any]], listed: _Listed, faults: Faul
 def _as_dict(annotation: Any) -> dict[str, Any]:
     names = ("id", "image_id", "category_id", "area", "iscrowd")
     return {name: getattr(annotation, name) for name in names} | {"bbox": list(annotation.bbox)}
-
-
-def _place(ordered: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Places of ``values`` in ``ordered``, and whether they are there."""
-    if not len(ordered):
-        return np.zeros(len(values), dtype=np.int64), np.zeros(len(values), dtype=bool)
-    places = np.searchsorted(ordered, values).clip(max=len(ordered) - 1)
-    return places, ordered[places] == values
 
 
 def _outside(rows: _Rows, listed: _Listed) -> list[int]:
@@ -259,8 +271,10 @@ def _parsed(decoder: Any, text: bytes) -> Sequence[Any] | None:
     """None where the text is no list."""
     import msgspec
 
+    part: Sequence[Any]
     try:
-        return decoder.decode(text)  # type: ignore[no-any-return]
+        part = decoder.decode(text)
+        return part
     except msgspec.ValidationError:
         try:
             msgspec.json.decode(text, type=list[msgspec.Raw])

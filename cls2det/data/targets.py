@@ -40,18 +40,21 @@ def clipped(table: Table) -> np.ndarray:
 
 
 class Targets(Sequence[dict[str, Tensor]]):
-    """Of each image that is used: ``boxes`` (n, 4) float32 xyxy in pixels, clipped to the image, ``labels`` (n,) int64 and ``image_id``.
+    """Of each image that is used: ``boxes`` (n, 4) float32 xyxy in pixels, clipped to it, ``labels`` (n,) int64 and ``image_id``.
 
-    A target is made when it is asked for, so what is changed in one is changed there alone.
+    A target is made when it is asked for: what is changed in one stays there.
 
     Args:
         columns: of the split
         places: of the images that are used, in the order of ids
         label_of: label in use by label in order of category id (0 is none); None is the same
+        with_ids: targets have ``annotation_ids`` (n,) int64, too
     """
 
-    def __init__(self, columns: Columns, places: np.ndarray | range, label_of: np.ndarray | None = None):
-        self.columns, self.places, self.label_of = columns, places, label_of
+    def __init__(
+        self, columns: Columns, places: np.ndarray | range, label_of: np.ndarray | None = None, with_ids: bool = False
+    ):
+        self.columns, self.places, self.label_of, self.with_ids = columns, places, label_of, with_ids
 
     def __len__(self) -> int:
         return len(self.places)
@@ -65,11 +68,14 @@ class Targets(Sequence[dict[str, Tensor]]):
             return [self[number] for number in range(*index.indices(len(self)))]
         columns, place = self.columns, int(self.places[index])
         start, stop = int(columns.target_ends[place - 1]) if place else 0, int(columns.target_ends[place])
-        return {
+        target = {
             "boxes": torch.from_numpy(columns.target_boxes[start:stop].copy()),
             "labels": self._labels(columns.target_labels[start:stop]),
             "image_id": torch.tensor(int(columns.image_ids[place])),
         }
+        if self.with_ids:
+            target["annotation_ids"] = torch.from_numpy(columns.target_ids[start:stop].copy())
+        return target
 
     def counts(self) -> Tensor:
         """(n,) int64, boxes of each image."""
@@ -89,7 +95,11 @@ class Targets(Sequence[dict[str, Tensor]]):
 
     def chosen(self, which: np.ndarray) -> Targets:
         """Of some images, by their positions here, int64."""
-        return Targets(self.columns, np.asarray(self.places)[which], self.label_of)
+        return Targets(self.columns, np.asarray(self.places)[which], self.label_of, self.with_ids)
+
+    def relabelled(self, label_of: np.ndarray) -> Targets:
+        """The same images with labels in another order than that of category ids."""
+        return Targets(self.columns, self.places, label_of, self.with_ids)
 
     def _labels(self, labels: np.ndarray) -> Tensor:
         return torch.from_numpy(labels.astype(np.int64) if self.label_of is None else self.label_of[labels])
