@@ -22,7 +22,7 @@ import resource
 
 from torch.utils.data import DataLoader
 
-from cls2det.data import cache, quick
+from cls2det.data import cache, json_parts
 from cls2det.data.dataset import DetectionData
 from cls2det.data.fingerprint import fingerprint
 from cls2det.data.loader import collate, train_loader
@@ -35,7 +35,7 @@ from rectangles import annotation_file, change_annotations, make_rectangles
 def root(tmp_path, monkeypatch):
     """Data whose annotation files are so large that they have a cache; they are parsed in parts of a few annotations."""
     monkeypatch.setattr(cache, "LARGE", 1)
-    monkeypatch.setattr(quick, "PART", 300)
+    monkeypatch.setattr(json_parts, "PART", 300)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     return make_rectangles(tmp_path / "data")
 
@@ -352,7 +352,7 @@ def test_a_full_disk(root, tmp_path, caplog):
             data = DetectionData(root, "train")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert data.columns.file is None and "parsed anew by every process" in caplog.text
+    assert data.columns.file is None and "is parsed by every process: its cache" in caplog.text
     assert not list(tmp_path.rglob("*.part")) and not list(tmp_path.rglob("*.cls2det"))
     assert fingerprint(data) == fingerprint(DetectionData(root, "train"))
 

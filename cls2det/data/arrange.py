@@ -14,7 +14,7 @@ from cls2det.data.checks import doubts
 from cls2det.data.columns import Arrays, Columns, Heading
 from cls2det.data.faults import describe, kept_notes, warn_of
 from cls2det.data.fingerprint import of_boxes, of_images
-from cls2det.data.targets import CLASSES_FROM, SMALLEST_SIDE, Table, clipped
+from cls2det.data.targets import CLASSES_FROM, Table, clipped, has_area
 
 
 class Listing(NamedTuple):
@@ -23,7 +23,7 @@ class Listing(NamedTuple):
     Attributes:
         categories: id and name, in order of id
         images: ``image_ids``, ``sizes``, ``whole``, ``names`` and ``name_ends`` of ``Columns``
-        boxes, areas, crowds, labels, owners, ids: a row per annotation; owners are places of images in order of id
+        table, areas, ids: a row per annotation
         odd_ids: by row, what stands in the file where ``ids`` cannot hold it: text, say
         describe: an annotation by its row, for a message; of those that have no area in their image
         shared_names: file names of more than one image
@@ -33,11 +33,8 @@ class Listing(NamedTuple):
 
     categories: list[tuple[int, str]]
     images: Arrays
-    boxes: np.ndarray
+    table: Table
     areas: np.ndarray
-    crowds: np.ndarray
-    labels: np.ndarray
-    owners: np.ndarray
     ids: np.ndarray
     odd_ids: dict[int, Any]
     describe: Callable[[int], str]
@@ -78,14 +75,22 @@ def listing_of(content: dict[str, Any]) -> Listing:
     place = {image_id: number for number, image_id in enumerate(arrays["image_ids"].tolist())}
     label_of = {category_id: label for label, (category_id, _) in enumerate(categories, start=CLASSES_FROM)}
     ids, odd_ids = split_ids([annotation.get("id") for annotation in annotations])
+    boxes = np.array([annotation["bbox"] for annotation in annotations], dtype=np.float64).reshape(-1, 4)
+    owners = np.array([place[annotation["image_id"]] for annotation in annotations], dtype=np.int64)
+    sizes = arrays["sizes"][owners]
+    table = Table(
+        boxes,
+        np.array([label_of[annotation["category_id"]] for annotation in annotations], dtype=np.int32),
+        owners,
+        sizes,
+        np.array([annotation["iscrowd"] for annotation in annotations], dtype=bool),
+        clipped(boxes, sizes),
+    )
     return Listing(
         categories,
         arrays,
-        np.array([annotation["bbox"] for annotation in annotations], dtype=np.float64).reshape(-1, 4),
+        table,
         np.array([annotation["area"] for annotation in annotations], dtype=np.float64),
-        np.array([annotation["iscrowd"] for annotation in annotations], dtype=bool),
-        np.array([label_of[annotation["category_id"]] for annotation in annotations], dtype=np.int32),
-        np.array([place[annotation["image_id"]] for annotation in annotations], dtype=np.int64),
         ids,
         odd_ids,
         lambda row: describe(annotations[row]),
@@ -111,34 +116,28 @@ def split_ids(values: list[Any]) -> tuple[np.ndarray, dict[int, Any]]:
 
 def arrange(listing: Listing, file: Path, read_notes: list[str]) -> Columns:
     """``read_notes``: what was told as the file was read."""
-    images, owners = listing.images, listing.owners
-    table = Table(listing.boxes, listing.labels, owners, images["sizes"][owners], listing.crowds)
-    with kept_notes() as split_notes:
-        summary = doubts(listing, table, file)
-        inside = clipped(table)
-        trained = ~listing.crowds
-        usable = (inside[:, 2:] - inside[:, :2] >= SMALLEST_SIDE).all(1)
-        warn_of(
-            file,
-            [listing.describe(row) for row in np.flatnonzero(trained & ~usable).tolist()],
-            "not trained on (but evaluated, as pycocotools does), with no area inside of the image",
-        )
-    with kept_notes() as id_notes:
+    images, table, count = listing.images, listing.table, len(listing.images["image_ids"])
+    with kept_notes(file) as split_notes:
+        summary = doubts(listing, file)
+        usable = has_area(table.inside)
+        outside = np.flatnonzero(~table.crowds & ~usable).tolist()
+        fate = "not trained on (but evaluated, as pycocotools does), with no area inside of the image"
+        warn_of(file, [listing.describe(row) for row in outside], fate)
+    with kept_notes(file) as id_notes:
         ids = _numbered(listing, file)
-    trained &= usable
-    order = np.argsort(owners, kind="stable")
-    of_target = order[trained[order]]
+    order = np.argsort(table.owners, kind="stable")
+    of_target = order[(usable & ~table.crowds)[order]]
     arrays = images | {
         "ids": ids[order],
-        "boxes": listing.boxes[order],
+        "boxes": table.boxes[order],
         "areas": listing.areas[order],
-        "labels": listing.labels[order],
-        "crowds": listing.crowds[order],
-        "ends": np.cumsum(np.bincount(owners, minlength=len(images["image_ids"]))),
-        "target_boxes": inside[of_target],
-        "target_labels": listing.labels[of_target],
+        "labels": table.labels[order],
+        "crowds": table.crowds[order],
+        "ends": np.cumsum(np.bincount(table.owners, minlength=count)),
+        "target_boxes": table.inside[of_target],
+        "target_labels": table.labels[of_target],
         "target_ids": ids[of_target],
-        "target_ends": np.cumsum(np.bincount(owners[of_target], minlength=len(images["image_ids"]))),
+        "target_ends": np.cumsum(np.bincount(table.owners[of_target], minlength=count)),
     }
     category_ids, classes = [number for number, _ in listing.categories], [name for _, name in listing.categories]
     notes = {"read": read_notes, "split": split_notes, "ids": id_notes}

@@ -23,7 +23,7 @@ from cls2det.data.coco import read_annotations
 from cls2det.data.columns import Columns, Heading
 from cls2det.data.faults import kept_notes, tell_all
 from cls2det.data.quick import read_quickly
-from cls2det.files import write_then_rename
+from cls2det.files import is_first_process, write_then_rename
 from cls2det_ops import __version__
 
 VARIABLE = "CLS2DET_ANNOTATION_CACHE"  # "off", or a folder for all caches; else they lie beside the annotation files
@@ -33,6 +33,7 @@ SUFFIX = ".cls2det"
 SECOND = 10**9  # nanoseconds; a file system with times in whole seconds does not show a change within the second
 TICK = SECOND // 20  # the clock of others moves in steps of up to 10 ms
 DTYPES = {"I64": "<i8", "I32": "<i4", "F64": "<f8", "F32": "<f4", "U8": "|u1", "BOOL": "|b1"}  # safetensors' names
+DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)  # what a damaged file may raise
 NAMES = {np.dtype(kind): name for name, kind in DTYPES.items()}
 
 
@@ -49,20 +50,12 @@ def read_columns(file: Path) -> Columns:
 
 
 def _read(file: Path) -> Columns:
-    """Parse and check the file. Where that ends in an error, what was doubtful before is told, too."""
-    fault, listing = None, None
-    with kept_notes() as notes:
-        try:
-            if file.is_file() and file.stat().st_size >= LARGE:
-                listing = read_quickly(file)
-            if listing is None:
-                notes.clear()
-                listing = listing_of(read_annotations(file))
-        except (OSError, ValueError) as error:
-            fault = error
-    if listing is None or fault is not None:
-        tell_all(file, notes)
-        raise fault or AssertionError
+    """Parse and check the file."""
+    with kept_notes(file) as notes:
+        listing = read_quickly(file) if file.is_file() and file.stat().st_size >= LARGE else None
+        if listing is None:
+            notes.clear()  # the checks begin anew
+            listing = listing_of(read_annotations(file))
     return arrange(listing, file, notes)
 
 
@@ -75,7 +68,7 @@ def _cached(file: Path) -> Columns:
     for place in places:
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            turn = _turn(place)
+            turn = _Turn(place)
         except OSError:
             continue
         with turn:
@@ -92,11 +85,16 @@ def _cached(file: Path) -> Columns:
                 return load(place) or columns
     if columns is None:
         columns = _read(file)
-    logging.getLogger(__name__).info(
-        f"{file} is parsed anew by every process: its cache cannot be written, neither to {places[0].parent} nor to "
-        f"{places[-1].parent}. Name a folder in the variable {VARIABLE}"
+    folders = " nor to ".join(dict.fromkeys(str(place.parent) for place in places))
+    _log(
+        f"{file} is parsed by every process: its cache can be written not to {folders}. Name a folder in the variable {VARIABLE}"
     )
     return columns
+
+
+def _log(text: str) -> None:
+    if is_first_process():
+        logging.getLogger(__name__).info(text)
 
 
 def _places(file: Path) -> list[Path]:
@@ -110,7 +108,7 @@ def _places(file: Path) -> list[Path]:
     return [beside] if home.startswith("~") else [beside, Path(home) / "cls2det" / apart]
 
 
-class _turn(contextlib.AbstractContextManager["_turn"]):
+class _Turn(contextlib.AbstractContextManager["_Turn"]):
     """One process at a time. The system ends the turn of a process that is killed.
 
     What is locked is the file that becomes the cache, so nothing else is left in the folder.
@@ -131,7 +129,7 @@ class _turn(contextlib.AbstractContextManager["_turn"]):
                 try:
                     fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    logging.getLogger(__name__).info(f"another process makes {path}; this one waits for it")
+                    _log(f"another process makes {path}; this one waits for it")
                     fcntl.flock(self.handle, fcntl.LOCK_EX)
             except BaseException:
                 os.close(self.handle)
@@ -205,7 +203,7 @@ def _store(place: Path, columns: Columns, source: dict[str, Any]) -> None:
 
 def load(place: Path) -> Columns | None:
     """The arrays of a cache, mapped; None where there is none, or one of another version."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError), place.open("rb") as handle:
+    with contextlib.suppress(*DAMAGED), place.open("rb") as handle:
         start = 8 + int.from_bytes(handle.read(8), "little")
         header = json.loads(handle.read(min(start - 8, os.fstat(handle.fileno()).st_size)))
         content = json.loads(header.pop("__metadata__")["cls2det"])

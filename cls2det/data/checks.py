@@ -10,7 +10,7 @@ import numpy as np
 
 from cls2det.data.conventions import suspect_convention
 from cls2det.data.faults import tell, warn_of
-from cls2det.data.targets import Table, clipped
+from cls2det.data.targets import Table
 from cls2det.files import is_first_process
 
 if TYPE_CHECKING:
@@ -22,8 +22,9 @@ DUPLICATES = 0.01  # share of boxes from which on exact duplicates are a fault; 
 _told: set[str] = set()  # summaries of this process, as a command may open a split more than once
 
 
-def doubts(listing: Listing, table: Table, file: Path) -> str:
+def doubts(listing: Listing, file: Path) -> str:
     """Tell what is doubtful in all annotations together; the summary is returned."""
+    table = listing.table
     boxes = Table(*(column[~table.crowds] for column in table)) if table.crowds.any() else table
     if text := suspect_convention(boxes.boxes, boxes.sizes):
         tell(file, text)
@@ -40,7 +41,7 @@ def doubts(listing: Listing, table: Table, file: Path) -> str:
         warn_of(file, numbers, "with image, category and bbox of an earlier one; an object that stands twice counts twice")
     fate = "of more than one image; each is trained and evaluated with its own annotations alone, and the others are missing there"
     warn_of(file, listing.shared_names, fate, "file name")
-    return _summary(listing, table, boxes)
+    return _summary(listing, boxes)
 
 
 def log_once(summary: str) -> None:
@@ -52,20 +53,21 @@ def log_once(summary: str) -> None:
 
 def _copies(boxes: Table) -> np.ndarray:
     """Rows that equal an earlier one in image, label and box."""
-    rows = np.concatenate([boxes.boxes, boxes.owners[:, None], boxes.labels[:, None]], 1)
     factors = np.random.default_rng(0).integers(1, 2**63, 6, dtype=np.uint64) | np.uint64(1)
-    mixed = (rows + 0.0).view(np.uint64) * factors  # + 0.0: of -0.0 and 0.0 the bits differ
-    _, first = np.unique((mixed ^ (mixed >> np.uint64(29))).sum(1, dtype=np.uint64), return_index=True)
-    return np.setdiff1d(np.arange(len(rows)), first, assume_unique=True)
+    sums = np.zeros(len(boxes.boxes), dtype=np.uint64)
+    for factor, column in zip(factors, (*boxes.boxes.T, boxes.owners, boxes.labels), strict=True):
+        mixed = (column + 0.0).view(np.uint64) * factor  # + 0.0: of -0.0 and 0.0 the bits differ
+        sums += mixed ^ (mixed >> np.uint64(29))
+    _, first = np.unique(sums, return_index=True)
+    return np.setdiff1d(np.arange(len(sums)), first, assume_unique=True)
 
 
-def _summary(listing: Listing, table: Table, boxes: Table) -> str:
-    corners = clipped(boxes)
-    sides = corners[:, 2:] - corners[:, :2]
+def _summary(listing: Listing, boxes: Table) -> str:
+    sides = boxes.inside[:, 2:] - boxes.inside[:, :2]
     over = (boxes.boxes[:, :2] < 0) | (boxes.boxes.reshape(-1, 2, 2).sum(1) > boxes.sizes + 0.5)  # less is rounding
     labelled = len(np.unique(boxes.owners))
     parts = {
-        listing.ignored or "crowds": int(table.crowds.sum()),
+        listing.ignored or "crowds": int(listing.table.crowds.sum()),
         "annotations of images that are not listed": listing.strays,
         "tiny boxes (a side below 1 pixel)": int((sides < 1).any(1).sum()),
         "boxes clipped at the border": int(over.any(1).sum()),

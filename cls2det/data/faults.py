@@ -24,14 +24,20 @@ def tell(file: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def kept_notes() -> Iterator[list[str]]:
-    """What is told within is no warning yet, but kept in the list: a cache gives it again whenever it is read."""
+def kept_notes(file: Path) -> Iterator[list[str]]:
+    """What is told within is no warning yet, but kept in the list: a cache gives it again whenever it is read.
+
+    Where an error ends it, warnings come before the error.
+    """
     notes: list[str] = []
     token = _notes.set(notes)
     try:
         yield notes
-    finally:
+    except BaseException:
         _notes.reset(token)
+        tell_all(file, notes)
+        raise
+    _notes.reset(token)
 
 
 def tell_all(file: Path, notes: Iterable[str]) -> None:

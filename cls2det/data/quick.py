@@ -8,8 +8,7 @@ from __future__ import annotations
 import codecs
 import json
 import mmap
-import re
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -21,15 +20,8 @@ from cls2det.data.arrange import Listing, image_arrays, image_arrays_of, shared,
 from cls2det.data.coco import Faults, areas_fit, check_categories, check_images, is_usable, tell_of_faults
 from cls2det.data.columns import Arrays
 from cls2det.data.faults import describe
-from cls2det.data.targets import CLASSES_FROM, SMALLEST_SIDE, Table, clipped
-
-PART = 4 * 2**20  # bytes of JSON that are parsed at a time
-BETWEEN = re.compile(rb"\}\s*,\s*\{")
-TRIES = 1000  # places between objects that may lie within an annotation
-
-
-class _Strange(Exception):
-    """What is not plain: the file is to be read as a whole, and then the checks say what is wrong, if anything is."""
+from cls2det.data.json_parts import PART, Strange, parts_of
+from cls2det.data.targets import CLASSES_FROM, Table, clipped, has_area
 
 
 def read_quickly(file: Path) -> Listing | None:
@@ -44,7 +36,7 @@ def read_quickly(file: Path) -> Listing | None:
         return None
     try:
         return _read(file)
-    except (_Strange, OverflowError, RecursionError, UnicodeDecodeError, msgspec.MsgspecError):
+    except (Strange, OverflowError, RecursionError, UnicodeDecodeError, msgspec.MsgspecError):
         return None
 
 
@@ -55,13 +47,13 @@ def _read(file: Path) -> Listing:
         with file.open("rb") as handle:
             content = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError):  # of an empty file, or a disk that cannot map
-        raise _Strange from None
+        raise Strange from None
     _check_text(content)
     names = ("images", "annotations", "categories")
     lists = msgspec.json.decode(content, type=msgspec.defstruct("Lists", [(name, msgspec.Raw) for name in names]))
     categories = json.loads(bytes(lists.categories))
     if not isinstance(categories, list) or not all(isinstance(category, dict) for category in categories):
-        raise _Strange
+        raise Strange
     check_categories(categories, file)
     images, shared_names = _images(memoryview(lists.images), file)
     pairs = sorted((category["id"], category["name"]) for category in categories)
@@ -83,7 +75,7 @@ def _images(raw: memoryview, file: Path) -> tuple[Arrays, list[str]]:
     names: list[str] = []
     sides: list[float] = []
     whole: list[bool] = []
-    for part in _parts(raw, {"id": int, "file_name": str, "width": number, "height": number}):
+    for part in parts_of(raw, {"id": int, "file_name": str, "width": number, "height": number}):
         if isinstance(part[0], dict):
             break
         ids += [image.id for image in part]
@@ -98,19 +90,16 @@ def _images(raw: memoryview, file: Path) -> tuple[Arrays, list[str]]:
             return image_arrays(table, names, sizes, np.array(whole, dtype=bool).reshape(-1, 2)), shared(names)
     images = json.loads(bytes(raw))
     if not isinstance(images, list) or not all(isinstance(image, dict) for image in images):
-        raise _Strange
+        raise Strange
     check_images(images, file)
     return image_arrays_of(images), shared([image["file_name"] for image in images])
 
 
 class _Rows(NamedTuple):
-    """Usable annotations of a part."""
+    """Usable annotations of a part, or of all; see ``Listing``."""
 
-    boxes: np.ndarray
+    table: Table
     areas: np.ndarray
-    crowds: np.ndarray
-    labels: np.ndarray
-    owners: np.ndarray
     ids: np.ndarray
     odd_ids: dict[int, Any]
     described: dict[int, str]
@@ -157,19 +146,21 @@ def _annotations(
     optional = {"id": int, "area": number, "iscrowd": int}
     rows = [
         _rows_of_dicts(part, listed, faults) if isinstance(part[0], dict) else _rows(part, listed, faults)
-        for part in _parts(raw, fields, optional)
+        for part in parts_of(raw, fields, optional)
     ]
     tell_of_faults(faults, file)
-    starts = np.cumsum([0, *(len(part.ids) for part in rows)]).tolist()
-    odd = {start + row: value for start, part in zip(starts, rows, strict=False) for row, value in part.odd_ids.items()}
-    described = {start + row: text for start, part in zip(starts, rows, strict=False) for row, text in part.described.items()}
-    empty = _rows_of_dicts([], listed, faults)
-    columns = [np.concatenate(parts) for parts in zip(*(part[:6] for part in [empty, *rows]), strict=True)]
-    boxes, areas, crowds, labels, owners, ids = columns
-    strays = len(faults.strays)
-    return Listing(
-        categories, images, boxes, areas, crowds, labels, owners, ids, odd, described.__getitem__, shared_names, strays, None
-    )
+    whole = _joined([_rows_of_dicts([], listed, faults), *rows])
+    describe_row = whole.described.__getitem__
+    return Listing(categories, images, *whole[:4], describe_row, shared_names, len(faults.strays), None)
+
+
+def _joined(parts: list[_Rows]) -> _Rows:
+    starts = np.cumsum([0, *(len(part.ids) for part in parts)]).tolist()
+    odd = {start + row: value for start, part in zip(starts, parts, strict=False) for row, value in part.odd_ids.items()}
+    described = {start + row: text for start, part in zip(starts, parts, strict=False) for row, text in part.described.items()}
+    table = Table(*(np.concatenate(columns) for columns in zip(*(part.table for part in parts), strict=True)))
+    areas, ids = (np.concatenate([getattr(part, name) for part in parts]) for name in ("areas", "ids"))
+    return _Rows(table, areas, ids, odd, described)
 
 
 def _rows(part: Sequence[Any], listed: _Listed, faults: Faults) -> _Rows:
@@ -194,12 +185,11 @@ def _rows(part: Sequence[Any], listed: _Listed, faults: Faults) -> _Rows:
             usable[row] = True
             areas[row], crowds[row] = annotation["area"], annotation["iscrowd"]
     kept = np.flatnonzero(usable)
-    ids, odd_ids = split_ids([part[row].id for row in kept.tolist()])
     labels = (places[kept] + CLASSES_FROM).astype(np.int32)
-    rows = _Rows(boxes[kept], areas[kept], crowds[kept].astype(bool), labels, owners[kept], ids, odd_ids, {})
-    for row in _outside(rows, listed):
-        rows.described[row] = describe(_as_dict(part[kept[row]]))
-    return rows
+    table = _table(boxes[kept], labels, owners[kept], crowds[kept].astype(bool), listed)
+    ids, odd_ids = split_ids([part[row].id for row in kept.tolist()])
+    described = {row: describe(_as_dict(part[kept[row]])) for row in _outside(table)}
+    return _Rows(table, areas[kept], ids, odd_ids, described)
 
 
 def _rows_of_dicts(part: Sequence[dict[str, Any]], listed: _Listed, faults: Faults) -> _Rows:
@@ -208,19 +198,20 @@ def _rows_of_dicts(part: Sequence[dict[str, Any]], listed: _Listed, faults: Faul
     ids, odd_ids = split_ids([one.get("id") for one in usable])
     labels, _ = listed.categories.places(np.array([int(one["category_id"]) for one in usable], dtype=np.int64))
     owners, _ = listed.images.places(np.array([int(one["image_id"]) for one in usable], dtype=np.int64))
-    rows = _Rows(
+    table = _table(
         np.array([one["bbox"] for one in usable], dtype=np.float64).reshape(-1, 4),
-        np.array([one["area"] for one in usable], dtype=np.float64),
-        np.array([one["iscrowd"] for one in usable], dtype=bool),
         (labels + CLASSES_FROM).astype(np.int32),
         owners,
-        ids,
-        odd_ids,
-        {},
+        np.array([one["iscrowd"] for one in usable], dtype=bool),
+        listed,
     )
-    for row in _outside(rows, listed):
-        rows.described[row] = describe(usable[row])
-    return rows
+    areas = np.array([one["area"] for one in usable], dtype=np.float64)
+    return _Rows(table, areas, ids, odd_ids, {row: describe(usable[row]) for row in _outside(table)})
+
+
+def _table(boxes: np.ndarray, labels: np.ndarray, owners: np.ndarray, crowds: np.ndarray, listed: _Listed) -> Table:
+    sizes = listed.sizes[owners]
+    return Table(boxes, labels, owners, sizes, crowds, clipped(boxes, sizes))
 
 
 def _as_dict(annotation: Any) -> dict[str, Any]:
@@ -228,61 +219,6 @@ def _as_dict(annotation: Any) -> dict[str, Any]:
     return {name: getattr(annotation, name) for name in names} | {"bbox": list(annotation.bbox)}
 
 
-def _outside(rows: _Rows, listed: _Listed) -> list[int]:
+def _outside(table: Table) -> list[int]:
     """The objects that have no area in their image."""
-    sizes = listed.sizes[rows.owners]
-    corners = clipped(Table(rows.boxes, rows.labels, rows.owners, sizes, rows.crowds))
-    inside = (corners[:, 2:] - corners[:, :2] >= SMALLEST_SIDE).all(1)
-    return np.flatnonzero(~inside & ~rows.crowds).tolist()
-
-
-def _parts(raw: memoryview, fields: dict[str, Any], optional: dict[str, Any] | None = None) -> Iterator[Sequence[Any]]:
-    """A list of objects in parts: records with these fields or, where one has others, dictionaries.
-
-    A part ends where ``}, {`` stands between two objects and not within one. Which it is shows when the part is parsed: cut within an
-    object, or within a text, it has a bracket or a quotation mark that is not closed.
-    """
-    import msgspec
-
-    more = [(name, kind | None, None) for name, kind in (optional or {}).items()]
-    record = msgspec.defstruct("Record", [*fields.items(), *more], gc=False)
-    decoder = msgspec.json.Decoder(list[record])  # type: ignore[valid-type]
-    start, stop = 1, len(raw) - 1
-    if raw[0] != ord("[") or raw[stop] != ord("]"):
-        raise _Strange
-    while start < stop:
-        for tries, match in enumerate(BETWEEN.finditer(raw, min(start + PART, stop))):
-            if tries == TRIES:
-                raise _Strange
-            part = _parsed(decoder, b"[" + raw[start : match.start() + 1] + b"]")
-            if part is not None:
-                following = match.end() - 1
-                break
-        else:
-            part, following = _parsed(decoder, b"[" + raw[start:stop] + b"]"), stop
-        if part is None:
-            raise _Strange
-        if part:
-            yield part
-        start = following
-
-
-def _parsed(decoder: Any, text: bytes) -> Sequence[Any] | None:
-    """None where the text is no list."""
-    import msgspec
-
-    part: Sequence[Any]
-    try:
-        part = decoder.decode(text)
-        return part
-    except msgspec.ValidationError:
-        try:
-            msgspec.json.decode(text, type=list[msgspec.Raw])
-        except msgspec.DecodeError:
-            return None
-    except msgspec.DecodeError:
-        return None
-    part = json.loads(text)
-    if not all(isinstance(one, dict) for one in part):
-        raise _Strange
-    return part
+    return np.flatnonzero(~has_area(table.inside) & ~table.crowds).tolist()

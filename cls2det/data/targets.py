@@ -24,6 +24,7 @@ class Table(NamedTuple):
         owners: (n,) int64, positions in the list of images in order of their id
         sizes: (n, 2) float64, width and height of the image
         crowds: (n,) bool
+        inside: (n, 4) float32, ``clipped``
     """
 
     boxes: np.ndarray
@@ -31,12 +32,18 @@ class Table(NamedTuple):
     owners: np.ndarray
     sizes: np.ndarray
     crowds: np.ndarray
+    inside: np.ndarray
 
 
-def clipped(table: Table) -> np.ndarray:
-    """The part of each box that lies in its image, float32 (n, 4) as x1, y1, x2, y2."""
-    corners = np.concatenate([table.boxes[:, :2], table.boxes[:, :2] + table.boxes[:, 2:]], 1)
-    return corners.clip(0, np.tile(table.sizes, 2)).astype(np.float32)
+def clipped(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """The part of each box that lies in its image, float32 (n, 4) as x1, y1, x2, y2; boxes and sizes as in ``Table``."""
+    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
+    return corners.clip(0, np.tile(sizes, 2)).astype(np.float32)
+
+
+def has_area(inside: np.ndarray) -> np.ndarray:
+    """(n,) bool: whether something of the box lies in its image; of ``clipped``."""
+    return np.asarray((inside[:, 2:] - inside[:, :2] >= SMALLEST_SIDE).all(1))
 
 
 class Targets(Sequence[dict[str, Tensor]]):
