@@ -1,11 +1,13 @@
-"""Start of a training's data by the size of their annotation file: seconds, CPU seconds and memory of fresh processes.
+"""How long the data of a training take to open, and how much memory, by the size of their annotation file.
 
-    python benchmarks/annotations.py make FOLDER --images 118000 --boxes 860000 [--outlines]
-    python benchmarks/annotations.py measure FOLDER [--starts 2] [--command open|evaluate|workers]
+    python benchmarks/annotations.py make FOLDER --images 118000 --boxes 860000 --outlines
+    python benchmarks/annotations.py measure FOLDER --starts 2
+    python benchmarks/annotations.py evaluate FOLDER
 
 ``make`` writes a split ``train`` in COCO's layout whose pictures are links to a few files. ``measure`` opens it in one fresh process
-after another and prints a line of each: seconds from the import of torch on, and the largest resident set above that of a process
-that has torch alone. It reads any version of cls2det that ``PYTHONPATH`` names.
+after another, with all checks, class counts and fingerprints. A line of each: seconds, seconds of CPU, and the largest resident set
+above that of a process that has imported torch, torchvision and Pillow. The first start makes the cache. ``evaluate`` times
+``coco_table`` on 100 detections per image. Both run whichever version of cls2det ``PYTHONPATH`` names.
 """
 
 from __future__ import annotations
@@ -74,33 +76,44 @@ def link_pictures(folder: Path, images: int) -> None:
             os.link(source, path)
 
 
-CODE = """
-import resource, sys, time
-import torch, torchvision, numpy
+BEGIN = """
+import resource, sys, time, types
+import numpy, torch, torchvision
 from PIL import Image
-import cls2det.data.loader
+from torch.utils.data import DataLoader
+
 base, start, cpu = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter(), time.process_time()
+
+def done(*words):
+    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) / 1024
+    print(f"{time.perf_counter() - start:8.2f} s {time.process_time() - cpu:8.2f} s CPU {peak:8.0f} MiB", *words, flush=True)
+
 from cls2det.data.dataset import DetectionData
+"""
+OPEN = """
 from cls2det.data.fingerprint import fingerprint
 data = DetectionData(sys.argv[1], "train")
-sizes = data.class_counts()
-prints = fingerprint(data)
-if sys.argv[2] == "evaluate":
-    data.coco
-if sys.argv[2] == "workers":
-    from cls2det.data.loader import train_loader
-    for _ in train_loader(data, batch_size=8, steps_per_epoch=8, seed=0, loader_workers=2):
-        pass
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-print(f"{time.perf_counter() - start:8.2f} s  {time.process_time() - cpu:8.2f} s CPU  {(peak - base) / 1024:8.0f} MiB above torch's "
-      f"{base / 1024:.0f}" + (f"  workers {children / 1024:.0f}" if children else ""), prints["boxes"], prints["images"])
+data.class_counts()
+done(fingerprint(data))
+"""
+EVALUATE = """
+from cls2det.evaluation.coco import coco_table
+coco, draw, detections = DetectionData(sys.argv[1], "train").coco, numpy.random.default_rng(0), []
+for image_id, annotations in coco.imgToAnns.items():
+    for number in range(100):
+        one = annotations[number % len(annotations)]
+        box = (numpy.array(one["bbox"]) * draw.normal(1, 0.1, 4)).tolist()
+        category = one["category_id"] if draw.random() < 0.6 else int(draw.integers(1, 81))
+        result = {"image_id": image_id, "category_id": category, "bbox": box, "score": float(draw.beta(1, 4))}
+        detections.append(result)
+data = types.SimpleNamespace(coco=coco, targets=[{"image_id": image_id} for image_id in coco.imgs])
+start, cpu = time.perf_counter(), time.process_time()
+done(coco_table(data, detections)["mAP"])
 """
 
 
-def measure(folder: Path, starts: int, command: str) -> None:
-    for _ in range(starts):
-        subprocess.run([sys.executable, "-c", CODE, str(folder), command], check=True)
+def run(folder: Path, code: str) -> None:
+    subprocess.run([sys.executable, "-c", BEGIN + code, str(folder)], check=True)
 
 
 def main() -> None:
@@ -110,16 +123,17 @@ def main() -> None:
     maker.add_argument("--images", type=int, default=118_000)
     maker.add_argument("--boxes", type=int, default=860_000)
     maker.add_argument("--outlines", action="store_true")
-    meter = parts.add_parser("measure")
+    meter, judge = parts.add_parser("measure"), parts.add_parser("evaluate")
     meter.add_argument("--starts", type=int, default=2)
-    meter.add_argument("--command", choices=["open", "evaluate", "workers"], default="open")
-    for part in (maker, meter):
+    for part in (maker, meter, judge):
         part.add_argument("folder", type=Path)
     options = parser.parse_args()
     if options.part == "make":
         make(options.folder, options.images, options.boxes, options.outlines)
-    else:
-        measure(options.folder, options.starts, options.command)
+    for _ in range(options.starts if options.part == "measure" else 0):
+        run(options.folder, OPEN)
+    if options.part == "evaluate":
+        run(options.folder, EVALUATE)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,11 @@ import pickle
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -468,3 +470,13 @@ def test_training_makes_no_index(root):
     overview(data), fingerprint(data)
     assert data._coco is None and data.coco is data.coco
     assert collate([data[0]])[1][0]["boxes"].dtype == torch.float32
+
+
+def test_the_benchmark_writes_right_data(tmp_path):
+    file = Path(__file__).parents[1] / "benchmarks" / "annotations.py"
+    words = ["make", tmp_path, "--images", "30", "--boxes", "200", "--outlines"]
+    subprocess.run([sys.executable, file, *words], check=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data = DetectionData(tmp_path, "train")
+    assert len(data) == 30 and len(data.columns.boxes) == 200 and data.columns.crowds.sum() == 3
