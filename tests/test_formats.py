@@ -17,6 +17,7 @@ from cls2det.data import pictures
 from cls2det.data.dataset import DetectionData
 from cls2det.data.fingerprint import changes, fingerprint
 from cls2det.data.layouts import list_splits, load_truth, read_split
+from cls2det.data.truth import lists
 from cls2det.evaluation.coco import coco_table
 from rectangles import annotation_file, change_annotations, make_rectangles
 
@@ -97,11 +98,11 @@ def test_files_are_read_once_per_process_unless_they_change(coco, tmp_path, monk
     root, opened = make_yolo(coco, tmp_path / "data", form="folders"), []
     read = pictures.read_header
     monkeypatch.setattr(pictures, "read_header", lambda path, limit: opened.append(path) or read(path, limit))
-    first = read_split(root, "train").content
-    assert len(opened) == 12 and read_split(root, "train").content == first and len(opened) == 12
+    first = read_split(root, "train").columns
+    assert len(opened) == 12 and lists(read_split(root, "train").columns) == lists(first) and len(opened) == 12
     picture = root / "images" / "train" / "003.png"
     Image.new("RGB", (200, 100)).save(picture)
-    changed = read_split(root, "train").content["images"]
+    changed = lists(read_split(root, "train").columns)["images"]
     assert len(opened) == 13 and (changed[2]["width"], changed[2]["height"]) == (200, 100)
 
 

@@ -47,7 +47,7 @@ def training_anchors(options: TrainOptions, data: DetectionData) -> Levels | Non
 def warn_of_unmatched(student: str, detector: nn.Module, data: DetectionData) -> None:
     """Warn where many objects have no anchor that fits: the detector hardly learns to find these."""
     grid = anchor_grid(detector)
-    if grid is None or sum(len(target["labels"]) for target in data.targets) < FEW:
+    if grid is None or data.targets.counts().sum() < FEW:
         return
     transform: GeneralizedRCNNTransform = detector.transform
     fit = measure(grid, input_boxes(data, transform))

@@ -75,7 +75,7 @@ def best_size(options: LookOptions, data: DetectionData, first: Sized) -> Sized:
     student = STUDENTS.get(options.student)
     if options.image_size is not None or first.better is None or student is None or student.fixed_size:
         return first
-    shorter = sorted(min(data.size_of(index)) for index in range(len(data)))[len(data) // 2]
+    shorter = data.targets.sizes().min(1).values.sort().values[len(data) // 2].item()
     best = first
     if first.side > 2 * shorter:
         first = best = at_size(options.student, data, _multiple(2 * shorter))
@@ -205,6 +205,6 @@ def _pictures(root: Path, split: str) -> set[Path]:
     """Paths of a split's pictures; none where it cannot be read."""
     with contextlib.suppress(OSError, ValueError), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the look at that split is to come
-        content, _, folder = read_split(root, split)
-        return {folder / image["file_name"] for image in content["images"]}
+        columns, _, folder, _ = read_split(root, split)
+        return {folder / columns.name(place) for place in range(len(columns))}
     return set()

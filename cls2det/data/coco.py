@@ -6,20 +6,14 @@ image, and the reason.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import math
-import warnings
-from collections import Counter
+from collections.abc import Container
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
-from cls2det.data.faults import count, describe, warn_of
+from cls2det.data.faults import count, describe, tell, warn_of
 from cls2det.errors import some
-
-if TYPE_CHECKING:
-    from pycocotools.coco import COCO
 
 CROWD = {0: 0, 1: 1, "0": 0, "1": 1, "false": 0, "true": 1, None: 0}  # what iscrowd may be; False is 0 and True is 1
 
@@ -58,13 +52,14 @@ def check_content(content: dict[str, Any], file: Path) -> dict[str, Any]:
         content: it is changed
         file: for messages
     """
-    _check_categories(content["categories"], file)
-    _check_images(content["images"], file)
+    check_categories(content["categories"], file)
+    check_images(content["images"], file)
     usable, strays = _usable(content, file)
     return {**content, "annotations": usable, "strays": strays}
 
 
-def _check_categories(categories: list[dict[str, Any]], file: Path) -> None:
+def check_categories(categories: list[dict[str, Any]], file: Path) -> None:
+    """ValueError where one cannot be used; of two of one name the second gets another."""
     if not categories:
         raise ValueError(f"{file} lists no category")
     _check_ids(categories, "category", file)
@@ -75,15 +70,16 @@ def _check_categories(categories: list[dict[str, Any]], file: Path) -> None:
             raise ValueError(f"{file}: category {category['id']} has no name")
         if name in names:
             category["name"] = f"{name} ({category['id']})"
-            warnings.warn(
-                f"{file}: categories {names[name]} and {category['id']} are both named {name!r}; "
+            tell(
+                file,
+                f"categories {names[name]} and {category['id']} are both named {name!r}; "
                 f"the second is called {category['name']!r} here",
-                stacklevel=2,
             )
         names.setdefault(name, category["id"])
 
 
-def _check_images(images: list[dict[str, Any]], file: Path) -> None:
+def check_images(images: list[dict[str, Any]], file: Path) -> None:
+    """ValueError where one has no id of its own, no name or no size."""
     _check_ids(images, "image", file)
     for image in images:
         if not isinstance(image.get("file_name"), str) or not image["file_name"]:
@@ -109,56 +105,83 @@ def _check_ids(entries: list[dict[str, Any]], kind: str, file: Path) -> None:
         by_id[entry["id"]] = entry
 
 
-def _usable(content: dict[str, Any], file: Path) -> tuple[list[dict[str, Any]], int]:
-    """Annotations with four finite numbers as box, in a listed image, with the fields that ``COCOeval`` reads filled in.
+class Faults(NamedTuple):
+    """Of annotations, by kind, in the file's order."""
 
-    Also the number of annotations of images that are not listed.
-    """
+    strays: list[str]
+    malformed: list[str]
+    crowds: list[str]
+    areas: list[str]
+
+
+def _usable(content: dict[str, Any], file: Path) -> tuple[list[dict[str, Any]], int]:
+    """The annotations for which ``is_usable`` holds, and the number of those of images that are not listed."""
     images = {image["id"] for image in content["images"]}
     categories = {category["id"] for category in content["categories"]}
-    usable, strays, malformed, crowds, areas = [], [], [], [], []
-    for annotation in content["annotations"]:
-        image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
-        if not _is_number(image_id) or image_id not in images:
-            strays.append(f"annotation {annotation.get('id')!r} (image {image_id!r})")
-            continue
-        if not _is_number(category_id) or category_id not in categories:
-            raise ValueError(
-                f"{file}: annotation {annotation.get('id')!r} of image {image_id} has category {category_id!r}, "
-                "which is not listed"
-            )
-        if not _is_box(annotation.get("bbox")):
-            malformed.append(describe(annotation))
-            continue
-        _, _, width, height = annotation["bbox"]
-        area, crowd = annotation.get("area"), annotation.get("iscrowd")
-        if not _is_area(area, width, height):
-            if area is not None and (area != 0 or width * height):
-                areas.append(f"annotation {annotation.get('id')!r} (area {area!r}, bbox {annotation['bbox']})")
-            annotation["area"] = width * height
-        crowd = crowd.lower() if isinstance(crowd, str) else crowd
-        if isinstance(crowd, (list, dict)) or crowd not in CROWD:
-            crowds.append(f"annotation {annotation.get('id')!r} (iscrowd {annotation['iscrowd']!r})")
-            continue
-        annotation["iscrowd"] = CROWD[crowd]
-        usable.append(annotation)
-    if crowds:
+    faults = Faults([], [], [], [])
+    usable = [one for one in content["annotations"] if is_usable(one, images, categories, file, faults)]
+    tell_of_faults(faults, file)
+    return usable, len(faults.strays)
+
+
+def is_usable(
+    annotation: dict[str, Any], images: Container[int], categories: Container[int], file: Path, faults: Faults
+) -> bool:
+    """Whether it is four finite numbers as box, in a listed image; the fields that ``COCOeval`` reads are filled in.
+
+    Args:
+        annotation: it is changed
+        images: ids of those that are listed
+        categories: the same
+        file: for messages
+        faults: what is wrong is added to it, also what is mended
+
+    Raises:
+        ValueError: a category that is not listed
+    """
+    image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
+    if not _is_number(image_id) or image_id not in images:
+        faults.strays.append(f"annotation {annotation.get('id')!r} (image {image_id!r})")
+        return False
+    if not _is_number(category_id) or category_id not in categories:
         raise ValueError(
-            f"{file}: {count(crowds)} with an iscrowd that is neither 0 nor 1 (true, false and these as text are understood "
-            f"too): {some(crowds)}. A crowd is not trained on: write 1 for a group of objects in one box, else 0"
+            f"{file}: annotation {annotation.get('id')!r} of image {image_id} has category {category_id!r}, which is not listed"
         )
-    warn_of(file, strays, "left out, of an image that is not listed")
+    if not _is_box(annotation.get("bbox")):
+        faults.malformed.append(describe(annotation))
+        return False
+    _, _, width, height = annotation["bbox"]
+    area, crowd = annotation.get("area"), annotation.get("iscrowd")
+    if not _is_area(area, width, height):
+        if area is not None and (area != 0 or width * height):
+            faults.areas.append(f"annotation {annotation.get('id')!r} (area {area!r}, bbox {annotation['bbox']})")
+        annotation["area"] = width * height
+    crowd = crowd.lower() if isinstance(crowd, str) else crowd
+    if isinstance(crowd, (list, dict)) or crowd not in CROWD:
+        faults.crowds.append(f"annotation {annotation.get('id')!r} (iscrowd {annotation['iscrowd']!r})")
+        return False
+    annotation["iscrowd"] = CROWD[crowd]
+    return True
+
+
+def tell_of_faults(faults: Faults, file: Path) -> None:
+    """Warnings, a kind each; ValueError where a crowd is neither one nor none."""
+    if faults.crowds:
+        raise ValueError(
+            f"{file}: {count(faults.crowds)} with an iscrowd that is neither 0 nor 1 (true, false and these as text are "
+            f"understood too): {some(faults.crowds)}. A crowd is not trained on: write 1 for a group of objects in one box, else 0"
+        )
+    warn_of(file, faults.strays, "left out, of an image that is not listed")
     warn_of(
         file,
-        malformed,
+        faults.malformed,
         "left out, of the evaluation too, with a bbox that is not four finite numbers [x, y, width ≥ 0, height ≥ 0]",
     )
     warn_of(
         file,
-        areas,
+        faults.areas,
         "with an area that no object in its box can have; width x height is taken, as where there is none",
     )
-    return usable, len(strays)
 
 
 def _is_area(area: object, width: float, height: float) -> bool:
@@ -166,7 +189,12 @@ def _is_area(area: object, width: float, height: float) -> bool:
 
     A mask may cover the pixels that the box only touches, and parts of a mask that overlap may have been counted twice.
     """
-    return _is_number(area) and 0 < area <= 2 * (width + 2) * (height + 2)
+    return _is_number(area) and bool(areas_fit(area, width, height))
+
+
+def areas_fit(area: Any, width: Any, height: Any) -> Any:
+    """``_is_area`` of numbers, or of arrays."""
+    return (area > 0) & (area <= 2 * (width + 2) * (height + 2))
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:
@@ -175,31 +203,3 @@ def _is_number(value: object) -> TypeGuard[int | float]:
 
 def _is_box(bbox: object) -> bool:
     return isinstance(bbox, list) and len(bbox) == 4 and all(map(_is_number, bbox)) and bbox[2] >= 0 and bbox[3] >= 0
-
-
-def index_coco(content: dict[str, Any], file: str | Path) -> COCO:
-    """``pycocotools.coco.COCO`` of the content that ``read_annotations`` returned."""
-    from pycocotools.coco import COCO
-
-    _number_annotations(content["annotations"], file)
-    coco = COCO()
-    coco.dataset = content
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco.createIndex()
-    return coco
-
-
-def _number_annotations(annotations: list[dict[str, Any]], file: str | Path) -> None:
-    """New ids where the file's do not serve: of two equal ids pycocotools would evaluate one object twice, and a detection
-    that matches an object of id 0 would count as false.
-    """
-    ids = [annotation.get("id") for annotation in annotations]
-    faults = [repr(number) for number in ids if type(number) is not int]
-    if not faults:
-        counts = Counter(ids)
-        faults = [str(number) for number in ids if counts[number] > 1]
-    # unique ids that begin at 0 are well-formed: no warning for them
-    warn_of(Path(file), faults, "with an id that is not an integer of its own; all get new ids, in the file's order")
-    if faults or 0 in ids:
-        for number, annotation in enumerate(annotations, start=1):
-            annotation["id"] = number

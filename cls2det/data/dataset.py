@@ -4,7 +4,7 @@
     root/<split>/<file_name>
 
 is COCO's layout, so ``DetectionData("coco", "train2017")`` reads COCO as it unpacks, and ``DetectionData("runs/demo/scenes",
-"train")`` reads the demo. The layouts of Pascal VOC (``voc.py``) and YOLO (``yolo.py``) become COCO's lists in memory.
+"train")`` reads the demo. The layouts of Pascal VOC (``voc.py``) and YOLO (``yolo.py``) are read too.
 
 An item is (image uint8 (3, H, W), target), a target holds ``boxes`` (n, 4) float32 xyxy in pixels, ``labels`` (n,) int64 from 1
 (0 is background) and ``image_id``.
@@ -14,26 +14,31 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from cls2det.data.augment import Augment
-from cls2det.data.checks import check_split
+from cls2det.data.checks import log_once
 from cls2det.data.classes import SAME_CLASSES, class_order, warn_of_twins
-from cls2det.data.coco import index_coco
-from cls2det.data.faults import warn_of
+from cls2det.data.columns import Files
+from cls2det.data.faults import tell_all, warn_of
 from cls2det.data.images import SIDES_SWAPPED, read_with_orientation, turn
 from cls2det.data.layouts import read_split
 from cls2det.data.origins import begin
 from cls2det.data.pictures import Listed, find_missing, hint, other_size, read_headers, with_slashes
-from cls2det.data.targets import CLASSES_FROM, make_targets, name_annotations, tabulate
+from cls2det.data.targets import CLASSES_FROM, Targets
+from cls2det.data.truth import as_coco
 from cls2det.errors import LISTED, some
 from cls2det.settings import MAX_PIXELS
+
+if TYPE_CHECKING:
+    from pycocotools.coco import COCO
 
 BAD_IN_A_ROW = 20  # images that are passed over before the fault is taken to be the disk's and not the images'
 
@@ -97,8 +102,8 @@ class DetectionData(Dataset[tuple[Tensor, dict[str, Tensor]]]):
 
     Attributes:
         classes, category_ids: name and COCO id of label 1, 2, ...
-        targets: of each image
-        coco: ``pycocotools.coco.COCO``, for evaluation; None in the copies that loader workers get
+        targets: of each image, see ``Targets``
+        columns: all annotations as arrays
     """
 
     def __init__(
@@ -118,31 +123,25 @@ class DetectionData(Dataset[tuple[Tensor, dict[str, Tensor]]]):
     ):
         if on_bad_image not in ("stop", "skip"):
             raise ValueError(f"on_bad_image must be 'stop' or 'skip', got {on_bad_image!r}")
-        content, self.annotation_file, self.folder = read_split(root, split)
+        columns, self.annotation_file, self.folder, unreadable = read_split(root, split)
         if not self.folder.is_dir():
             raise FileNotFoundError(
                 f"no image folder {self.folder}; expected <root>/<split>/<file_name> beside "
                 "<root>/annotations/instances_<split>.json"
             )
-        categories = sorted(content["categories"], key=lambda category: category["id"])
-        self.classes = [category["name"] for category in categories]
-        self.category_ids = [category["id"] for category in categories]
+        self.columns = columns
+        self._coco: COCO | None = None
+        self.classes, self.category_ids = list(columns.heading.classes), list(columns.heading.category_ids)
         warn_of_twins(self.classes, self.annotation_file)
-        table = tabulate(content)
-        check_split(content, table, self.annotation_file)
-        self.targets = make_targets(content, table, self.annotation_file, with_rows=origins)
+        tell_all(self.annotation_file, columns.heading.notes["split"] + columns.heading.notes["ids"])
+        log_once(f"{self.annotation_file}: {columns.heading.summary}")
+        self.origins = origins
+        self.targets = Targets(columns, range(len(columns)), with_ids=origins)
         if classes is not None:
             self._take_order(classes, classes_of)
-        self.coco = index_coco(content, self.annotation_file)
-        self.origins = origins
-        if origins:
-            name_annotations(self.targets, content["annotations"])
-        self.files = {
-            image["id"]: Listed(image["id"], image["file_name"], image["width"], image["height"])
-            for image in content["images"]
-        }
+        self.files = Files(columns)
         if labelled_only:
-            self.targets = [target for target in self.targets if len(target["labels"])]
+            self.targets = self.targets.chosen(np.flatnonzero(self.targets.counts()))
         if keep is not None:
             positions = torch.as_tensor(keep)
             if positions.dtype != torch.int64 or positions.dim() != 1:
@@ -151,16 +150,16 @@ class DetectionData(Dataset[tuple[Tensor, dict[str, Tensor]]]):
                 )
             if len(positions) and not 0 <= positions.min() <= positions.max() < len(self.targets):
                 raise IndexError(f"keep must be positions from 0 to {len(self.targets) - 1}, found {positions.aminmax()}")
-            self.targets = [self.targets[index] for index in positions.tolist()]
-        if not self.targets:
+            self.targets = self.targets.chosen(positions.numpy())
+        if not len(self.targets):
             raise ValueError(
-                f"{self.annotation_file} leaves no image to use: {len(content['images'])} images are listed, and "
-                f"{int((~table.crowds).sum())} boxes that are no crowds"
+                f"{self.annotation_file} leaves no image to use: {len(columns)} images are listed, and "
+                f"{int((~columns.crowds).sum())} boxes that are no crowds"
             )
         self.augment, self.on_bad_image, self.max_pixels = augment, on_bad_image, max_pixels
         self.told_of_turns = False
         self._check_files()
-        self._check_headers(content.pop("unreadable", {}))
+        self._check_headers(unreadable)
         self.bad: dict[int, str] = {}  # what was wrong with an image, by index
         self.cache: dict[int, Tensor] | None = {} if cache else None
 
@@ -177,50 +176,58 @@ class DetectionData(Dataset[tuple[Tensor, dict[str, Tensor]]]):
 
     def class_counts(self) -> dict[str, int]:
         """Boxes of each class in ``targets``; 0 for a class that has none."""
-        labels = torch.cat([target["labels"] for target in self.targets]) - CLASSES_FROM
+        labels = self.targets.labels() - CLASSES_FROM
         return dict(zip(self.classes, labels.bincount(minlength=len(self.classes)).tolist(), strict=True))
 
     def size_of(self, index: int) -> tuple[float, float]:
         """Width and height of an image in pixels, as the annotations have them."""
-        listed = self.files[int(self.targets[index]["image_id"])]
-        return listed.width, listed.height
+        return self.columns.size(int(self.targets.places[index]))
+
+    @property
+    def coco(self) -> COCO:
+        """``pycocotools.coco.COCO`` of the whole split's boxes, for evaluation: see ``as_coco``."""
+        if self._coco is None:
+            self._coco = as_coco(self.columns)
+        return self._coco
+
+    def _listed(self, index: int) -> Listed:
+        return self.files.at(int(self.targets.places[index]))
 
     def _take_order(self, classes: Sequence[str], classes_of: str) -> None:
         """Label k is ``classes[k - 1]`` from here on."""
         order = class_order(classes, self.classes, classes_of, str(self.annotation_file), SAME_CLASSES)
         if order == sorted(order):
             return
-        new_label = torch.tensor(order).argsort() + CLASSES_FROM
+        label_of = np.concatenate([[0], np.argsort(order) + CLASSES_FROM])
         self.classes, self.category_ids = list(classes), [self.category_ids[place] for place in order]
-        for target in self.targets:
-            target["labels"] = new_label[target["labels"] - CLASSES_FROM]
+        self.targets = self.targets.relabelled(label_of)
 
     def _check_files(self) -> None:
-        used = [self.files[int(target["image_id"])] for target in self.targets]
-        missing, unusable = find_missing(self.folder, [image.name for image in used])
+        names = [self.columns.name(place) for place in np.asarray(self.targets.places).tolist()]
+        missing, unusable = find_missing(self.folder, names)
         if slashed := with_slashes(self.folder, missing):
             warn_of(self.annotation_file, list(slashed), "with backslashes, which are read as slashes", "file name")
-            self.files = {number: file._replace(name=slashed.get(file.name, file.name)) for number, file in self.files.items()}
+            self.files = Files(self.columns, slashed)
             _, more = find_missing(self.folder, list(slashed.values()))
             missing, unusable = [name for name in missing if name not in slashed], unusable + more
         if missing:
             examples = [(f"{self.folder / name}", hint(self.folder, name)) for name in missing[:LISTED]]
-            names = [f"{path} ({text})" if text else path for path, text in examples]
+            causes = [f"{path} ({text})" if text else path for path, text in examples]
             raise FileNotFoundError(
                 f"{self.annotation_file} names {len(missing)} of {len(self)} images that are not there: "
-                f"{some(names + missing[LISTED:])}"
+                f"{some(causes + missing[LISTED:])}"
             )
         self._stop_or_warn(unusable, f"names {len(unusable)} of {len(self)} images that cannot be read")
 
-    def _check_headers(self, unreadable: dict[int, str]) -> None:
+    def _check_headers(self, unreadable: Mapping[int, str]) -> None:
         """``unreadable``: what is known already, by image id."""
-        used = [self.files[int(target["image_id"])] for target in self.targets]
-        headers = read_headers(self.folder, used, self.max_pixels)
-        known = [f"image {image.image_id}: {unreadable[image.image_id]}" for image in used if image.image_id in unreadable]
+        headers = read_headers(self.folder, self._listed, len(self), self.max_pixels)
+        ids = self.columns.image_ids[self.targets.places].tolist() if unreadable else []
+        known = [f"image {image_id}: {unreadable[image_id]}" for image_id in ids if image_id in unreadable]
         faults = list(dict.fromkeys(headers.faults + known))
         if self.on_bad_image == "stop" and faults:
             kinds = "image that cannot be used" if len(faults) == 1 else "images that cannot be used"
-            examined = len(used) if known else headers.examined
+            examined = len(self) if known else headers.examined
             raise ValueError(f"{self.annotation_file}: {len(faults)} {kinds}, of {examined} looked at: {some(faults)}")
         if headers.turned:
             self._tell_of_turns(f"{len(headers.turned)} of {headers.examined} pictures looked at", headers.turned)
@@ -251,7 +258,7 @@ class DetectionData(Dataset[tuple[Tensor, dict[str, Tensor]]]):
     def _image(self, index: int) -> Tensor:
         if self.cache is not None and index in self.cache:
             return self.cache[index]
-        listed = self.files[int(self.targets[index]["image_id"])]
+        listed = self._listed(index)
         try:
             image, orientation = read_with_orientation(self.folder / listed.name, self.max_pixels)
         except ValueError as error:
@@ -283,15 +290,10 @@ class DetectionData(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         copied = object.__new__(type(self))
         memo[id(self)] = copied
         copied.__dict__.update(
-            (name, value if name == "coco" else copy.deepcopy(value, memo)) for name, value in self.__dict__.items()
+            (name, value if name == "_coco" else copy.deepcopy(value, memo)) for name, value in self.__dict__.items()
         )
         return copied
 
     def __getstate__(self) -> dict[str, Any]:
-        """For loader workers that do not begin as a fork: as tensors, targets would take a file handle each; ``coco`` is large."""
-        targets = [{name: value.numpy() for name, value in target.items()} for target in self.targets]
-        return {**self.__dict__, "targets": targets, "coco": None, "cache": None if self.cache is None else {}}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        targets = [{name: torch.from_numpy(value) for name, value in target.items()} for target in state["targets"]]
-        self.__dict__.update(state, targets=targets)
+        """For loader workers that do not begin as a fork; ``coco`` is large, and made again where it is asked for."""
+        return {**self.__dict__, "_coco": None, "cache": None if self.cache is None else {}}

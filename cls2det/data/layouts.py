@@ -1,12 +1,18 @@
-"""Opens a split in whichever layout its folder has: COCO's, Pascal VOC's or YOLO's. All become COCO's lists in memory."""
+"""Opens a split in whichever layout its folder has: COCO's, Pascal VOC's or YOLO's. All become ``Columns``."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cls2det.data.coco import index_coco, read_annotations
+from cls2det.data.arrange import arrange, listing_of
+from cls2det.data.cache import read_columns
+from cls2det.data.columns import Columns
+from cls2det.data.faults import tell_all
+from cls2det.data.truth import as_coco
 from cls2det.data.voc import find_voc, has_xmls, read_voc, voc_splits
 from cls2det.data.yolo import read_yolo
 from cls2det.data.yolo_place import find_yolo, yolo_splits
@@ -21,14 +27,16 @@ class Split(NamedTuple):
     """A split as it was read.
 
     Attributes:
-        content: of ``read_annotations``, whatever the layout
+        columns: the annotations, whatever the layout
         file: the annotation file, list or folder that messages name
-        folder: that the file names of ``content`` are relative to
+        folder: that the file names are relative to
+        unreadable: why a picture cannot be read, by image id, where that is known already
     """
 
-    content: dict[str, Any]
+    columns: Columns
     file: Path
     folder: Path
+    unreadable: Mapping[int, str] = MappingProxyType({})
 
 
 def read_split(root: str | Path, split: str) -> Split:
@@ -47,7 +55,7 @@ def read_split(root: str | Path, split: str) -> Split:
     beside = root / split / "_annotations.coco.json"  # of exported archives
     for file in (root / "annotations" / f"instances_{split}.json", beside):
         if file.is_file() and not config:
-            return Split(read_annotations(file), file, root / split)
+            return Split(read_columns(file), file, root / split)
     voc = None if config else find_voc(root, split)
     yolo = find_yolo(root, split, config)
     if voc and yolo:
@@ -55,9 +63,9 @@ def read_split(root: str | Path, split: str) -> Split:
             f"{root}: {split} is there twice, with XML files as of VOC and with labels as of YOLO; put one of them away"
         )
     if voc:
-        return Split(read_voc(root, voc), voc.file, voc.pictures)
+        return _split(read_voc(root, voc), voc.file, voc.pictures)
     if yolo:
-        return Split(read_yolo(root, yolo), yolo.file, root)
+        return _split(read_yolo(root, yolo), yolo.file, root)
     file, splits = root / "annotations" / f"instances_{split}.json", list_splits(root, config)
     there_are = f"there are {', '.join(splits)}" if splits else "VOC's and YOLO's folders are understood too"
     if not splits and has_xmls(root):
@@ -65,10 +73,14 @@ def read_split(root: str | Path, split: str) -> Split:
     elif not splits and (nested := _nested(root, split)):
         there_are = f"{nested} has a split {split}: is that the folder of the data?"
     try:
-        return Split(read_annotations(file), file, root / split)
+        return Split(read_columns(file), file, root / split)
     except FileNotFoundError as error:
         text = f"no split {split} in {config or root}" if splits and not file.parent.is_dir() else error
         raise FileNotFoundError(f"{text}; {there_are}") from None
+
+
+def _split(content: dict[str, Any], file: Path, folder: Path) -> Split:
+    return Split(arrange(listing_of(content), file, []), file, folder, content.get("unreadable", {}))
 
 
 def _nested(root: Path, split: str) -> Path | None:
@@ -89,11 +101,12 @@ def list_splits(root: Path, config: Path | None = None) -> list[str]:
 
 def read_classes(root: str | Path, split: str) -> tuple[list[str], Path]:
     """Names of a split's classes in order of label, and the file or folder that names them."""
-    content, file, _ = read_split(root, split)
-    return [category["name"] for category in sorted(content["categories"], key=lambda entry: entry["id"])], file
+    columns, file, *_ = read_split(root, split)
+    return columns.heading.classes, file
 
 
 def load_truth(root: str | Path, split: str) -> COCO:
     """``pycocotools.coco.COCO`` of a split, checked. See ``DetectionData``."""
-    content, file, _ = read_split(root, split)
-    return index_coco(content, file)
+    columns, file, *_ = read_split(root, split)
+    tell_all(file, columns.heading.notes["ids"])
+    return as_coco(columns)

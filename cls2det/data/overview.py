@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from cls2det.data.dataset import DetectionData
@@ -14,18 +13,15 @@ SHARES = (0.05, 0.5, 0.95)  # of the objects that are smaller
 
 def overview(data: DetectionData) -> dict[str, Any]:
     """Plain values by name. Sizes are in pixels of the pictures; the size of an object is the square root of its box's area."""
-    sizes = torch.tensor([data.size_of(index) for index in range(len(data))], dtype=torch.float64)
-    counts = torch.tensor([len(target["boxes"]) for target in data.targets])
-    boxes = torch.cat([target["boxes"] for target in data.targets]).double()
+    sizes, counts, boxes = data.targets.sizes(), data.targets.counts(), data.targets.boxes().double()
     sides = boxes[:, 2:] - boxes[:, :2]
-    annotations = data.coco.dataset["annotations"] if data.coco else []
     order = sizes.prod(1).argsort()
     return {
         "annotations": str(data.annotation_file),
         "images": len(data),
         "images without objects": int((counts == 0).sum()),
         "objects": len(boxes),
-        "crowds": sum(annotation["iscrowd"] for annotation in annotations),
+        "crowds": int(data.columns.crowds.sum()),
         "objects per image": {"mean": counts.double().mean().item(), "most": int(counts.max())},
         "classes": data.class_counts(),
         "image size": {

@@ -79,10 +79,16 @@ def _fault(path: str) -> str | None:
     return None if os.access(path, os.R_OK) else "no permission to read it"
 
 
-def read_headers(folder: Path, images: Sequence[Listed], max_pixels: int | None) -> Headers:
-    """Compare some images' headers, spread evenly over ``images``, with the sizes in the annotations."""
-    step = max(1, -(-len(images) // EXAMINED))
-    some = images[::step]
+def read_headers(folder: Path, listed: Callable[[int], Listed], count: int, max_pixels: int | None) -> Headers:
+    """Compare some images' headers, spread evenly over all, with the sizes in the annotations.
+
+    Args:
+        folder: of the files
+        listed: an image by its number
+        count: of images
+        max_pixels: as of ``read_image``
+    """
+    some = [listed(number) for number in range(0, count, max(1, -(-count // EXAMINED)))]
     result = Headers(len(some), [], [], [])
     for image, header in zip(some, side_by_side(lambda image: _header(folder / image.name, max_pixels), some), strict=True):
         if isinstance(header, str):

@@ -1,15 +1,15 @@
-"""From the annotations of a split to arrays, and to the targets that a detector trains on."""
+"""The targets that a detector trains on, out of the arrays of a split."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cls2det.data.faults import describe, warn_of
+from cls2det.data.columns import Columns
 
 CLASSES_FROM = 1  # label of the first class; 0 is background
 SMALLEST_SIDE = 0.01  # pixels; still a positive width after the rounding of float32 at thousands of pixels
@@ -20,10 +20,11 @@ class Table(NamedTuple):
 
     Attributes:
         boxes: (n, 4) float64, as in the file: x, y, width, height
-        labels: (n,) int64, from 1 in order of category id
+        labels: (n,) int32, from 1 in order of category id
         owners: (n,) int64, positions in the list of images in order of their id
         sizes: (n, 2) float64, width and height of the image
         crowds: (n,) bool
+        inside: (n, 4) float32, ``clipped``
     """
 
     boxes: np.ndarray
@@ -31,67 +32,91 @@ class Table(NamedTuple):
     owners: np.ndarray
     sizes: np.ndarray
     crowds: np.ndarray
+    inside: np.ndarray
 
 
-def tabulate(content: dict[str, Any]) -> Table:
-    """The annotations that ``read_annotations`` returned, as arrays."""
-    images, annotations = sorted(content["images"], key=lambda image: image["id"]), content["annotations"]
-    place = {image["id"]: number for number, image in enumerate(images)}
-    label_of = {
-        category_id: label
-        for label, category_id in enumerate(sorted(category["id"] for category in content["categories"]), start=CLASSES_FROM)
-    }
-    owners = np.array([place[annotation["image_id"]] for annotation in annotations], dtype=np.int64)
-    sizes = np.array([(image["width"], image["height"]) for image in images], dtype=np.float64).reshape(-1, 2)
-    return Table(
-        np.array([annotation["bbox"] for annotation in annotations], dtype=np.float64).reshape(-1, 4),
-        np.array([label_of[annotation["category_id"]] for annotation in annotations], dtype=np.int64),
-        owners,
-        sizes[owners],
-        np.array([annotation["iscrowd"] for annotation in annotations], dtype=bool),
-    )
+def clipped(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """The part of each box that lies in its image, float32 (n, 4) as x1, y1, x2, y2; boxes and sizes as in ``Table``."""
+    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
+    return corners.clip(0, np.tile(sizes, 2)).astype(np.float32)
 
 
-def clipped(table: Table) -> np.ndarray:
-    """The part of each box that lies in its image, float32 (n, 4) as x1, y1, x2, y2."""
-    corners = np.concatenate([table.boxes[:, :2], table.boxes[:, :2] + table.boxes[:, 2:]], 1)
-    return corners.clip(0, np.tile(table.sizes, 2)).astype(np.float32)
+def has_area(inside: np.ndarray) -> np.ndarray:
+    """(n,) bool: whether something of the box lies in its image; of ``clipped``."""
+    return np.asarray((inside[:, 2:] - inside[:, :2] >= SMALLEST_SIDE).all(1))
 
 
-def make_targets(content: dict[str, Any], table: Table, file: Path, *, with_rows: bool = False) -> list[dict[str, Tensor]]:
-    """Of each image, in order of its id: ``boxes`` clipped to the image, ``labels`` and ``image_id``.
+class Targets(Sequence[dict[str, Tensor]]):
+    """Of each image that is used: ``boxes`` (n, 4) float32 xyxy in pixels, clipped to it, ``labels`` (n,) int64 and ``image_id``.
 
-    ``with_rows`` adds the place of each box in the list of annotations, for ``name_annotations``.
+    A target is made when it is asked for: what is changed in one stays there.
+
+    Args:
+        columns: of the split
+        places: of the images that are used, in the order of ids
+        label_of: label in use by label in order of category id (0 is none); None is the same
+        with_ids: targets have ``annotation_ids`` (n,) int64, too
     """
-    images = sorted(content["images"], key=lambda image: image["id"])
-    rows = np.flatnonzero(~table.crowds)
-    boxes, labels, owner = clipped(table)[rows], table.labels[rows], table.owners[rows]
-    usable = (boxes[:, 2:] - boxes[:, :2] >= SMALLEST_SIDE).all(1)
-    warn_of(
-        file,
-        [describe(content["annotations"][row]) for row in rows[~usable]],
-        "not trained on (but evaluated, as pycocotools does), with no area inside of the image",
-    )
-    order = np.flatnonzero(usable)[np.argsort(owner[usable], kind="stable")]
-    counts = np.bincount(owner[usable], minlength=len(images)).tolist()
-    # clones: a view would drag all boxes along wherever it is saved or sent
-    targets = [
-        {"boxes": box.clone(), "labels": label.clone(), "image_id": torch.tensor(image["id"])}
-        for image, box, label in zip(
-            images,
-            torch.from_numpy(boxes[order]).split(counts),
-            torch.from_numpy(labels[order]).split(counts),
-            strict=True,
-        )
-    ]
-    if with_rows:
-        for target, places in zip(targets, torch.from_numpy(rows[order]).split(counts), strict=True):
-            target["annotation_ids"] = places.clone()
-    return targets
+
+    def __init__(
+        self, columns: Columns, places: np.ndarray | range, label_of: np.ndarray | None = None, with_ids: bool = False
+    ):
+        self.columns, self.places, self.label_of, self.with_ids = columns, places, label_of, with_ids
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Tensor]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Tensor]]: ...
+    def __getitem__(self, index: int | slice) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        columns, place = self.columns, int(self.places[index])
+        start, stop = int(columns.target_ends[place - 1]) if place else 0, int(columns.target_ends[place])
+        target = {
+            "boxes": torch.from_numpy(columns.target_boxes[start:stop].copy()),
+            "labels": self._labels(columns.target_labels[start:stop]),
+            "image_id": torch.tensor(int(columns.image_ids[place])),
+        }
+        if self.with_ids:
+            target["annotation_ids"] = torch.from_numpy(columns.target_ids[start:stop].copy())
+        return target
+
+    def counts(self) -> Tensor:
+        """(n,) int64, boxes of each image."""
+        return torch.from_numpy(np.diff(self.columns.target_ends, prepend=0)[_index(self.places)])
+
+    def boxes(self) -> Tensor:
+        """(k, 4) float32, those of all images on end."""
+        return torch.from_numpy(self.columns.target_boxes[self._rows()].copy())
+
+    def labels(self) -> Tensor:
+        """(k,) int64, of ``boxes()``."""
+        return self._labels(self.columns.target_labels[self._rows()])
+
+    def sizes(self) -> Tensor:
+        """(n, 2) float64, width and height of each image."""
+        return torch.from_numpy(self.columns.sizes[_index(self.places)].copy())
+
+    def chosen(self, which: np.ndarray) -> Targets:
+        """Of some images, by their positions here, int64."""
+        return Targets(self.columns, np.asarray(self.places)[which], self.label_of, self.with_ids)
+
+    def relabelled(self, label_of: np.ndarray) -> Targets:
+        """The same images with labels in another order than that of category ids."""
+        return Targets(self.columns, self.places, label_of, self.with_ids)
+
+    def _labels(self, labels: np.ndarray) -> Tensor:
+        return torch.from_numpy(labels.astype(np.int64) if self.label_of is None else self.label_of[labels])
+
+    def _rows(self) -> np.ndarray | slice:
+        if isinstance(self.places, range):
+            return slice(None)
+        counts, ends = self.counts().numpy(), self.columns.target_ends[self.places]
+        return np.repeat(ends - counts.cumsum(), counts) + np.arange(counts.sum())
 
 
-def name_annotations(targets: list[dict[str, Tensor]], annotations: list[dict[str, Any]]) -> None:
-    """Put the ids of annotations, once they are sure to be integers of their own, in the place of the rows in ``targets``."""
-    ids = torch.tensor([annotation["id"] for annotation in annotations], dtype=torch.int64)
-    for target in targets:
-        target["annotation_ids"] = ids[target["annotation_ids"]]
+def _index(places: np.ndarray | range) -> np.ndarray | slice:
+    return slice(None) if isinstance(places, range) else places

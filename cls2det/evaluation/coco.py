@@ -68,7 +68,7 @@ def evaluate_detector(
         check_classes(classes, data)
     allow_detections(detector, check_max_detections(max_detections))
     warn_of_crowded_images(detector, data, max_detections)
-    if not any(len(target["labels"]) for target in data.targets):
+    if not data.targets.counts().any():
         warnings.warn(f"{data.annotation_file} has no object in {len(data)} images: there is no mAP, it is None", stacklevel=2)
     check_weights(detector)
     detector.eval().to(device)
@@ -152,11 +152,8 @@ def warn_of_crowded_images(detector: nn.Module, data: DetectionData, max_detecti
     There even a perfect detector misses some, and the table would not say why it is low.
     """
     most = most_detections(detector)
-    counts = [
-        (len(target["labels"]), int(target["labels"].bincount().max()))
-        for target in data.targets
-        if len(target["labels"]) > min(max_detections, most or max_detections)
-    ]
+    many = (data.targets.counts() > min(max_detections, most or max_detections)).nonzero().flatten().tolist()
+    counts = [(len(labels), int(labels.bincount().max())) for labels in (data.targets[index]["labels"] for index in many)]
     crowded = [total for total, of_class in counts if of_class > max_detections or (most is not None and total > most)]
     if not crowded:
         return

@@ -46,15 +46,13 @@ class Fit:
 
 def input_boxes(data: DetectionData, transform: GeneralizedRCNNTransform) -> Tensor:
     """The boxes (n, 4) of all objects of a split as a detector gets them: xyxy in pixels of its resized images, not augmented."""
-    boxes = torch.cat([target["boxes"] for target in data.targets]).double()
-    sizes = torch.tensor([data.size_of(index) for index in range(len(data))], dtype=torch.float64)  # width, height
+    boxes, sizes = data.targets.boxes().double(), data.targets.sizes()
     if transform.fixed_size is not None:
         scales = torch.tensor(transform.fixed_size, dtype=torch.float64) / sizes
     else:
         shorter, longer = sizes.min(1).values, sizes.max(1).values
         scales = (transform.min_size[-1] / shorter).minimum(transform.max_size / longer)[:, None].expand(-1, 2)
-    counts = torch.tensor([len(target["boxes"]) for target in data.targets])
-    return boxes * scales.repeat(1, 2).repeat_interleave(counts, 0)
+    return boxes * scales.repeat(1, 2).repeat_interleave(data.targets.counts(), 0)
 
 
 def best_overlaps(grid: AnchorGrid, boxes: Tensor, most: int = MEASURED) -> Tensor:

@@ -9,13 +9,12 @@ from torch import nn
 from torchvision.models import MobileNet_V2_Weights, ResNet50_Weights, detection
 from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.retinanet import RetinaNetHead
 
 from cls2det.models.backbones import IMAGE_MEAN, IMAGE_STD
 from cls2det.models.students.faster_rcnn import image_sides
-from cls2det.models.students.pyramids import CompactPyramid, mobilenet_v2_small_pyramid
+from cls2det.models.students.pyramids import CompactPyramid, SmallMobileNetV2Pyramid
 
 SCALE = {"image_mean": IMAGE_MEAN, "image_std": IMAGE_STD}
 
@@ -51,11 +50,11 @@ def retinanet_compact(classes: int, size: int, _weights: None = None, width: int
 def retinanet_mobilenet_v2_small(classes: int, size: int, weights: MobileNet_V2_Weights | None) -> RetinaNet:
     """Anchors from 24 to 152 pixels, for objects of 30 to 150 in images of 224: three strides."""
     sizes = ((24, 30, 38), (48, 60, 76), (96, 121, 152))
-    return _small_retinanet(mobilenet_v2_small_pyramid(weights), classes, size, sizes)
+    return _small_retinanet(SmallMobileNetV2Pyramid(weights), classes, size, sizes)
 
 
 def _small_retinanet(
-    backbone: CompactPyramid | BackboneWithFPN,
+    backbone: CompactPyramid | SmallMobileNetV2Pyramid,
     classes: int,
     size: int,
     sizes: tuple[tuple[int, ...], ...],

@@ -5,12 +5,12 @@ from __future__ import annotations
 from torchvision.models import MobileNet_V2_Weights, ResNet50_Weights, detection
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.backbone_utils import BackboneWithFPN, _resnet_fpn_extractor
+from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.ops import MultiScaleRoIAlign
 
 from cls2det.models.backbones import IMAGE_MEAN, IMAGE_STD, narrow_resnet
-from cls2det.models.students.pyramids import CompactPyramid, mobilenet_v2_pyramid, mobilenet_v2_small_pyramid
+from cls2det.models.students.pyramids import CompactPyramid, SmallMobileNetV2Pyramid, mobilenet_v2_pyramid
 
 
 def image_sides(size: int) -> dict[str, int]:
@@ -45,11 +45,15 @@ def fasterrcnn_compact(classes: int, size: int, _weights: None = None, width: in
 
 def fasterrcnn_mobilenet_v2_small(classes: int, size: int, weights: MobileNet_V2_Weights | None) -> FasterRCNN:
     """For objects of 30 to 150 pixels in images of 224: anchors of 32, 64 and 128, few proposals, small heads."""
-    return _small(mobilenet_v2_small_pyramid(weights), classes, size, (32, 64, 128))
+    return _small(SmallMobileNetV2Pyramid(weights), classes, size, (32, 64, 128))
 
 
 def _small(
-    backbone: CompactPyramid | BackboneWithFPN, classes: int, size: int, anchors: tuple[int, int, int], **scale: list[float]
+    backbone: CompactPyramid | SmallMobileNetV2Pyramid,
+    classes: int,
+    size: int,
+    anchors: tuple[int, int, int],
+    **scale: list[float],
 ) -> FasterRCNN:
     """Of three maps and their anchors. All regions are pooled from stride 8 (torchvision takes a coarser map from 224 pixels on)."""
     return FasterRCNN(

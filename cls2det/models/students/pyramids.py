@@ -32,6 +32,21 @@ class CompactPyramid(nn.Module):
         return maps
 
 
+class SmallMobileNetV2Pyramid(nn.Module):
+    """MobileNetV2's maps at strides 8, 16 and 32 under a pyramid of 64 channels, for two CPU cores."""
+
+    out_channels = 64
+
+    def __init__(self, weights: MobileNet_V2_Weights | None):
+        super().__init__()
+        self.body = IntermediateLayerGetter(_mobilenet_v2(weights), {"6": "0", "13": "1", "18": "2"})
+        self.fpn = FeaturePyramidNetwork([32, 96, 1280], self.out_channels)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        maps: dict[str, Tensor] = self.fpn(self.body(images))
+        return maps
+
+
 def resnet50_last_map(weights: ResNet50_Weights | None) -> IntermediateLayerGetter:
     """ResNet-50 up to its last map (2048 channels, stride 32)."""
     network = resnet50(weights=weights, norm_layer=FrozenBatchNorm2d if weights else nn.BatchNorm2d)
@@ -45,14 +60,6 @@ def mobilenet_v2_pyramid(weights: MobileNet_V2_Weights | None) -> BackboneWithFP
     """MobileNetV2's maps at strides 4, 8, 16 and 32 (24, 32, 96 and 1280 channels) under a pyramid of 256 channels."""
     levels = {"3": "0", "6": "1", "13": "2", "18": "3"}  # the last block of each stride
     return BackboneWithFPN(_mobilenet_v2(weights), levels, [24, 32, 96, 1280], 256, extra_blocks=LastLevelMaxPool())
-
-
-def mobilenet_v2_small_pyramid(weights: MobileNet_V2_Weights | None) -> BackboneWithFPN:
-    """The maps at strides 8, 16 and 32 under a pyramid of 64 channels, for two CPU cores."""
-    levels = {"6": "0", "13": "1", "18": "2"}
-    pyramid = BackboneWithFPN(_mobilenet_v2(weights), levels, [32, 96, 1280], 64)
-    pyramid.fpn.extra_blocks = None  # torchvision takes its coarsest map where none is named
-    return pyramid
 
 
 def _mobilenet_v2(weights: MobileNet_V2_Weights | None) -> nn.Sequential:
