@@ -62,7 +62,8 @@ def test_loss_falls_and_the_student_stands_alone(scenes, teacher_weights, tmp_pa
     assert all(float(row["images_per_second"]) > 0 and 0 <= float(row["teacher_accuracy"]) <= 100 for row in rows)
     assert any((tmp_path / "run" / "tensorboard").iterdir())
     keys = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["state_dict"]
-    assert keys and all(key.startswith("detector.") for key in keys)
+    assert {key.split(".")[0] for key in keys} == {"detector", "distillation"}
+    assert [key for key in keys if not key.startswith("detector.")] == ["distillation.balance._extra_state"]
     copy = tmp_path / "elsewhere.pt"
     shutil.move(tmp_path / "run" / "weights.pt", copy)
     table = evaluate(copy, scenes, "test", tmp_path / "evaluation")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
 import warnings
 
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from cls2det.commands.banks import check_fit, check_head, open_banks, reads_logits
+from cls2det.commands.identity import as_begun
 from cls2det.commands.options import DistillOptions
 from cls2det.commands.sizes import compare_sizes
 from cls2det.commands.teachers import load_teacher
@@ -34,6 +34,7 @@ from cls2det.training.progress import Progress
 
 def distill(options: DistillOptions, progress: Progress | None = None) -> dict:
     """Train the detector, as ``train`` does, with the distillation terms that the options name."""
+    options = as_begun(options)
     if unknown := set(options.distillers) - set(DISTILLERS):
         raise ValueError(f"no distiller {', '.join(sorted(unknown))}; there are {', '.join(DISTILLERS)}")
     _warn_of_unread_teachers(options)
@@ -65,11 +66,6 @@ def distill(options: DistillOptions, progress: Progress | None = None) -> dict:
             encoder = load_encoder(options.encoder, options.encoder_weights, crop_size=options.regions.crop_size, dtype=dtype)
         check_fit(banks, student.get_submodule("transform"))
         if is_first_process():
-            if options.term_weights == "auto":
-                logging.getLogger(__name__).info(
-                    "weights are automatic: each term's gradient is %g of the detector's own (--term-weights fixed: as set)",
-                    options.balance.share,
-                )
             compare_sizes(student, preparation.data, classifier, detector_teacher.detector if detector_teacher else None)
         return Distillation(
             student,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -24,7 +25,7 @@ UNREAD_BY_TRAIN = (
     *("teacher", "detector_teacher", "distillers", "classifier"),
     *("chen", "fgfi", "gid", "fkd", "fgd", "pkd", "cwd", "bckd", "harmony"),
 )
-# Options that are newer than some runs, where what these did is not today's default.
+# Options that are newer than some runs, with what these did, which is not today's default.
 OF_OLDER_RUNS = {"term_weights": "fixed"}
 DATA_FOLDERS = ("annotations", "Annotations", "ImageSets", "JPEGImages", "images", "labels")  # beside those of splits
 KINDS = {"teacher": TeacherOptions, "train": TrainOptions, "distill": DistillOptions, "pretrain": PretrainOptions}
@@ -75,6 +76,23 @@ def _missing(kind: type, options: Mapping[str, Any]) -> dict[str, Any]:
         elif isinstance(values, dict) and isinstance(options[field.name], Mapping):
             result[field.name] = {**values, **options[field.name]}
     return result
+
+
+def as_begun(options: DistillOptions) -> DistillOptions:
+    """The options of a run that an older version began in the folder: it goes on as it was begun, whatever the default is now."""
+    file = options.out / "options.json"
+    try:
+        then = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # no run, or one that ``claim`` has more to say about
+        return options
+    if not isinstance(then, dict) or then.get("command") != "distill":
+        return options
+    changes: dict[str, Any] = {
+        name: value for name, value in OF_OLDER_RUNS.items() if name not in then and getattr(options, name) != value
+    }
+    for name, value in changes.items():
+        logging.getLogger(__name__).info("%s was begun by an older version: it goes on with %s %s", options.out, name, value)
+    return dataclasses.replace(options, **changes)
 
 
 def claim(options: TeacherOptions | TrainOptions | PretrainOptions, data: dict[str, Fingerprint]) -> None:

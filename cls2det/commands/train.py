@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -118,6 +119,11 @@ def train_student(
     if options.start:
         load_backbone(detector, load_classifier(options.start))
     claim(options, prints)
+    if training.distillation is not None and training.distillation.balance is not None and is_first_process():
+        logging.getLogger(__name__).info(
+            "weights are automatic: each term's gradient is %g of the detector's own (--term-weights fixed: as set)",
+            training.distillation.balance.share,
+        )
     seconds = fit.fit(
         training,
         training_loader(data, optim, run, options.seed),
