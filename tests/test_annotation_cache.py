@@ -231,7 +231,7 @@ def test_evaluation_is_that_of_pycocotools_on_the_file(root):
     change_annotations(root, "train", alter)
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(annotation_file(root, "train")))
-        found = [
+        results = [
             {
                 "image_id": one["image_id"],
                 "category_id": int(draw.integers(1, 4)),
@@ -240,12 +240,12 @@ def test_evaluation_is_that_of_pycocotools_on_the_file(root):
             }
             for one in truth.dataset["annotations"] * 4
         ]
-        judge = COCOeval(truth, truth.loadRes([dict(one) for one in found]), "bbox")
+        judge = COCOeval(truth, truth.loadRes([dict(one) for one in results]), "bbox")
         judge.evaluate()
         judge.accumulate()
         judge.summarize()
     for _ in range(2):
-        table = coco_table(DetectionData(root, "train"), found)
+        table = coco_table(DetectionData(root, "train"), results)
         assert [table["mAP"], table["APs"], table["mAR"]] == [100 * judge.stats[place] for place in (0, 3, 8)]
 
 
