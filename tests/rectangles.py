@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from cls2det.data.dataset import DetectionData
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 70, 230)}
 Content = dict[str, Any]  # of an annotation file
@@ -75,3 +78,10 @@ def change_annotations(root: Path, split: str, change: Callable[[Content], objec
     content = json.loads(annotation_file(root, split).read_text(encoding="utf-8"))
     change(content)
     write_annotations(root, split, content)
+
+
+def silently(root, split="train", **options):
+    """The data, which must not warn."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return DetectionData(root, split, **options)

@@ -30,7 +30,7 @@ from cls2det.data.dataset import DetectionData
 from cls2det.data.images import read_header, read_image
 from cls2det.evaluation.coco import coco_table
 from cls2det.settings import MAX_PIXELS
-from rectangles import annotation_file, change_annotations, make_rectangles
+from rectangles import annotation_file, change_annotations, make_rectangles, silently
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -38,13 +38,6 @@ REPOSITORY = Path(__file__).parents[1]
 @pytest.fixture
 def root(tmp_path):
     return make_rectangles(tmp_path / "data")
-
-
-def silently(root, split="train", **options):
-    """The data, which must not warn."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        return DetectionData(root, split, **options)
 
 
 def change_boxes(root, change, split="train"):

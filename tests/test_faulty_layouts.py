@@ -2,7 +2,6 @@
 
 import logging
 import shutil
-import warnings
 
 import pytest
 
@@ -14,19 +13,12 @@ from PIL import Image
 from cls2det.data.coco import read_annotations
 from cls2det.data.dataset import DetectionData
 from cls2det.evaluation.coco import coco_table
-from rectangles import annotation_file, make_rectangles
+from rectangles import annotation_file, make_rectangles, silently
 
 
 @pytest.fixture
 def root(tmp_path):
     return make_rectangles(tmp_path / "data")
-
-
-def silently(root, split="train", **options):
-    """The data, which must not warn."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        return DetectionData(root, split, **options)
 
 
 def perfect(data):
