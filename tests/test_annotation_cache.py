@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import warnings
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from cls2det.data.fingerprint import fingerprint
 from cls2det.data.loader import collate, train_loader
 from cls2det.data.overview import overview
 from cls2det.evaluation.coco import coco_table
+from mapped_items import MappedItems
 from rectangles import annotation_file, change_annotations, make_rectangles
 
 
@@ -421,37 +423,12 @@ def test_a_kill_leaves_no_wrong_cache_and_keeps_nobody_waiting(moment, root, tmp
     assert place(root).exists() and not list(root.rglob("*.part"))
 
 
-def read_in_worker(data):
-    """An item, and whether the arrays of this process are the mapped file."""
-    with open("/proc/self/maps", encoding="utf-8") as maps:
-        is_mapped = str(data.columns.file) in maps.read()
-    return data[0][1]["boxes"].tolist(), is_mapped, data.columns.boxes.flags.owndata
-
-
-class Spied(torch.utils.data.Dataset):
-    def __init__(self, data):
-        self.data = data
-
-    def __len__(self):
-        return 1
-
-    def __getitem__(self, index):
-        return read_in_worker(self.data)
-
-
 @pytest.mark.parametrize("context", ["fork", "spawn"])
-def test_workers_map_the_arrays(context, root, monkeypatch):
+def test_workers_map_the_arrays(context, root):
     data = DetectionData(root, "train")
     assert len(pickle.dumps(data)) < 3000 and not data.columns.boxes.flags.writeable
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.path.dirname(__file__), *sys.path]))
-    loader = DataLoader(Spied(data), num_workers=1, collate_fn=lambda items: items[0] if context == "fork" else None)
-    if context == "spawn":
-        loader = DataLoader(Spied(data), num_workers=1, collate_fn=next_of, multiprocessing_context="spawn")
+    loader = DataLoader(MappedItems(data), num_workers=1, collate_fn=itemgetter(0), multiprocessing_context=context)
     assert list(loader) == [(data[0][1]["boxes"].tolist(), True, False)]
-
-
-def next_of(items):
-    return items[0]
 
 
 def test_a_worker_that_would_read_other_annotations_stops(root):
