@@ -17,6 +17,7 @@ detector inside.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import warnings
 from collections.abc import Callable
@@ -54,7 +55,7 @@ class Grid:
         level_sizes: anchors of each level
         logits: (B, A, columns), as the head gives them; 1 column of objectness in an RPN
         regression: (B, A, 4), in the code of the model's own coder
-        labels: (B, A), of the model's own matching: above 0 a positive, 0 background, below 0 one that its loss does not look at
+        find_labels: what ``labels`` calls when it is first read: a step that reads the positives alone does not pay for it
         decode: (regression (N, 4), anchors (N, 4)) to boxes (N, 4)
         head: "softmax" (column 0 is the background) or "sigmoid" of each column
     """
@@ -63,9 +64,14 @@ class Grid:
     level_sizes: tuple[int, ...]
     logits: Tensor
     regression: Tensor
-    labels: Tensor
+    find_labels: Callable[[], Tensor]
     decode: Callable[[Tensor, Tensor], Tensor]
     head: str
+
+    @functools.cached_property
+    def labels(self) -> Tensor:
+        """(B, A), of the model's own matching: above 0 a positive, 0 background, below 0 one that its loss does not look at."""
+        return self.find_labels()
 
 
 @dataclasses.dataclass(frozen=True)

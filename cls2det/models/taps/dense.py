@@ -38,19 +38,24 @@ def _tap(tap: Any, owner: nn.Module, decode: Callable[[Tensor, Tensor], Tensor],
         def of_positives(values: Tensor) -> Tensor:  # the gradient of an index (image, anchor) sorts it, this one's does not
             return values.flatten(0, 1).index_select(0, rows)
 
-        boxes = decode(of_positives(regression).float(), of_positives(torch.stack(anchors)))
+        def find_labels() -> Tensor:
+            labels = (matched + 1).clamp(max=0)  # 0 is background, -1 an anchor between the thresholds
+            labels.view(-1)[rows] = positives.target_labels[positives.matched_idxs]
+            return labels
+
+        image_index = torch.div(rows, matched.shape[1], rounding_mode="floor")
+        places = rows - image_index * matched.shape[1]  # the anchors of every image are the same
         tap.keep_positives(
             logits=of_positives(logits),
-            boxes=boxes,
-            image_index=torch.div(rows, matched.shape[1], rounding_mode="floor"),
+            boxes=decode(of_positives(regression).float(), anchors[0].index_select(0, places)),
+            image_index=image_index,
             matched=of_positives(matched),
             outputs=(logits, regression),
             head=head,
             background="first",
         )
-        labels = (matched + 1).clamp(max=0)  # 0 is background, -1 an anchor between the thresholds
-        labels.view(-1)[rows] = tap.positives.target_labels[tap.positives.matched_idxs]
-        tap.keep_grid(logits=logits, regression=regression, labels=labels, decode=decode, head=head)
+        positives = tap.positives
+        tap.keep_grid(logits=logits, regression=regression, find_labels=find_labels, decode=decode, head=head)
 
     tap.wrap(owner, "compute_loss", before=keep)
 

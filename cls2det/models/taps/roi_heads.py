@@ -62,13 +62,19 @@ def tap_roi_heads(tap: Any) -> None:
     def keep_anchors(
         objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
     ) -> None:
-        outputs.update(objectness=objectness, deltas=pred_bbox_deltas, labels=torch.stack(labels).long())
+        outputs.update(objectness=objectness, deltas=pred_bbox_deltas, labels=labels)
 
     def keep_grid(samples: tuple[list[Tensor], list[Tensor]]) -> None:
-        positive, negative = (torch.stack(masks).bool() for masks in samples)
-        labels = torch.where(positive | negative, outputs["labels"], -1)
-        logits, regression = (outputs[name].view(*labels.shape, -1) for name in ("objectness", "deltas"))
-        tap.keep_grid(logits=logits, regression=regression, labels=labels, decode=rpn.box_coder.decode_single, head="sigmoid")
+        labels = outputs["labels"]
+        logits, regression = (outputs[name].view(len(labels), len(labels[0]), -1) for name in ("objectness", "deltas"))
+
+        def find_labels() -> Tensor:
+            positive, negative = (torch.stack(masks).bool() for masks in samples)
+            return torch.where(positive | negative, torch.stack(labels).long(), -1)
+
+        tap.keep_grid(
+            logits=logits, regression=regression, find_labels=find_labels, decode=rpn.box_coder.decode_single, head="sigmoid"
+        )
         outputs.clear()
 
     tap.wrap(rpn, "compute_loss", before=keep_anchors)
