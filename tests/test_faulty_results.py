@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from cls2det.commands.options import EvaluateOptions, ExportOptions, PredictOpti
 from cls2det.commands.predict import predict as run_predict
 from cls2det.commands.train import train as run_train
 from cls2det.data.dataset import DetectionData
-from cls2det.evaluation.coco import coco_table, evaluate_detector
+from cls2det.evaluation.coco import COCO_STATS, coco_eval, coco_table, evaluate_detector
 from cls2det.models.students import STUDENTS, build_student, load_student, save_student
 from cls2det.models.students.limits import allow_detections, most_detections
 from cls2det.models.students.resizing import Transform
@@ -341,9 +342,15 @@ def test_more_objects_than_detections_are_said_and_the_limit_can_be_raised(crowd
         evaluate_detector(Perfect(data), data, max_detections=0)
 
 
-def test_the_default_table_is_that_of_pycocotools(crowded):
+@pytest.mark.parametrize("judge", ["faster_coco_eval", "pycocotools"])
+def test_the_default_table_is_that_of_pycocotools(judge, crowded, monkeypatch):
     from pycocotools.cocoeval import COCOeval
 
+    if judge == "pycocotools":
+        monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    else:
+        pytest.importorskip(judge)
+    assert coco_eval().__module__.startswith(judge)
     data = DetectionData(crowded, "val")
     with pytest.warns(UserWarning, match="more objects"):
         table = evaluate_detector(student("retinanet_compact"), data)
@@ -357,8 +364,11 @@ def test_the_default_table_is_that_of_pycocotools(crowded):
         evaluation.accumulate()
         evaluation.summarize()
     ours = coco_table(data, detections)
-    assert ours["mAP"] == 100 * evaluation.stats[0] > 10 and ours["APs"] == 100 * evaluation.stats[3]
-    assert ours["mAR"] == 100 * evaluation.stats[8]
+    expected = {name: 100 * evaluation.stats[place] for name, place in COCO_STATS.items() if evaluation.stats[place] >= 0}
+    assert {name: ours[name] for name in expected} == pytest.approx(expected, rel=1e-12) and ours["mAP"] > 10
+    assert sum(ours[name] is None for name in COCO_STATS) == len(COCO_STATS) - len(expected)
+    precision = evaluation.eval["precision"][:, :, :, 0, 2]
+    assert ours["AP by IoU"] == pytest.approx([100 * level[level > -1].mean() for level in precision], rel=1e-12)
     assert coco_table(data, detections, 5)["mAR"] < ours["mAR"] < coco_table(data, detections, 200)["mAR"]
 
 

@@ -19,6 +19,7 @@ PACKAGES = (
     "lightning",
     "torchmetrics",
     "pycocotools",
+    "faster-coco-eval",
     "jsonargparse",
     "transformers",
     "timm",
@@ -32,11 +33,11 @@ def info(_options: InfoOptions = InfoOptions()) -> None:  # noqa: B008 (frozen)
     print(f"Python {platform.python_version()} on {platform.platform()}")
     for package in PACKAGES:
         try:
-            print(f"{package:14} {importlib.metadata.version(package)}")
+            print(f"{package:16} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
-            print(f"{package:14} not installed")
+            print(f"{package:16} not installed")
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-    print(f"{'GPUs':14} {', '.join(gpus) or 'none'}\n\nOperators")
+    print(f"{'GPUs':16} {', '.join(gpus) or 'none'}\n\nOperators")
     for name, state in operators():
         print(f"{name:34} {state}")
     print("\nStudents")

@@ -354,7 +354,7 @@ class LookOptions:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateOptions:
-    """Evaluate a trained detector with pycocotools.
+    """Evaluate a trained detector: COCO's mAP.
 
     Args:
         weights: weights.pt of `cls2det train` or `distill`

@@ -1,4 +1,4 @@
-"""Evaluation of a detector: pycocotools' mAP table, and the diagnostics of ``evaluation.anchors``."""
+"""Evaluation of a detector: COCO's mAP table, and the diagnostics of ``evaluation.anchors``."""
 
 from __future__ import annotations
 
@@ -172,17 +172,15 @@ def warn_of_crowded_images(detector: nn.Module, data: DetectionData, max_detecti
 
 
 def coco_table(data: DetectionData, detections: list[dict], max_detections: int = MAX_DETECTIONS) -> dict[str, Any]:
-    """pycocotools' percentages of detections in COCO's result format, by column.
+    """COCO's percentages of detections in COCO's result format, by column.
 
     ``AP by IoU`` has 10 values, of IoU 0.50 to 0.95. ``AP by class`` and ``objects by class`` have the classes by name, in order of
     category id; the AP of a class without an object is None, and it is no part of mAP. Crowds are no objects here.
 
     Of every image and class, the ``max_detections`` of the highest scores count.
     """
-    from pycocotools.cocoeval import COCOeval
-
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(data.coco, _results(data.coco, detections), "bbox")
+        evaluation = coco_eval()(data.coco, _results(data.coco, detections), "bbox")
         evaluation.params.imgIds = [int(target["image_id"]) for target in data.targets]
         evaluation.params.maxDets = [1, min(10, max_detections), max_detections]
         evaluation.evaluate()
@@ -203,6 +201,20 @@ def coco_table(data: DetectionData, detections: list[dict], max_detections: int 
         "AP by class": {name: _mean(precision[:, :, place]) for place, name in enumerate(names)},
         "objects by class": dict(zip(names, map(counts.__getitem__, evaluation.params.catIds), strict=True)),
     }
+
+
+def coco_eval() -> Any:
+    """COCO's evaluation: faster-coco-eval's class where it is installed, else pycocotools'.
+
+    Their precisions differ by rounding alone, in the sixteenth digit. At 5000 images the first takes an eighth of the second's time.
+    """
+    try:
+        from faster_coco_eval import COCOeval_faster
+    except ImportError:
+        from pycocotools.cocoeval import COCOeval
+
+        return COCOeval
+    return COCOeval_faster
 
 
 def _mean(precision: np.ndarray) -> float | None:
