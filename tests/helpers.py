@@ -220,13 +220,13 @@ def safe_boxes(
 
 
 @contextmanager
-def default_sigint() -> Iterator[None]:
-    """Ctrl-C interrupts this process and those that it starts, also where the caller ignores it (``nohup``, ``make test &``)."""
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+def default_signal(number: int) -> Iterator[None]:
+    """It interrupts or ends this process and those that it starts, also where the caller ignores it (``nohup``, ``make test &``)."""
+    handler = signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        signal.signal(number, handler)
 
 
 def clean_environment(folder: Path | None = None) -> dict[str, str]:

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from cls2det.errors import JobFailed
 from cls2det.study.jobs import Job, cores, run_jobs
-from helpers import default_sigint
+from helpers import default_signal
 from job_functions import bad_job, dying_job, endless_job, good_job, loading_job, thread_job
 
 QUIET = Console(quiet=True)
@@ -65,7 +65,7 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path):
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt, daemon=True).start()
-    with default_sigint(), pytest.raises(KeyboardInterrupt):
+    with default_signal(signal.SIGINT), pytest.raises(KeyboardInterrupt):
         run_jobs([Job("endless", endless_job, (tmp_path / "pid",))], 1, QUIET)
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)

@@ -28,6 +28,7 @@ from cls2det.distill import Distillation
 from cls2det.models.weights import write_weights
 from cls2det.training import fit, guards
 from cls2det.training.detector import DetectorTraining
+from helpers import default_signal
 from rectangles import annotation_file, change_annotations, make_rectangles
 from training_cases import weights_in
 
@@ -479,7 +480,8 @@ def test_two_commands_at_once_in_one_folder(rectangles, tmp_path, capsys, monkey
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_a_signal_ends_a_run_as_ctrl_c_does(rectangles, tmp_path, name):
     command = [sys.executable, "-m", "cls2det", *words("train", rectangles, tmp_path / "run", steps=5000)]
-    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    with default_signal(getattr(signal, name)):
+        process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     wait_for(tmp_path / "run" / "last.ckpt", process)
     process.send_signal(getattr(signal, name))
     message = process.communicate(timeout=60)[1]

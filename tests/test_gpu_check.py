@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 
 import gpu_check
 from gpu_check import Result, Step
-from helpers import default_sigint, run_python
+from helpers import default_signal, run_python
 
 FACTS = {"device": "NVIDIA Something 9000", "driver": "1.2", "torch": "2.11", "date": "2030-01-02", "commit": "abc"}
 
@@ -58,7 +59,7 @@ try:
 except KeyboardInterrupt:
     print("wrote what there was")
 """
-    with default_sigint():
+    with default_signal(signal.SIGINT):
         result = result_of(python(code, limit=6))
     assert (result.status, result.summary) == ("failed", "not finished within 6 s")
     assert result.log.split("\n")[:2] == ["began", "wrote what there was"]

@@ -32,7 +32,7 @@ from cls2det.training.classifier import ClassifierTraining
 from cls2det.training.detector import DetectorTraining
 from cls2det.training.optimizer import configure_optimizer
 from cls2det.training.settings import Optim, Run
-from helpers import default_sigint
+from helpers import default_signal
 from training_cases import DIGITS, distill, evaluate, logged, silent, train, train_teacher, untrained_student, weights_in
 
 RUN = Run(device="cpu", cache=True, checkpoint_every=10)
@@ -202,7 +202,7 @@ def test_ctrl_c_says_how_to_go_on(scenes, tmp_path):
         "cpu",
     ]
     command += ["--optim.steps", "5000", "--run.checkpoint-every", "5", "--backbone-weights", "none"]
-    with default_sigint():
+    with default_signal(signal.SIGINT):
         process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     deadline = time.monotonic() + 120
     while not (tmp_path / "last.ckpt").is_file() and time.monotonic() < deadline:
