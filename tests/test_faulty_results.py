@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from cls2det.models.students.limits import allow_detections, most_detections
 from cls2det.models.students.resizing import Transform
 from cls2det.teachers.crop_classifier import CropClassifier
 from cls2det.training.settings import Optim, Run
+from coco_cases import random_world
 from rectangles import change_annotations, make_rectangles
 
 CLASSES = ["red", "green", "blue"]
@@ -370,6 +372,21 @@ def test_the_default_table_is_that_of_pycocotools(judge, crowded, monkeypatch):
     precision = evaluation.eval["precision"][:, :, :, 0, 2]
     assert ours["AP by IoU"] == pytest.approx([100 * level[level > -1].mean() for level in precision], rel=1e-12)
     assert coco_table(data, detections, 5)["mAR"] < ours["mAR"] < coco_table(data, detections, 200)["mAR"]
+
+
+@pytest.mark.parametrize("most", [5, 100, 200])
+@pytest.mark.parametrize("seed", range(4))
+def test_both_evaluations_agree(seed, most, monkeypatch):
+    """On crowds, tied scores, more detections than count, and a part of the images."""
+    pytest.importorskip("faster_coco_eval")
+    coco, detections = random_world(seed)
+    data = SimpleNamespace(coco=coco, targets=[{"image_id": image_id} for image_id in sorted(coco.imgs)[::2]])
+    table = coco_table(data, detections, most)
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    expected = coco_table(data, detections, most)
+    assert expected["mAP"] > 0 and table["objects by class"] == expected.pop("objects by class")
+    for name, value in expected.items():
+        assert table[name] == (None if value is None else pytest.approx(value, rel=1e-12)), name
 
 
 @pytest.mark.parametrize("name", COMPACT)
