@@ -10,7 +10,7 @@ BIN    := $(VENV)/bin
 # that it will run with and no second one is downloaded into an isolated build.
 $(VENV)/.ready: pyproject.toml setup.py $(shell find csrc -type f)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch torchvision 'setuptools>=77' wheel ninja 'pybind11>=2.13' numpy
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch torchvision 'setuptools>=77' wheel ninja numpy
 	$(BIN)/python -m pip install --verbose --disable-pip-version-check --no-build-isolation -e '.[train,study,detr,onnx,test,docs,dev]' \
 		> $(VENV)/build.log 2>&1 || { tail -n 40 $(VENV)/build.log; exit 1; }
 	$(BIN)/python -m cls2det_ops
