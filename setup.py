@@ -5,7 +5,8 @@ They are built with Python's tools but know no Python: the wheel is one file for
 Environment:
   CLS2DET_NO_EXT=1          build neither: the package runs in plain PyTorch
   CLS2DET_CUDA=auto|0|1     CUDA kernels: when a toolkit is found and torch has CUDA (default), never, or fail without
-  TORCH_CUDA_ARCH_LIST      which GPUs to compile for; default: those present, else 8.0 8.6 8.9 9.0 10.0 12.0 and PTX
+  TORCH_CUDA_ARCH_LIST      which GPUs to compile for; default: those present, else 8.0 8.6 8.9 9.0 10.0 12.0 and PTX;
+                            "all" for that list in any case
   CUDA_HOME                 where the toolkit is
   CLS2DET_SANITIZE=1        CPU kernels with AddressSanitizer and UBSan, for `make sanitize`
 """
@@ -16,6 +17,9 @@ from glob import glob
 from pathlib import Path
 
 import setuptools
+
+if int(setuptools.__version__.split(".")[0]) < 77:  # older ones fail with a message about something else
+    raise SystemExit(f"setuptools 77 or later is needed, found {setuptools.__version__}: pip install -U setuptools")
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build import build
 
@@ -104,14 +108,15 @@ def extensions() -> dict:
     archs = cuda_version = ""
     if cuda_home:
         cuda_version = "{}.{}".format(*divmod(toolkit_version(cuda_home) // 10, 100))
-        if not os.environ.get("TORCH_CUDA_ARCH_LIST") and not torch.cuda.is_available():
-            os.environ["TORCH_CUDA_ARCH_LIST"] = DEFAULT_ARCHS
-        archs = os.environ.get("TORCH_CUDA_ARCH_LIST") or "of the GPUs present at build time"
+        archs = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
+        if archs == "all" or (not archs and not torch.cuda.is_available()):
+            os.environ["TORCH_CUDA_ARCH_LIST"] = archs = DEFAULT_ARCHS
 
     # __FILE__ stands in messages: without the folders that this build happens to lie in
     folders = [os.getcwd(), *cpp_extension.include_paths(), *([f"{cuda_home}/include"] if cuda_home else [])]
     prefixes = [f"-ffile-prefix-map={folder}/=" for folder in folders]
-    cxx = ["-O3", "-std=c++17", "-Wall", "-Wextra", "-Wno-psabi", "-fvisibility=hidden", "-ffp-contract=fast", "-g0", *prefixes]
+    cxx = ["-O3", "-std=c++17", "-Wall", "-Wextra", "-Wno-psabi", "-fvisibility=hidden", "-ffp-contract=fast", "-g0"]
+    cxx += prefixes
     link = ["-Wl,--strip-all"]
     if os.environ.get("CLS2DET_SANITIZE", "0") not in ("", "0"):
         link = ["-fsanitize=address,undefined"]
@@ -120,7 +125,7 @@ def extensions() -> dict:
     record = {
         "CLS2DET_BUILD_TORCH": torch.__version__,
         "CLS2DET_CUDA_VERSION": cuda_version,
-        "CLS2DET_CUDA_ARCHS": archs,
+        "CLS2DET_CUDA_ARCHS": archs or (cuda_home and "of the GPUs present at build time"),
         "CLS2DET_CUDA_MISSING": cuda_missing,
     }
     common = {
@@ -153,6 +158,4 @@ def extensions() -> dict:
     return {"ext_modules": modules, "cmdclass": commands}
 
 
-if int(setuptools.__version__.split(".")[0]) < 77:  # older ones fail on pyproject.toml with a message about something else
-    raise SystemExit(f"setuptools 77 or later is needed, found {setuptools.__version__}: pip install -U setuptools")
 setuptools.setup(**extensions())
