@@ -86,6 +86,13 @@ def test_a_library_that_does_not_serve_all(tmp_path, code, flags, fault):
     assert fault in "\n".join(wheel_check.faults_of_library(file, "manylinux_2_28"))
 
 
+def test_a_wheel_for_this_system_alone_may_use_what_its_libstdcxx_has(tmp_path):
+    file = tmp_path / "library.so"
+    file.write_bytes(library("namespace std { void later(); } void f() { std::later(); }"))
+    assert wheel_check.faults_of_library(file, "linux") == []
+    assert "asks for _ZSt5laterv" in "\n".join(wheel_check.faults_of_library(file, "manylinux_2_28"))
+
+
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [

@@ -21,17 +21,25 @@ LIBRARIES = {"cls2det_ops/_C.so", "cls2det_ops/_C_cuda.so"}
 TORCH = re.compile(r"(aoti_)?torch_\w+")
 TOOLCHAIN = {"_ITM_deregisterTMCloneTable", "_ITM_registerTMCloneTable", "__gmon_start__", "__cxa_finalize"}  # weak
 NEEDED = re.compile(
-    r"(libc10|libc10_cuda|libtorch|libtorch_cpu|libtorch_cuda)\.so|lib(c|m|gcc_s|stdc\+\+|gomp|cudart)\.so\.\d+|ld-linux.*"
+    r"(libc10|libc10_cuda|libtorch|libtorch_cpu|libtorch_cuda)\.so|lib(c|m|gcc_s|stdc\+\+|cudart)\.so\.\d+|ld-linux.*"
 )
 # The highest versions of symbols in each platform's policy, as auditwheel has them. torch's own wheels are manylinux_2_28.
 POLICIES = {
     "linux": {},
-    "manylinux_2_28": {"GLIBC": "2.28", "GLIBCXX": "3.4.24", "CXXABI": "1.3.11", "GCC": "7.0.0", "GOMP": "4.5"},
+    "manylinux_2_28": {"GLIBC": "2.28", "GLIBCXX": "3.4.24", "CXXABI": "1.3.11", "GCC": "7.0.0"},
 }
 
 
 def number(version: str) -> list[int]:
     return list(map(int, version.split(".")))
+
+
+def is_allowed(symbol: str, version: str, platform: str) -> bool:
+    """A name with a version is of the system or the toolkit; one without must come from torch."""
+    if version or TORCH.fullmatch(symbol) or symbol in TOOLCHAIN:
+        return True
+    # What this compiler's libstdc++ has and an older one lacks: torch's libraries may hold it, but promise nothing.
+    return platform == "linux" and re.match(r"_ZN?K?S[ost]", symbol) is not None
 
 
 def output(*command: str) -> str:
@@ -48,9 +56,9 @@ def highest_versions(library: Path) -> dict[str, str]:
     """{"GLIBC": "2.27", ...}: the newest that a library asks of each family."""
     versions: dict[str, str] = {}
     for _, version in undefined(library):
-        family, _, text = version.partition("_")
-        if text and number(text) > number(versions.get(family, "0")):
-            versions[family] = text
+        match = re.fullmatch(r"([A-Z]+)_([\d.]+)", version)
+        if match and number(match[2]) > number(versions.get(match[1], "0")):
+            versions[match[1]] = match[2]
     return versions
 
 
@@ -60,7 +68,7 @@ def faults_of_library(library: Path, platform: str) -> list[str]:
     for symbol, version in undefined(library):
         if re.match(r"_?Py[A-Z_]", symbol):
             faults.append(f"asks Python for {symbol}")
-        elif not version and not TORCH.fullmatch(symbol) and symbol not in TOOLCHAIN:
+        elif not is_allowed(symbol, version, platform):
             faults.append(f"asks for {symbol}, which is not in torch's stable C interface")
     policy = POLICIES[platform]
     for family, version in highest_versions(library).items() if policy else ():
