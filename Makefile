@@ -72,7 +72,8 @@ lint: $(VENV)/.ready
 	$(BIN)/vulture
 
 # The wheel in build/wheel: one file for every Python, torch from 2.11 and Linux from 2018. CLS2DET_CUDA=0 leaves the CUDA kernels
-# out. The same sources, compiler and toolkit give the same bytes: nothing in it tells when or where it was built.
+# out. The same sources, compiler and toolkit give the same bytes. (nvcc names kernels after the folder of their source: with
+# CUDA, only in the same folder.)
 # A compiler that is too new for that name needs PLATFORM=linux, or the container that docs/install.md names.
 PLATFORM ?= manylinux_2_28
 build_wheel = umask 022 && SOURCE_DATE_EPOCH=315532800 TORCH_CUDA_ARCH_LIST=all $(abspath $(BIN)/python) -m pip wheel . \
@@ -82,7 +83,8 @@ wheel: $(VENV)/.ready
 	$(call build_wheel,build/wheel) > $(VENV)/wheel.log 2>&1 || { tail -n 40 $(VENV)/wheel.log; exit 1; }
 	$(BIN)/python tests/wheel_check.py build/wheel/*.whl
 
-# Once more, from the unpacked sdist in another folder: the bytes must be the same.
+# Without CUDA, and once more from the unpacked sdist in another folder: the bytes must be the same.
+wheel-again: export CLS2DET_CUDA = 0
 wheel-again: wheel
 	rm -rf build/again
 	$(BIN)/python setup.py -q sdist --formats gztar --dist-dir build/again > $(VENV)/sdist.log 2>&1

@@ -45,7 +45,7 @@ class Wheel(bdist_wheel):
 
     def write_wheelfile(self, folder, *args, **options) -> None:
         super().write_wheelfile(folder, *args, **options)
-        for path in Path(folder).parent.rglob("*"):
+        for path in Path(self.bdist_dir).rglob("*"):
             path.chmod(0o755 if path.is_dir() or path.suffix == ".so" else 0o644)
 
 
@@ -121,7 +121,8 @@ def extensions() -> dict:
     if os.environ.get("CLS2DET_SANITIZE", "0") not in ("", "0"):
         link = ["-fsanitize=address,undefined"]
         cxx += ["-O1", "-g1", "-fno-omit-frame-pointer", *link, "-fsanitize=float-cast-overflow", "-fno-sanitize-recover=all"]
-    nvcc = ["-O3", "-std=c++17", "--compress-mode=size", "--threads=2", *(f"-Xcompiler={prefix}" for prefix in prefixes)]
+    nvcc = ["-O3", "-std=c++17", "--compress-mode=size", "--threads=2", "-frandom-seed=cls2det"]  # no process number in names
+    nvcc += [f"-Xcompiler={prefix}" for prefix in prefixes]
     record = {
         "CLS2DET_BUILD_TORCH": torch.__version__,
         "CLS2DET_CUDA_VERSION": cuda_version,
