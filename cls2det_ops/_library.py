@@ -36,7 +36,10 @@ def _load_cpu() -> tuple[dict[str, str], str]:
         record = _answer("cls2det_build_info")
     except (OSError, RuntimeError, AttributeError) as error:
         cause = error.__cause__ or error  # torch's own message leaves the system's out
-        return {}, f"the compiled library could not be loaded ({cause}); install the package again, for this platform and torch"
+        return (
+            {},
+            f"the compiled library could not be loaded ({cause}); install the package again, for this platform and torch",
+        )
     # stays when this module is imported again
     torch.ops.cls2det._loaded_from = str(CPU_LIBRARY.resolve())  # type: ignore[attr-defined]
     return dict(line.split("=", 1) for line in record.splitlines()), ""
@@ -77,7 +80,9 @@ def _other_copy() -> str:
     if not hasattr(torch.ops.cls2det, "roi_crop"):
         return ""
     loaded = getattr(torch.ops.cls2det, "_loaded_from", "an unknown place")
-    return "" if loaded == str(CPU_LIBRARY.resolve()) else f"another copy of cls2det_ops is loaded in this process, from {loaded}"
+    return (
+        "" if loaded == str(CPU_LIBRARY.resolve()) else f"another copy of cls2det_ops is loaded in this process, from {loaded}"
+    )
 
 
 def _load_cuda() -> str:

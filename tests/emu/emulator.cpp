@@ -283,4 +283,3 @@ void fail(const std::string& message) {
 }
 
 }  // namespace emulator
-
