@@ -36,6 +36,11 @@ STEPS: dict[str, Shape] = {
     "fasterrcnn_resnet50_fpn": {"images": 1, "size": (800, 1333), "cuda": {"images": 4}},
     "retinanet_resnet50_fpn": {"images": 1, "size": (800, 1333), "small": SMALL_PYRAMID, "cuda": {"images": 4}},
 }
+SMALL_STUDENTS: dict[str, Shape] = {  # of pairs.py alone
+    "ssd_compact": {"images": 16, "size": (96, 96), "cuda": {"images": 64}},
+    "ssdlite_mobilenet_v2": {"images": 8, "size": (224, 224), "cuda": {"images": 32}},
+    "rtdetr_v2_r18": {"images": 2, "size": (640, 640), "cuda": {"images": 16}},
+}
 TERMS: dict[str, dict[str, float]] = {  # what they change in the settings
     "KD-cls": {"kd_loc_weight": 0.0, "loc_weight": 0.0},
     "KD-loc": {"kd_cls_weight": 0.0},  # with loc on pixels, as the release sums them

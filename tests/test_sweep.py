@@ -39,7 +39,7 @@ TINY = {
     },
     "train": {"images": 4, "optim": {"steps": 2, "batch_size": 2}, "run": {"checkpoint_every": 2}, "allow_poor_teacher": True},
 }
-ARMS = ["baseline", "+ all"]
+ARMS = ["baseline", "+ KD-cls"]
 
 
 @pytest.fixture
@@ -64,7 +64,6 @@ def write(path, **changes):
 def test_demo_writes_its_report_and_does_nothing_twice(tmp_path, ran, capsys):
     config, out = write(tmp_path / "tiny.yaml", extends="demo-quick", seeds=[11]), tmp_path / "demo"
     command = ["sweep", "--config", config, "--out", str(out), "--device", "cpu", "--workers", "1"]
-    command += ["--arms", "baseline", "+ all"]
     assert main(command) == 0
     assert ran == ["teacher", "start"] + [f"{arm}, seed 11" for arm in ARMS]
     for name in ("report.md", "report.json", "runs.csv", "gain.png", "detections.png"):
@@ -72,7 +71,7 @@ def test_demo_writes_its_report_and_does_nothing_twice(tmp_path, ran, capsys):
     text, content = (out / "report.md").read_text(), json.loads((out / "report.json").read_text())
     assert "oo short" in text and "crops of 8 images" in text
     table = content["students"]["ssd_compact"]["table"]
-    assert list(table) == ARMS and table["+ all"]["standard error"] is None
+    assert list(table) == ARMS and table["+ KD-cls"]["standard error"] is None
     assert main([*command, "--seeds", "11", "12"]) == 0  # the first seed is kept, the second is trained
     assert ran[4:] == [f"{arm}, seed 12" for arm in ARMS]
     write(tmp_path / "tiny.yaml", extends="demo-quick", train=TINY["train"] | {"box_weight": 9.0})

@@ -21,6 +21,7 @@ from cls2det.models.backbones import load_into_cache
 from cls2det.models.students import load_student
 from cls2det.models.students.hungarian import named_maps
 from cls2det.models.taps import StudentOutputs, anchor_generator, body
+from cls2det.teachers.normalisation import Renormalise
 
 PREFIX = "torchvision:"
 BACKGROUND, GAP = "__background__", "N/A"  # names of torchvision's labels that stand for no class
@@ -120,15 +121,11 @@ class TeacherOutputs:
         return logits, regression
 
 
-def rescaled(images: Tensor, student: nn.Module, teacher: nn.Module) -> Tensor:
+def rescaled(images: Tensor, student: Any, teacher: Any) -> Tensor:
     """Images that the student's transform has normalised, as the teacher's transform would normalise them."""
-    mean, std = (images.new_tensor(getattr(student, name))[:, None, None] for name in ("image_mean", "image_std"))
-    teacher_mean, teacher_std = (
-        images.new_tensor(getattr(teacher, name))[:, None, None] for name in ("image_mean", "image_std")
-    )
-    if torch.equal(mean, teacher_mean) and torch.equal(std, teacher_std):
-        return images
-    return (images * std + (mean - teacher_mean)) / teacher_std
+    change = Renormalise(student.image_mean, student.image_std, teacher.image_mean, teacher.image_std)
+    change.to(images.device)
+    return change(images)
 
 
 def map_channels(detector: nn.Module) -> list[int]:

@@ -130,7 +130,7 @@ def about(runs: Sequence[RunRecord], split: str, over_images: bool) -> str:
     counts = {len(group) for student in {run.student for run in runs} for group in by_arm(runs, student).values()}
     least, most = min(counts), max(counts)
     return (
-        f"Percent on {split} of `{runs[0].data_root}` (pycocotools), "
+        f"Percent on {split} of `{runs[0].data_root}` (COCO's measures), "
         + f"mean of {least if least == most else f'{least} to {most}'} seed{'s' * (most > 1)}"
         + ("; ± is the standard error over seeds, for a gain over its pairs" if most > 1 else "")
         + f'; "{tables.HEADINGS[tables.OVER_IMAGES]}" is that over images, of {DRAWS} paired draws of them' * over_images
