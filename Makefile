@@ -1,16 +1,16 @@
-# make demo · make test · make sanitize · make bench · make bench-compare · make docs · make gpu-check · make lint: each sets up
-# what it needs in .venv on first use; gpu-check uses the Python that is there.
+# make demo · make test · make sanitize · make bench · make bench-compare · make docs · make gpu-check · make lint · make wheel:
+# each sets up what it needs in .venv on first use; gpu-check uses the Python that is there.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test sanitize sanitize-memory sanitize-races bench bench-compare docs gpu-check lint clean
+.PHONY: demo test sanitize sanitize-memory sanitize-races bench bench-compare docs gpu-check lint wheel wheel-again clean
 
 # The package and everything for training and testing. torch comes first, so that the extension builds against the torch
 # that it will run with and no second one is downloaded into an isolated build.
 $(VENV)/.ready: pyproject.toml setup.py $(shell find csrc -type f)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch torchvision 'setuptools>=77' wheel ninja 'pybind11>=2.13' numpy
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch torchvision 'setuptools>=77' wheel ninja numpy
 	$(BIN)/python -m pip install --verbose --disable-pip-version-check --no-build-isolation -e '.[train,study,detr,onnx,test,docs,dev]' \
 		> $(VENV)/build.log 2>&1 || { tail -n 40 $(VENV)/build.log; exit 1; }
 	$(BIN)/python -m cls2det_ops
@@ -70,6 +70,27 @@ lint: $(VENV)/.ready
 	$(BIN)/clang-format --dry-run -Werror $$(find csrc tests/emu -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 	$(BIN)/mypy
 	$(BIN)/vulture
+
+# The wheel in build/wheel: one file for every Python, torch from 2.11 and Linux from 2018. CLS2DET_CUDA=0 leaves the CUDA kernels
+# out. The same sources, compiler and toolkit give the same bytes. (nvcc names kernels after the folder of their source: with
+# CUDA, only in the same folder.)
+# A compiler that is too new for that name needs PLATFORM=linux, or the container that docs/install.md names.
+PLATFORM ?= manylinux_2_28
+build_wheel = umask 022 && SOURCE_DATE_EPOCH=315532800 TORCH_CUDA_ARCH_LIST=all $(abspath $(BIN)/python) -m pip wheel . \
+	--no-deps --no-build-isolation --wheel-dir $(1) --config-settings=--build-option=--plat-name=$(PLATFORM)_$$(uname -m)
+wheel: $(VENV)/.ready
+	rm -rf build/wheel
+	$(call build_wheel,build/wheel) > $(VENV)/wheel.log 2>&1 || { tail -n 40 $(VENV)/wheel.log; exit 1; }
+	$(BIN)/python tests/wheel_check.py build/wheel/*.whl
+
+# Without CUDA, and once more from the unpacked sdist in another folder: the bytes must be the same.
+wheel-again: export CLS2DET_CUDA = 0
+wheel-again: wheel
+	rm -rf build/again
+	$(BIN)/python setup.py -q sdist --formats gztar --dist-dir build/again > $(VENV)/sdist.log 2>&1
+	tar -xf build/again/*.tar.gz -C build/again
+	cd build/again/cls2det-*/ && $(call build_wheel,..) > ../wheel.log 2>&1 || { tail -n 40 ../wheel.log; exit 1; }
+	$(BIN)/python tests/wheel_check.py build/wheel/*.whl build/again/*.whl
 
 clean:
 	rm -rf $(VENV) build *.egg-info

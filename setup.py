@@ -1,9 +1,12 @@
 """Builds the two libraries of cls2det_ops: _C (operator schemas, CPU kernels, build record) and _C_cuda (CUDA kernels).
 
+They are built with Python's tools but know no Python: the wheel is one file for every version of it.
+
 Environment:
   CLS2DET_NO_EXT=1          build neither: the package runs in plain PyTorch
   CLS2DET_CUDA=auto|0|1     CUDA kernels: when a toolkit is found and torch has CUDA (default), never, or fail without
-  TORCH_CUDA_ARCH_LIST      which GPUs to compile for; default: those present, else 8.0 8.6 8.9 9.0 10.0 12.0 and PTX
+  TORCH_CUDA_ARCH_LIST      which GPUs to compile for; default: those present, else 8.0 8.6 8.9 9.0 10.0 12.0 and PTX;
+                            "all" for that list in any case
   CUDA_HOME                 where the toolkit is
   CLS2DET_SANITIZE=1        CPU kernels with AddressSanitizer and UBSan, for `make sanitize`
 """
@@ -14,6 +17,10 @@ from glob import glob
 from pathlib import Path
 
 import setuptools
+
+if int(setuptools.__version__.split(".")[0]) < 77:  # older ones fail with a message about something else
+    raise SystemExit(f"setuptools 77 or later is needed, found {setuptools.__version__}: pip install -U setuptools")
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build import build
 
 TORCH_TARGET = "0x020b000000000000"  # 2.11: the library runs on this torch and every later one
@@ -28,6 +35,18 @@ class CleanBuild(build):
         if Path(self.build_base).resolve() in Path(self.build_lib).resolve().parents:  # not a folder that was asked for
             shutil.rmtree(self.build_lib, ignore_errors=True)
         super().run()
+
+
+class Wheel(bdist_wheel):
+    """One file for every Python, and the same bytes for the same sources: modes do not depend on the umask."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+    def write_wheelfile(self, folder, *args, **options) -> None:
+        super().write_wheelfile(folder, *args, **options)
+        for path in Path(self.bdist_dir).rglob("*"):
+            path.chmod(0o755 if path.is_dir() or path.suffix == ".so" else 0o644)
 
 
 def toolkit() -> tuple[str, str]:
@@ -73,8 +92,9 @@ def cuda_plan() -> tuple[str, str]:
 
 
 def extensions() -> dict:
+    commands = {"build": CleanBuild, "bdist_wheel": Wheel}
     if os.environ.get("CLS2DET_NO_EXT", "0") not in ("", "0"):
-        return {"cmdclass": {"build": CleanBuild}}
+        return {"cmdclass": commands}
     compiler = os.environ.get("CXX", "c++").split()[0]
     if not (shutil.which(compiler) or shutil.which("g++")):
         raise SystemExit(f"no C++ compiler ({compiler}, g++) found: install one, or set CLS2DET_NO_EXT=1 to do without")
@@ -85,40 +105,44 @@ def extensions() -> dict:
     import torch
     from torch.utils import cpp_extension
 
-    try:
-        import pybind11
-
-        pybind = [pybind11.get_include()]
-    except ImportError:
-        pybind = []  # torch's headers bring a copy
-
     archs = cuda_version = ""
     if cuda_home:
         cuda_version = "{}.{}".format(*divmod(toolkit_version(cuda_home) // 10, 100))
-        if not os.environ.get("TORCH_CUDA_ARCH_LIST") and not torch.cuda.is_available():
-            os.environ["TORCH_CUDA_ARCH_LIST"] = DEFAULT_ARCHS
-        archs = os.environ.get("TORCH_CUDA_ARCH_LIST") or "of the GPUs present at build time"
+        archs = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
+        if archs == "all" or (not archs and not torch.cuda.is_available()):
+            os.environ["TORCH_CUDA_ARCH_LIST"] = archs = DEFAULT_ARCHS
 
-    macros = [("TORCH_TARGET_VERSION", TORCH_TARGET)]
+    # __FILE__ stands in messages: without the folders that this build happens to lie in
+    folders = [os.getcwd(), *cpp_extension.include_paths(), *([f"{cuda_home}/include"] if cuda_home else [])]
+    prefixes = [f"-ffile-prefix-map={folder}/=" for folder in folders]
     cxx = ["-O3", "-std=c++17", "-Wall", "-Wextra", "-Wno-psabi", "-fvisibility=hidden", "-ffp-contract=fast", "-g0"]
-    link = []
+    cxx += prefixes
+    link = ["-Wl,--strip-all"]
     if os.environ.get("CLS2DET_SANITIZE", "0") not in ("", "0"):
         link = ["-fsanitize=address,undefined"]
         cxx += ["-O1", "-g1", "-fno-omit-frame-pointer", *link, "-fsanitize=float-cast-overflow", "-fno-sanitize-recover=all"]
+    nvcc = ["-O3", "-std=c++17", "--compress-mode=size", "--threads=2", "-frandom-seed=cls2det"]  # no process number in names
+    nvcc += [f"-Xcompiler={prefix}" for prefix in prefixes]
     record = {
         "CLS2DET_BUILD_TORCH": torch.__version__,
         "CLS2DET_CUDA_VERSION": cuda_version,
-        "CLS2DET_CUDA_ARCHS": archs,
+        "CLS2DET_CUDA_ARCHS": archs or (cuda_home and "of the GPUs present at build time"),
         "CLS2DET_CUDA_MISSING": cuda_missing,
     }
+    common = {
+        "include_dirs": [os.path.abspath("csrc")],
+        "depends": sorted(glob("csrc/**/*.*", recursive=True)),
+        "extra_link_args": link,
+        "py_limited_api": True,  # links no libtorch_python
+    }
+    macros = [("TORCH_TARGET_VERSION", TORCH_TARGET)]
     modules = [
         cpp_extension.CppExtension(
             "cls2det_ops._C",
             ["csrc/library.cpp", *sorted(glob("csrc/cpu/*.cpp"))],
-            include_dirs=[os.path.abspath("csrc"), *pybind],
             define_macros=macros + [(name, f'"{value}"') for name, value in record.items()],
             extra_compile_args=cxx,
-            extra_link_args=link,
+            **common,
         )
     ]
     if cuda_home:
@@ -126,14 +150,13 @@ def extensions() -> dict:
             cpp_extension.CUDAExtension(
                 "cls2det_ops._C_cuda",
                 sorted(glob("csrc/cuda/*.cpp") + glob("csrc/cuda/*.cu")),
-                include_dirs=[os.path.abspath("csrc")],
                 define_macros=[*macros, ("USE_CUDA", None)],
-                extra_compile_args={"cxx": cxx, "nvcc": ["-O3", "-std=c++17", "--compress-mode=size", "--threads=2"]},
+                extra_compile_args={"cxx": cxx, "nvcc": nvcc},
+                **common,
             )
         )
-    return {"ext_modules": modules, "cmdclass": {"build_ext": cpp_extension.BuildExtension, "build": CleanBuild}}
+    commands["build_ext"] = cpp_extension.BuildExtension.with_options(no_python_abi_suffix=True)
+    return {"ext_modules": modules, "cmdclass": commands}
 
 
-if int(setuptools.__version__.split(".")[0]) < 77:  # older ones fail on pyproject.toml with a message about something else
-    raise SystemExit(f"setuptools 77 or later is needed, found {setuptools.__version__}: pip install -U setuptools")
 setuptools.setup(**extensions())

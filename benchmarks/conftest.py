@@ -86,8 +86,7 @@ def about(config: pytest.Config) -> dict[str, str | int]:
     if device == "cuda":  # its numbers do not depend on the host's instructions and threads
         kind = {"device": torch.cuda.get_device_name(), "host": processor()}
     else:
-        capability = getattr(sys.modules.get("cls2det_ops._C"), "cpu_capability", lambda: "none")()
-        kind = {"device": processor(), "instructions": capability, "threads": torch.get_num_threads()}
+        kind = {"device": processor(), "instructions": _library.cpu_capability(), "threads": torch.get_num_threads()}
     return {
         **kind,
         "cores": os.cpu_count() or 0,

@@ -1,6 +1,5 @@
 """``python -m cls2det_ops``: what is installed, which back ends work, and why one is missing."""
 
-import importlib
 import platform
 import textwrap
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import torch
 
 from . import __version__
-from ._library import build_info, cpu_missing, cuda_missing
+from ._library import build_info, cpu_capability, cpu_missing, cuda_missing
 
 
 def report() -> list[tuple[str, str]]:
@@ -17,7 +16,7 @@ def report() -> list[tuple[str, str]]:
         ("installed in", str(Path(__file__).parent)),
         ("Python", platform.python_version()),
         ("torch", f"{torch.__version__} ({torch.get_num_threads()} CPU threads)"),
-        ("CPU back end", f"missing: {cpu_missing}" if cpu_missing else f"native, {_capability()}"),
+        ("CPU back end", f"missing: {cpu_missing}" if cpu_missing else f"native, {cpu_capability()}"),
         ("CUDA back end", f"missing: {cuda_missing}" if cuda_missing else _cuda()),
         ("reference back end", "plain PyTorch, always there"),
     ]
@@ -35,10 +34,6 @@ def report() -> list[tuple[str, str]]:
 def _kernels() -> str:
     archs, version = build_info["cuda_archs"], build_info["cuda_version"]
     return f"built with CUDA {version} for {archs}" if archs else "none"
-
-
-def _capability() -> str:
-    return str(importlib.import_module("cls2det_ops._C").cpu_capability())
 
 
 def _cuda() -> str:

@@ -1,16 +1,14 @@
 """Finds and loads the two compiled libraries, and decides which back end a call uses.
 
-``_C`` holds the operator schemas, the CPU kernels and the build record; ``_C_cuda`` the CUDA kernels. Either may be
-missing: a package built without a compiler works in plain PyTorch, one built without a CUDA toolkit runs CUDA tensors
-through the reference.
+``_C`` holds the operator schemas, the CPU kernels and the build record; ``_C_cuda`` the CUDA kernels. Both register operators
+with torch and are no Python modules, so that one file serves every Python. Either may be missing: a package built without a
+compiler works in plain PyTorch, one built without a CUDA toolkit runs CUDA tensors through the reference.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
-import importlib.machinery
-import importlib.util
+import ctypes
 import os
 import warnings
 from collections.abc import Iterator
@@ -22,30 +20,53 @@ from torch import Tensor
 BACKENDS = ("auto", "native", "reference")
 
 
+CPU_LIBRARY, CUDA_LIBRARY = (
+    Path(__file__).with_name(name + (".pyd" if os.name == "nt" else ".so")) for name in ("_C", "_C_cuda")
+)
+
+
 def _load_cpu() -> tuple[dict[str, str], str]:
     """Load ``_C``: (its build record, "") or ({}, why not)."""
-    spec = importlib.util.find_spec("cls2det_ops._C")
-    if spec is None or spec.origin is None:
+    if not CPU_LIBRARY.is_file():
         return {}, _not_built()
-    if problem := _other_copy(Path(spec.origin)):
+    if problem := _other_copy():
         return {}, problem
     try:
-        library = importlib.import_module("cls2det_ops._C")
-    except ImportError as error:
-        return {}, f"the compiled library could not be loaded ({error}); install the package again, for this Python and torch"
+        torch.ops.load_library(str(CPU_LIBRARY))
+        record = _answer("cls2det_build_info")
+    except (OSError, RuntimeError, AttributeError) as error:
+        cause = error.__cause__ or error  # torch's own message leaves the system's out
+        return (
+            {},
+            f"the compiled library could not be loaded ({cause}); install the package again, for this platform and torch",
+        )
     # stays when this module is imported again
-    torch.ops.cls2det._loaded_from = str(Path(spec.origin).resolve())  # type: ignore[attr-defined]
-    return library.build_info(), ""
+    torch.ops.cls2det._loaded_from = str(CPU_LIBRARY.resolve())  # type: ignore[attr-defined]
+    return dict(line.split("=", 1) for line in record.splitlines()), ""
+
+
+def _answer(function: str) -> str:
+    """What a C function of ``_C`` says, see csrc/library.cpp."""
+    symbol = ctypes.CDLL(str(CPU_LIBRARY))[function]
+    symbol.restype = ctypes.c_char_p
+    return str(symbol().decode())
+
+
+def cpu_capability() -> str:
+    """The instruction set that the CPU kernels use, such as ``"AVX2"``."""
+    return "none" if cpu_missing else _answer("cls2det_cpu_capability")
 
 
 def _not_built() -> str:
-    folder = Path(__file__).parent
+    folder = CPU_LIBRARY.parent
     files = [
         path.name for path in (*folder.glob("_C.*"), *folder.glob("_C_cuda.*")) if path.suffix in (".so", ".pyd", ".dylib")
     ]
     if files:
-        suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
-        return f"{', '.join(sorted(files))} in {folder} was built for another Python or platform: this one loads _C{suffix}"
+        return (
+            f"{', '.join(sorted(files))} in {folder} was built by an earlier version or for another platform: "
+            f"this one loads {CPU_LIBRARY.name}, so install the package again"
+        )
     if (folder.parent / "setup.py").is_file():
         return (
             f"it was imported from the source folder {folder.parent}, which holds no compiled library: "
@@ -54,35 +75,33 @@ def _not_built() -> str:
     return "the package was built without its compiled library (no C++ compiler, or CLS2DET_NO_EXT=1)"
 
 
-def _other_copy(library: Path) -> str:
+def _other_copy() -> str:
     """What to say where this process has the operators from another file, else "". A second declaration would end the process."""
     if not hasattr(torch.ops.cls2det, "roi_crop"):
         return ""
     loaded = getattr(torch.ops.cls2det, "_loaded_from", "an unknown place")
-    return "" if loaded == str(library.resolve()) else f"another copy of cls2det_ops is loaded in this process, from {loaded}"
+    return (
+        "" if loaded == str(CPU_LIBRARY.resolve()) else f"another copy of cls2det_ops is loaded in this process, from {loaded}"
+    )
 
 
 def _load_cuda() -> str:
-    """Load ``_C_cuda``, which registers its kernels and is no Python module: "" or why not."""
+    """Load ``_C_cuda``: "" or why not."""
     if not build_info:
         return "the CPU library, which declares the operators, is missing"
     if torch.version.cuda is None:
         return "this torch has no CUDA support"
-    file = importlib.import_module("cls2det_ops._C").__file__
-    assert file is not None  # a compiled module has one
-    cpu = Path(file)
-    library = cpu.with_name(cpu.name.replace("_C", "_C_cuda", 1))  # of the same Python
     if missing := build_info.get("cuda_missing"):  # a file is there all the same where a source folder was built before
-        return f"{missing}; {library} is of an earlier build" if library.is_file() else missing
-    if not library.is_file():
+        return f"{missing}; {CUDA_LIBRARY} is of an earlier build" if CUDA_LIBRARY.is_file() else missing
+    if not CUDA_LIBRARY.is_file():
         return "the package was built without CUDA kernels"
     built = build_info.get("cuda_version", "")
     if built.split(".")[0] != torch.version.cuda.split(".")[0]:
         return f"its kernels were built for CUDA {built or 'of unknown version'}, this torch uses CUDA {torch.version.cuda}"
     try:
-        torch.ops.load_library(str(library))
+        torch.ops.load_library(str(CUDA_LIBRARY))
     except (OSError, RuntimeError) as error:
-        cause = error.__cause__ or error  # torch's own message leaves the system's out
+        cause = error.__cause__ or error
         return f"the CUDA library could not be loaded ({cause}); install the package again, for this torch and its CUDA"
     return ""
 

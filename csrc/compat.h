@@ -1,6 +1,8 @@
 // The stable part of libtorch that the operators use, and the little that it lacks.
 #pragma once
 
+#include "old_systems.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>

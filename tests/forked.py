@@ -24,8 +24,6 @@ def run(request):
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
     sys.path.insert(0, request["folder"])
-    # an editable installation would find its own libraries for a copy of the package
-    sys.meta_path[:] = [finder for finder in sys.meta_path if "Editable" not in repr(finder)]
     sys.argv = ["-c", *request["arguments"]]
     try:
         exec(compile(request["code"], "<string>", "exec"), {"__name__": "__main__"})

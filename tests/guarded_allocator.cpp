@@ -1,6 +1,7 @@
 // An allocator for torch's CPU tensors that fences every one of them: bytes before and behind that must not change, contents
 // that are NaN until they are written, and an address that is no multiple of more than 16.
 #include <c10/core/CPUAllocator.h>
+#include <pybind11/pybind11.h>
 
 #include <atomic>
 #include <cstdlib>
@@ -44,16 +45,20 @@ struct Guarded : c10::Allocator {
 Guarded guarded;
 c10::Allocator* before;
 
-}  // namespace
-
-#define EXPORT extern "C" __attribute__((visibility("default")))
-
-EXPORT void guard_start() {
+void start() {
   damaged = allocated = released = 0;
   before = c10::GetCPUAllocator();
   c10::SetCPUAllocator(&guarded, 255);
 }
-EXPORT void guard_stop() { c10::SetCPUAllocator(before, 255); }
-EXPORT long guard_allocated() { return allocated; }
-EXPORT long guard_alive() { return allocated - released; }
-EXPORT long guard_damaged() { return damaged; }  // bytes, of what has been freed
+
+void stop() { c10::SetCPUAllocator(before, 255); }
+
+}  // namespace
+
+PYBIND11_MODULE(guarded_allocator, m) {
+  m.def("start", &start, "Fence every CPU tensor that is allocated from now on.");
+  m.def("stop", &stop);
+  m.def("allocated", [] { return allocated.load(); }, "How many tensors got fences since the start.");
+  m.def("alive", [] { return allocated - released; }, "How many of them still exist.");
+  m.def("damaged", [] { return damaged.load(); }, "Changed bytes outside of those that do not exist any more.");
+}

@@ -149,6 +149,18 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+def test_messages_of_an_installation_exist():
+    """What docs/install.md says that its reader sees is what the code says, but for what stands for an ellipsis."""
+    sources = [ROOT / "setup.py", ROOT / "cls2det_ops/_library.py", ROOT / "cls2det_ops/__main__.py"]
+    code = re.sub(r'"\s*\n\s*f?"', "", "\n".join(path.read_text() for path in sources))
+    inline = re.findall(r"`([^`\n]+)`", PAGES["docs/install.md"])
+    messages = [text for text in inline if " " in text and text.split()[0] not in ("pip", "uv", "python", "make", "cls2det")]
+    messages.remove("is not a supported wheel on this platform")  # pip's
+    assert len(messages) > 10
+    pieces = {piece for text in messages for piece in re.split(r"…|missing: |slower: ", text)} - {"CUDA back end "}
+    assert [piece for piece in pieces if piece not in code] == []
+
+
 FAULT = re.compile(r"^\| .* \| (\w+): (.*) \|$", re.MULTILINE)
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-import importlib.machinery
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -104,19 +104,20 @@ def test_python_m_without_a_compiled_library(without_libraries):
 
 needs_library = pytest.mark.skipif(bool(_library.cpu_missing), reason=_library.cpu_missing)
 needs_cuda_library = pytest.mark.skipif(bool(_library.cuda_missing), reason=_library.cuda_missing)
-SUFFIX = importlib.machinery.EXTENSION_SUFFIXES[0]
+NAME = _library.CPU_LIBRARY.name
 
 
 @pytest.fixture
 def installed(without_libraries: Path) -> Path:
     """A copy of the whole package, libraries included; PACKAGE / NAME is in installed / "cls2det_ops" / NAME."""
-    for library in Path(cls2det_ops._C.__file__).parent.glob("_C*"):
-        shutil.copy(library, without_libraries / "cls2det_ops")
+    for library in (_library.CPU_LIBRARY, _library.CUDA_LIBRARY):
+        if library.is_file():
+            shutil.copy(library, without_libraries / "cls2det_ops")
     return without_libraries
 
 
-def library_of(folder: Path, name: str = "_C") -> Path:
-    return next((folder / "cls2det_ops").glob(f"{name}.*"))
+def library_of(folder: Path, library: Path = _library.CPU_LIBRARY) -> Path:
+    return folder / "cls2det_ops" / library.name
 
 
 def refused(folder: Path) -> str:
@@ -138,10 +139,10 @@ def test_a_whole_copy_is_used(installed):
 @pytest.mark.parametrize("content", [b"", b"not a library", b"\x7fELF", b"\xcf\xfa\xed\xfe" + bytes(4000)])
 def test_something_else_by_that_name(without_libraries, content):
     """The system says what is wrong with the file; the package says what to do, and works."""
-    (without_libraries / "cls2det_ops" / f"_C{SUFFIX}").write_bytes(content)
+    (without_libraries / "cls2det_ops" / NAME).write_bytes(content)
     warning = refused(without_libraries)
     assert "the compiled library could not be loaded (" in warning
-    assert f"_C{SUFFIX}: " in warning, "the system's own message is missing"
+    assert f"{NAME}: " in warning, "the system's own message is missing"
     assert "install the package again" in warning
 
 
@@ -154,13 +155,32 @@ def test_another_processor(installed):
     assert "could not be loaded (" in refused(installed)
 
 
+EARLIER = "_C.cpython-{}{}-x86_64-linux-gnu.so".format(*sys.version_info)  # a Python module, which carried the build record
+
+
 @needs_library
-@pytest.mark.parametrize("name", ["_C.cpython-35m-x86_64-linux-gnu.so", "_C.cp38-win_amd64.pyd", "_C.cpython-312-darwin.so"])
-def test_another_python_or_system(installed, name):
+@pytest.mark.parametrize("name", [EARLIER, "_C.cp38-win_amd64.pyd", "_C.dylib"])
+def test_a_library_of_an_earlier_version_or_another_system(installed, name):
     library_of(installed).rename(installed / "cls2det_ops" / name)
     result = refused(installed)
     assert name in result
-    assert f"was built for another Python or platform: this one loads _C{SUFFIX}" in result
+    assert f"was built by an earlier version or for another platform: this one loads {NAME}, so install the package" in result
+
+
+@needs_library
+def test_an_earlier_library_beside_the_right_one_is_not_loaded(installed):
+    """As it lies in a source folder after a pull."""
+    for name in (EARLIER, EARLIER.replace("_C", "_C_cuda")):
+        (installed / "cls2det_ops" / name).write_bytes(b"not a library")
+    assert step(installed)["native"]
+
+
+def test_a_library_without_a_build_record(without_libraries):
+    """Such as another project's of that name."""
+    libm = next(line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "/libm.so" in line)
+    shutil.copy(libm, without_libraries / "cls2det_ops" / NAME)
+    warning = refused(without_libraries)
+    assert "could not be loaded (" in warning and "cls2det_build_info" in warning
 
 
 TWICE = """
@@ -188,7 +208,7 @@ def test_two_copies_in_one_process(installed):
     """Both declare the same operators, which would end the process: the second one runs in plain PyTorch and says why."""
     result = run_forked(TWICE, str(installed))
     assert result.returncode == 0, result.stderr
-    where = Path(cls2det_ops._C.__file__).resolve()
+    where = _library.CPU_LIBRARY.resolve()
     assert f"MESSAGE another copy of cls2det_ops is loaded in this process, from {where} False True" in result.stdout
 
 
@@ -237,7 +257,7 @@ def test_wrong_cuda_major():
 @needs_cuda_library
 def test_something_else_by_the_name_of_the_cuda_library(installed):
     """The CPU kernels work on."""
-    library = library_of(installed, "_C_cuda")
+    library = library_of(installed, _library.CUDA_LIBRARY)
     library.write_bytes(b"not a library")
     missing = cuda_state(installed)
     assert "the CUDA library could not be loaded (" in missing
@@ -247,7 +267,7 @@ def test_something_else_by_the_name_of_the_cuda_library(installed):
 
 @needs_cuda_library
 def test_cuda_library_left_out(installed):
-    library_of(installed, "_C_cuda").unlink()
+    library_of(installed, _library.CUDA_LIBRARY).unlink()
     assert cuda_state(installed) == "the package was built without CUDA kernels"
 
 

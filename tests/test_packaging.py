@@ -91,10 +91,11 @@ def sources(tmp_path):
     shutil.copytree(PACKAGE, sources / "cls2det_ops", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     (sources / "cls2det").mkdir()
     (sources / "cls2det" / "__init__.py").touch()
-    for stale in ("build/lib/cls2det/old.py", "build/lib/old_package/__init__.py", "build/lib/cls2det_ops/_C_cuda.x.so"):
-        (sources / stale).parent.mkdir(parents=True, exist_ok=True)
-        (sources / stale).touch()
-    (sources / "cls2det_ops" / "_C_cuda.x.so").touch()
+    for stale in ("cls2det/old.py", "old_package/__init__.py", "cls2det_ops/_C.so", "cls2det_ops/_C_cuda.x.so"):
+        (sources / "build/lib" / stale).parent.mkdir(parents=True, exist_ok=True)
+        (sources / "build/lib" / stale).touch()
+    for stale in ("_C.so", "_C_cuda.so", "_C_cuda.x.so"):
+        (sources / "cls2det_ops" / stale).touch()
     return sources
 
 

@@ -6,16 +6,18 @@ loaded before Python's (LD_PRELOAD, see the Makefile); or ``races``, with the ra
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import functools
 import hashlib
+import importlib.util
 import os
 import shutil
 import subprocess
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -69,6 +71,8 @@ def missing() -> str:
     """Why the emulated back end cannot run here, or ""."""
     if BUILDS[chosen()].compiler() is None:
         return f"no C++ compiler ({', '.join(BUILDS[chosen()].compilers)})"
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        return f"no Python.h in {sysconfig.get_path('include')}, which binds the emulator to Python"
     if not (ROOT / "csrc/cuda").is_dir():
         return "the CUDA sources are not beside the tests"
     return "" if hasattr(torch.ops.cls2det, "roi_crop") else "the operators are not declared: the extension is not built"
@@ -106,26 +110,50 @@ def compile_sources(
     return result
 
 
+def binding_flags() -> list[str]:
+    """To compile sources that use torch, and pybind11 to bind them to Python."""
+    try:
+        import pybind11
+
+        binder = [pybind11.get_include()]
+    except ImportError:
+        binder = []  # torch's headers bring a copy
+    folders = [*binder, Path(torch.__file__).parent / "include", sysconfig.get_path("include")]
+    return [flag for folder in folders for flag in ("-isystem", str(folder))]
+
+
+def torch_libraries() -> list[str]:
+    """To link a Python module with torch."""
+    return ["-shared", f"-L{Path(torch.__file__).parent / 'lib'}"]
+
+
+def import_file(path: Path) -> ModuleType:
+    """The Python module in a compiled file."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @functools.cache
 def library() -> Path:
-    include, libraries = (Path(torch.__file__).parent / name for name in ("include", "lib"))
-    flags = ["-fvisibility=hidden", "-DTORCH_TARGET_VERSION=0x020b000000000000", "-isystem", str(include)]
+    flags = ["-fvisibility=hidden", "-DTORCH_TARGET_VERSION=0x020b000000000000", *binding_flags()]
     flags += [f"-DCLS2DET_NAMESPACE={NAMESPACE}", "-DCLS2DET_KEY=CPU", "-DCLS2DET_SCRATCH_VALUES=4096"]
     build = BUILDS[chosen()]
     kernels = sorted((ROOT / "csrc/cuda").glob("*.cu"))
-    host_sources = [*sorted((ROOT / "csrc/cuda").glob("*.cpp")), *build.sources]
-    link = ["-shared", f"-L{libraries}", "-ltorch_cpu"]
-    return compile_sources(build, kernels, host_sources, flags, link, "emulated.so")
+    host_sources = [*sorted((ROOT / "csrc/cuda").glob("*.cpp")), *build.sources, EMU / "binding.cpp"]
+    link = [*torch_libraries(), "-ltorch_cpu"]
+    return compile_sources(build, kernels, host_sources, flags, link, "cls2det_emulated.so")
 
 
 @functools.cache
-def load() -> None:
-    """Register the kernels under their own namespace."""
+def load() -> ModuleType:
+    """Register the kernels under their own namespace; gives the emulator's module, see binding.cpp."""
     declarations = torch.library.Library(NAMESPACE, "DEF")  # the schemas of csrc/cpu, under the other name
     for name in operator_names():
         declarations.define(str(getattr(torch.ops.cls2det, name).default._schema).removeprefix("cls2det::"))
     _keep_alive.append(declarations)
-    torch.ops.load_library(str(library()))
+    return import_file(library())
 
 
 _keep_alive: list[torch.library.Library] = []
@@ -138,10 +166,7 @@ def operator_names() -> list[str]:
 
 def launched_kernels() -> set[str]:
     """The names of the kernels that this process has launched."""
-    load()
-    function = ctypes.CDLL(str(library())).cls2det_emulated_kernels
-    function.restype = ctypes.c_char_p
-    return set(function().decode().split())
+    return load().launched_kernels()
 
 
 class Emulated(TorchDispatchMode):

@@ -274,6 +274,8 @@ void end_atomic() { races::end_atomic(); }
 
 unsigned lane() { return current % kWarpLanes; }
 
+const std::set<std::string>& launched_kernels() { return kernel_names; }
+
 void fail(const std::string& message) {
   failure = message;
   threads[current]->fiber.leave(false);
@@ -281,11 +283,3 @@ void fail(const std::string& message) {
 }
 
 }  // namespace emulator
-
-// The names of all kernels that this process has launched, for tests of coverage.
-extern "C" __attribute__((visibility("default"))) const char* cls2det_emulated_kernels() {
-  static std::string names;
-  names.clear();
-  for (const std::string& name : kernel_names) names += name + "\n";
-  return names.c_str();
-}
