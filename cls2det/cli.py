@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -68,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     name, command = words[0], COMMANDS[words[0]]
     _print_everything()
-    with _log_on_screen():
+    with _log_on_screen(), _warnings_without_place():
         return _run(name, command, words[1:])
 
 
@@ -170,6 +171,21 @@ def _log_on_screen() -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _warnings_without_place() -> Iterator[None]:
+    """Show the words of a warning to the user alone: the file and line that gave it help only whoever mends the code."""
+    usual = warnings.formatwarning
+
+    def words(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+        return f"warning: {message}\n" if category is UserWarning else usual(message, category, filename, lineno, line)
+
+    warnings.formatwarning = words
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 if __name__ == "__main__":

@@ -86,6 +86,15 @@ def test_errors_are_one_line(tmp_path, capsys):
     assert "required: out" in capsys.readouterr().err
 
 
+def test_a_warning_is_shown_in_words_alone():
+    """No file and line of our code, which say nothing to a user."""
+    doubt = "import warnings; from cls2det.commands import recipes; recipes.recipes = lambda options: warnings.warn('a doubt')"
+    program = f"{doubt}; from cls2det.cli import main; main(['recipes']); warnings.warn('of another')"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    first, second = result.stderr.splitlines()[:2]
+    assert first == "warning: a doubt" and second == "<string>:1: UserWarning: of another"
+
+
 @pytest.mark.parametrize("damage", ["truncated", "cut early", "empty", "other", "of another model"])
 def test_a_damaged_checkpoint_is_named(scenes, tmp_path, capsys, damage):
     """A run that cannot go on says which file stops it; without that file it starts anew."""
