@@ -261,7 +261,9 @@ def test_a_split_in_two_layouts_or_in_none(voc, yolo, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"archive/VOC2012 has a split train: is that the folder"):
         DetectionData(tmp_path / "archive", "train")
     shutil.rmtree(tmp_path / "archive" / "VOC2012" / "ImageSets")
-    with pytest.raises(FileNotFoundError, match=r"has XML files of VOC, but no splits: list .* in ImageSets/Main/train\.txt"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no split train .*; there is all alone, which can be taken in parts: 'all\[:80%\]'"
+    ):
         DetectionData(tmp_path / "archive" / "VOC2012", "train")
     shutil.copytree(voc, yolo, dirs_exist_ok=True)
     with pytest.raises(ValueError, match=r"train is there twice, with XML files as of VOC and with labels as of YOLO"):

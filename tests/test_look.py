@@ -128,7 +128,9 @@ def test_a_split_by_another_name(data, tmp_path, capsys):
     annotation_file(data, "val").unlink()
     look(data, "--split", "all")
     text = capsys.readouterr().out
-    assert "There is no second split" in text and "--val-split null " in text
+    assert "There is no second split" in text and "--train-split 'all[:80%]' --val-split 'all[80%:]' " in text
+    look(data, "--split", "all[20%:60%]")
+    assert "--train-split 'all[20%:60%]' --val-split 'all[60%:]' " in capsys.readouterr().out
 
 
 def proposed(text: str) -> list[list[str]]:
@@ -196,9 +198,9 @@ def test_much_data_has_the_students_own_recipe(data, monkeypatch, capsys):
 
 
 def test_few_pictures_have_more_epochs():
-    assert proposal.recipe_for("ssdlite_mobilenet_v2", 3000) == ("own-small", None)
-    recipe, epochs = proposal.recipe_for("ssdlite_mobilenet_v2", 50)
-    assert recipe == "own-small" and epochs == 112
+    assert proposal.recipe_for("ssdlite_mobilenet_v2", 240) == ("own-small", None)
+    assert proposal.recipe_for("ssdlite_mobilenet_v2", 50) == ("own-small", 224)
+    assert proposal.recipe_for("ssdlite_mobilenet_v2", 3000) == ("own-small", 24)  # steps enough
 
 
 def test_the_sheet_has_every_class(tmp_path):

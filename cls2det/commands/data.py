@@ -12,6 +12,7 @@ from cls2det.data.classes import quoted
 from cls2det.data.dataset import DetectionData
 from cls2det.data.fingerprint import Fingerprint, fingerprint
 from cls2det.data.loader import train_loader
+from cls2det.data.parts import parse_part
 from cls2det.training.optimizer import torch_device
 from cls2det.training.settings import Optim, TeacherRun
 
@@ -42,9 +43,10 @@ def validation_data(options: TeacherOptions | TrainOptions, training: DetectionD
     """The val_split with the labels of the training data; ValueError where it lists other classes. None without a val_split."""
     if options.val_split is None:
         return None
-    if options.val_split == options.train_split:
+    if parse_part(options.val_split).overlaps(parse_part(options.train_split)):
+        both = "are both" if options.val_split == options.train_split else f"share pictures, {options.train_split} and"
         warnings.warn(
-            f"val_split and train_split are both {options.val_split}: what is measured there is memory, not learning",
+            f"val_split and train_split {both} {options.val_split}: what is measured there is memory, not learning",
             stacklevel=3,
         )
     return DetectionData(

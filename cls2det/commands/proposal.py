@@ -20,6 +20,7 @@ from cls2det.commands.parsing import load_yaml
 from cls2det.data.dataset import DetectionData
 from cls2det.data.layouts import list_splits, read_split
 from cls2det.data.overview import object_sizes, shares_below
+from cls2det.data.parts import Part, parse_part
 from cls2det.models.anchor_fit import Fit, fitted, input_boxes, measure
 from cls2det.models.anchors import AnchorGrid, anchor_grid
 from cls2det.models.students import STUDENTS, build_student, head_of
@@ -27,7 +28,8 @@ from cls2det.recipes import find_recipe, recipe_names
 
 SMALL_DATA = "own-small"  # the recipe, and teacher-own-small
 MANY = 5000  # images from which on the student's own recipe is long enough
-STEPS = 700  # that the recipe of small data should have at least
+STEPS = 1400  # that the recipe of small data should have at least
+EPOCHS = 24  # the same
 ENOUGH = 0.9  # share of the objects with a fitted anchor with which no larger input is looked for
 FACTORS = (1, 1.25, 1.5, 2, 2.5, 3)  # of the student's size, that are tried
 LARGEST = 640  # side that is proposed at most, unless the student's own is larger
@@ -137,9 +139,12 @@ def propose(options: LookOptions, data: DetectionData, first: Sized) -> dict[str
         if options.student != load_yaml(find_recipe(recipe))["student"]:
             both += ["--student", options.student]
         if epochs:
-            words.append(f"{epochs} epochs, so that {len(data)} pictures make {STEPS} steps")
+            words.append(
+                f"{epochs} epochs: {epochs * math.ceil(len(data) / _optim(recipe)['batch_size'])} steps on {len(data)} pictures"
+            )
             student += ["--optim.epochs", str(epochs)]
-            teacher += ["--optim.epochs", str(epochs // 2)]
+            if epochs // 4 > _optim(f"teacher-{recipe}")["epochs"]:
+                teacher += ["--optim.epochs", str(epochs // 4)]
         sizes = shares_below(object_sizes(best.boxes))
         if sizes and sizes["95 %"] < 48:
             words.append("Crops of 64 pixels for the teacher: larger ones would show small objects no better")
@@ -148,10 +153,13 @@ def propose(options: LookOptions, data: DetectionData, first: Sized) -> dict[str
             teacher += ["--loss", "joint"]
     else:
         both += [] if recipe else ["--student", options.student]
-    validation = other_split(options.data_root, options.split)
+    training, validation = options.split, other_split(options.data_root, options.split)
     if validation is None:
-        words.append("There is no second split: keep some pictures apart, and give them as --val-split")
-    place = ["--data-root", str(options.data_root), "--train-split", options.split, "--val-split", validation or "null"]
+        part = parse_part(training)
+        stop = part.stop if part.stop < 100 else 80 + part.start / 5
+        training, validation = str(part._replace(stop=stop)), str(Part(part.split, start=stop))
+        words.append(f"There is no second split: {validation} is a part of this one, kept apart by file names")
+    place = ["--data-root", str(options.data_root), "--train-split", training, "--val-split", validation]
     recipes = (f"teacher-{SMALL_DATA}" if recipe == SMALL_DATA else None, recipe)
     parts = [["--config", name] if name else [] for name in recipes]
     commands = [
@@ -184,13 +192,17 @@ def propose(options: LookOptions, data: DetectionData, first: Sized) -> dict[str
 
 
 def recipe_for(student: str, images: int) -> tuple[str | None, int | None]:
-    """The name of a recipe, and how many epochs it should have where its own would be too few steps."""
+    """The name of a recipe, and how many epochs it should have where its own would be too few steps, or more than need be."""
     if images < MANY:
-        content = load_yaml(find_recipe(SMALL_DATA))["optim"]
-        epochs = math.ceil(STEPS * content["batch_size"] / images)
-        return SMALL_DATA, epochs if epochs > content["epochs"] else None
+        own = _optim(SMALL_DATA)
+        epochs = max(EPOCHS, math.ceil(STEPS * own["batch_size"] / images))
+        return SMALL_DATA, epochs if abs(epochs - own["epochs"]) > own["epochs"] / 8 else None
     names = [name for name in recipe_names() if load_yaml(find_recipe(name)).get("student") == student]
     return next((name for name in names if not name.startswith("teacher")), None), None
+
+
+def _optim(recipe: str) -> dict[str, Any]:
+    return dict(load_yaml(find_recipe(recipe))["optim"])
 
 
 def other_split(root: Path, split: str) -> str | None:

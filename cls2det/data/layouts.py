@@ -12,8 +12,9 @@ from cls2det.data.arrange import arrange, listing_of
 from cls2det.data.cache import read_columns
 from cls2det.data.columns import Columns
 from cls2det.data.faults import tell_all
+from cls2det.data.parts import Part, parse_part, take_part
 from cls2det.data.truth import as_coco
-from cls2det.data.voc import find_voc, has_xmls, read_voc, voc_splits
+from cls2det.data.voc import find_voc, read_voc, voc_splits
 from cls2det.data.yolo import read_yolo
 from cls2det.data.yolo_place import find_yolo, yolo_splits
 
@@ -40,7 +41,7 @@ class Split(NamedTuple):
 
 
 def read_split(root: str | Path, split: str) -> Split:
-    """The annotations of a split.
+    """The annotations of a split, or of a part of one as ``parts.py`` has it.
 
     ``root/annotations/instances_<split>.json`` and ``root/<split>/_annotations.coco.json`` are COCO's; see ``voc`` and ``yolo`` for
     the others.
@@ -49,6 +50,12 @@ def read_split(root: str | Path, split: str) -> Split:
         FileNotFoundError: there is no such split; the message names those that there are
         ValueError: the annotations cannot be read, or the split is there in two layouts
     """
+    part = parse_part(split)
+    whole = _read_whole(root, part.split)
+    return whole if part == Part(part.split) else whole._replace(columns=take_part(whole.columns, part))
+
+
+def _read_whole(root: str | Path, split: str) -> Split:
     root, config = Path(root), None
     if root.suffix in CONFIG_SUFFIXES and root.is_file():
         root, config = root.parent, root
@@ -68,8 +75,8 @@ def read_split(root: str | Path, split: str) -> Split:
         return _split(read_yolo(root, yolo), yolo.file, root)
     file, splits = root / "annotations" / f"instances_{split}.json", list_splits(root, config)
     there_are = f"there are {', '.join(splits)}" if splits else "VOC's and YOLO's folders are understood too"
-    if not splits and has_xmls(root):
-        there_are = f"{root} has XML files of VOC, but no splits: list the names of a split in ImageSets/Main/{split}.txt"
+    if len(splits) == 1:
+        there_are = f"there is {splits[0]} alone, which can be taken in parts: '{splits[0]}[:80%]' and '{splits[0]}[80%:]'"
     elif not splits and (nested := _nested(root, split)):
         there_are = f"{nested} has a split {split}: is that the folder of the data?"
     try:

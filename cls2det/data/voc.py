@@ -2,6 +2,7 @@
 
     root/Annotations/*.xml, root/JPEGImages/*, root/ImageSets/Main/<split>.txt       the challenge's own layout
     root/<split>/*.xml beside the pictures                                           as many tools export it
+    root/*.xml beside the pictures, or root/Annotations/*.xml without lists          not split: its split is "all"
 
 In the second, a split's folder may also hold ``Annotations`` and ``JPEGImages`` (or ``annotations`` and ``images``).
 
@@ -22,6 +23,7 @@ from typing import Any, NamedTuple
 from cls2det.data.coco import check_content
 from cls2det.data.faults import count, warn_of
 from cls2det.data.many import read_once
+from cls2det.data.parts import WHOLE
 from cls2det.data.pictures import picture_size
 from cls2det.data.suffixes import is_readable
 from cls2det.data.voc_page import Page, read_page
@@ -55,9 +57,9 @@ def find_voc(root: Path, split: str) -> Place | None:
     """Where the split is, if ``root`` holds it as VOC."""
     lists = [root / folder / f"{split}.txt" for folder in LISTS]
     file = next((file for file in lists if file.is_file()), None)
-    base = root if file else root / split
+    base = root if file or (split == WHOLE and is_unsplit(root)) else root / split
     xmls = _xml_folder(base)
-    if xmls is None or not (file or _is_split(base)):
+    if xmls is None or not (file or base == root or _is_split(base)):
         return None
     pictures = next(folder for name in PICTURE_FOLDERS if (folder := base / name).is_dir())
     return Place(file or xmls, xmls, pictures)
@@ -68,7 +70,14 @@ def voc_splits(root: Path) -> list[str]:
     lists = [file.stem for folder in LISTS for file in sorted((root / folder).glob("*.txt"))]
     folders = [] if _xml_folder(root) and lists else [folder.name for folder in _folders(root) if _is_split(folder)]
     # ImageSets/Main also has a list for each class and split, as cat_train.txt
-    return [name for name in lists if not any(name.endswith(f"_{other}") for other in lists)] or folders
+    splits = [name for name in lists if not any(name.endswith(f"_{other}") for other in lists)] or folders
+    return splits or ([WHOLE] if is_unsplit(root) else [])
+
+
+def is_unsplit(root: Path) -> bool:
+    """Whether there are XML files, and neither lists nor folders of splits."""
+    lists = any(file for folder in LISTS for file in (root / folder).glob("*.txt"))
+    return _xml_folder(root) is not None and not lists and not any(_is_split(folder) for folder in _folders(root))
 
 
 def read_voc(root: Path, place: Place) -> dict[str, Any]:
@@ -208,7 +217,7 @@ def _all_xmls(root: Path, place: Place) -> list[str]:
     """Of all splits."""
     folders: Iterable[Path] = [place.xmls]
     if not place.file.is_file():
-        folders = [folder for base in _folders(root) if (folder := _xml_folder(base))]
+        folders = [folder for base in _folders(root) if (folder := _xml_folder(base))] or folders
     return [str(folder / name) for folder in folders for name in sorted(os.listdir(folder)) if name.endswith(".xml")]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cls2det.data.parts import WHOLE
 from cls2det.data.suffixes import is_readable
 
 CONFIGS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")  # others only if there is one alone
@@ -58,7 +59,7 @@ def yolo_splits(root: Path, config: Path | None = None) -> list[str]:
     settings = _read_config(root, config)
     names = [key for key in settings.content if key not in ("names", "nc", "path")] if settings else []
     names += [folder.name for place in (root, root / "images") if place.is_dir() for folder in sorted(place.iterdir())]
-    names = [name for name in names if name not in ("images", "labels")]
+    names = [WHOLE, *(name for name in names if name not in ("images", "labels"))]
     splits = []
     for name in dict.fromkeys(names):
         with contextlib.suppress(FileNotFoundError):  # a data.yaml may name a split that was never unpacked
@@ -119,6 +120,8 @@ def _sources(root: Path, split: str, config: Config | None) -> list[Path]:
             sources.append(source)
         return sources
     folders = [root / split / "images", root / "images" / split, root / split]
+    if split == WHOLE and not any(folder.is_dir() for folder in folders):  # a folder of pictures that nobody has split
+        return [folder for folder in (root / "images",) if folder.is_dir() and _has_labels(label_folder(folder))]
     folder = next((folder for folder in folders if folder.is_dir()), None)
     if folder is None or (folder == root / split and not _has_labels(folder)):
         return []
