@@ -30,7 +30,8 @@ from cls2det.distill.kd_cls import kd_cls_term
 from cls2det.models.positives import Positives
 from cls2det.settings import ClassifierSettings
 from cls2det.teachers.bank import AnyBank
-from cls2det.teachers.crop_classifier import PADDING, CropClassifier
+from cls2det.teachers.crop_classifier import CropClassifier
+from cls2det.teachers.crops import PADDING
 from cls2det.teachers.frozen import Replayed
 from cls2det.teachers.network import BoxTeacher
 from cls2det.teachers.normalisation import Renormalise

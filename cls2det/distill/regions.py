@@ -25,7 +25,7 @@ from cls2det.distill.banked import cut_boxes, origins_of, whole_boxes
 from cls2det.models.positives import Positives
 from cls2det.settings import RegionsSettings
 from cls2det.teachers.bank import Bank
-from cls2det.teachers.crop_classifier import PADDING
+from cls2det.teachers.crops import PADDING
 from cls2det.teachers.encoder import Encoder
 from cls2det.teachers.normalisation import Renormalise
 from cls2det_ops import kd_softmax_loss, matched_feature_loss, roi_avg_pool

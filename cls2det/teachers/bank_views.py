@@ -25,7 +25,8 @@ from cls2det.data.dataset import DetectionData
 from cls2det.data.images import to_float
 from cls2det.data.loader import mix
 from cls2det.data.origins import begin
-from cls2det.teachers.crop_classifier import CropClassifier, enlarged
+from cls2det.teachers.crop_classifier import CropClassifier
+from cls2det.teachers.crops import enlarged
 from cls2det.teachers.encoder import Encoder
 from cls2det.teachers.frozen import Replayed
 from cls2det.teachers.normalisation import Renormalise

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from cls2det.data.images import to_float
@@ -21,12 +21,10 @@ from cls2det.models.students import build_student, hugging_face
 from cls2det.models.students.resizing import Transform, settings_of
 from cls2det.models.weights import check_fit, read_weights, write_weights
 from cls2det.teachers.background import background_boxes
-from cls2det.teachers.class_map import ClassTable, Mapped, class_map, shared_copy
+from cls2det.teachers.class_map import ClassTable, class_map
+from cls2det.teachers.crops import CropTeacher
 from cls2det.teachers.normalisation import Renormalise
-from cls2det.teachers.reader import as_logits, frozen_reader
-from cls2det_ops import roi_crop
 
-PADDING = "border"  # of crops in the teacher's training, KD-cls and KD-loc alike
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]  # images, and the target of each
 LOSSES = ("ce", "bce", "joint")
 
@@ -49,7 +47,7 @@ class GroundTruths(NamedTuple):
     image_sizes: list[tuple[int, int]]
 
 
-class CropClassifier(nn.Module):
+class CropClassifier(CropTeacher):
     """Classifier of ground-truth crops; column ``c`` of its logits is the class of label ``c + 1``.
 
     With ``background`` it has also learnt crops that show no object: where it is trained with a softmax, its last column is
@@ -96,13 +94,17 @@ class CropClassifier(nn.Module):
         network: ImageNetwork | dict[str, Any] | None = None,
         transform: dict[str, Any] | None = None,
     ):
-        super().__init__()
+        super().__init__(classes, crop_size, margin)
         if loss not in LOSSES:
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
-        if margin < 0 or crop_size < 1:
-            raise ValueError(f"a teacher needs a crop_size from 1 and a margin from 0; got {crop_size} and {margin}")
-        self.classes, self.architecture, self.width, self.student = list(classes), architecture, width, student
-        self.image_size, self.crop_size, self.loss, self.margin = image_size, crop_size, loss, margin
+        self.architecture, self.width, self.student, self.image_size, self.loss = (
+            architecture,
+            width,
+            student,
+            image_size,
+            loss,
+        )
+        self.name = architecture
         if transform is None:
             self.transform = build_student(student, len(self.classes), image_size).transform
         else:
@@ -110,8 +112,6 @@ class CropClassifier(nn.Module):
         self.background = background
         columns = len(self.classes) + has_background_column(background, loss)
         self.foreign: dict[str, Any] | None = None  # of a network with a normalisation of its own
-        self.mapping: nn.Module | None = None  # to other classes, or their order
-        self.network: nn.Module
         if isinstance(network, dict):
             self.network, self.foreign = rebuild_network(architecture, columns, network["config"]), network
         elif network is not None or is_foreign(architecture):
@@ -196,30 +196,12 @@ class CropClassifier(nn.Module):
         has_column = has_background_column(self.background, self.loss)
         head = head or ("sigmoid" if self.loss == "bce" else "softmax")
         ours = class_map(classes, self.classes, mapping, head=head, background=has_column, of_wanted=of_classes)
-        if ours is None:
-            return self
-        teacher: CropClassifier = shared_copy(self)
-        teacher.classes = list(classes)
-        teacher.mapping = ours if self.mapping is None else nn.Sequential(self.mapping, ours)
-        return teacher
-
-    def forward(self, crops: Tensor) -> Tensor:
-        """Logits (N, C) of crops (N, 3, S, S) in the network's normalisation; (N, C + 1) with a column for the background."""
-        logits = as_logits(self.network(crops))
-        return logits if self.mapping is None else self.mapping(logits)
-
-    def crop(self, images: Tensor, boxes: Tensor, image_index: Tensor) -> Tensor:
-        """Crops (N, 3, S, S) of ``boxes``, in the images' normalisation; gradient flows to the boxes."""
-        return roi_crop(images, self.with_margin(boxes), image_index, self.crop_size, padding_mode=PADDING, clip=False)
+        return self if ours is None else self._mapped(classes, ours)
 
     def own_crops(self, images: Tensor, boxes: Tensor, image_index: Tensor) -> Tensor:
         """Crops as ``forward`` takes them, of images in the student's normalisation."""
         crops = self.crop(images, boxes, image_index)
         return crops if self.scale is None or self.shift is None else crops * self.scale + self.shift
-
-    def with_margin(self, boxes: Tensor) -> Tensor:
-        """The boxes that are cropped for ``boxes`` (N, 4)."""
-        return enlarged(boxes, self.margin)
 
     def ground_truths(self, batch: Batch) -> GroundTruths:
         """Of a detection batch, in the student's input."""
@@ -256,18 +238,3 @@ class CropClassifier(nn.Module):
             return logits.float().softmax(1)
         scores = logits[:, : len(self.classes)].float().sigmoid()
         return torch.cat([scores, 1 - scores.amax(1, keepdim=True)], 1) if self.background else scores
-
-    def reader(self, layers: Sequence[str], logits: bool, dtype: torch.dtype = torch.float32) -> nn.Module:
-        """See ``reader.frozen_reader``; "maxpool" and "layer1" are the paper's l0 and l1 of a ResNet."""
-        reader = frozen_reader(self.network, layers, logits, self.crop_size, dtype, self.architecture)
-        return reader if self.mapping is None or not logits else Mapped(reader, self.mapping)
-
-
-def enlarged(boxes: Tensor, margin: float) -> Tensor:
-    """Boxes (N, 4) that are larger by the share ``margin`` of their size, on each side."""
-    return boxes + margin * sides(boxes) * boxes.new_tensor([-1, -1, 1, 1]) if margin else boxes
-
-
-def sides(boxes: Tensor) -> Tensor:
-    """(N, 4) of boxes (N, 4): width, height, width, height."""
-    return (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)

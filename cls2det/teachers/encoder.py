@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from cls2det.models.backbones import RANDOM
 from cls2det.models.last_layer import without_last_layer
 from cls2det.models.networks import load_network
-from cls2det.teachers.crop_classifier import PADDING, CropClassifier, enlarged
+from cls2det.teachers.crop_classifier import CropClassifier
+from cls2det.teachers.crops import PADDING, enlarged
 from cls2det.teachers.normalisation import Renormalise
 from cls2det.teachers.reader import as_logits, frozen_reader, probe
 from cls2det_ops import roi_crop

@@ -14,10 +14,9 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from cls2det.teachers.class_map import ClassTable, Mapped, class_map, shared_copy
-from cls2det.teachers.crop_classifier import PADDING, enlarged
-from cls2det.teachers.reader import as_logits, frozen_reader, probe
-from cls2det_ops import roi_crop
+from cls2det.teachers.class_map import ClassTable, class_map
+from cls2det.teachers.crops import CropTeacher
+from cls2det.teachers.reader import as_logits, probe
 
 
 @runtime_checkable
@@ -56,7 +55,7 @@ class BoxTeacher(Protocol):
         ...
 
 
-class NetworkTeacher(nn.Module):
+class NetworkTeacher(CropTeacher):
     """A teacher of a trained network; see ``teacher_from``."""
 
     def __init__(
@@ -69,26 +68,17 @@ class NetworkTeacher(nn.Module):
         std: Sequence[float],
         margin: float = 0.0,
     ):
-        super().__init__()
-        if crop_size < 1 or margin < 0:
-            raise ValueError(f"a teacher needs a crop_size from 1 and a margin from 0; got {crop_size} and {margin}")
+        super().__init__(classes, crop_size, margin)
         for name, values in (("mean", mean), ("std", std)):
             if len(values) != 3 or (name == "std" and min(values) <= 0):
                 raise ValueError(f"{name} must be three numbers, those of std above 0; found {tuple(values)}")
         self.network = network.eval().requires_grad_(False)
-        self.classes, self.crop_size, self.margin = list(classes), crop_size, margin
         self.mean, self.std = tuple(mean), tuple(std)
-        self.mapping: nn.Module | None = None  # from the network's classes to these; None where they are the same
         with torch.no_grad():
             device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
             columns = as_logits(self.network(probe(crop_size, 1).to(device))).shape[1]
         if columns != len(self.classes):
             raise ValueError(f"the network gives {columns} logits for {len(self.classes)} classes")
-
-    def forward(self, crops: Tensor) -> Tensor:
-        """Logits (N, C) of crops (N, 3, S, S) in the teacher's own normalisation."""
-        logits = as_logits(self.network(crops))
-        return logits if self.mapping is None else self.mapping(logits)
 
     def for_classes(
         self, classes: Sequence[str], mapping: ClassTable | None = None, *, head: str = "softmax"
@@ -105,25 +95,7 @@ class NetworkTeacher(nn.Module):
             ValueError: as ``class_map``
         """
         ours = class_map(classes, self.classes, mapping, head=head)
-        if ours is None:
-            return self
-        teacher: NetworkTeacher = shared_copy(self)
-        teacher.classes = list(classes)
-        teacher.mapping = ours if self.mapping is None else nn.Sequential(self.mapping, ours)
-        return teacher
-
-    def with_margin(self, boxes: Tensor) -> Tensor:
-        """The boxes that are cropped for ``boxes`` (N, 4)."""
-        return enlarged(boxes, self.margin)
-
-    def crop(self, images: Tensor, boxes: Tensor, image_index: Tensor) -> Tensor:
-        """Crops (N, 3, S, S) of ``boxes``, in the images' normalisation; gradient flows to the boxes."""
-        return roi_crop(images, self.with_margin(boxes), image_index, self.crop_size, padding_mode=PADDING, clip=False)
-
-    def reader(self, layers: Sequence[str], logits: bool, dtype: torch.dtype = torch.float32) -> nn.Module:
-        """See ``reader.frozen_reader``."""
-        reader = frozen_reader(self.network, layers, logits, self.crop_size, dtype)
-        return reader if self.mapping is None or not logits else Mapped(reader, self.mapping)
+        return self if ours is None else self._mapped(classes, ours)
 
 
 def teacher_from(

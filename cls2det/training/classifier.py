@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from cls2det.models.last_layer import output_layers
 from cls2det.teachers.accuracy import NO_TEACHER
 from cls2det.teachers.background import background_boxes
-from cls2det.teachers.crop_classifier import CropClassifier, sides
+from cls2det.teachers.crop_classifier import CropClassifier
+from cls2det.teachers.crops import sides
 from cls2det.training.optimizer import configure_optimizer
 from cls2det.training.settings import Optim
 
