@@ -1,10 +1,10 @@
-# make demo · make test · make sanitize · make bench · make bench-compare · make docs · make gpu-check · make lint · make wheel:
-# each sets up what it needs in .venv on first use; gpu-check uses the Python that is there.
+# make demo · make test · make sanitize · make bench · make bench-compare · make docs · make gpu-check · make lint · make wheel ·
+# make release-check: each sets up what it needs in .venv on first use; gpu-check uses the Python that is there.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test sanitize sanitize-memory sanitize-races bench bench-compare docs gpu-check lint wheel wheel-again clean
+.PHONY: demo test sanitize sanitize-memory sanitize-races bench bench-compare docs gpu-check lint wheel wheel-again sdist release-check clean
 
 # The package and everything for training and testing. torch comes first, so that the extension builds against the torch
 # that it will run with and no second one is downloaded into an isolated build.
@@ -67,7 +67,7 @@ gpu-check:
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror $$(find csrc tests/emu -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+	$(BIN)/clang-format --dry-run -Werror $$(find csrc tests/emu tests/replay -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 	$(BIN)/mypy
 	$(BIN)/vulture
 
@@ -85,12 +85,21 @@ wheel: $(VENV)/.ready
 
 # Without CUDA, and once more from the unpacked sdist in another folder: the bytes must be the same.
 wheel-again: export CLS2DET_CUDA = 0
-wheel-again: wheel
-	rm -rf build/again
-	$(BIN)/python setup.py -q sdist --formats gztar --dist-dir build/again > $(VENV)/sdist.log 2>&1
-	tar -xf build/again/*.tar.gz -C build/again
+wheel-again: wheel sdist
+	rm -rf build/again && mkdir build/again
+	tar -xf build/sdist/*.tar.gz -C build/again
 	cd build/again/cls2det-*/ && $(call build_wheel,..) > ../wheel.log 2>&1 || { tail -n 40 ../wheel.log; exit 1; }
 	$(BIN)/python tests/wheel_check.py build/wheel/*.whl build/again/*.whl
+
+sdist: $(VENV)/.ready
+	rm -rf build/sdist
+	$(BIN)/python setup.py -q sdist --formats gztar --dist-dir build/sdist > $(VENV)/sdist.log 2>&1 || { cat $(VENV)/sdist.log; exit 1; }
+
+# What must hold before a version is published: the pages, the metadata, and what tests/release_check.py says. ARGS=--final also
+# wants the version's date in CHANGELOG.md, ARGS=--index takes torch from the index, ARGS=--no-tests looks at the files alone.
+release-check: wheel sdist docs
+	$(BIN)/python -m twine check --strict build/wheel/*.whl build/sdist/*.tar.gz
+	$(BIN)/python tests/release_check.py build/wheel/*.whl build/sdist/*.tar.gz $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

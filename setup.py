@@ -13,6 +13,7 @@ Environment:
 
 import os
 import shutil
+import sys
 from glob import glob
 from pathlib import Path
 
@@ -117,7 +118,7 @@ def extensions() -> dict:
     prefixes = [f"-ffile-prefix-map={folder}/=" for folder in folders]
     cxx = ["-O3", "-std=c++17", "-Wall", "-Wextra", "-Wno-psabi", "-fvisibility=hidden", "-ffp-contract=fast", "-g0"]
     cxx += prefixes
-    link = ["-Wl,--strip-all"]
+    link = ["-Wl,--strip-all"] if sys.platform == "linux" else []  # Apple's linker does not know it
     if os.environ.get("CLS2DET_SANITIZE", "0") not in ("", "0"):
         link = ["-fsanitize=address,undefined"]
         cxx += ["-O1", "-g1", "-fno-omit-frame-pointer", *link, "-fsanitize=float-cast-overflow", "-fno-sanitize-recover=all"]

@@ -27,6 +27,6 @@ __attribute__((weak, visibility("hidden"))) char __libc_single_threaded = 0;
 template std::basic_ostringstream<char>::basic_ostringstream();
 template std::basic_stringstream<char>::basic_stringstream();
 namespace std {
-[[noreturn]] __attribute__((weak)) void __throw_bad_array_new_length() { throw bad_array_new_length(); }
+__attribute__((weak, noreturn)) void __throw_bad_array_new_length() { throw bad_array_new_length(); }
 }  // namespace std
 #endif

@@ -49,7 +49,7 @@ templates_path = ["_templates"]
 
 CONTENTS = {
     "Guide": ("own-trainer", "trainers", "own-data", "faults", "command-line", "teachers", "methods", "install"),
-    "Background": ("architecture", "performance", "study", "testing"),
+    "Background": ("architecture", "performance", "study", "testing", "release"),
     "Reference": ("api/ops", "api/losses", "api/cls2det", "api/distill"),
 }
 MORE = ("CONTRIBUTING", "CHANGELOG", "benchmarks/NOTES")

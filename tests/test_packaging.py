@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import shutil
 import subprocess
 import sys
@@ -120,6 +121,20 @@ def test_a_build_clears_no_folder_but_its_own(sources):
     setup(sources, code)
     assert (sources / "elsewhere" / "kept.txt").is_file() and (sources / "elsewhere" / "cls2det_ops").is_dir()
     setup(sources, "from setuptools.build_meta import build_editable; build_editable('dist')")
+
+
+def test_a_change_of_any_file_in_csrc_builds_again(monkeypatch):
+    root = PACKAGE.parent
+    if not (root / "setup.py").is_file():
+        pytest.skip("not run from the source folder")
+    monkeypatch.setenv("CLS2DET_CUDA", "0")
+    monkeypatch.chdir(root)
+    asked = {}
+    monkeypatch.setattr("setuptools.setup", lambda **options: asked.update(options))
+    runpy.run_path("setup.py")
+    (library,) = asked["ext_modules"]
+    assert set(library.depends) == {str(path.relative_to(root)) for path in (root / "csrc").rglob("*.*")}
+    assert set(library.sources) == {"csrc/library.cpp", *map(str, Path("csrc/cpu").glob("*.cpp"))}
 
 
 def test_a_library_of_an_earlier_build_with_cuda_is_not_loaded(monkeypatch):
