@@ -28,7 +28,7 @@ class BankOfSweep:
 
     @property
     def is_done(self) -> bool:
-        """Whether it is there, as its teacher is: that of a teacher which must be trained again is compared with it then."""
+        """Whether it is there, and its teacher too: once a teacher has been trained anew, ``bank`` compares the two."""
         return self.options.out.is_file() and self._is_there
 
     @property
