@@ -21,44 +21,14 @@ from cls2det.commands.options import DistillOptions, PretrainOptions, TeacherOpt
 from cls2det.commands.parsing import parse_options, read_yaml
 from cls2det.recipes import find_recipe, recipe_names
 from cls2det.study import sweep as sweep_module
+from cls2det.study.banks import banks_of
+from cls2det.study.place import Place
 from cls2det.study.plan import load_plan, merge
-from cls2det.study.trainings import (
-    Place,
-    check_students,
-    detector_trainings,
-    student_trainings,
-    teacher_trainings,
-)
+from cls2det.study.trainings import check_students, detector_trainings, student_trainings, teacher_trainings
 from rectangles import make_rectangles
+from sweep_cases import TINY, ran, write
 
-TINY = {
-    "scenes": {"train": 8, "val": 2, "test": 4},
-    "teachers": {
-        "teacher": {"optim": {"steps": 2, "batch_size": 4}, "run": {"checkpoint_every": 2}},
-        "start": {"optim": {"steps": 2, "batch_size": 4}, "run": {"checkpoint_every": 2}},
-    },
-    "train": {"images": 4, "optim": {"steps": 2, "batch_size": 2}, "run": {"checkpoint_every": 2}, "allow_poor_teacher": True},
-}
 ARMS = ["baseline", "+ KD-cls"]
-
-
-@pytest.fixture
-def ran(monkeypatch):
-    """Names of the jobs that ran, in this process."""
-    names = []
-
-    def in_this_process(jobs, workers, console, gpus=()):
-        for job in jobs:
-            job.function(*job.arguments, progress=lambda *_: None)
-        names.extend(job.name for job in jobs)
-
-    monkeypatch.setattr(sweep_module, "run_jobs", in_this_process)
-    return names
-
-
-def write(path, **changes):
-    path.write_text(yaml.safe_dump(TINY | changes))
-    return str(path)
 
 
 def test_demo_writes_its_report_and_does_nothing_twice(tmp_path, ran, capsys):
@@ -253,8 +223,10 @@ def test_every_recipe_is_one(tmp_path, name):
         students = student_trainings(plan, place)  # raises where a teacher is unknown
         assert len(students) == len(plan.arms) * len(plan.students or [None])
         files = {str(training.weights) for training in (*teacher_trainings(plan, place), *detector_trainings(plan, place))}
-        options = [training.options for training in students]
+        options, banks = [training.options for training in students], banks_of(plan, place)
+        assert {made.options.out for made in banks} == {path for option in options for path in option.bank or ()}
         sources = {str(path) for option in options for path in (option.teacher, option.start, option.detector_teacher) if path}
+        sources |= {str(made.options.teacher) for made in banks}
         assert files == {path for path in sources if not path.startswith("torchvision:")}
     else:
         record = {"teacher": TeacherOptions, "pretrain": PretrainOptions}.get(name.split("-")[0], DistillOptions)

@@ -21,6 +21,7 @@ from cls2det.teachers import bank_file, bank_views
 from cls2det.teachers.calibration import best_temperature, calibration, log_likelihood
 from cls2det.training.optimizer import torch_device
 from cls2det.training.progress import Progress, progress_bar
+from cls2det.training.settings import torchrun_processes
 
 MARK_EVERY = 5.0  # seconds of work that a kill may cost
 MOST_MEASURED = 20_000  # crops that calibration is measured on
@@ -35,9 +36,9 @@ def bank(options: BankOptions, progress: Progress | None = None) -> dict[str, An
     ids, labels = annotations_of(opened.data)
     path, steps = options.out, -(-len(opened.data) // options.batch_size)
     make_folder(path.parent)
+    bank_file.check_same(path, about)
     if path.exists():
-        if not bank_file.is_same(bank_file.open_bank(path)[0], about):
-            raise FileExistsError(f"{path} is a bank with other options or data; remove it, or give another --out")
+        bank_file.open_bank(path)
         return _result(path, 0, 0.0)
     shape = (len(ids), options.views, 1 + about["flip"])
     shapes: dict[str, tuple[str, tuple[int, ...]]] = {"annotation_ids": ("I64", (len(ids),)), "labels": ("I64", (len(ids),))}
@@ -67,7 +68,18 @@ def bank(options: BankOptions, progress: Progress | None = None) -> dict[str, An
     return _result(path, sum(len(opened.data.targets[image]["boxes"]) for image in images), seconds)
 
 
+def check_bank(options: BankOptions) -> None:
+    """FileExistsError if ``options.out``, finished or not, is a bank of other options, other data or another teacher."""
+    path = options.out
+    if bank_file.is_begun(path):
+        bank_file.check_same(path, header_of(options, open_inputs(options)))
+
+
 def _check(options: BankOptions) -> None:
+    if (torchrun_processes() or 1) > 1:
+        raise ValueError(
+            "a bank is made by one command, which starts its processes itself (--devices); start it without torchrun"
+        )
     if not options.teacher and not options.encoder:
         raise ValueError("a bank is made of a teacher (--teacher), of an encoder (--encoder), or of both; found neither")
     for name in ("views", "batch_size", "devices"):

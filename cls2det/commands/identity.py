@@ -132,8 +132,8 @@ def weights_of(
     if isinstance(options, DistillOptions) and options.distils:
         names += ["teacher", "detector_teacher", "encoder", "encoder_weights"]
     digests = digests_of({name: getattr(options, name, None) for name in names}, digest)
-    if isinstance(options, DistillOptions) and options.bank:
-        digests["bank"] = " ".join(str(read_header(path).about["digest"]) for path in options.bank if path.is_file())
+    if isinstance(options, DistillOptions) and options.bank and all(path.is_file() for path in options.bank):
+        digests["bank"] = " ".join(str(read_header(path).about["digest"]) for path in options.bank)
     return digests
 
 

@@ -6,6 +6,8 @@
     teachers:                what ``cls2det teacher`` trains first, by name
       teacher: {...}
       own: {per_seed: true, ...}     one per seed, with the seed of the arm
+    banks:                   what ``cls2det bank`` makes of the teachers, by name, for ``bank`` of the arms
+      four: {teacher: teacher, views: 4, ...}     per seed too, where its teacher is; split and augmentation are those of ``train``
     detectors:               what ``cls2det train`` trains next, by name, for ``detector_teacher`` of the arms
       wide: {student: ssd_compact_wide, ...}
     recipe: ssd300           a recipe of ``cls2det distill`` under all arms (a teacher may have one too)
@@ -39,7 +41,7 @@ from cls2det.commands.parsing import load_yaml, read_yaml
 from cls2det.commands.renamed import present, present_path
 from cls2det.recipes import find_recipe
 
-BY_NAME = ("teachers", "detectors", "arms")  # options of trainings, by name
+BY_NAME = ("teachers", "banks", "detectors", "arms")  # options of trainings and banks, by name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Plan:
     seeds: list[int]
     arms: dict[str, dict[str, Any]]
     teachers: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    banks: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     detectors: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     students: list[str] | None = None
     scenes: dict[str, Any] | None = None

@@ -16,14 +16,15 @@ from rich.markup import escape
 
 from cls2det.commands.renamed import present
 from cls2det.files import make_folder, write_json
+from cls2det.study.banks import banks_of, check_devices
 from cls2det.study.claims import check_claims
 from cls2det.study.jobs import cores, run_jobs
 from cls2det.study.options import ReportOptions, SweepOptions
+from cls2det.study.place import Place
 from cls2det.study.plan import Plan, load_plan
 from cls2det.study.report import report
 from cls2det.study.scenes import SceneSettings, make_scenes
 from cls2det.study.trainings import (
-    Place,
     Training,
     check_processes,
     check_splits,
@@ -82,9 +83,10 @@ def run_sweep(
     workers = workers or len(gpus) or min(cores(), 4)
     place = Place(data_root or out / "scenes", out, run)
     detectors, teachers = detector_trainings(plan, place), teacher_trainings(plan, place)
-    students = student_trainings(plan, place)
+    banks, students = banks_of(plan, place), student_trainings(plan, place)
     trainings: list[Training[Any]] = [*teachers, *detectors, *students]
     check_processes(trainings)
+    check_devices(banks)
     if not plan.scenes:  # a folder that is none, or a split that is not there, leaves nothing behind
         check_splits([training for training in trainings if fresh or not training.is_done], place.data_root)
     _claim(out, plan, fresh)
@@ -93,10 +95,12 @@ def run_sweep(
         _make_scenes(place.data_root, plan.scenes, workers, console)
         check_splits([training for training in trainings if not training.is_done], place.data_root)
     check_claims(trainings)
-    check_students(students, teachers, detectors)
-    for group in (teachers, detectors, students):
-        run_jobs([training.job for training in group if not training.is_done], workers, console, gpus)
-    notes = [*plan.notes, *(training.summary() for training in teachers), *(training.summary() for training in detectors)]
+    for made in banks:
+        made.check()
+    check_students(students, teachers, detectors, banks)
+    for group in (teachers, banks, detectors, students):
+        run_jobs([part.job for part in group if not part.is_done], workers, console, gpus)
+    notes = [*plan.notes, *(part.summary() for group in (teachers, banks, detectors) for part in group)]
     folders = [training.folder for training in students]
     result = report(ReportOptions(folders, out, plan.split, notes=notes, title=plan.title, quick=plan.quick), console)
     console.print(f"[dim]{(time.time() - start) / 60:.1f} minutes; all is in {escape(str(out))}[/]")
@@ -122,7 +126,7 @@ def _make_scenes(root: Path, settings: dict[str, Any], workers: int, console: Co
 def _claim(out: Path, plan: Plan, fresh: bool) -> None:
     """Make ``out`` this sweep's; refuse a folder that holds one with other settings, or something else.
 
-    Seeds and arms may be added later: they have their own folders.
+    Seeds, arms and banks may be added later: they have their own folders and files.
     """
     parts = {"scenes": plan.scenes, "teachers": plan.teachers, "detectors": plan.detectors, "train": plan.train}
     file = out / "sweep.json"

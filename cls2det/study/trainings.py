@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -18,7 +17,6 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from cls2det.commands.distill import distill
 from cls2det.commands.evaluate import evaluate
 from cls2det.commands.options import DistillOptions, EvaluateOptions, TeacherOptions
-from cls2det.commands.parsing import parse_options
 from cls2det.commands.teacher import teacher
 from cls2det.data.classes import SAME_CLASSES, class_order
 from cls2det.data.layouts import read_classes
@@ -26,9 +24,10 @@ from cls2det.distill import DETECTOR_METHODS, Distillation
 from cls2det.models.anchors import set_anchors
 from cls2det.models.networks import is_foreign
 from cls2det.models.students import build_student
-from cls2det.models.zero_shot import PREFIX as ZERO_SHOT
 from cls2det.settings import TERMS
+from cls2det.study.banks import BankOfSweep, used_banks
 from cls2det.study.jobs import Job
+from cls2det.study.place import Place, parsed, with_files
 from cls2det.study.plan import Plan, merge
 from cls2det.teachers.detector import PREFIX, DetectorTeacher
 from cls2det.training.progress import Progress
@@ -82,34 +81,6 @@ class Training(Generic[Options]):
         return f"detector teacher `{self.folder.name}`: {options['student']}, {size}, mAP {table['mAP']:.1f} on {self.split}"
 
 
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """Where a sweep's data are, where its trainings are written, and how they run.
-
-    Attributes:
-        data_root: the data
-        out: the sweep's folder
-        run: options of ``run`` for every training
-    """
-
-    data_root: Path
-    out: Path
-    run: dict[str, Any]
-
-    def teacher(self, name: str, seed: int | None) -> Path:
-        return self.out / "teachers" / (name if seed is None else f"{name}-seed{seed}")
-
-    def detector(self, name: str) -> Path:
-        return self.out / "detectors" / name
-
-    def student(self, label: str, seed: int) -> Path:
-        slug = re.sub(r"[^\w=.,]+", "-", label.replace("+ ", "")).strip("-").lower()
-        return self.out / "runs" / f"{slug}-seed{seed}"
-
-    def options(self, folder: Path) -> dict[str, Any]:
-        return {"data_root": str(self.data_root), "out": str(folder), "run": self.run}
-
-
 def run_training(training: Training[TeacherOptions | DistillOptions], progress: Progress) -> None:
     """Train, and evaluate a student; what is finished is not done again."""
     options = training.options
@@ -132,8 +103,8 @@ def run_training(training: Training[TeacherOptions | DistillOptions], progress: 
 
 
 def teacher_trainings(plan: Plan, place: Place) -> list[Training[TeacherOptions]]:
-    """Those teachers that an arm, a detector, or all of them, name."""
-    users = [plan.train, *plan.arms.values(), *plan.detectors.values()]
+    """Those teachers that an arm, a detector, a bank that is read, or all of them, name."""
+    users = [plan.train, *plan.arms.values(), *plan.detectors.values(), *(plan.banks[name] for name in used_banks(plan))]
     names = {user.get(key) for user in users for key in ("teacher", "start")}
     trainings = []
     for name, options in plan.teachers.items():
@@ -144,7 +115,7 @@ def teacher_trainings(plan: Plan, place: Place) -> list[Training[TeacherOptions]
             own_seed = {} if seed is None else {"seed": seed}
             options = {key: value for key, value in options.items() if key != "per_seed"}
             merged = merge({"val_split": plan.split}, options, own_seed, place.options(folder))
-            trainings.append(Training(folder.name, _parsed(folder.name, TeacherOptions, merged), plan.split))
+            trainings.append(Training(folder.name, parsed(folder.name, TeacherOptions, merged), plan.split))
     return trainings
 
 
@@ -157,8 +128,8 @@ def detector_trainings(plan: Plan, place: Place) -> list[Training[DistillOptions
             last = {"name": name, "val_split": None, **place.options(place.detector(name))}
             merged = merge({"distillers": []}, options, last)  # the recipe's distillers would need a teacher
             label = f"detector {name}"
-            parsed = _parsed(label, DistillOptions, _with_weights(merged, plan, place, seed=None))
-            trainings.append(Training(label, parsed, plan.split))
+            with_paths = with_files(merged, plan, place, seed=None)
+            trainings.append(Training(label, parsed(label, DistillOptions, with_paths), plan.split))
     return trainings
 
 
@@ -173,8 +144,8 @@ def student_trainings(plan: Plan, place: Place) -> list[Training[DistillOptions]
             raise ValueError(f"two arms would be written to {folder}; give them names that differ in more than signs")
         nothing = {"classifier": dict.fromkeys(TERMS, 0.0)}
         last = {"seed": seed, "student": student, "name": name, "val_split": None, **place.options(folder)}
-        merged = _with_weights(merge(nothing, plan.train, changes, last), plan, place, seed)
-        trainings[folder] = Training(f"{label}, seed {seed}", _parsed(label, DistillOptions, merged), plan.split)
+        merged = with_files(merge(nothing, plan.train, changes, last), plan, place, seed)
+        trainings[folder] = Training(f"{label}, seed {seed}", parsed(label, DistillOptions, merged), plan.split)
     return list(trainings.values())
 
 
@@ -204,8 +175,9 @@ def check_students(
     students: Iterable[Training[DistillOptions]],
     teachers: Iterable[Training[TeacherOptions]],
     detectors: Iterable[Training[DistillOptions]],
+    banks: Iterable[BankOfSweep] = (),
 ) -> None:
-    """Teachers and methods fit their students; otherwise a ValueError, before hours are spent on the teachers.
+    """Teachers, banks and methods fit their students; otherwise a ValueError, before hours are spent on the teachers.
 
     Students and detector teachers are built on the meta device, where weights have no values and a forward costs nothing; their
     anchors are real. Teachers that are files, and anchors that are fitted to data, are left to the runs.
@@ -213,18 +185,22 @@ def check_students(
     # Networks of timm and transformers have a normalisation of their own, which fits every student.
     trained = [training for training in teachers if not is_foreign(training.options.architecture)]
     student_of = {training.weights: training.options.student for training in trained}
+    for made in banks:
+        if student := _student_of_bank(made, student_of):
+            student_of[made.options.out] = student
     options_of_detector = {str(training.weights): training.options for training in detectors}
     checked = set()
     for training in students:
         options = training.options
-        student_of_teacher = student_of.get(options.teacher) if options.teacher else None
+        sources = [path for path in (options.teacher, *(options.bank or ())) if path]
+        students_of_teachers = [student_of[path] for path in sources if path in student_of]
         fits = [options, options_of_detector.get(options.detector_teacher or "", options)]
         case = (options.student, options.image_size, str(options.anchors), *(each.fit_anchors for each in fits))
-        case += (student_of_teacher, options.detector_teacher, *options.methods)
+        case += (*students_of_teachers, options.detector_teacher, *options.methods)
         if case in checked:
             continue
         checked.add(case)
-        if student_of_teacher is not None:
+        for student_of_teacher in students_of_teachers:
             _check_normalisation(options.student, student_of_teacher)
         methods = [name for name in options.methods if name in DETECTOR_METHODS]
         if methods and options.detector_teacher and not any(each.fit_anchors for each in fits):
@@ -233,6 +209,14 @@ def check_students(
                 teacher = DetectorTeacher(detector, ["one", "other"], [1, 2])
                 settings = {name: getattr(options, name) for name in methods}
                 Distillation(_with_anchors(options), teacher=teacher, settings=settings)
+
+
+def _student_of_bank(made: BankOfSweep, student_of: Mapping[Path, str]) -> str | None:
+    """The student whose pictures a bank's teacher looked at; None where its normalisation is the network's own, or not known."""
+    of_teacher = student_of.get(made.options.teacher) if made.options.teacher else None
+    if of_teacher and made.options.student:
+        _check_normalisation(made.options.student, of_teacher)
+    return of_teacher
 
 
 def _check_normalisation(name: str, student_of_teacher: str) -> None:
@@ -267,29 +251,6 @@ def _with_anchors(options: DistillOptions) -> torch.nn.Module:
 def _meta_student(name: str, image_size: int | None) -> torch.nn.Module:
     with torch.device("meta"):
         return build_student(name, 2, image_size)
-
-
-def _parsed(name: str, record: type[Options], options: dict[str, Any]) -> Options:
-    try:
-        return parse_options(record, options)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
-
-
-def _with_weights(options: dict[str, Any], plan: Plan, place: Place, seed: int | None) -> dict[str, Any]:
-    """``options`` with paths in place of the names of the sweep's teachers and detectors."""
-    paths = {}
-    for key in ("teacher", "start"):
-        name = options.get(key)
-        if name in plan.teachers:
-            folder = place.teacher(name, seed if plan.teachers[name].get("per_seed") else None)
-            paths[key] = str(folder / "weights.pt")
-        elif name and not name.startswith(ZERO_SHOT) and not Path(name).is_file():
-            known = ", ".join(plan.teachers) or "there are none"
-            raise ValueError(f"{key}: {name} is neither a file nor one of the sweep's teachers ({known})")
-    if options.get("detector_teacher") in plan.detectors:
-        paths["detector_teacher"] = str(place.detector(options["detector_teacher"]) / "weights.pt")
-    return options | paths
 
 
 def read(file: Path) -> dict[str, Any]:

@@ -163,12 +163,8 @@ def begin(
         FileExistsError: an unfinished bank of something else
         OSError: there is no room
     """
-    part = _part(Path(path))
-    if part.is_file():
-        if not is_same(read_header(part).about, about):
-            raise FileExistsError(
-                f"{part} is the beginning of a bank with other options or data; remove it, or give another --out"
-            )
+    if (part := _part(Path(path))).is_file():
+        check_same(path, about)
         return True
     places, offset = {}, 0
     for name, (word, shape) in shapes.items():
@@ -189,6 +185,20 @@ def begin(
         new.unlink(missing_ok=True)
         raise cannot_write(Path(path), error) from error
     return False
+
+
+def is_begun(path: Path) -> bool:
+    """Whether there is a bank, finished or not."""
+    return path.is_file() or _part(path).is_file()
+
+
+def check_same(path: str | Path, about: Mapping[str, Any]) -> None:
+    """FileExistsError if the bank, or what was begun of it, was written with other options or on other data."""
+    file, what = Path(path), "a bank"
+    if not file.is_file():
+        file, what = _part(file), "the beginning of a bank"
+    if file.is_file() and not is_same(read_header(file).about, about):
+        raise FileExistsError(f"{file} is {what} with other options or data; remove it, or give another --out")
 
 
 def is_same(then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
