@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -82,33 +83,42 @@ def _run(name: str, command: Command, words: Sequence[str]) -> int:
         with _stopped_by_signals():
             function = getattr(importlib.import_module(command.module), name)
             result = function(parsed)
-    except BrokenPipeError:  # `cls2det recipes | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to print goes there
-        return 128 + signal.SIGPIPE
     except KeyboardInterrupt as stop:
         how = f" by {stop.signal.name}" if isinstance(stop, _Stopped) else ""
         print(f"\nStopped{how}. The same command goes on from the last checkpoint.", file=sys.stderr)
         return 128 + (stop.signal if isinstance(stop, _Stopped) else signal.SIGINT)
-    except (OSError, ValueError, ImportError, YAMLError, LibraryChanged) as error:
-        print(f"cls2det {name}: {error}", file=sys.stderr)
-        return 2
     except JobFailed as error:
         print(f"cls2det {name}: {error}", file=sys.stderr)
         return 1
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker (pid"):
+    except (OSError, ValueError, ImportError, YAMLError, LibraryChanged, RuntimeError, EOFError) as error:
+        if _is_of_a_killed_loader(error):
+            print(
+                f"cls2det {name}: a process that loads images was killed, as happens where memory runs out "
+                f"({str(error) or type(error).__name__}). Give a lower --run.loader-workers or more memory; the same command goes on "
+                "from the last checkpoint",
+                file=sys.stderr,
+            )
+            return 1
+        if isinstance(error, BrokenPipeError):  # `cls2det recipes | head -1`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to print goes there
+            return 128 + signal.SIGPIPE
+        if isinstance(error, RuntimeError | EOFError) and not isinstance(error, LibraryChanged):
             raise
-        print(
-            f"cls2det {name}: a process that loads images was killed, as happens where memory runs out ({error}). Give a lower "
-            "--run.loader-workers or more memory; the same command goes on from the last checkpoint",
-            file=sys.stderr,
-        )
-        return 1
+        print(f"cls2det {name}: {error}", file=sys.stderr)
+        return 2
     if isinstance(result, dict):
         from cls2det.commands.printing import print_result
 
         print_result(result)
     return 0
+
+
+def _is_of_a_killed_loader(error: BaseException) -> bool:
+    """torch notices the end of a loader process; or its tensors cannot be fetched, if it ended between a batch and its transfer."""
+    if isinstance(error, RuntimeError):
+        return str(error).startswith("DataLoader worker (pid")
+    files = {os.path.basename(frame.filename) for frame in traceback.extract_tb(error.__traceback__)}
+    return isinstance(error, EOFError | OSError) and {"dataloader.py", "resource_sharer.py"} <= files
 
 
 class _Stopped(KeyboardInterrupt):

@@ -23,7 +23,7 @@ pytest.importorskip("pycocotools")
 
 import cls2det
 from cls2det import files
-from cls2det.cli import main
+from cls2det.cli import _is_of_a_killed_loader, main
 from cls2det.distill import Distillation
 from cls2det.models.weights import write_weights
 from cls2det.training import fit, guards
@@ -502,6 +502,26 @@ def test_a_loader_process_that_is_killed_is_named(rectangles, tmp_path):
     message = process.communicate(timeout=60)[1]
     assert process.returncode == 1 and "Traceback" not in message, message
     assert "cls2det train: a process that loads images was killed" in message and "--run.loader-workers" in message
+
+
+@pytest.mark.parametrize(
+    "error", [EOFError(), ConnectionResetError(104, "reset"), FileNotFoundError(2, "no socket"), BrokenPipeError()]
+)
+def test_a_loader_process_that_is_killed_before_its_tensors_are_fetched(error, tmp_path, monkeypatch, capsys):
+    """The connection to it then ends, with an error whose kind depends on the moment."""
+
+    def fails_in(file: str, call):
+        names = {"call": call}
+        exec(compile("def function(*_): call()", f"/lib/{file}.py", "exec"), names)
+        return names["function"]
+
+    def fail():
+        raise error
+
+    monkeypatch.setattr("cls2det.commands.recipes.recipes", fails_in("dataloader", fails_in("resource_sharer", fail)))
+    assert main(["recipes"]) == 1
+    assert "a process that loads images was killed" in capsys.readouterr().err
+    assert not any(map(_is_of_a_killed_loader, (EOFError(), OSError("disk full"), RuntimeError("DataLoader"))))
 
 
 def wait_for(file: Path, process: subprocess.Popen) -> None:
