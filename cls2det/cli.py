@@ -14,7 +14,8 @@ import threading
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from yaml import YAMLError
 
@@ -61,6 +62,9 @@ COMMANDS = {
     "info": Command("cls2det.commands.info", options.InfoOptions),
 }
 
+TRAININGS = ("teacher", "train", "distill", "pretrain")
+LONG = (*TRAININGS, "bank", "sweep", "demo")  # what a stop does not end for good
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``cls2det <command>``; returns the exit status."""
@@ -76,6 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(name: str, command: Command, words: Sequence[str]) -> int:
     """Run a command; errors that a user can do something about are one line."""
+    parsed: Any = None
     try:
         wants_help = {"-h", "--help"} & set(words)
         record = command.options if wants_help else command.reads or command.options
@@ -85,7 +90,7 @@ def _run(name: str, command: Command, words: Sequence[str]) -> int:
             result = function(parsed)
     except KeyboardInterrupt as stop:
         how = f" by {stop.signal.name}" if isinstance(stop, _Stopped) else ""
-        print(f"\nStopped{how}. The same command goes on from the last checkpoint.", file=sys.stderr)
+        print(f"\nStopped{how}.{_what_is_kept(name, getattr(parsed, 'out', None))}", file=sys.stderr)
         return 128 + (stop.signal if isinstance(stop, _Stopped) else signal.SIGINT)
     except JobFailed as error:
         print(f"cls2det {name}: {error}", file=sys.stderr)
@@ -111,6 +116,15 @@ def _run(name: str, command: Command, words: Sequence[str]) -> int:
 
         print_result(result)
     return 0
+
+
+def _what_is_kept(name: str, out: Path | None) -> str:
+    """What the same command does after a stop; empty where nothing is to be said."""
+    if out is None or name not in LONG:
+        return ""
+    if name in TRAININGS and not (out / "last.ckpt").is_file():
+        return " There is no checkpoint yet: the same command begins anew."
+    return f" The same command goes on from the last checkpoint{'' if name in TRAININGS else 's'}."
 
 
 def _is_of_a_killed_loader(error: BaseException) -> bool:

@@ -1,6 +1,7 @@
 """The command line: help, recipes, errors in one line."""
 
 import dataclasses
+import importlib
 import json
 import re
 import subprocess
@@ -84,6 +85,23 @@ def test_errors_are_one_line(tmp_path, capsys):
     assert "stps" in text and text.count("\n") == 1
     assert main(["train", "--data-root", "x"]) == 2
     assert "required: out" in capsys.readouterr().err
+
+
+def test_a_stopped_command_says_what_is_kept(tmp_path, monkeypatch, capsys):
+    def stopped_at(name: str) -> str:
+        def stop(options):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(importlib.import_module(COMMANDS[name].module), name, stop)
+        more = ["--out", str(tmp_path)] if name != "info" else []
+        assert main([name, *more, *(["--data-root", "x"] if name in ("train", "look") else [])]) == 130
+        return capsys.readouterr().err
+
+    assert stopped_at("train") == "\nStopped. There is no checkpoint yet: the same command begins anew.\n"
+    (tmp_path / "last.ckpt").touch()
+    assert stopped_at("train") == "\nStopped. The same command goes on from the last checkpoint.\n"
+    assert stopped_at("demo") == "\nStopped. The same command goes on from the last checkpoints.\n"
+    assert stopped_at("look") == stopped_at("info") == "\nStopped.\n"
 
 
 def test_a_warning_is_shown_in_words_alone():

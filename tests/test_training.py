@@ -212,7 +212,7 @@ def test_ctrl_c_says_how_to_go_on(scenes, tmp_path):
     assert process.returncode == 130 and "goes on from the last checkpoint" in message and "Traceback" not in message, message
 
 
-def test_a_stopped_teacher_goes_on_as_if_it_had_not_stopped(scenes, tmp_path):
+def test_a_stopped_teacher_goes_on_as_if_it_had_not_stopped(scenes, tmp_path, caplog):
     """The teacher's steps draw random numbers (box jitter): they too are the same after a restart."""
 
     def run(folder, stop_at):
@@ -227,7 +227,9 @@ def test_a_stopped_teacher_goes_on_as_if_it_had_not_stopped(scenes, tmp_path):
     with pytest.raises(Stop):
         run("broken", 20)  # in the third stretch of eight steps
     torch.manual_seed(99)
-    assert same(unbroken, run("broken", None))
+    with caplog.at_level("INFO", "cls2det"):
+        assert same(unbroken, run("broken", None))
+    assert f"{tmp_path / 'broken'}: goes on from step 16 of 24" in caplog.text
 
 
 def test_seed_changes_the_images(scenes, tmp_path):
@@ -512,7 +514,9 @@ def test_clear_errors(scenes, teacher_weights, tmp_path):
     with pytest.raises(ValueError, match="need a teacher"):
         distill(scenes, tmp_path / "b", None)
     train(scenes, tmp_path / "c")
-    with pytest.raises(FileExistsError, match=r"holds a run with other options \(box_weight, seed\)"):
+    with pytest.raises(
+        FileExistsError, match=r"holds a run with other options \(box_weight, seed\): .*box_weight was 1\.0, is 3\.0"
+    ):
         train(scenes, tmp_path / "c", seed=9, box_weight=3.0)
     settings = ClassifierSettings(feature_layers=("conv9",))
     with pytest.raises(ValueError, match="no layer conv9 in resnet18; there are conv1, bn1"):

@@ -26,6 +26,7 @@ from cls2det.data.dataset import DetectionData
 from cls2det.data.fingerprint import Fingerprint
 from cls2det.data.loader import test_loader
 from cls2det.distill import Distillation
+from cls2det.evaluation.anchors import DIAGNOSTICS
 from cls2det.evaluation.coco import warn_of_crowded_images
 from cls2det.files import is_first_process, start_processes, write_json
 from cls2det.models.backbones import load_classifier
@@ -160,5 +161,6 @@ def train_student(
             max_pixels=run.max_pixels,
         )
         table = evaluate(evaluation, progress)
-        report |= {name: table[name] for name in ("mAP", "AP50", "AP75", "AP by class", "objects by class", "split")}
+        names = ("mAP", "AP50", "AP75", *DIAGNOSTICS, "AP by class", "objects by class", "split")
+        report |= {name: table[name] for name in names if name in table}
     return report

@@ -24,7 +24,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
-from cls2det.files import cannot_write
+from cls2det.files import cannot_write, is_first_process
 from cls2det.training.guards import FiniteLosses, OwnSignals, WholeCheckpoints, alone_in
 from cls2det.training.optimizer import torch_device
 from cls2det.training.progress import Progress, progress_bar
@@ -81,6 +81,8 @@ def fit(
         checkpoint = read_checkpoint(last, module)
         if checkpoint["global_step"] >= optim.steps:  # it was stopped after its last step, before its weights were written
             return checkpoint["callbacks"]["Timer"]["time_elapsed"]["train"]
+        if checkpoint["global_step"] and is_first_process():
+            logging.getLogger(__name__).info(f"{folder}: goes on from step {checkpoint['global_step']} of {optim.steps}")
         put_log_aside(folder / "log", checkpoint["global_step"])
         trainer = _trainer(folder, timer, optim, run, seed, progress, val_every if val_loader is not None else None)
         try:

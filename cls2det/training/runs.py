@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cls2det.data.fingerprint import Fingerprint, changes
+from cls2det.errors import some
 from cls2det.files import make_folder, write_json
 
 Record = dict[str, Any]  # plain values, as JSON has them
@@ -65,12 +66,27 @@ def check_claim(
     if not any((Path(folder) / name).exists() for name in ("last.ckpt", "weights.pt", "report.json")):
         return False  # it made no step worth keeping: a wrong option ended it, say
     if names:
-        raise FileExistsError(f"{folder} holds a run with other options ({', '.join(names)}); give another --out or remove it")
+        raise FileExistsError(
+            f"{folder} holds a run with other options ({', '.join(names)}): {some(_changed_options(existing, record))}. Give another "
+            "--out, or remove it"
+        )
     if inputs is not None and (texts := _changed_inputs(then, inputs)):
         raise FileExistsError(
             f"{folder} holds a run on something else: {'; '.join(texts)}. Give another --out, or put it back"
         )
     return True
+
+
+def _changed_options(then: Record, now: Record, prefix: str = "") -> list[str]:
+    """Those whose values differ, records inside of records one by one."""
+    texts = []
+    for name in dict.fromkeys((*then, *now)):
+        old, new = then.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            texts += _changed_options(old, new, f"{prefix}{name}.")
+        elif old != new:
+            texts.append(f"{prefix}{name} was {old!r}, is {new!r}")
+    return texts
 
 
 def _changed_inputs(then: Inputs, now: Inputs) -> list[str]:
