@@ -189,6 +189,24 @@ def test_tiny_objects_are_said_to_be_too_small(tmp_path, capsys):
     assert "are too small for this student all the same" in text and "--crop-size 64" in text
 
 
+def test_a_rare_class_of_small_objects_counts_as_much_as_a_common_one(tmp_path, capsys):
+    """One in seventeen objects is too small at 224 pixels: all together nothing seems amiss."""
+
+    def change(content):
+        for annotation in content["annotations"]:
+            if annotation["category_id"] == 1:
+                annotation |= {"bbox": [*annotation["bbox"][:2], 60, 50], "area": 3000}
+        content["annotations"] = [entry for entry in content["annotations"] if entry["category_id"] != 1 or entry["id"] % 8 == 0]
+
+    root = make_rectangles(tmp_path / "data", size=(1280, 960), objects=4)
+    change_annotations(root, "train", change)
+    look(root)
+    text = capsys.readouterr().out
+    assert "Images at" in text and "not 224: small objects" in text
+    look(root, "--image-size", "224")
+    assert "less than 90% of the objects get a fitted anchor at 224 pixels: red (" in capsys.readouterr().out
+
+
 def test_much_data_has_the_students_own_recipe(data, monkeypatch, capsys):
     monkeypatch.setattr(proposal, "MANY", 12)
     look(data, "--student", "ssd300_vgg16")

@@ -6,8 +6,11 @@ import contextlib
 import dataclasses
 import math
 import shlex
+import statistics
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +24,8 @@ from cls2det.data.dataset import DetectionData
 from cls2det.data.layouts import list_splits, read_split
 from cls2det.data.overview import object_sizes, shares_below
 from cls2det.data.parts import Part, parse_part
-from cls2det.models.anchor_fit import Fit, fitted, input_boxes, measure
+from cls2det.errors import some
+from cls2det.models.anchor_fit import MEASURED, Fit, best_overlaps, evenly, fitted, input_boxes, measure
 from cls2det.models.anchors import AnchorGrid, anchor_grid
 from cls2det.models.students import STUDENTS, build_student, head_of
 from cls2det.recipes import find_recipe, recipe_names
@@ -30,7 +34,7 @@ SMALL_DATA = "own-small"  # the recipe, and teacher-own-small
 MANY = 5000  # images from which on the student's own recipe is long enough
 STEPS = 1400  # that the recipe of small data should have at least
 EPOCHS = 24  # the same
-ENOUGH = 0.9  # share of the objects with a fitted anchor with which no larger input is looked for
+ENOUGH = 0.9  # share of the objects with a fitted anchor, mean over the classes, with which no larger input is looked for
 FACTORS = (1, 1.25, 1.5, 2, 2.5, 3)  # of the student's size, that are tried
 LARGEST = 640  # side that is proposed at most, unless the student's own is larger
 FEW_OBJECTS = 10  # of a class
@@ -46,6 +50,7 @@ class Sized(NamedTuple):
         levels: those taken from the data, as ``--anchors`` takes them
         own: fit of the student's own
         better: fit of those taken from the data
+        by_class: share of each class's objects that have one of those at the threshold
     """
 
     side: int
@@ -54,6 +59,12 @@ class Sized(NamedTuple):
     levels: list[list[list[float]]] | None = None
     own: Fit | None = None
     better: Fit | None = None
+    by_class: Mapping[str, float] = MappingProxyType({})
+
+    @property
+    def share(self) -> float:
+        """Mean over the classes, as in mAP: a rare class of small objects counts as much as a common one."""
+        return statistics.fmean(self.by_class.values())
 
 
 def at_size(name: str, data: DetectionData, image_size: int | None) -> Sized:
@@ -66,7 +77,13 @@ def at_size(name: str, data: DetectionData, image_size: int | None) -> Sized:
     if grid is None or not len(boxes):
         return Sized(side, boxes)
     levels = fitted(grid, boxes)
-    return Sized(side, boxes, grid, levels, measure(grid, boxes), measure(grid.with_levels(levels), boxes))
+    better = grid.with_levels(levels)
+    return Sized(side, boxes, grid, levels, measure(grid, boxes), measure(better, boxes), _by_class(data, better, boxes))
+
+
+def _by_class(data: DetectionData, grid: AnchorGrid, boxes: Tensor) -> dict[str, float]:
+    matched, labels = best_overlaps(grid, boxes) >= grid.threshold, evenly(data.targets.labels(), MEASURED)
+    return {data.classes[label - 1]: matched[labels == label].double().mean().item() for label in labels.unique().tolist()}
 
 
 def best_size(options: LookOptions, data: DetectionData, first: Sized) -> Sized:
@@ -83,10 +100,10 @@ def best_size(options: LookOptions, data: DetectionData, first: Sized) -> Sized:
         first = best = at_size(options.student, data, _multiple(2 * shorter))
     for factor in FACTORS[1:]:
         side = _multiple(first.side * factor)
-        if best.better is None or best.better.share >= ENOUGH or side > max(LARGEST, first.side):
+        if best.share >= ENOUGH or side > max(LARGEST, first.side):
             break
         larger = at_size(options.student, data, side)
-        if larger.better is not None and larger.better.share > best.better.share + 0.03:
+        if larger.share > best.share + 0.03:
             best = larger
     return best
 
@@ -130,6 +147,11 @@ def propose(options: LookOptions, data: DetectionData, first: Sized) -> dict[str
             )
         if worth and not (recipe and load_yaml(find_recipe(recipe)).get("fit_anchors")):
             student.append("--fit-anchors")
+        if poor := sorted((share, name) for name, share in best.by_class.items() if share < ENOUGH):
+            shares = some([f"{name} ({share:.0%})" for share, name in poor])
+            words.append(
+                f"Classes of which less than {ENOUGH:.0%} of the objects get a fitted anchor at {best.side} pixels: {shares}"
+            )
         if 1 - best.better.share > UNMATCHED / 2:
             words.append(
                 f"{1 - best.better.share:.0%} of the objects are too small for this student all the same: take larger images, "
