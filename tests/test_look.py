@@ -196,7 +196,9 @@ def test_a_rare_class_of_small_objects_counts_as_much_as_a_common_one(tmp_path, 
         for annotation in content["annotations"]:
             if annotation["category_id"] == 1:
                 annotation |= {"bbox": [*annotation["bbox"][:2], 60, 50], "area": 3000}
-        content["annotations"] = [entry for entry in content["annotations"] if entry["category_id"] != 1 or entry["id"] % 8 == 0]
+        content["annotations"] = [
+            entry for entry in content["annotations"] if entry["category_id"] != 1 or entry["id"] % 8 == 0
+        ]
 
     root = make_rectangles(tmp_path / "data", size=(1280, 960), objects=4)
     change_annotations(root, "train", change)
