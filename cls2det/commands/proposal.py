@@ -162,7 +162,7 @@ def propose(options: LookOptions, data: DetectionData, first: Sized) -> dict[str
             both += ["--student", options.student]
         if epochs:
             words.append(
-                f"{epochs} epochs: {epochs * math.ceil(len(data) / _optim(recipe)['batch_size'])} steps on {len(data)} pictures"
+                f"{epochs} epochs: {math.ceil(epochs * len(data) / _optim(recipe)['batch_size'])} steps on {len(data)} pictures"
             )
             student += ["--optim.epochs", str(epochs)]
             if epochs // 4 > _optim(f"teacher-{recipe}")["epochs"]:
