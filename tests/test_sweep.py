@@ -46,7 +46,7 @@ def test_demo_writes_its_report_and_does_nothing_twice(tmp_path, ran, capsys):
     assert ran[4:] == [f"{arm}, seed 12" for arm in ARMS]
     write(tmp_path / "tiny.yaml", extends="demo-quick", train=TINY["train"] | {"box_weight": 9.0})
     capsys.readouterr()
-    assert main(command) == 2 and "other settings" in capsys.readouterr().err
+    assert main(command) == 2 and "train.box_weight was 2.0, is 9.0" in capsys.readouterr().err
 
 
 def test_arms_change_what_they_say(tmp_path):

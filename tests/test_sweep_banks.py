@@ -96,11 +96,16 @@ def test_a_bank_of_a_teacher_per_seed_is_one_per_seed(tmp_path):
             {"teacher": "teacher"},
             "a teacher for ssd_compact does not fit ssd300_vgg16",
         ),
+        (
+            {"bank": "one", "classifier": {"kd_cls_weight": 1.0, "kd_loc_weight": 1.0}},
+            {"teacher": "teacher"},
+            "+ KD-cls, seed 5: KD-loc compares layers of a teacher, which a bank does not have",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_at_once(tmp_path, ran, capsys, arm, bank, message):
     data, train = make_rectangles(tmp_path / "data"), TRAIN | {"student": arm.pop("student", "ssd_compact")}
-    config = plan_of(tmp_path / "arms.yaml", {"+ KD-cls": arm | KD_CLS}, {"one": bank}, train=train)
+    config = plan_of(tmp_path / "arms.yaml", {"+ KD-cls": KD_CLS | arm}, {"one": bank}, train=train)
     assert (
         main(["sweep", "--config", config, "--data-root", str(data), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 2
     )

@@ -89,15 +89,8 @@ class BoxDistiller:
         self.on_predictions: nn.Module | None = None
         self.on_cut: nn.Module | None = None  # gives the logits of boxes that the bank does not serve
         self.true_box = BOXES.get(settings.control)  # in place of the terms on boxes
-        layers = settings.feature_layers if settings.kd_loc_weight and not self.true_box else ()
-        logits = settings.kd_cls_weight > 0 and settings.control not in LABELS
-        if teacher is None and layers and bank is not None:
-            raise ValueError(
-                "KD-loc compares layers of a teacher, which a bank does not have: give the teacher beside it (--teacher), or a "
-                "kd_loc_weight of 0 (--classifier.kd-loc-weight 0)"
-            )
-        if teacher is None and (layers or (logits and bank is None)):
-            raise ValueError("KD-cls and KD-loc need a teacher; without one, only loc_weight may be above 0")
+        check_sources(settings, has_teacher=teacher is not None, has_bank=bank is not None)
+        layers, logits = _parts_of_teacher(settings)
         self.bank = bank.for_classes(classes) if bank is not None and logits else None
         self.bank_visible = bank_visible
         for option, needs_two in (
@@ -368,3 +361,23 @@ def check_same_normalisation(teacher: CropClassifier, transform: GeneralizedRCNN
                 f"{name} is {students} in the student and {teachers} in the teacher; crops must look alike: "
                 "train the teacher with --student"
             )
+
+
+def check_sources(settings: ClassifierSettings, *, has_teacher: bool, has_bank: bool) -> None:
+    """ValueError if a term with a weight above 0 needs a teacher, or a bank in its place, that is not there."""
+    layers, logits = _parts_of_teacher(settings)
+    if has_teacher:
+        return
+    if layers and has_bank:
+        raise ValueError(
+            "KD-loc compares layers of a teacher, which a bank does not have: give the teacher beside it (--teacher), or a "
+            "kd_loc_weight of 0 (--classifier.kd-loc-weight 0)"
+        )
+    if layers or (logits and not has_bank):
+        raise ValueError("KD-cls and KD-loc need a teacher; without one, only loc_weight may be above 0")
+
+
+def _parts_of_teacher(settings: ClassifierSettings) -> tuple[tuple[str, ...], bool]:
+    """The layers of a teacher that KD-loc compares, and whether KD-cls reads logits. The controls replace either."""
+    layers = settings.feature_layers if settings.kd_loc_weight and settings.control not in BOXES else ()
+    return layers, settings.kd_cls_weight > 0 and settings.control not in LABELS

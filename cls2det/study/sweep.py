@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from cls2det.commands.renamed import present
+from cls2det.errors import some
 from cls2det.files import make_folder, write_json
 from cls2det.study.banks import banks_of, check_devices
 from cls2det.study.claims import check_claims
@@ -35,6 +36,7 @@ from cls2det.study.trainings import (
 )
 from cls2det.training.optimizer import torch_device
 from cls2det.training.progress import log_lines, progress_display
+from cls2det.training.runs import changed_options
 from cls2det.training.settings import Device
 
 
@@ -135,8 +137,12 @@ def _claim(out: Path, plan: Plan, fresh: bool) -> None:
             raise FileExistsError(f"{out} holds something other than a sweep; give another --out")
         if fresh:
             shutil.rmtree(out)
-        elif _present_parts(json.loads(file.read_text(encoding="utf-8"))) != _present_parts(json.loads(json.dumps(parts))):
-            raise FileExistsError(f"{out} holds a sweep with other settings; give --fresh to start it anew, or another --out")
+        elif changes := changed_options(
+            _present_parts(json.loads(file.read_text(encoding="utf-8"))), _present_parts(json.loads(json.dumps(parts)))
+        ):
+            raise FileExistsError(
+                f"{out} holds a sweep with other settings: {some(changes)}. Give --fresh to start it anew, or another --out"
+            )
     make_folder(out)
     write_json(file, parts)
 

@@ -21,6 +21,7 @@ from cls2det.commands.teacher import teacher
 from cls2det.data.classes import SAME_CLASSES, class_order
 from cls2det.data.layouts import read_classes
 from cls2det.distill import DETECTOR_METHODS, Distillation
+from cls2det.distill.classifier import check_sources
 from cls2det.models.anchors import set_anchors
 from cls2det.models.networks import is_foreign
 from cls2det.models.students import build_student
@@ -192,6 +193,8 @@ def check_students(
     checked = set()
     for training in students:
         options = training.options
+        if options.distils and "classifier" in options.distillers:
+            _check_sources(training)
         sources = [path for path in (options.teacher, *(options.bank or ())) if path]
         students_of_teachers = [student_of[path] for path in sources if path in student_of]
         fits = [options, options_of_detector.get(options.detector_teacher or "", options)]
@@ -209,6 +212,14 @@ def check_students(
                 teacher = DetectorTeacher(detector, ["one", "other"], [1, 2])
                 settings = {name: getattr(options, name) for name in methods}
                 Distillation(_with_anchors(options), teacher=teacher, settings=settings)
+
+
+def _check_sources(training: Training[DistillOptions]) -> None:
+    options = training.options
+    try:
+        check_sources(options.classifier, has_teacher=options.teacher is not None, has_bank=bool(options.bank))
+    except ValueError as error:
+        raise ValueError(f"{training.name}: {error}") from None
 
 
 def _student_of_bank(made: BankOfSweep, student_of: Mapping[Path, str]) -> str | None:

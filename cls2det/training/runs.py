@@ -67,7 +67,7 @@ def check_claim(
         return False  # it made no step worth keeping: a wrong option ended it, say
     if names:
         raise FileExistsError(
-            f"{folder} holds a run with other options ({', '.join(names)}): {some(_changed_options(existing, record))}. Give another "
+            f"{folder} holds a run with other options ({', '.join(names)}): {some(changed_options(existing, record))}. Give another "
             "--out, or remove it"
         )
     if inputs is not None and (texts := _changed_inputs(then, inputs)):
@@ -77,13 +77,13 @@ def check_claim(
     return True
 
 
-def _changed_options(then: Record, now: Record, prefix: str = "") -> list[str]:
-    """Those whose values differ, records inside of records one by one."""
+def changed_options(then: Record, now: Record, prefix: str = "") -> list[str]:
+    """A text for each option whose value differs; records inside of records one by one."""
     texts = []
     for name in dict.fromkeys((*then, *now)):
         old, new = then.get(name), now.get(name)
-        if isinstance(old, dict) and isinstance(new, dict):
-            texts += _changed_options(old, new, f"{prefix}{name}.")
+        if old != new and (isinstance(old, dict) or isinstance(new, dict)):
+            texts += changed_options(old or {}, new or {}, f"{prefix}{name}.")  # None: the record is not there
         elif old != new:
             texts.append(f"{prefix}{name} was {old!r}, is {new!r}")
     return texts
