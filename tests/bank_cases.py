@@ -20,7 +20,7 @@ from rectangles import make_rectangles
 from training_cases import silent, train_teacher
 
 CLASSES = ["red", "green", "blue"]
-KD_CLS = ClassifierSettings(kd_cls_weight=1.0, kd_loc_weight=0.0, loc_weight=0.0)
+KD_CLS = ClassifierSettings(kd_cls_weight=1.0)
 SHORT = {"optim": Optim(steps=4, batch_size=4), "images": None, "run": Run(device="cpu", checkpoint_every=2, log_every=1)}
 
 

@@ -31,7 +31,9 @@ def gradients_of_terms(rank: int | None) -> dict[str, Tensor]:
             module.eval()  # else a process normalises by its own pictures
     tap = PositiveTap(detector)
     teacher = teacher_from(train_classifier(), CLASSES, CROP, mean=MEAN, std=STD)
-    distiller = BoxDistiller(teacher, ClassifierSettings(normalizer="all"), **tap.normalisation)
+    distiller = BoxDistiller(
+        teacher, ClassifierSettings(kd_loc_weight=2.0, loc_weight=2.0, normalizer="all"), **tap.normalisation
+    )
     pictures = make_pictures(4)
     mine = pictures if rank is None else pictures[rank * 2 : rank * 2 + 2]
     model = detector if rank is None else DistributedDataParallel(detector)

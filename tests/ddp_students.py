@@ -1,5 +1,6 @@
 """Run by torchrun in test_training_ddp.py: two gloo processes train students, and compare what they hold at the end."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -7,13 +8,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from cls2det.distill import ClassifierSettings
 from cls2det.models.students import STUDENTS
 from cls2det.teachers.crop_classifier import CropClassifier
 from cls2det.training import fit
 from cls2det.training.detector import DetectorTraining
 from cls2det.training.settings import Optim, Run
-from training_cases import DIGITS, FITS, batch, distill, training, untrained_student
+from training_cases import ALL_TERMS, DIGITS, FITS, batch, distill, training, untrained_student
 
 
 def train_students(scenes: Path, folder: Path, teachers: dict[str, str]) -> None:
@@ -31,7 +31,7 @@ def train_students(scenes: Path, folder: Path, teachers: dict[str, str]) -> None
             val_split="val",
             optim=Optim(steps=2, batch_size=2, learning_rate=1e-4),
             run=Run(device="cpu", devices=2, checkpoint_every=2, log_every=1, validate_every=1),
-            classifier=ClassifierSettings(normalizer="all", max_positives=16),
+            classifier=dataclasses.replace(ALL_TERMS, normalizer="all", max_positives=16),
             distillers=["classifier", *(("regions", *FITS[student]) if student in FITS else ())],
             detector_teacher=str(detector_file(folder, student)) if student in FITS else None,
             encoder=teacher,
@@ -64,7 +64,7 @@ def split_batch(scenes: Path, teacher: Path, out: Path) -> None:
 
 
 def distilled(teacher: Path, normalizer: str, images: list, targets: list) -> tuple[dict, dict]:
-    model: DetectorTraining = training(teacher, ClassifierSettings(normalizer=normalizer))
+    model: DetectorTraining = training(teacher, dataclasses.replace(ALL_TERMS, normalizer=normalizer))
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.eval()  # its statistics are those of the share

@@ -34,7 +34,7 @@ from cls2det.distill import BoxDistiller, ClassifierSettings, Positives, Positiv
 from cls2det.models.students import build_student
 
 TERMS = ("kd_cls", "kd_loc", "loc")
-SETTINGS = ClassifierSettings(feature_pools=(4,))
+SETTINGS = ClassifierSettings(kd_loc_weight=2.0, loc_weight=2.0, feature_pools=(4,))
 
 
 @dataclasses.dataclass(frozen=True)

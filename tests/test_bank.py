@@ -320,7 +320,7 @@ def test_kd_loc_runs_the_low_layers_of_the_teacher_alone(data, teacher, written)
     student = build_student("ssd_compact", 3).train()
     taken = positives(student, *batch(data)).positives
     common = {"image_mean": student.transform.image_mean, "image_std": student.transform.image_std}
-    settings = ClassifierSettings(feature_layers=("layer1",))
+    settings = ClassifierSettings(kd_loc_weight=2.0, loc_weight=2.0, feature_layers=("layer1",))
     network = CropClassifier.load(teacher)
     ours, theirs = BoxDistiller(network, settings, bank=Bank(written), **common), BoxDistiller(network, settings, **common)
     terms, expected = ours(taken), theirs(taken)

@@ -60,7 +60,7 @@ def test_a_run_of_several_banks_beside_a_teacher(data, teacher, written, tmp_pat
             teacher,
             bank=[written, tmp_path / "one"],
             bank_weights=[1.0, 2.0],
-            classifier=ClassifierSettings(feature_layers=("layer1",), loc_weight=0.0),
+            classifier=ClassifierSettings(kd_loc_weight=2.0, feature_layers=("layer1",)),
             **SHORT | {"augmentation": "flip", "optim": Optim(steps=2, batch_size=4)},
         )
 
@@ -82,9 +82,9 @@ def test_the_commands(data, teacher, tmp_path, capsys):
     assert Bank(tmp_path / "bank").about["calibration"]["split"] == "val"
     words = ["--data-root", str(data), "--bank", str(tmp_path / "bank"), "--out", str(tmp_path / "run")]
     words += ["--run.device", "cpu", "--optim.steps", "2", "--backbone-weights", "none"]
-    assert main(["distill", *words]) == 2  # the default weight of KD-loc
+    assert main(["distill", *words, "--classifier.kd-loc-weight", "1"]) == 2
     assert "KD-loc compares layers of a teacher, which a bank does not have" in capsys.readouterr().err
-    assert main(["distill", *words, "--classifier.kd-loc-weight", "0"]) == 0
+    assert main(["distill", *words]) == 0
 
 
 # ---- wrong banks: one error each, before anything is trained

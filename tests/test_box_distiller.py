@@ -20,7 +20,7 @@ from cls2det_ops import kd_softmax_loss, roi_crop
 
 CLASSES = ["ant", "bee", "cat"]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-ALL = ClassifierSettings(feature_layers=("layer1",), feature_pools=(4,), pixel_size=16)
+ALL = ClassifierSettings(kd_loc_weight=2.0, loc_weight=2.0, feature_layers=("layer1",), feature_pools=(4,), pixel_size=16)
 TERMS = {"kd_cls", "kd_loc", "loc"}
 
 

@@ -131,7 +131,7 @@ def test_a_trained_classifier_is_mapped_with_its_background():
 def test_a_distiller_takes_a_mapped_teacher():
     """The student's order is another: a student that gives the mapped logits has nothing to learn."""
     teacher = teacher_from(Small(), KNOWN, 16, mean=(0, 0, 0), std=(1, 1, 1)).for_classes(DATA, TABLE)
-    only = ClassifierSettings(kd_cls_weight=1.0, kd_loc_weight=0.0, loc_weight=0.0)
+    only = ClassifierSettings(kd_cls_weight=1.0)
     distiller = BoxDistiller(teacher, only, classes=["dog", "cat"], image_mean=(0, 0, 0), image_std=(1, 1, 1))
     images, boxes = torch.rand(1, 3, 40, 40), torch.tensor([[3.0, 4, 20, 30], [10, 8, 38, 39]])
     index = torch.zeros(2, dtype=torch.int64)

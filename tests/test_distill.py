@@ -15,7 +15,7 @@ from cls2det.distill.balance import gradient_ratios
 from cls2det.models.students import STUDENTS
 from cls2det.teachers.crop_classifier import CropClassifier
 from cls2det_ops import kd_sigmoid_loss, reference
-from training_cases import DIGITS, FITS, batch, positives_of, training
+from training_cases import ALL_TERMS, DIGITS, FITS, batch, positives_of, training
 
 ONLY = {
     name: ClassifierSettings(**{"kd_cls_weight": 0.0, "kd_loc_weight": 0.0, "loc_weight": 0.0} | {f"{name}_weight": 1.0})
@@ -162,7 +162,8 @@ def test_chunks_change_no_result(scenes, teacher_weights, layers):
 
     def results_with(chunk):
         model = training(
-            teacher_weights, ClassifierSettings(feature_layers=layers, feature_pools=(4,) * len(layers), chunk=chunk)
+            teacher_weights,
+            dataclasses.replace(ALL_TERMS, feature_layers=layers, feature_pools=(4,) * len(layers), chunk=chunk),
         )
         positives, distiller, sizes = positives_of(model, scenes), model.distillation.classifier, []
         for reader in (distiller.on_targets, distiller.on_predictions):
@@ -182,7 +183,7 @@ def test_chunks_change_no_result(scenes, teacher_weights, layers):
 
 def test_bfloat16_teacher_leaves_the_stem_and_changes_little(scenes, teacher_weights):
     def results_with(precision):
-        model = training(teacher_weights, ClassifierSettings(teacher_precision=precision))
+        model = training(teacher_weights, dataclasses.replace(ALL_TERMS, teacher_precision=precision))
         positives, distiller = positives_of(model, scenes), model.distillation.classifier
         terms = distiller(positives)
         return terms, *torch.autograd.grad(sum(terms.values()), [positives.boxes, positives.logits]), distiller
@@ -225,7 +226,7 @@ def test_without_a_teacher_the_pixel_term_stands_alone(scenes):
 
 @pytest.mark.parametrize("student", ["ssd_compact", "retinanet_compact"])
 def test_one_hot_control_ignores_the_teacher(scenes, student):
-    settings = ClassifierSettings(kd_loc_weight=0.0, loc_weight=0.0, control="one_hot")
+    settings = ClassifierSettings(control="one_hot")
     model = training(CropClassifier(DIGITS), settings, student)
     positives = positives_of(model, scenes)
     labels = positives.target_labels[positives.matched_idxs]
@@ -239,7 +240,7 @@ def test_one_hot_control_ignores_the_teacher(scenes, student):
 
 @pytest.mark.parametrize("student", ["ssd_compact", "retinanet_compact"])
 def test_smoothed_control_is_label_smoothing(scenes, student):
-    settings = ClassifierSettings(kd_loc_weight=0.0, loc_weight=0.0, control="smoothed")
+    settings = ClassifierSettings(control="smoothed")
     model = training(None, settings, student)
     positives = positives_of(model, scenes)
     truth = F.one_hot(positives.target_labels[positives.matched_idxs] - 1, 10).float()

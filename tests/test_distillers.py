@@ -33,7 +33,7 @@ from cls2det.teachers.crop_classifier import CropClassifier
 from cls2det.teachers.detector import TeacherOutputs, check_same_grid, rescaled
 from cls2det.training.detector import DetectorTraining
 from cls2det.training.settings import Optim, Run
-from training_cases import DIGITS, FITS, batch, distill, logged, plain_training, untrained_student, weights_in
+from training_cases import ALL_TERMS, DIGITS, FITS, batch, distill, logged, plain_training, untrained_student, weights_in
 
 # RetinaNet and FCOS have the feature pyramid of Faster R-CNN: what compares its maps alone is trained on that one.
 PYRAMIDS = ("retinanet_compact", "fcos_compact")
@@ -60,7 +60,7 @@ def model_of(
     chosen = {name: settings.get(name) or DETECTOR_METHODS[name][1](warmup_steps=0) for name in methods}
     torch.manual_seed(0)
     built = build_student(student, 10)
-    distiller = classifier and ClassifierDistiller(classifier, ClassifierSettings(), DIGITS, built.transform)
+    distiller = classifier and ClassifierDistiller(classifier, ALL_TERMS, DIGITS, built.transform)
     distillation = Distillation(built, distiller, DetectorTeacher(detector, DIGITS, range(1, 11)), chosen)
     return DetectorTraining(built, DIGITS, distillation=distillation).train()
 
@@ -521,7 +521,7 @@ def test_a_teacher_that_nothing_reads_is_said(scenes, detector_weights, tmp_path
             tmp_path / "run",
             optim=Optim(steps=1, batch_size=2),
             detector_teacher=str(detector_weights("ssd_compact_wide")),
-            classifier=ClassifierSettings(kd_cls_weight=0.0, kd_loc_weight=0.0),
+            classifier=ClassifierSettings(kd_cls_weight=0.0, loc_weight=2.0),
         )
 
 

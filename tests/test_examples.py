@@ -17,17 +17,18 @@ from helpers import clean_environment
 
 FOLDER = Path(__file__).parent.parent / "docs" / "examples"
 BOXES = ("kd_cls", "kd_loc", "loc")
+CLASSES = ("kd_cls",)
 # Example: the libraries that it needs, its arguments, the terms that fall, and how many lines it may add.
 EXAMPLES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], int]] = {
-    "own_loop": ((), (), BOXES, 10),
-    "torchvision_detection": ((), (), BOXES, 10),
-    "lightning_module": (("lightning",), (), BOXES, 10),
-    "transformers_trainer": (("transformers", "scipy", "accelerate"), (), BOXES, 13),
+    "own_loop": ((), (), CLASSES, 10),
+    "torchvision_detection": ((), (), CLASSES, 10),
+    "lightning_module": (("lightning",), (), CLASSES, 10),
+    "transformers_trainer": (("transformers", "scipy", "accelerate"), (), CLASSES, 13),
     "teachers": (("timm", "transformers"), (), BOXES, 24),
     "keypoints": ((), (), ("kd_keypoints", "loss_keypoint"), 8),
-    "ultralytics_yolo": (("ultralytics",), (), BOXES, 18),
-    "ultralytics_yolo of 26": (("ultralytics",), ("yolo26n",), BOXES, 18),
-    "libreyolo_yolo9": (("libreyolo",), (), BOXES, 23),
+    "ultralytics_yolo": (("ultralytics",), (), CLASSES, 18),
+    "ultralytics_yolo of 26": (("ultralytics",), ("yolo26n",), CLASSES, 18),
+    "libreyolo_yolo9": (("libreyolo",), (), CLASSES, 23),
 }
 STEP = re.compile(r"step +(\d+)  (.*)")
 

@@ -88,7 +88,7 @@ def test_splits_that_disagree_on_classes_end_a_training_before_it_begins(root, t
     with pytest.raises(ValueError, match=message):
         train(root, tmp_path / "student", val_split="val")
     with pytest.raises(ValueError, match=message):
-        distill(root, tmp_path / "distilled", val_split="val", classifier=ClassifierSettings(kd_cls_weight=0, kd_loc_weight=0))
+        distill(root, tmp_path / "distilled", val_split="val", classifier=ClassifierSettings(kd_cls_weight=0, loc_weight=2.0))
     assert not any((tmp_path / run).exists() for run in ("teacher", "student", "distilled"))
 
 
@@ -279,7 +279,7 @@ def one_class(tmp_path_factory):
 def test_a_student_of_one_class_learns_from_the_background_too(one_class, student):
     """KD-cls is positive, has gradients and falls; without a column for the background it was the one-hot label."""
     root, weights = one_class
-    only = ClassifierSettings(kd_cls_weight=1.0, kd_loc_weight=0.0, loc_weight=0.0)
+    only = ClassifierSettings(kd_cls_weight=1.0)
     torch.manual_seed(0)
     detector = build_student(student, 1)
     teacher = CropClassifier.load(weights)
@@ -322,7 +322,7 @@ def test_a_student_of_one_class_learns_from_the_background_too(one_class, studen
 def test_columns_of_several_classes_and_the_background_land_where_the_student_has_them(root):
     """A student that gives the teacher's logits, in its own order of columns, has nothing to learn."""
     torch.manual_seed(0)
-    only = ClassifierSettings(kd_cls_weight=1.0, kd_loc_weight=0.0, loc_weight=0.0)
+    only = ClassifierSettings(kd_cls_weight=1.0)
     teacher = CropClassifier(CLASSES[::-1], background=True, loss="joint").eval()
     detector = build_student("ssd_compact", 3).train()
     tap, data = PositiveTap(detector), DetectionData(root, "train")
@@ -379,7 +379,7 @@ def test_one_class_from_the_teacher_to_the_student(root, tmp_path):
     """By the two commands, with the check that refuses a guessing teacher; the student starts from the teacher's body."""
     spoil(root, list_class("red"))
     weights = train_teacher(root, tmp_path / "teacher", architecture="compact", **TRAINED)
-    settings = {"classifier": ClassifierSettings(kd_loc_weight=0.0), "images": None, "allow_poor_teacher": False}
+    settings = {"classifier": ClassifierSettings(loc_weight=2.0), "images": None, "allow_poor_teacher": False}
     report = distill(root, tmp_path / "run", weights, start=weights, **settings, **ONE_STEP)
     assert report["started from"] == str(weights)
     assert float(logged(tmp_path / "run", "kd_cls")[0]["kd_cls"]) > 0

@@ -398,12 +398,12 @@ def test_a_term_that_is_not_finite_is_named(rectangles, tmp_path, capsys, monkey
 
     def spoilt(self, student, step, *losses):
         terms = forward(self, student, step, *losses)
-        return terms | ({"kd_loc": terms["kd_loc"] * float("nan")} if step == 2 else {})
+        return terms | ({"kd_cls": terms["kd_cls"] * float("nan")} if step == 2 else {})
 
     monkeypatch.setattr(Distillation, "forward", spoilt)
     more = ["--teacher", str(tmp_path / "teacher" / "weights.pt"), "--allow-poor-teacher"]
     message = run_fails(words("distill", rectangles, tmp_path / "run", *more, steps=4), capsys)
-    assert "stopped at step 2: not finite: kd_loc (nan). " in message
+    assert "stopped at step 2: not finite: kd_cls (nan). " in message
 
 
 def test_a_gradient_that_is_not_finite_costs_no_checkpoint(rectangles, tmp_path, capsys, monkeypatch):

@@ -25,7 +25,7 @@ CLASSES = list("abcde")
 STUDENTS = ("ssd_compact", "retinanet_compact", "fcos_compact", "fasterrcnn_compact", "detr_compact")
 FAMILIES = ("DETR", "Conditional DETR", "Deformable DETR", "RT-DETRv2", "D-FINE", "RF-DETR", "YOLOS")
 IMAGENET = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
-KD_CLS = ClassifierSettings(kd_loc_weight=0.0, loc_weight=0.0)
+KD_CLS = ClassifierSettings()
 
 
 @functools.cache
@@ -198,7 +198,7 @@ def test_pictures_that_were_normalised_otherwise(pictures):
 def test_the_pixel_term_is_that_of_the_factor():
     """The unit of pixel differences is one number in the distiller and in the operator."""
     right, scale = positives_of_student("ssd_compact")
-    settings = ClassifierSettings(kd_cls_weight=0.0, kd_loc_weight=0.0, loc_weight=1.0, pixel_size=16)
+    settings = ClassifierSettings(kd_cls_weight=0.0, loc_weight=1.0, pixel_size=16)
     loc = BoxDistiller(None, settings, **scale)(right)["loc"]
     plain = roi_feature_loss(
         right.images, right.boxes, right.image_index, right.target_boxes, right.target_image_index, right.matched_idxs, 4, 16,

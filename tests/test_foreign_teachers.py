@@ -154,13 +154,13 @@ def test_distill_reads_it(root, tmp_path, folder_of, architecture, layer):
     CropClassifier(CLASSES, architecture=folder_of(architecture), crop_size=32, backbone_weights=weights).save(
         tmp_path / "teacher.pt"
     )
-    wrong = ClassifierSettings(feature_layers=("layre",))
+    wrong = ClassifierSettings(kd_loc_weight=2.0, feature_layers=("layre",))
     with pytest.raises(
         ValueError, match=rf"no layer layre in {architecture[:3]}.*; there are .*and layers within these"
     ) as error:
         distill(root, tmp_path / "wrong", tmp_path / "teacher.pt", classifier=wrong)
     layer = layer or next(name for name in str(error.value).split("there are ")[1].split(", ") if "layer" in name)
-    settings = ClassifierSettings(feature_layers=(layer,), feature_pools=(2,))
+    settings = ClassifierSettings(kd_loc_weight=2.0, loc_weight=2.0, feature_layers=(layer,), feature_pools=(2,))
     distill(root, tmp_path / "run", tmp_path / "teacher.pt", classifier=settings)
     for term in ("kd_cls", "kd_loc", "loc"):
         values = [float(row[f"train/{term}"] if f"train/{term}" in row else row[term]) for row in logged(tmp_path / "run")]
@@ -248,7 +248,7 @@ def test_what_a_zero_shot_teacher_cannot_be(zero_shot, tmp_path):
 def test_distill_with_a_zero_shot_teacher(root, tmp_path, zero_shot, monkeypatch, kind, student, fits):
     """It is tried as every teacher is; a CLIP's logits are refused for sigmoids."""
     options = {"student": student, "prompts": PROMPTS, "teacher_crop_size": 32, "image_size": 96}
-    settings, tried = ClassifierSettings(kd_loc_weight=0.0), []
+    settings, tried = ClassifierSettings(loc_weight=2.0), []
     monkeypatch.setattr("cls2det.commands.distill.check_not_at_chance", lambda teacher, *_: tried.append(teacher))
     run = {**options, "classifier": settings, "allow_poor_teacher": False}
     if not fits:
@@ -269,7 +269,7 @@ def test_options_of_another_teacher_are_told(root, tmp_path, zero_shot):
         distill(root, tmp_path / "a", tmp_path / "t.pt", prompts=PROMPTS)
     with pytest.raises(ValueError, match="class_mapping is for a trained teacher"):
         distill(root, tmp_path / "b", f"zero-shot:{zero_shot['clip']}", class_mapping={"red": "red"})
-    pixels = ClassifierSettings(kd_cls_weight=0.0, kd_loc_weight=0.0)
+    pixels = ClassifierSettings(kd_cls_weight=0.0, loc_weight=2.0)
     with pytest.warns(UserWarning, match=r"class_mapping is of a teacher, and there is none"):
         distill(root, tmp_path / "c", None, classifier=pixels, class_mapping={"red": "red"})
 
@@ -277,7 +277,7 @@ def test_options_of_another_teacher_are_told(root, tmp_path, zero_shot):
 def test_a_zero_shot_teacher_in_a_loop_of_ones_own(zero_shot):
     teacher = zero_shot_teacher(str(zero_shot["clip"]), CLASSES, crop_size=32)
     with pytest.raises(ValueError, match=r"no layer maxpool in ZeroShotClassifier; there are .*encoder"):
-        BoxDistiller(teacher, image_mean=(0, 0, 0), image_std=(1, 1, 1))
+        BoxDistiller(teacher, ClassifierSettings(kd_loc_weight=2.0), image_mean=(0, 0, 0), image_std=(1, 1, 1))
 
 
 def test_tokens_of_pictures_that_are_not_square_are_no_map():

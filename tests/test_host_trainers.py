@@ -19,7 +19,7 @@ pytest.importorskip("torchvision")
 import ddp_host
 from helpers import clean_environment
 
-TERMS = ("kd_cls", "kd_loc", "loc")
+TERMS = ("kd_cls",)
 
 
 def two_processes(host: str, folder: Path) -> list[dict]:

@@ -70,7 +70,7 @@ def distilled(old_runs, tmp_path):
     torch.manual_seed(0)
     detector = build_student("ssd_compact", 2)
     classifier = CropClassifier.load(old_runs / "teacher" / "weights.pt")
-    settings = ClassifierSettings(loc_weight=0.0, temperature=1.5)
+    settings = ClassifierSettings(kd_loc_weight=2.0, temperature=1.5)
     distillation = Distillation(
         detector,
         ClassifierDistiller(classifier, settings, CLASSES, detector.transform),

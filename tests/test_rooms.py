@@ -83,7 +83,8 @@ from cls2det.teachers.crop_classifier import CropClassifier
 
 classes = ["cat", "dog"]
 student, teacher = build_student("ssd_compact", 2).train(), build_student("ssd_compact_wide", 2)
-classifier = ClassifierDistiller(CropClassifier(classes), ClassifierSettings(), classes, student.transform)
+settings = ClassifierSettings(kd_loc_weight=2.0, loc_weight=2.0)
+classifier = ClassifierDistiller(CropClassifier(classes), settings, classes, student.transform)
 distillation = Distillation(student, classifier, DetectorTeacher(teacher, classes, [1, 2]), {"fkd": FKDSettings()})
 tap = PositiveTap(student)
 targets = [{"boxes": torch.tensor([[10.0, 12, 42, 44]]), "labels": torch.tensor([2])}]

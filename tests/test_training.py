@@ -407,7 +407,10 @@ def test_a_poor_teacher_is_refused(scenes, teacher_weights, tmp_path):
 def test_a_teacher_whose_scores_mean_something_else_is_refused(scenes, teacher_weights, tmp_path):
     with pytest.raises(ValueError, match=r"retinanet_compact has a sigmoid .* trained with ce alone"):
         distill(scenes, tmp_path, teacher_weights, student="retinanet_compact", allow_poor_teacher=False)
-    options = {"classifier": ClassifierSettings(kd_cls_weight=0.0), "optim": Optim(steps=1, batch_size=8)}
+    options = {
+        "classifier": ClassifierSettings(kd_cls_weight=0.0, kd_loc_weight=2.0, loc_weight=2.0),
+        "optim": Optim(steps=1, batch_size=8),
+    }
     distill(scenes, tmp_path, teacher_weights, student="retinanet_compact", allow_poor_teacher=False, **options)
 
 
@@ -518,6 +521,6 @@ def test_clear_errors(scenes, teacher_weights, tmp_path):
         FileExistsError, match=r"holds a run with other options \(box_weight, seed\): .*box_weight was 1\.0, is 3\.0"
     ):
         train(scenes, tmp_path / "c", seed=9, box_weight=3.0)
-    settings = ClassifierSettings(feature_layers=("conv9",))
+    settings = ClassifierSettings(kd_loc_weight=2.0, feature_layers=("conv9",))
     with pytest.raises(ValueError, match="no layer conv9 in resnet18; there are conv1, bn1"):
         distill(scenes, tmp_path / "d", teacher_weights, classifier=settings)

@@ -22,6 +22,8 @@ from cls2det.teachers.crop_classifier import CropClassifier
 from cls2det.training.detector import DetectorTraining
 from cls2det.training.settings import Optim, Run, TeacherRun
 
+ALL_TERMS = ClassifierSettings(kd_loc_weight=2.0, loc_weight=2.0)
+
 DIGITS = [str(digit) for digit in range(10)]
 MAPS = ("fgfi", "fkd", "fgd", "pkd", "cwd")  # methods that compare the backbone's maps
 FITS = {  # the detector-to-detector methods that fit each small student
@@ -60,6 +62,7 @@ def distill(scenes: Path, out: Path, teacher: Path | None = None, *, progress=si
         "optim": Optim(steps=4, batch_size=2),
         "run": Run(device="cpu", cache=True, checkpoint_every=2, log_every=1),
         "allow_poor_teacher": True,
+        "classifier": ALL_TERMS,
     }
     return run_distill(DistillOptions(scenes, out, teacher=teacher, **options | changes), progress)
 
@@ -97,7 +100,7 @@ def batch(scenes: Path, size: int = 4) -> tuple[list[Tensor], list[dict[str, Ten
 
 def training(
     teacher: Path | CropClassifier | None,
-    settings: ClassifierSettings = ClassifierSettings(),  # noqa: B008 (frozen)
+    settings: ClassifierSettings = ALL_TERMS,
     student: str = "ssd_compact",
     image_size: int | None = None,
 ) -> DetectorTraining:

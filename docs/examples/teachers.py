@@ -126,9 +126,8 @@ def train(teacher, layer: str | None, steps: int) -> list[dict[str, float]]:
     pictures = make_pictures(4)
     targets = [{"boxes": boxes, "labels": labels} for _, boxes, labels in pictures]
     tap = PositiveTap(model)
-    settings = (
-        ClassifierSettings(feature_layers=(layer,), feature_pools=(4,)) if layer else ClassifierSettings(kd_loc_weight=0)
-    )
+    of_layers = {"kd_loc_weight": 2.0, "feature_layers": (layer,), "feature_pools": (4,)} if layer else {}
+    settings = ClassifierSettings(loc_weight=2.0, **of_layers)
     distiller, history = BoxDistiller(teacher, settings, **tap.normalisation), []
     for step in range(steps):
         with tap:
