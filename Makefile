@@ -74,7 +74,7 @@ lint: $(VENV)/.ready
 # The wheel in build/wheel: one file for every Python, torch from 2.11 and Linux from 2018. CLS2DET_CUDA=0 leaves the CUDA kernels
 # out. The same sources, compiler and toolkit give the same bytes. (nvcc names kernels after the folder of their source: with
 # CUDA, only in the same folder.)
-# A compiler that is too new for that name needs PLATFORM=linux, or the container that docs/install.md names.
+# A compiler that is too new for that name needs PLATFORM=linux, or the container that docs/release.md names.
 PLATFORM ?= manylinux_2_28
 build_wheel = umask 022 && SOURCE_DATE_EPOCH=315532800 TORCH_CUDA_ARCH_LIST=all $(abspath $(BIN)/python) -m pip wheel . \
 	--no-deps --no-build-isolation --wheel-dir $(1) --config-settings=--build-option=--plat-name=$(PLATFORM)_$$(uname -m)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.util
 import json
 import re
 import subprocess
@@ -143,6 +144,18 @@ def bill_of_materials(wheel: Path) -> dict:
     }
 
 
+def faults_of_bill(bill: dict) -> list[str]:
+    """What the schema of CycloneDX 1.6 refuses. Needs cyclonedx-python-lib[json-validation]; without it, says so and passes."""
+    if not (importlib.util.find_spec("cyclonedx") and importlib.util.find_spec("jsonschema")):
+        print("the bill was not held against its schema: pip install 'cyclonedx-python-lib[json-validation]'")
+        return []
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
+    error = JsonStrictValidator(SchemaVersion.V1_6).validate_str(json.dumps(bill))
+    return [f"the bill of materials breaks CycloneDX 1.6 at {error.data.json_path}: {error.data.message}"] if error else []
+
+
 def environment(folder: Path, index: bool, wheel: Path) -> Path:
     """The Python of a fresh environment in ``folder`` with the wheel installed."""
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
@@ -189,9 +202,10 @@ def main() -> int:
     parser.add_argument("--final", action="store_true", help="the newest entry of CHANGELOG.md must have a date")
     options = parser.parse_args()
     faults = faults_of_files(options.wheel, options.sdist)
-    bill = options.wheel.with_suffix(".cdx.json")
-    bill.write_text(json.dumps(bill_of_materials(options.wheel), indent=1) + "\n")
-    print(f"bill of materials: {bill}")
+    bill, file = bill_of_materials(options.wheel), options.wheel.with_suffix(".cdx.json")
+    file.write_text(json.dumps(bill, indent=1) + "\n")
+    print(f"bill of materials: {file}")
+    faults += faults_of_bill(bill)
     released = changelog_version((ROOT / "CHANGELOG.md").read_text())[1]
     if options.final and released == "unreleased":
         faults.append("the newest entry of CHANGELOG.md is unreleased: give it its date")

@@ -105,6 +105,16 @@ def test_the_bill_of_materials(tmp_path):
     assert {entry for edge in bill["dependencies"] for entry in edge["dependsOn"]} == set(scopes)
 
 
+def test_the_bill_is_held_against_its_schema(tmp_path):
+    pytest.importorskip("cyclonedx.validation.json")
+    pytest.importorskip("jsonschema")
+    bill = release_check.bill_of_materials(wheel(tmp_path))
+    assert release_check.faults_of_bill(bill) == []
+    bill["components"][0]["type"] = "binary"
+    (fault,) = release_check.faults_of_bill(bill)
+    assert "$.components[0].type: 'binary' is not one of" in fault
+
+
 def test_a_release_without_a_date_is_not_final(tmp_path):
     command = [sys.executable, release_check.__file__, "--no-tests", str(wheel(tmp_path)), str(sdist(tmp_path))]
     assert subprocess.run(command, check=False).returncode == 0
