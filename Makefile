@@ -76,7 +76,8 @@ lint: $(VENV)/.ready
 # CUDA, only in the same folder.)
 # A compiler that is too new for that name needs PLATFORM=linux, or the container that docs/release.md names.
 PLATFORM ?= manylinux_2_28
-build_wheel = umask 022 && SOURCE_DATE_EPOCH=315532800 TORCH_CUDA_ARCH_LIST=all $(abspath $(BIN)/python) -m pip wheel . \
+venv_python = "$(if $(filter /%,$(BIN)),$(BIN),$(CURDIR)/$(BIN))/python" # in a folder with blanks, too
+build_wheel = umask 022 && SOURCE_DATE_EPOCH=315532800 TORCH_CUDA_ARCH_LIST=all $(venv_python) -m pip wheel . \
 	--no-deps --no-build-isolation --wheel-dir $(1) --config-settings=--build-option=--plat-name=$(PLATFORM)_$$(uname -m)
 wheel: $(VENV)/.ready
 	rm -rf build/wheel

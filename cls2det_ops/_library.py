@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import struct
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +33,7 @@ def _load_cpu() -> tuple[dict[str, str], str]:
     if problem := _other_copy():
         return {}, problem
     try:
-        torch.ops.load_library(str(CPU_LIBRARY))
+        _load(CPU_LIBRARY)
         record = _answer("cls2det_build_info")
     except (OSError, RuntimeError, AttributeError) as error:
         cause = error.__cause__ or error  # torch's own message leaves the system's out
@@ -43,6 +44,20 @@ def _load_cpu() -> tuple[dict[str, str], str]:
     # stays when this module is imported again
     torch.ops.cls2det._loaded_from = str(CPU_LIBRARY.resolve())  # type: ignore[attr-defined]
     return dict(line.split("=", 1) for line in record.splitlines()), ""
+
+
+def _load(library: Path) -> None:
+    """Register the operators of ``library``; OSError or RuntimeError if the system refuses it, or if its end is missing.
+
+    The system maps a file without its end, and ends the process where it reads beyond. The table of sections is the last part.
+    """
+    with library.open("rb") as file:
+        head = file.read(64)
+    if len(head) == 64 and head.startswith(b"\x7fELF\x02\x01"):
+        (table,), (entry, entries) = struct.unpack_from("<Q", head, 0x28), struct.unpack_from("<HH", head, 0x3A)
+        if (size := library.stat().st_size) < table + entry * entries:
+            raise OSError(f"{library.name}: {size} bytes of {table + entry * entries}")
+    torch.ops.load_library(str(library))
 
 
 def _answer(function: str) -> str:
@@ -99,7 +114,7 @@ def _load_cuda() -> str:
     if built.split(".")[0] != torch.version.cuda.split(".")[0]:
         return f"its kernels were built for CUDA {built or 'of unknown version'}, this torch uses CUDA {torch.version.cuda}"
     try:
-        torch.ops.load_library(str(CUDA_LIBRARY))
+        _load(CUDA_LIBRARY)
     except (OSError, RuntimeError) as error:
         cause = error.__cause__ or error
         return f"the CUDA library could not be loaded ({cause}); install the package again, for this torch and its CUDA"

@@ -22,6 +22,13 @@ from cls2det.commands.options import DistillOptions, TrainOptions
 from training_cases import coco_layout
 
 
+def test_an_installation_of_the_operators_alone_says_what_the_command_needs():
+    child = "import runpy, sys; sys.modules['yaml'] = None; runpy.run_module('cls2det', run_name='__main__')"
+    result = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, check=False)
+    assert result.returncode == 1 and result.stdout == ""
+    assert result.stderr.startswith("cls2det: no module yaml. ") and "pip install 'cls2det[train]'" in result.stderr
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_describes_every_option(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")

@@ -147,6 +147,16 @@ def test_something_else_by_that_name(without_libraries, content):
 
 
 @needs_library
+@pytest.mark.parametrize("size", [5000, 400_000, -1])
+def test_a_library_that_lost_its_end(installed, size):
+    """The system loads it, and ends the process when it reads what is missing."""
+    library = library_of(installed)
+    whole = library.read_bytes()
+    library.write_bytes(whole[:size])
+    assert f"could not be loaded ({NAME}: {len(whole[:size])} bytes of {len(whole)})" in refused(installed)
+
+
+@needs_library
 def test_another_processor(installed):
     library = library_of(installed)
     content = bytearray(library.read_bytes())
