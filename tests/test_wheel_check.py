@@ -73,6 +73,11 @@ def test_a_right_wheel(tmp_path):
             ["-s"],
             "path of the machine that built it: /somewhere",
         ),
+        (
+            'const char* f() { return "/home/jörg/my code/compat.h"; }',
+            ["-s"],
+            "path of the machine that built it: /home/jörg/my code/compat.h",
+        ),
         (GOOD, ["-s", "-Wl,-rpath,/somewhere"], "looks for libraries in /somewhere"),
         (GOOD, ["-g0"], "is not stripped"),
         (GOOD, ["-s", "-Wl,--no-as-needed", "-lpthread", "-lutil", "-lresolv"], "needs libresolv.so.2"),

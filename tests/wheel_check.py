@@ -79,10 +79,10 @@ def faults_of_library(library: Path, platform: str) -> list[str]:
     faults += [f"looks for libraries in {path}" for path in re.findall(r"\((?:RPATH|RUNPATH)\).*\[(.*)\]", dynamic)]
     if ".symtab" in output("readelf", "-S", "-W", str(library)):
         faults.append("is not stripped")
-    paths = set(re.findall(rb"(?:/[\w.+-]{2,}){2,}\.(?:h|hpp|cuh|c|cc|cpp|cu|so)\b", library.read_bytes()))
+    paths = set(re.findall(rb"(?:/[\w.+\x80-\xff -]{2,}){2,}\.(?:h|hpp|cuh|c|cc|cpp|cu|so)\b", library.read_bytes()))
     # after a letter it is the end of a relative path
-    paths = {path for path in paths if re.search(rb"(?<![\w.+-])" + re.escape(path), library.read_bytes())}
-    return faults + [f"holds a path of the machine that built it: {path.decode()}" for path in sorted(paths)]
+    paths = {path for path in paths if re.search(rb"(?<![\w.+\x80-\xff-])" + re.escape(path), library.read_bytes())}
+    return faults + [f"holds a path of the machine that built it: {path.decode(errors='replace')}" for path in sorted(paths)]
 
 
 def faults_of_wheel(wheel: Path) -> list[str]:
