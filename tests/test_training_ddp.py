@@ -17,7 +17,7 @@ pytest.importorskip("pycocotools")
 import cls2det
 import ddp_students
 from cls2det.models.students import STUDENTS
-from training_cases import FITS, batch, logged, weights_in
+from training_cases import ALL_TERMS, FITS, batch, logged, weights_in
 
 pytestmark = pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="this torch has no gloo")
 
@@ -102,6 +102,12 @@ def test_lightning_starts_the_second_process_itself(two, scenes, tmp_path):
     command += ["--images", "8", "--backbone-weights", "none", "--val-split", "val"]
     command += ["--augmentation", "jitter", "--run.cache", "true"]
     command += ["--classifier.normalizer", "all", "--classifier.max-positives", "16"]
+    command += [
+        "--classifier.kd-loc-weight",
+        str(ALL_TERMS.kd_loc_weight),
+        "--classifier.loc-weight",
+        str(ALL_TERMS.loc_weight),
+    ]
     command += ["--encoder", str(two / "teacher-of-ssd_compact.pt"), "--term-weights", "auto"]
     command += [
         "--distillers",
