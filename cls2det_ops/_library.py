@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 BACKENDS = ("auto", "native", "reference")
+SIMD_LEVELS = ("plain", "avx2", "avx512")  # that CLS2DET_SIMD may name; csrc/cpu/simd_level.h reads it
 
 
 CPU_LIBRARY, CUDA_LIBRARY = (
@@ -136,6 +137,8 @@ def _checked(name: str, source: str) -> str:
     return name
 
 
+if (level := os.environ.get("CLS2DET_SIMD") or "avx512") not in SIMD_LEVELS:
+    raise ValueError(f"CLS2DET_SIMD must be one of {', '.join(map(repr, SIMD_LEVELS))}, found {level!r}")
 _backend = _checked(os.environ.get("CLS2DET_BACKEND", "auto"), "CLS2DET_BACKEND")
 
 

@@ -91,6 +91,12 @@ def test_unknown_backend_in_the_environment():
     assert "CLS2DET_BACKEND must be one of 'auto', 'native', 'reference', found 'fastest'" in result.stderr
 
 
+def test_simd_level_that_does_not_exist():
+    result = run_forked("import cls2det_ops", CLS2DET_SIMD="avx3")
+    assert result.returncode != 0
+    assert "CLS2DET_SIMD must be one of 'plain', 'avx2', 'avx512', found 'avx3'" in result.stderr
+
+
 def test_python_m_without_a_compiled_library(without_libraries):
     code = "import runpy; runpy.run_module('cls2det_ops', run_name='__main__')"
     result = run_forked(code, folder=without_libraries)
