@@ -62,9 +62,6 @@ def argument_bytes(kind: str, value) -> bytes:
     return b"v" + struct.pack("<d" if kind == "float" else "<q", value)
 
 
-OPERATORS = [name for name in PUBLIC_OPS if name != "frozen_stem"]  # which calls torch's own convolution
-
-
 class Recorder(TorchDispatchMode):
     """Keeps every call of a native operator."""
 
@@ -147,7 +144,7 @@ def replay(folder: Path, operators: list[str], sources: list[Path]) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("operators", nargs="*", default=OPERATORS, help="default: all of them")
+    parser.add_argument("operators", nargs="*", default=PUBLIC_OPS, help="default: all of them")
     parser.add_argument("--folder", type=Path, help="where objects are kept; default: nowhere")
     options = parser.parse_args()
     if reason := missing():

@@ -85,6 +85,44 @@ void copy(const Array& to, const Array& from) {
   std::exit(3);
 }
 
+// The convolution of frozen_stem, channels-last like its inputs: no dilation, no groups.
+template <typename T>
+Array convolve(const Array& images, const Array& weight, const Array& bias, int64_t stride, int64_t padding) {
+  const int64_t inputs = images.sizes[1], channels = weight.sizes[0];
+  const Sizes kernel{weight.sizes[2], weight.sizes[3]}, from{images.sizes[2], images.sizes[3]};
+  const int64_t height = (from[0] + 2 * padding - kernel[0]) / stride + 1, width = (from[1] + 2 * padding - kernel[1]) / stride + 1;
+  const Sizes sizes{images.sizes[0], channels, height, width};
+  Array out = make(images.dtype, sizes, {channels * height * width, 1, width * channels, channels});
+  const auto value = [](const Array& a, const Sizes& index) { return *reinterpret_cast<const T*>(a.at(index)); };
+  std::vector<T> weights(kernel[0] * kernel[1] * inputs * channels);  // (ky, kx, input, channel)
+  T* next = weights.data();
+  for (int64_t ky = 0; ky < kernel[0]; ++ky) {
+    for (int64_t kx = 0; kx < kernel[1]; ++kx) {
+      for (int64_t i = 0; i < inputs; ++i) {
+        for (int64_t c = 0; c < channels; ++c) *next++ = value(weight, {c, i, ky, kx});
+      }
+    }
+  }
+  T* place = reinterpret_cast<T*>(out.memory->data());
+  for (int64_t n = 0; n < sizes[0]; ++n) {
+    for (int64_t y = 0; y < height; ++y) {
+      for (int64_t x = 0; x < width; ++x, place += channels) {
+        for (int64_t c = 0; c < channels; ++c) place[c] = value(bias, {c});
+        for (int64_t k = 0; k < kernel[0] * kernel[1]; ++k) {
+          const int64_t row = y * stride - padding + k / kernel[1], column = x * stride - padding + k % kernel[1];
+          if (row < 0 || row >= from[0] || column < 0 || column >= from[1]) continue;
+          for (int64_t i = 0; i < inputs; ++i) {
+            const T pixel = value(images, {n, i, row, column});
+            const T* w = weights.data() + (k * inputs + i) * channels;
+            for (int64_t c = 0; c < channels; ++c) place[c] += pixel * w[c];
+          }
+        }
+      }
+    }
+  }
+  return out;
+}
+
 }  // namespace
 
 // Numbers of types and layouts: those of c10, though any that differ would do.
@@ -279,6 +317,20 @@ AOTITorchError torch_call_dispatcher(const char* name, const char*, StableIValue
     result = self;
     std::swap(result.sizes.at(stack[1]), result.sizes.at(stack[2]));
     std::swap(result.strides.at(stack[1]), result.strides.at(stack[2]));
+  } else if (operation == "aten::convolution") {
+    auto* bias = reinterpret_cast<StableIValue*>(stack[2]);
+    const auto first = [&](int i) {
+      auto* list = reinterpret_cast<List*>(stack[i]);
+      const int64_t value = int64_t(list->at(0));
+      delete list;
+      return value;
+    };
+    const int64_t stride = first(3), padding = first(4);
+    const auto offset = reinterpret_cast<AtenTensorHandle>(*bias);
+    result = (self.dtype == 7 ? convolve<double> : convolve<float>)(self, array(tensor(1)), array(offset), stride, padding);
+    for (int i : {5, 7}) delete reinterpret_cast<List*>(stack[i]);
+    for (AtenTensorHandle used : {tensor(1), offset}) aoti_torch_delete_tensor_object(used);
+    delete bias;
   } else {
     stop(operation + " is not known here");
   }
