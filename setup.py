@@ -8,6 +8,8 @@ Environment:
   TORCH_CUDA_ARCH_LIST      which GPUs to compile for; default: those present, else 8.0 8.6 8.9 9.0 10.0 12.0 and PTX;
                             "all" for that list in any case
   CUDA_HOME                 where the toolkit is
+  CLS2DET_NAMESPACE         the name of torch.ops that the operators get; default: cls2det. Another is for tests/hub_layout.py,
+                            which writes the same name into cls2det_ops/_namespace.py
   CLS2DET_SANITIZE=1        CPU kernels with AddressSanitizer and UBSan, for `make sanitize`
 """
 
@@ -136,7 +138,10 @@ def extensions() -> dict:
         "extra_link_args": link,
         "py_limited_api": True,  # links no libtorch_python
     }
-    macros = [("TORCH_TARGET_VERSION", TORCH_TARGET)]
+    namespace = os.environ.get("CLS2DET_NAMESPACE") or "cls2det"
+    if not namespace.isidentifier():
+        raise SystemExit(f"CLS2DET_NAMESPACE must be a name, found {namespace!r}")
+    macros = [("TORCH_TARGET_VERSION", TORCH_TARGET), ("CLS2DET_NAMESPACE", namespace)]
     modules = [
         cpp_extension.CppExtension(
             "cls2det_ops._C",

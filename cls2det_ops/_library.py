@@ -14,9 +14,12 @@ import struct
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from ._namespace import NAMESPACE
 
 BACKENDS = ("auto", "native", "reference")
 SIMD_LEVELS = ("plain", "avx2", "avx512")  # that CLS2DET_SIMD may name; csrc/cpu/simd_level.h reads it
@@ -43,8 +46,16 @@ def _load_cpu() -> tuple[dict[str, str], str]:
             f"the compiled library could not be loaded ({cause}); install the package again, for this platform and torch",
         )
     # stays when this module is imported again
-    torch.ops.cls2det._loaded_from = str(CPU_LIBRARY.resolve())  # type: ignore[attr-defined]
-    return dict(line.split("=", 1) for line in record.splitlines()), ""
+    operators()._loaded_from = str(CPU_LIBRARY.resolve())
+    build_info = dict(line.split("=", 1) for line in record.splitlines())
+    if (built := build_info.get("namespace", "cls2det")) != NAMESPACE:
+        return {}, f"the compiled library registers torch.ops.{built} where torch.ops.{NAMESPACE} was expected"
+    return build_info, ""
+
+
+def operators() -> Any:
+    """Where torch keeps the operators of this copy of the package."""
+    return getattr(torch.ops, NAMESPACE)
 
 
 def _load(library: Path) -> None:
@@ -93,9 +104,9 @@ def _not_built() -> str:
 
 def _other_copy() -> str:
     """What to say where this process has the operators from another file, else "". A second declaration would end the process."""
-    if not hasattr(torch.ops.cls2det, "roi_crop"):
+    if not hasattr(operators(), "roi_crop"):
         return ""
-    loaded = getattr(torch.ops.cls2det, "_loaded_from", "an unknown place")
+    loaded = getattr(operators(), "_loaded_from", "an unknown place")
     return (
         "" if loaded == str(CPU_LIBRARY.resolve()) else f"another copy of cls2det_ops is loaded in this process, from {loaded}"
     )

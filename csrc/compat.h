@@ -27,6 +27,11 @@
 #define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
 #endif
 
+// The name of torch.ops under which the operators are registered, see setup.py. The emulation in tests/emu has one of its own.
+#if !defined(CLS2DET_NAMESPACE)
+#define CLS2DET_NAMESPACE cls2det
+#endif
+
 namespace cls2det {
 
 using torch::headeronly::ScalarType;

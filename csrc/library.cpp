@@ -5,6 +5,7 @@
 // The meaning of each operator is documented at its public function, cls2det_ops/ops/<op>.py. Conventions of the schemas: boxes
 // xyxy in accumulate dtype (float32; float64 for float64 maps), indices int64; options as the numbers of the enums Distance,
 // Background, SigmoidMode and Assignment in math/. An output that a need_ flag leaves out is an empty tensor.
+#include "compat.h"
 #include "cpu/simd_level.h"
 
 #define CLS2DET_STRING_(x) #x
@@ -22,6 +23,7 @@ CLS2DET_EXPORT const char* cls2det_build_info() {
   return "compiler=" __VERSION__
          "\nbuild_torch=" CLS2DET_BUILD_TORCH
          "\ntorch_target=" CLS2DET_STRING(TORCH_TARGET_VERSION)
+         "\nnamespace=" CLS2DET_STRING(CLS2DET_NAMESPACE)
          "\ncuda_version=" CLS2DET_CUDA_VERSION
          "\ncuda_archs=" CLS2DET_CUDA_ARCHS
          "\ncuda_missing=" CLS2DET_CUDA_MISSING;

@@ -1,8 +1,8 @@
 """Lays a wheel's cls2det_ops out as a kernel of the Hugging Face hub: python tests/hub_layout.py WHEEL FOLDER
 
 FOLDER/build then holds a folder per variant, as the package `kernels` (0.17) looks for them: torch-stable-abi211-cpu-… and, from a
-wheel with CUDA kernels, torch-stable-abi211-cu130-…. The libraries are those of the wheel, byte for byte. docs/release.md says what
-the hub asks beyond that.
+wheel with CUDA kernels, torch-stable-abi211-cu130-…. The libraries are those of the wheel, byte for byte. A kernel of the hub has
+a name of torch.ops of its own: docs/release.md says how to build such a wheel.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ def lay_out(wheel: Path, folder: Path) -> list[Path]:
         licence = next(name for name in archive.namelist() if name.endswith("/LICENSE"))
         content["LICENSE"] = archive.read(licence)
     record = build_record(content["_C.so"])
+    content["_namespace.py"] = f'NAMESPACE = "{record["namespace"]}"\n'.encode()
     target = int(record["torch_target"].rstrip("ULul"), 16)
     backends: dict[str, tuple[dict, dict[str, bytes]]] = {
         "cpu": ({"type": "cpu"}, {name: value for name, value in content.items() if name != "_C_cuda.so"})
@@ -81,3 +82,5 @@ if __name__ == "__main__":
     options = parser.parse_args()
     for made in lay_out(options.wheel, options.folder):
         print(made)
+        if '"cls2det"' in (made / "_namespace.py").read_text():
+            print("its operators are those of the package, torch.ops.cls2det: not for the hub, see docs/release.md")

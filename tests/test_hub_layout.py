@@ -6,7 +6,10 @@ import base64
 import hashlib
 import importlib.util
 import json
+import os
 import platform
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -66,10 +69,11 @@ def test_the_layout(wheel, tmp_path):
 def test_a_wheel_with_cuda_kernels_has_two_variants(wheel, tmp_path, monkeypatch):
     with zipfile.ZipFile(wheel, "a") as archive:
         archive.writestr("cls2det_ops/_C_cuda.so", b"")
-    record = {"torch_target": "0x020b000000000000", "cuda_version": "13.0", "cuda_archs": "8.0;9.0+PTX"}
+    record = {"torch_target": "0x020b000000000000", "namespace": "own", "cuda_version": "13.0", "cuda_archs": "8.0;9.0+PTX"}
     monkeypatch.setattr(hub_layout, "build_record", lambda library: record)
     cpu, cuda = hub_layout.lay_out(wheel, tmp_path / "kernel")
     assert "-cu130-" in cuda.name and (cuda / "_C_cuda.so").is_file() and not (cpu / "_C_cuda.so").exists()
+    assert (cuda / "_namespace.py").read_text() == (cpu / "_namespace.py").read_text() == 'NAMESPACE = "own"\n'
     about = json.loads((cuda / "metadata.json").read_text())
     assert about["backend"] == {"type": "cuda", "archs": ["8.0", "9.0+PTX"]}
     assert about["id"] != json.loads((cpu / "metadata.json").read_text())["id"]
@@ -90,11 +94,47 @@ def test_it_loads_under_the_name_in_its_metadata(wheel, tmp_path):
 
 
 def test_a_second_copy_in_the_process_runs_in_plain_pytorch(wheel, tmp_path):
-    """All builds declare torch.ops.cls2det, which the hub does not want: see docs/release.md."""
+    """The wheel's libraries declare torch.ops.cls2det, as the package's do."""
     (variant,) = hub_layout.lay_out(wheel, tmp_path / "kernel")
     result = run_forked("import cls2det_ops\n" + LOAD.format(folder=str(variant)) + USE)
     assert "another copy of cls2det_ops is loaded" in result.stdout.splitlines()[2], result.stderr
     assert "runs in plain PyTorch, slower" in result.stderr
+
+
+@pytest.mark.slow
+def test_a_build_with_its_own_namespace_runs_beside_the_package(wheel, tmp_path):
+    """What the hub asks: two versions in one process."""
+    if not (PACKAGE.parent / "setup.py").is_file():
+        pytest.skip("not run from the source folder")
+    command = [sys.executable, "setup.py", "-q", "build", "--build-base", str(tmp_path / "base"), "--build-lib", str(tmp_path)]
+    env = os.environ | {"CLS2DET_NAMESPACE": "cls2det_ops_own", "CLS2DET_CUDA": "0"}
+    subprocess.run(command, cwd=PACKAGE.parent, env=env, check=True, capture_output=True)
+    own = tmp_path / "own" / NAME
+    own.parent.mkdir()
+    with zipfile.ZipFile(wheel) as archive, zipfile.ZipFile(own, "w") as changed:
+        for name in archive.namelist():
+            library = tmp_path / name
+            changed.writestr(name, library.read_bytes() if name.endswith("_C.so") else archive.read(name))
+    (variant,) = hub_layout.lay_out(own, tmp_path / "kernel")
+    beside = """
+import cls2det_ops
+arguments = torch.randn(2, 4, requires_grad=True), torch.randn(1, 3), torch.tensor([0, -1])
+results = [module.kd_softmax_loss(*arguments) for module in (cls2det_ops, kernel)]
+grads = [torch.autograd.grad(result, arguments[:1])[0] for result in results]
+assert torch.equal(*results) and torch.equal(*grads)
+print(cls2det_ops._library.cpu_missing or "native", hasattr(torch.ops.cls2det_ops_own, "roi_crop"))
+"""
+    result = run_forked("import cls2det_ops\n" + LOAD.format(folder=str(variant)) + USE + beside)
+    _, library, state, both = result.stdout.splitlines()
+    assert library == str(variant / "_C.so") and state == "native" and both == "native True", result.stderr
+
+
+def test_a_library_of_another_namespace_is_not_used(monkeypatch):
+    if _library.cpu_missing:
+        pytest.skip(_library.cpu_missing)
+    monkeypatch.setattr(_library, "NAMESPACE", "another")
+    record, problem = _library._load_cpu()
+    assert not record and problem.endswith("registers torch.ops.cls2det where torch.ops.another was expected")
 
 
 def test_the_loader_of_kernels_takes_it(wheel, tmp_path):

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from .. import _checks as check
-from .._library import build_info
+from .._library import build_info, operators
+from .._namespace import NAMESPACE
 
 
 @functools.cache
 def arguments_of(name: str) -> Any:
     """The named tuple of an operator's arguments, after its schema in csrc."""
-    schema = getattr(torch.ops.cls2det, name).default._schema
+    schema = getattr(operators(), name).default._schema
     return namedtuple(name, [argument.name for argument in schema.arguments])
 
 
@@ -30,7 +31,7 @@ def register_fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         if build_info:
             named = arguments_of(name)
-            torch.library.register_fake(f"cls2det::{name}", lambda *arguments: function(named(*arguments)))
+            torch.library.register_fake(f"{NAMESPACE}::{name}", lambda *arguments: function(named(*arguments)))
         return function
 
     return register
@@ -53,7 +54,7 @@ def register_autograd(name: str, save: Callable[..., None], backward: Callable[.
     """
     if not build_info:
         return
-    operator = getattr(torch.ops.cls2det, name).default
+    operator = getattr(operators(), name).default
     named = arguments_of(name)
     names = named._fields
     all_names = frozenset(names)
@@ -67,7 +68,7 @@ def register_autograd(name: str, save: Callable[..., None], backward: Callable[.
             raise KeyError(f"{name} has no argument {', '.join(by_name.keys() - all_names)}")
         return tuple(map(by_name.get, names))
 
-    torch.library.register_autograd(f"cls2det::{name}", formula, setup_context=setup_context)
+    torch.library.register_autograd(f"{NAMESPACE}::{name}", formula, setup_context=setup_context)
 
     def forward(ctx: Any, *inputs: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
@@ -87,7 +88,7 @@ def run(name: str, **arguments: Any) -> Any:
     applied before the dispatcher is asked, and left out where nothing is recorded (benchmarks/NOTES.md has what both save).
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
-        return getattr(torch.ops.cls2det, name).default(**arguments)
+        return getattr(operators(), name).default(**arguments)
     kernel, function, names = _OPERATORS[name]
     values = map(arguments.__getitem__, names)
     if torch.is_grad_enabled():

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import _checks as check
 from .. import reference
-from .._library import native
+from .._library import native, operators
 from ._common import register_fake
 
 
@@ -71,7 +71,7 @@ def imitation_mask(
     dtype = check.accumulate_dtype(torch.promote_types(anchors.dtype, boxes.dtype))
     anchors, boxes = anchors.detach().to(dtype), boxes.detach().to(dtype)
     if native(anchors):
-        mask: Tensor = torch.ops.cls2det.imitation_mask(
+        mask: Tensor = operators().imitation_mask(
             anchors, boxes, image_index, images=images, level_sizes=sizes, factor=factor, assignment=kind
         )
         return mask

@@ -9,18 +9,19 @@ CLS2DET_HD Vec<T> attended(Vec<T> value, bool absolute) {
 template <int kRows, typename T>
 CLS2DET_HD void add_rows(const MeansArgs<T>& args, const MapTile& tile, int64_t o, T* columns, T* sums) {
   const int64_t inner = args.tiles.shape.inner;
-  const T* rows = args.features + tile.image * args.stride + o * inner;
+  const T* rows = args.features + tile.image * args.stride + o * inner + tile.inner_begin;
+  columns += tile.inner_begin;
+  const bool absolute = args.absolute;
   Vec<T> sum[kRows] = {};
-  for (int64_t i = tile.inner_begin; i < tile.inner_end; i += kLanes<T>) {
-    const int64_t left = tile.inner_end - i;
+  for_vectors<T>(tile.inner_end - tile.inner_begin, [&](int64_t i, int64_t left) __attribute__((always_inline)) {
     Vec<T> column = load_up_to(columns + i, left, T(0));
     for (int r = 0; r < kRows; ++r) {
-      const Vec<T> value = attended<T>(load_up_to(rows + r * inner + i, left, T(0)), args.absolute);
+      const Vec<T> value = attended<T>(load_up_to(rows + r * inner + i, left, T(0)), absolute);
       sum[r] += value;
       column += value;
     }
     store_up_to(columns + i, column, left);
-  }
+  });
   for (int r = 0; r < kRows; ++r) sums[o + r] = sum_lanes<T>(sum[r]);
 }
 
@@ -45,18 +46,18 @@ void attention_gradients(const MeansArgs<T>& args, int64_t begin, int64_t end) {
   const DenseShape& shape = args.tiles.shape;
   for (int64_t i = begin; i < end; ++i) {
     const MapTile tile = args.tiles[i];
-    const T* columns = args.inner_grad + tile.image * shape.inner;
-    const bool past = args.past_caches;
+    const T* columns = args.inner_grad + tile.image * shape.inner + tile.inner_begin;
+    const T share = args.inner_share;
+    const bool past = args.past_caches, absolute = args.absolute;
     for (int64_t o = tile.outer_begin; o < tile.outer_end; ++o) {
       const T row = args.outer_grad[tile.image * shape.outer + o] * args.outer_share;
-      const T* features = args.features + tile.image * args.stride + o * shape.inner;
-      T* grad = args.grad + (tile.image * shape.outer + o) * shape.inner;
-      for (int64_t x = tile.inner_begin; x < tile.inner_end; x += kLanes<T>) {
-        const int64_t left = tile.inner_end - x;
-        const Vec<T> upstream = load_up_to(columns + x, left, T(0)) * args.inner_share + row;
-        const Vec<T> slope = args.absolute ? sign(load_up_to(features + x, left, T(0))) * upstream : upstream;
+      const T* features = args.features + tile.image * args.stride + o * shape.inner + tile.inner_begin;
+      T* grad = args.grad + (tile.image * shape.outer + o) * shape.inner + tile.inner_begin;
+      for_vectors<T>(tile.inner_end - tile.inner_begin, [&](int64_t x, int64_t left) __attribute__((always_inline)) {
+        const Vec<T> upstream = load_up_to(columns + x, left, T(0)) * share + row;
+        const Vec<T> slope = absolute ? sign(load_up_to(features + x, left, T(0))) * upstream : upstream;
         write_up_to(grad + x, slope, left, past);
-      }
+      });
     }
   }
   finish_writes();

@@ -103,12 +103,12 @@ Tensor attention_means_backward(Tensor grad_spatial, Tensor grad_channel, Tensor
 }  // namespace
 }  // namespace cls2det
 
-STABLE_TORCH_LIBRARY_FRAGMENT(cls2det, m) {
+STABLE_TORCH_LIBRARY_FRAGMENT(CLS2DET_NAMESPACE, m) {
   m.def("attention_means(Tensor features, bool absolute) -> (Tensor, Tensor)");
   m.def("attention_means_backward(Tensor grad_spatial, Tensor grad_channel, Tensor features, bool absolute) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(cls2det, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(CLS2DET_NAMESPACE, CPU, m) {
   m.impl("attention_means", TORCH_BOX(&cls2det::attention_means));
   m.impl("attention_means_backward", TORCH_BOX(&cls2det::attention_means_backward));
 }

@@ -14,24 +14,30 @@ void stem_pool_rows(const StemPool<T>& args, int64_t begin, int64_t end) {
     const int oy = int(row - image * s.out_h);
     const T* conv = args.conv + image * s.conv_h * s.conv_w * channels;
     for (int ox = 0; ox < s.out_w; ++ox) {
-      for (int64_t c = 0; c < channels; c += lanes) {
+      const T* places[kWindow * kWindow];  // of the convolution, those inside
+      int numbers[kWindow * kWindow], inside = 0;
+      for (int k = 0; k < kWindow * kWindow; ++k) {
+        const int y = 2 * oy - 1 + k / kWindow, x = 2 * ox - 1 + k % kWindow;
+        if (y < 0 || y >= s.conv_h || x < 0 || x >= s.conv_w) continue;
+        places[inside] = conv + (int64_t(y) * s.conv_w + x) * channels;
+        numbers[inside++] = k;
+      }
+      for_vectors<T>(channels, [&](int64_t c, int64_t n) __attribute__((always_inline)) {
         Vec<T> best{};
         Vec<Index> at{};
         at += Index(-1);
-        for (int k = 0; k < kWindow * kWindow; ++k) {
-          const int y = 2 * oy - 1 + k / kWindow, x = 2 * ox - 1 + k % kWindow;
-          if (y < 0 || y >= s.conv_h || x < 0 || x >= s.conv_w) continue;
-          const Vec<T> value = load_up_to(conv + (int64_t(y) * s.conv_w + x) * channels + c, channels - c, T(0));
+        for (int i = 0; i < inside; ++i) {
+          const Vec<T> value = load_up_to(places[i] + c, n, T(0));
           const auto better = (value > best) | (value != value) | (at < 0);  // NaN wins, as in torch's max-pool
           best = better ? value : best;
-          at = better ? Vec<Index>{} + Index(k) : at;
+          at = better ? Vec<Index>{} + Index(numbers[i]) : at;
         }
         const auto dead = best <= Vec<T>{};
         best = dead ? Vec<T>{} : best;
         at = dead ? Vec<Index>{} + Index(kDead) : at;
         store(values.data() + ox * channels + c, best);  // beyond the channels it writes what the next place overwrites
         store(chosen.data() + ox * channels + c, at);
-      }
+      });
     }
     const int64_t first = image * channels * plane + int64_t(oy) * s.out_w;
     for (int64_t c = 0; c < channels; ++c) {

@@ -115,14 +115,14 @@ Tensor stem_backward(const StemShape& shape, const Tensor& grad, const Tensor& i
 }  // namespace
 }  // namespace cls2det
 
-STABLE_TORCH_LIBRARY_FRAGMENT(cls2det, m) {
+STABLE_TORCH_LIBRARY_FRAGMENT(CLS2DET_NAMESPACE, m) {
   m.def("frozen_stem(Tensor images, Tensor weight, Tensor bias, int stride, int padding, bool need_grad) -> (Tensor, Tensor)");
   m.def(
       "frozen_stem_backward(Tensor grad, Tensor index, Tensor weight, int height, int width, int stride, int padding) -> "
       "Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(cls2det, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(CLS2DET_NAMESPACE, CPU, m) {
   m.impl("frozen_stem", TORCH_BOX(&cls2det::frozen_stem<cls2det::stem>));
   m.impl("frozen_stem_backward", TORCH_BOX(&cls2det::frozen_stem_backward<cls2det::stem_backward>));
 }

@@ -89,10 +89,10 @@ void mark(const ImitationCall& call, const Tensor& mask) {
 }  // namespace
 }  // namespace cls2det
 
-STABLE_TORCH_LIBRARY_FRAGMENT(cls2det, m) {
+STABLE_TORCH_LIBRARY_FRAGMENT(CLS2DET_NAMESPACE, m) {
   m.def(
       "imitation_mask(Tensor anchors, Tensor boxes, Tensor image_index, int images, int[] level_sizes, float factor, "
       "int assignment) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(cls2det, CPU, m) { m.impl("imitation_mask", TORCH_BOX(&cls2det::imitation_mask<cls2det::mark>)); }
+STABLE_TORCH_LIBRARY_IMPL(CLS2DET_NAMESPACE, CPU, m) { m.impl("imitation_mask", TORCH_BOX(&cls2det::imitation_mask<cls2det::mark>)); }

@@ -15,14 +15,13 @@ void kd_sigmoid_teachers(const LogitsArgs<T>& args, int64_t begin, int64_t end) 
   for (int64_t g = begin; g < end; ++g) {
     if (!args.used[g]) continue;
     T* soft = args.soft + g * kSigmoidPlanes * classes;
-    for (int64_t c = 0; c < classes; c += kLanes<T>) {
-      const int64_t n = classes - c;
+    for_vectors<T>(classes, [&](int64_t c, int64_t n) __attribute__((always_inline)) {
       const auto s = sigmoid_vector<T>(load_up_to(args.teacher + g * args.teacher_row + c, n, T(0)) * scale);
       store_up_to(soft + c, s.on, n);
       store_up_to(soft + classes + c, s.off, n);
       store_up_to(soft + 2 * classes + c, s.log_on, n);
       store_up_to(soft + 3 * classes + c, s.log_off, n);
-    }
+    });
     if (args.mode == SigmoidMode::l1norm) {
       std::memcpy(log_scores.data(), soft + 2 * classes, classes * sizeof(T));
       softmax_row(log_scores.data(), classes, T(1), soft, soft + classes);
@@ -34,8 +33,8 @@ void kd_sigmoid_teachers(const LogitsArgs<T>& args, int64_t begin, int64_t end) 
 template <typename T>
 T bce_row(const T* z, const T* soft, int64_t classes, T scale, T* grad, T grad_scale) {
   Vec<T> sum{};
-  for (int64_t c = 0; c < classes; c += kLanes<T>) {  // missing lanes: the teacher's shares are 0, no divergence
-    const int64_t n = classes - c;
+  for_vectors<T>(classes, [&](int64_t c, int64_t n) __attribute__((always_inline)) {
+    // missing lanes: the teacher's shares are 0, no divergence
     const auto s = sigmoid_vector<T>(load_up_to(z + c, n, T(0)) * scale);
     Sigmoid<Vec<T>> t;
     t.on = load_up_to(soft + c, n, T(0));
@@ -44,7 +43,7 @@ T bce_row(const T* z, const T* soft, int64_t classes, T scale, T* grad, T grad_s
     t.log_off = load_up_to(soft + 3 * classes + c, n, T(0));
     sum += two_way_kl(s, t);
     if (grad) store_up_to(grad + c, Vec<T>((s.on - t.on) * grad_scale), n);
-  }
+  });
   return sum_lanes<T>(sum);
 }
 
@@ -53,22 +52,21 @@ template <typename T>
 T l1norm_row(const T* z, const T* soft, int64_t classes, T scale, T* grad, T grad_scale, T* scratch) {
   T *log_scores = scratch, *on = scratch + classes, *off = scratch + 2 * classes;
   Vec<T> sums{}, cross{};
-  for (int64_t c = 0; c < classes; c += kLanes<T>) {  // missing lanes: a score of 0, the teacher's share is 0
-    const int64_t n = classes - c;
+  for_vectors<T>(classes, [&](int64_t c, int64_t n) __attribute__((always_inline)) {
+    // missing lanes: a score of 0, the teacher's share is 0
     const auto s = sigmoid_vector<T>(load_up_to(z + c, n, -std::numeric_limits<T>::infinity()) * scale);
     sums += s.on;
     cross += times<Vec<T>>(load_up_to(soft + c, n, T(0)), load_up_to(soft + classes + c, n, T(0)) - s.log_on);
     store_up_to(log_scores + c, s.log_on, n);
     store_up_to(on + c, s.on, n);
     store_up_to(off + c, s.off, n);
-  }
+  });
   const T sum = sum_lanes<T>(sums);
   if (sum > T(1e-3) && classes > 1) {  // else logarithms are so large that their rounding shows, or NaN; one class: exactly 0
-    for (int64_t c = 0; grad && c < classes; c += kLanes<T>) {
-      const int64_t n = classes - c;
+    for_vectors<T>(grad ? classes : 0, [&](int64_t c, int64_t n) __attribute__((always_inline)) {
       const Vec<T> share = load_up_to(on + c, n, T(0)) / sum, target = load_up_to(soft + c, n, T(0));
       store_up_to(grad + c, Vec<T>((share - target) * load_up_to(off + c, n, T(0)) * grad_scale), n);
-    }
+    });
     return sum_lanes<T>(cross) + std::log(sum);  // Q^t sums to 1
   }
   const T kl = kl_row<T>(log_scores, soft, soft + classes, classes, nullptr, T(1), grad_scale, grad, nullptr);

@@ -31,10 +31,10 @@ std::tuple<Tensor, Tensor> loss(const LogitsCall& call) {
 }  // namespace
 }  // namespace cls2det
 
-STABLE_TORCH_LIBRARY_FRAGMENT(cls2det, m) {
+STABLE_TORCH_LIBRARY_FRAGMENT(CLS2DET_NAMESPACE, m) {
   m.def(
       "kd_softmax_loss(Tensor student_logits, Tensor teacher_logits, Tensor matched_idxs, float temperature, "
       "int background, bool need_grad) -> (Tensor, Tensor)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(cls2det, CPU, m) { m.impl("kd_softmax_loss", TORCH_BOX(&cls2det::kd_softmax_loss<cls2det::loss>)); }
+STABLE_TORCH_LIBRARY_IMPL(CLS2DET_NAMESPACE, CPU, m) { m.impl("kd_softmax_loss", TORCH_BOX(&cls2det::kd_softmax_loss<cls2det::loss>)); }

@@ -87,14 +87,14 @@ std::tuple<Tensor, Tensor> masked_feature_loss_backward(
 }  // namespace
 }  // namespace cls2det
 
-STABLE_TORCH_LIBRARY_FRAGMENT(cls2det, m) {
+STABLE_TORCH_LIBRARY_FRAGMENT(CLS2DET_NAMESPACE, m) {
   m.def("masked_feature_loss(Tensor student, Tensor teacher, Tensor? mask, Tensor? channel_mask) -> Tensor");
   m.def(
       "masked_feature_loss_backward(Tensor grad_rows, Tensor student, Tensor teacher, Tensor? mask, Tensor? channel_mask, "
       "bool need_student, bool need_teacher) -> (Tensor, Tensor)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(cls2det, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(CLS2DET_NAMESPACE, CPU, m) {
   m.impl("masked_feature_loss", TORCH_BOX(&cls2det::masked_feature_loss));
   m.impl("masked_feature_loss_backward", TORCH_BOX(&cls2det::masked_feature_loss_backward));
 }

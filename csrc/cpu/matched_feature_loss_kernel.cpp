@@ -115,14 +115,14 @@ Tensor loss_backward(const Tensor& grad_rows, const Tensor& pooled_grad, const T
 }  // namespace
 }  // namespace cls2det
 
-STABLE_TORCH_LIBRARY_FRAGMENT(cls2det, m) {
+STABLE_TORCH_LIBRARY_FRAGMENT(CLS2DET_NAMESPACE, m) {
   m.def(
       "matched_feature_loss(Tensor features, Tensor target_features, Tensor matched_idxs, int out_h, int out_w, int loss, "
       "float beta, bool need_grad) -> (Tensor, Tensor)");
   m.def("matched_feature_loss_backward(Tensor grad_rows, Tensor pooled_grad, Tensor features) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(cls2det, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(CLS2DET_NAMESPACE, CPU, m) {
   m.impl("matched_feature_loss", TORCH_BOX(&cls2det::matched_feature_loss<cls2det::loss>));
   m.impl("matched_feature_loss_backward", TORCH_BOX(&cls2det::matched_feature_loss_backward<cls2det::loss_backward>));
 }

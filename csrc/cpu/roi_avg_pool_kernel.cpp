@@ -97,7 +97,7 @@ std::tuple<Tensor, Tensor> pool_backward(const RoiCall& call, const Tensor& grad
 }  // namespace
 }  // namespace cls2det
 
-STABLE_TORCH_LIBRARY_FRAGMENT(cls2det, m) {
+STABLE_TORCH_LIBRARY_FRAGMENT(CLS2DET_NAMESPACE, m) {
   m.def(
       "roi_avg_pool(Tensor features, Tensor boxes, Tensor image_index, int out_h, int out_w, int samples_h, "
       "int samples_w, float spatial_scale, bool border, bool clip) -> Tensor");
@@ -107,7 +107,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(cls2det, m) {
       "-> (Tensor, Tensor)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(cls2det, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(CLS2DET_NAMESPACE, CPU, m) {
   m.impl("roi_avg_pool", TORCH_BOX(&cls2det::roi_avg_pool<cls2det::pool>));
   m.impl("roi_avg_pool_backward", TORCH_BOX(&cls2det::roi_avg_pool_backward<cls2det::pool_backward>));
 }

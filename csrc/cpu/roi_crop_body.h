@@ -24,7 +24,14 @@ struct RowCache {
     const int *p0 = xs.pixel0.data(), *p1 = xs.pixel1.data();
     const T *w0 = xs.weight0.data(), *w1 = xs.weight1.data(), *s0 = xs.slope0.data(), *s1 = xs.slope1.data();
     T *v = value[slot], *s = slope[slot];
-    for (int j = 0; j < xs.samples; ++j) {
+    constexpr int lanes = kLanes<T>;
+    int j = 0;
+    for (; xs.all_read && j + lanes <= xs.samples; j += lanes) {
+      const Vec<T> a = load_at(p, p0 + j), b = load_at(p, p1 + j);
+      store(v + j, Vec<T>(load(w0 + j) * a + load(w1 + j) * b));
+      if (kSlope) store(s + j, Vec<T>(load(s0 + j) * a + load(s1 + j) * b));
+    }
+    for (; j < xs.samples; ++j) {
       const T a = s0[j] != T(0) || w0[j] != T(0) ? p[p0[j]] : T(0);
       const T b = s1[j] != T(0) || w1[j] != T(0) ? p[p1[j]] : T(0);
       v[j] = w0[j] * a + w1[j] * b;

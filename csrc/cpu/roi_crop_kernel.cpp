@@ -12,10 +12,12 @@ struct SampleAxis {
   std::vector<int> pixel0, pixel1;
   std::vector<T> weight0, weight1, slope0, slope1, a;
   int samples = 0, first = 0, last = -1;  // the pixels read, both inclusive
+  bool all_read = true;                   // no sample has a pixel of weight and slope 0
 
   void build(T lo, T hi, int n, int size, bool border) {
     samples = n;
     first = size, last = -1;
+    all_read = true;
     for (auto* pixels : {&pixel0, &pixel1}) pixels->resize(n);
     for (auto* values : {&weight0, &weight1, &slope0, &slope1, &a}) values->resize(n);
     for (int i = 0; i < n; ++i) {
@@ -24,6 +26,7 @@ struct SampleAxis {
       weight0[i] = tap.weight0, weight1[i] = tap.weight1;
       slope0[i] = tap.slope0, slope1[i] = tap.slope1;
       a[i] = tap.a;
+      all_read = all_read && (tap.weight0 != T(0) || tap.slope0 != T(0)) && (tap.weight1 != T(0) || tap.slope1 != T(0));
       first = std::min(first, std::min(tap.pixel0, tap.pixel1));
       last = std::max(last, std::max(tap.pixel0, tap.pixel1));
     }
@@ -109,14 +112,14 @@ std::tuple<Tensor, Tensor> crop_backward(const RoiCall& call, const Tensor& grad
 }  // namespace
 }  // namespace cls2det
 
-STABLE_TORCH_LIBRARY_FRAGMENT(cls2det, m) {
+STABLE_TORCH_LIBRARY_FRAGMENT(CLS2DET_NAMESPACE, m) {
   m.def("roi_crop(Tensor images, Tensor boxes, Tensor image_index, int out_h, int out_w, bool border, bool clip) -> Tensor");
   m.def(
       "roi_crop_backward(Tensor grad, Tensor images, Tensor boxes, Tensor image_index, bool border, bool clip, "
       "bool need_images, bool need_boxes) -> (Tensor, Tensor)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(cls2det, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(CLS2DET_NAMESPACE, CPU, m) {
   m.impl("roi_crop", TORCH_BOX(&cls2det::roi_crop<cls2det::crop>));
   m.impl("roi_crop_backward", TORCH_BOX(&cls2det::roi_crop_backward<cls2det::crop_backward>));
 }

@@ -127,7 +127,7 @@ Tensor loss_backward(const RoiLossCall& call, const Tensor& grad_rows) {
 }  // namespace
 }  // namespace cls2det
 
-STABLE_TORCH_LIBRARY_FRAGMENT(cls2det, m) {
+STABLE_TORCH_LIBRARY_FRAGMENT(CLS2DET_NAMESPACE, m) {
   m.def(
       "roi_feature_loss(Tensor features, Tensor boxes, Tensor image_index, Tensor target_features, Tensor target_boxes, "
       "Tensor target_image_index, Tensor matched_idxs, int out_h, int out_w, int samples_h, int samples_w, "
@@ -140,7 +140,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(cls2det, m) {
       "float beta) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(cls2det, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(CLS2DET_NAMESPACE, CPU, m) {
   m.impl("roi_feature_loss", TORCH_BOX(&cls2det::roi_feature_loss<cls2det::loss>));
   m.impl("roi_feature_loss_backward", TORCH_BOX(&cls2det::roi_feature_loss_backward<cls2det::loss_backward>));
 }

@@ -1,4 +1,5 @@
 // Pooling of one box for one block of channels, lanes over channels. Part of a body: see foreach_target.h.
+#include "cpu/gather_channels.h"
 
 // Maps of few channels are read row by row with lanes over pixels, others channel block by channel block.
 template <typename T>
@@ -11,58 +12,24 @@ int64_t channel_blocks(int64_t channels) {
   return (channels + kLanes<T> - 1) / kLanes<T>;
 }
 
-#if defined(__GNUC__) && !defined(__clang__)
-template <int kStep, int... kLane>
-CLS2DET_HD void exchange(Vec<float>& a, Vec<float>& b, std::integer_sequence<int, kLane...>) {
-  typedef int Mask __attribute__((vector_size(kVectorBytes)));
-  constexpr int n = kLanes<float>;
-  const Mask low = {(kLane & kStep ? n + kLane - kStep : kLane)...};
-  const Mask high = {(kLane & kStep ? n + kLane : kLane + kStep)...};
-  const Vec<float> x = a;
-  a = __builtin_shuffle(x, b, low);
-  b = __builtin_shuffle(x, b, high);
-}
-
-template <int kStep>
-CLS2DET_HD void transpose_steps(Vec<float>* block) {  // Eklundh: exchange off-diagonal halves of ever larger squares
-  if constexpr (kStep < kLanes<float>) {
-    for (int i = 0; i < kLanes<float>; ++i) {
-      if (!(i & kStep)) exchange<kStep>(block[i], block[i + kStep], std::make_integer_sequence<int, kLanes<float>>());
-    }
-    transpose_steps<2 * kStep>(block);
-  }
-}
-#endif
-
-// count pixels from p on, one vector of n channels each.
-template <typename T>
-void gather_channels(const T* p, int64_t stride_c, int64_t stride_x, int n, int count, Vec<T>* out) {
-  int x = 0;
-#if defined(__GNUC__) && !defined(__clang__)
-  if constexpr (sizeof(T) == 4) {
-    constexpr int lanes = kLanes<T>;
-    for (; stride_x == 1 && n == lanes && x < count; x += lanes) {
-      const int width = count - x < lanes ? count - x : lanes;
-      Vec<T> block[lanes];
-      for (int c = 0; c < lanes; ++c) {
-        block[c] = width == lanes ? load(p + c * stride_c + x) : load_n(p + c * stride_c + x, width, T(0));
-      }
-      transpose_steps<1>(block);
-      for (int i = 0; i < width; ++i) out[x + i] = block[i];
-    }
-  }
-#endif
-  for (; x < count; ++x) {
-    out[x] = Vec<T>{};
-    for (int c = 0; c < n; ++c) out[x][c] = p[c * stride_c + x * stride_x];
-  }
-}
-
-// Scratch of one thread; `axis_x` and `axis_y` hold the taps of the box that was pooled last.
+// Scratch of one thread; `axis_x` and `axis_y` hold the taps of the box that was pooled or spread last.
 template <typename T>
 struct PoolScratch {
   AxisTable<T> axis_x, axis_y;
+  const RoiView<T>* roi = nullptr;  // of that box
+  int64_t box = -1;
   std::vector<T> buffer;  // raw storage for the vectors below, grown on demand
+
+  // The tables of a box, kept for its next block of channels. False: it lies wholly outside the map.
+  bool build_axes(const RoiView<T>& of, const Pooling& pooling, int64_t number, const MapBox<T>& b) {
+    if (roi != &of || box != number) {
+      axis_x.build(b.x1, b.x2, pooling.samples_w, pooling.out_w, of.map.width, pooling.border);
+      axis_y.build(b.y1, b.y2, pooling.samples_h, pooling.out_h, of.map.height, pooling.border);
+      axis_y.sort_by_pixel();
+      roi = &of, box = number;
+    }
+    return axis_x.last >= 0 && axis_y.last >= 0;
+  }
 
   Vec<T>* vectors(size_t count) {
     const size_t need = (count + 1) * kLanes<T>;
@@ -203,10 +170,7 @@ void pool_box(const RoiView<T>& roi, const Pooling& pooling, int64_t box, int64_
     for (int i = 0; i < parts * pooling.bins(); ++i) out[i] += std::numeric_limits<T>::quiet_NaN();
     return;
   }
-  scratch.axis_x.build(b.x1, b.x2, pooling.samples_w, pooling.out_w, roi.map.width, pooling.border);
-  scratch.axis_y.build(b.y1, b.y2, pooling.samples_h, pooling.out_h, roi.map.height, pooling.border);
-  if (scratch.axis_x.last < 0 || scratch.axis_y.last < 0) return;  // wholly outside
-  scratch.axis_y.sort_by_pixel();
+  if (!scratch.build_axes(roi, pooling, box, b)) return;
   const T* base = roi.map.data + roi.boxes.image_index[box] * roi.map.stride_n + c0 * roi.map.stride_c;
   if (few_channels<T>(roi.map.channels)) {
     for (int c = 0; c < n; ++c) pool_plane<T, kGrad>(base + c * roi.map.stride_c, roi, pooling, c, scratch, out);
@@ -221,10 +185,7 @@ void spread_box(
     const RoiView<T>& roi, const Pooling& pooling, int64_t box, const Vec<T>* grad, PoolScratch<T>& scratch, Vec<T>* map) {
   const MapBox<T> b = roi.on_map(box, pooling);
   if (!b.finite) return;
-  scratch.axis_x.build(b.x1, b.x2, pooling.samples_w, pooling.out_w, roi.map.width, pooling.border);
-  scratch.axis_y.build(b.y1, b.y2, pooling.samples_h, pooling.out_h, roi.map.height, pooling.border);
-  if (scratch.axis_x.last < 0 || scratch.axis_y.last < 0) return;
-  scratch.axis_y.sort_by_pixel();
+  if (!scratch.build_axes(roi, pooling, box, b)) return;
   const AxisTable<T>&xs = scratch.axis_x, &ys = scratch.axis_y;
   Vec<T>* sums = scratch.vectors(pooling.out_w);
   for (size_t e = 0; e < ys.entries.size();) {

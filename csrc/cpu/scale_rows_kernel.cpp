@@ -1,6 +1,8 @@
 // scale_rows on the CPU: the backward of every loss whose forward left the gradient of its rows behind.
 #include "scale_rows.h"
 
+#include <algorithm>
+
 namespace cls2det {
 namespace {
 
@@ -15,8 +17,13 @@ Tensor run(const Tensor& grad_rows, const Tensor& row_grads) {
   torch::stable::parallel_for(0, count, 1 + 16384 / (width + 1), [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k) {
       const T g = upstream[k * stride];
-      // where g is 0 so is the result, even if the row's gradient is NaN
-      for (int64_t i = k * width; i < (k + 1) * width; ++i) result[i] = g == T(0) ? T(0) : g * in[i];
+      const T* from = in + k * width;
+      T* to = result + k * width;
+      if (g == T(0)) {  // so is the result, even if the row's gradient is NaN
+        std::fill(to, to + width, T(0));
+      } else {
+        for (int64_t i = 0; i < width; ++i) to[i] = g * from[i];
+      }
     }
   });
   return out;
@@ -32,9 +39,9 @@ Tensor scale_rows(Tensor grad_rows, Tensor row_grads, Tensor input) {
 }  // namespace
 }  // namespace cls2det
 
-STABLE_TORCH_LIBRARY_FRAGMENT(cls2det, m) {
+STABLE_TORCH_LIBRARY_FRAGMENT(CLS2DET_NAMESPACE, m) {
   // grad_rows[k] * row_grads[k, ...] in the dtype of input, which is an argument so that a second derivative can be refused
   m.def("scale_rows(Tensor grad_rows, Tensor row_grads, Tensor input) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(cls2det, CPU, m) { m.impl("scale_rows", TORCH_BOX(&cls2det::scale_rows)); }
+STABLE_TORCH_LIBRARY_IMPL(CLS2DET_NAMESPACE, CPU, m) { m.impl("scale_rows", TORCH_BOX(&cls2det::scale_rows)); }

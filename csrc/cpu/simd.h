@@ -54,6 +54,14 @@ CLS2DET_HD void store_n(T* p, Vec<T> v, int n) {
   for (int i = 0; i < n; ++i) p[i] = v[i];
 }
 
+// p[index[0]], p[index[1]], and so on.
+template <typename T>
+CLS2DET_HD Vec<T> load_at(const T* p, const int* index) {
+  Vec<T> v;
+  for (int i = 0; i < kLanes<T>; ++i) v[i] = p[index[i]];
+  return v;
+}
+
 // The first n values from p on, or all lanes of them; missing lanes hold `fill`.
 template <typename T>
 CLS2DET_HD Vec<T> load_up_to(const T* p, int64_t n, T fill) {

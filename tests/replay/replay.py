@@ -86,6 +86,9 @@ class Recorder(TorchDispatchMode):
             self.results.append(tuple(result.detach().contiguous().clone() for result in kept))
         return results
 
+    def content(self) -> bytes:
+        return struct.pack("<q", len(self.calls)) + b"".join(self.calls)
+
 
 def record(operators: list[str]) -> Recorder:
     """Forward and backward of each public operator on a few sizes, in float32 and float64."""
@@ -99,8 +102,9 @@ def record(operators: list[str]) -> Recorder:
     return recorder
 
 
-def build(folder: Path, sources: list[Path]) -> Path:
-    """The program for arm64; objects that lie in ``folder`` already are kept."""
+def build(folder: Path, sources: list[Path], compiler: str = COMPILER) -> Path:
+    """The program that repeats calls; objects that lie in ``folder`` already are kept."""
+    folder.mkdir(parents=True, exist_ok=True)
     flags = ["-O3", "-std=c++17", "-fPIC", "-Wno-psabi", "-Wno-attributes", "-ffp-contract=fast"]
     flags.append("-DTORCH_TARGET_VERSION=0x020b000000000000")
     flags += [f'-DCLS2DET_{name}=""' for name in MACROS] + [f"-I{path}" for path in (ROOT / "csrc", *include_paths())]
@@ -108,8 +112,8 @@ def build(folder: Path, sources: list[Path]) -> Path:
     for source in (*sources, HERE / "torch_interface.cpp"):
         objects.append(folder / f"{source.stem}.o")
         if not objects[-1].is_file():
-            subprocess.run([COMPILER, *flags, "-c", str(source), "-o", str(objects[-1])], check=True)
-    subprocess.run([COMPILER, *map(str, objects), "-o", str(folder / "replay")], check=True)
+            subprocess.run([compiler, *flags, "-c", str(source), "-o", str(objects[-1])], check=True)
+    subprocess.run([compiler, "-no-pie", *map(str, objects), "-o", str(folder / "replay")], check=True)
     return folder / "replay"
 
 
@@ -136,8 +140,7 @@ def compare(recorder: Recorder, output: bytes) -> int:
 def replay(folder: Path, operators: list[str], sources: list[Path]) -> int:
     program = build(folder, sources)
     recorder = record(operators)
-    calls = struct.pack("<q", len(recorder.calls)) + b"".join(recorder.calls)
-    result = subprocess.run([*EMULATOR, str(program)], input=calls, capture_output=True, check=False)
+    result = subprocess.run([*EMULATOR, str(program)], input=recorder.content(), capture_output=True, check=False)
     assert result.returncode == 0, result.stderr.decode()
     return compare(recorder, result.stdout)
 
@@ -151,7 +154,6 @@ def main() -> None:
         raise SystemExit(f"arm64 cannot be emulated: {reason}")
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
         count = replay(folder, options.operators, sorted((ROOT / "csrc/cpu").glob("*.cpp")))
     print(f"{count} results of {len(options.operators)} operators agree on arm64")
 

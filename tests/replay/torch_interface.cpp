@@ -90,7 +90,8 @@ template <typename T>
 Array convolve(const Array& images, const Array& weight, const Array& bias, int64_t stride, int64_t padding) {
   const int64_t inputs = images.sizes[1], channels = weight.sizes[0];
   const Sizes kernel{weight.sizes[2], weight.sizes[3]}, from{images.sizes[2], images.sizes[3]};
-  const int64_t height = (from[0] + 2 * padding - kernel[0]) / stride + 1, width = (from[1] + 2 * padding - kernel[1]) / stride + 1;
+  const int64_t height = (from[0] + 2 * padding - kernel[0]) / stride + 1,
+                width = (from[1] + 2 * padding - kernel[1]) / stride + 1;
   const Sizes sizes{images.sizes[0], channels, height, width};
   Array out = make(images.dtype, sizes, {channels * height * width, 1, width * channels, channels});
   const auto value = [](const Array& a, const Sizes& index) { return *reinterpret_cast<const T*>(a.at(index)); };

@@ -1,0 +1,152 @@
+"""How far the compiler's NEON is from hand-written NEON, in executed instructions: python tests/replay/instructions.py
+
+Each operator's benchmark, at a small shape, is recorded and repeated as replay.py does, under qemu with count.c and, where there is
+valgrind, here. Printed by operator, forward and backward, in float32:
+
+- arm64: instructions in the operators' own functions, templates of the standard library on their types included;
+- needed: those among them that hand-written code needs as well, if all else were free: arithmetic on vectors, loads and stores of
+  whole vectors outside the stack, and a quarter of the same on single floats. Addresses, loops, branches, shuffles, moves between
+  registers and what is spilled do not count, so this is below what anybody can write for the same method;
+- plain, avx2: instructions on x86-64 of the same source with vectors of 16 bytes, and with 32 bytes.
+
+--kernels prints the functions of each operator, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path += [str(Path(__file__).resolve().parents[2] / "benchmarks"), str(Path(__file__).resolve().parent)]
+
+import replay
+from harness import Contender, load, operator_benchmarks, results
+
+# operator -> (shape of its benchmark, what is smaller here)
+SHAPES: dict[str, list[tuple[str, dict]]] = {
+    "attention_means": [("fpn 2x256x25x38", {})],
+    "frozen_stem": [("K160 3x112x112 C64", {"k": 2})],
+    "imitation_mask": [("800x1024 N152757 G40", {"image": (400, 512), "g": 20})],
+    "kd_sigmoid_loss": [("bce K4096 C80", {"k": 480}), ("l1norm K4096 C80", {"k": 480})],
+    "kd_softmax_loss": [("K480 C80+1", {})],
+    "masked_feature_loss": [("fpn 2x256x25x38", {})],
+    "matched_feature_loss": [("ssd300 K480 64x28x28 P8", {"k": 60, "g": 8}), ("small K16 64x7x7 P1", {"k": 480})],
+    "roi_avg_pool": [("ssd300 64x75x75 K480 S28 P8", {"images": 2, "k": 60, "g": 8})],
+    "roi_crop": [("ssd300 3x300x300 K480 S112", {"images": 2, "k": 60, "g": 8})],
+    "roi_feature_loss": [
+        ("ssd300 3x300x300 K480 S112 P4", {"images": 2, "k": 60, "g": 8}),
+        ("ssd300 64x75x75 K480 S28 P8 +map", {"images": 2, "k": 60, "g": 8}),
+    ],
+}
+INSTRUCTION = re.compile(r"^\s*([0-9a-f]+):\t(\S+)\s*([^/\n]*)")
+FUNCTION = re.compile(r"^[0-9a-f]+ <(.*)>:$")
+MOVES = re.compile(r"(mov|movi|mvni|dup|ins|umov|smov|ext|rev\w*|zip\d|uzp\d|trn\d|tbl|tbx|fmov|xtn2?|[su]xtl2?)$")
+NAME = re.compile(r"cls2det::(?:plain::|\(anonymous namespace\)::)?(\w+)")
+OWN = re.compile(r"cls2det::")
+
+
+class Counts(NamedTuple):
+    executed: float
+    needed: float
+
+
+def needed(operation: str, operands: str) -> float:
+    """What hand-written NEON needs of one instruction: 1, a quarter, or 0."""
+    memory, vectors = "[" in operands, bool(re.search(r"\bv\d+\.|\bq\d", operands))
+    if not (vectors or re.search(r"\b[sd]\d", operands)) or MOVES.match(operation):
+        return 0.0
+    if memory and ("[sp" in operands or not re.match(r"(ld|st)", operation)):
+        return 0.0 if "[sp" in operands else 1.0  # by lane: fmla v0.4s, v1.4s, v2.s[0]
+    return 1.0 if vectors else 0.25
+
+
+def short(function: str) -> str:
+    match = NAME.search(function)
+    return match[1] + (", a part" if "{lambda" in function else "") if match else function
+
+
+def on_arm64(program: Path, plugin: Path, calls: Path) -> dict[str, Counts]:
+    """Executed and needed instructions by function."""
+    counts = calls.with_suffix(".counts")
+    command = [*replay.EMULATOR, "-plugin", f"{plugin},out={counts}", str(program)]
+    with calls.open("rb") as content:
+        subprocess.run(command, stdin=content, stdout=subprocess.DEVNULL, check=True)
+    at: Counter[int] = Counter()
+    for line in counts.read_text().splitlines():
+        address, length, executions = line.split()
+        for i in range(int(length)):
+            at[int(address, 16) + 4 * i] += int(executions)
+    dump = ["aarch64-linux-gnu-objdump", "-dC", "--no-show-raw-insn", str(program)]
+    found: dict[str, Counts] = {}
+    name, seen = "", at.keys()
+    for line in subprocess.run(dump, check=True, capture_output=True, text=True).stdout.splitlines():
+        if function := FUNCTION.match(line):
+            name = function[1]
+        elif (instruction := INSTRUCTION.match(line)) and (address := int(instruction[1], 16)) in seen and OWN.search(name):
+            before = found.get(name, Counts(0, 0))
+            times = at[address]
+            found[name] = Counts(before.executed + times, before.needed + times * needed(instruction[2], instruction[3]))
+    return found
+
+
+def on_x86(program: Path, calls: Path, level: str) -> int:
+    """Instructions of the operators' own functions."""
+    report = calls.with_suffix(".callgrind")
+    command = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={report}", str(program)]
+    with calls.open("rb") as content:
+        env = os.environ | {"CLS2DET_SIMD": level}
+        subprocess.run(command, stdin=content, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True, env=env)
+    annotate = ["callgrind_annotate", "--threshold=100", str(report)]
+    lines = subprocess.run(annotate, check=True, capture_output=True, text=True).stdout.splitlines()
+    rows = [re.match(r"^\s*([\d,]+) (?:\([^)]*\))?\s*\S*?:(.*?)(?: \[[^\]]*\])?$", line) for line in lines]
+    return sum(int(row[1].replace(",", "")) for row in rows if row and OWN.search(row[2]))
+
+
+def record(operator: str, name: str, smaller: dict, path: Path) -> None:
+    benchmark = load(operator_benchmarks()[operator])
+    benchmark.SHAPES = {name: benchmark.SHAPES[name] | smaller}
+    workload = benchmark.workload(name, "cpu")
+    with (recorder := replay.Recorder()):
+        results(Contender(workload, workload.function, "native", bool(workload.leaves)))
+    path.write_bytes(recorder.content())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("operators", nargs="*", default=list(SHAPES), help="default: all of them")
+    parser.add_argument("--kernels", action="store_true")
+    parser.add_argument("--folder", type=Path, help="where objects are kept; default: nowhere")
+    options = parser.parse_args()
+    if reason := replay.missing():
+        raise SystemExit(f"arm64 cannot be emulated: {reason}")
+    sources = sorted((replay.ROOT / "csrc/cpu").glob("*.cpp"))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        program = replay.build(folder / "arm64", sources)
+        here = replay.build(folder / "here", sources, "g++") if shutil.which("valgrind") else None
+        plugin = folder / "count.so"
+        subprocess.run(["gcc", "-O2", "-shared", "-fPIC", str(replay.HERE / "count.c"), "-o", str(plugin)], check=True)
+        print("| operator | arm64 | needed | ratio | x86 plain | x86 avx2 |\n|---|---:|---:|---:|---:|---:|")
+        for operator in options.operators:
+            for name, smaller in SHAPES[operator]:
+                calls = folder / "calls"
+                record(operator, name, smaller, calls)
+                by_function = on_arm64(program, plugin, calls)
+                total = Counts(*map(sum, zip(*by_function.values(), strict=True)))
+                others = [f"{on_x86(here, calls, level):,}" if here else "" for level in ("plain", "avx2")]
+                figures = [f"{total.executed:,.0f}", f"{total.needed:,.0f}", f"{total.executed / total.needed:.2f}", *others]
+                print(f"| {operator}, {name} | {' | '.join(figures)} |", flush=True)
+                for function, count in sorted(by_function.items(), key=lambda item: -item[1].executed)[: 8 * options.kernels]:
+                    print(f"    {short(function)}: {count.executed:,.0f}, needed {count.needed:,.0f}")
+
+
+if __name__ == "__main__":
+    main()
