@@ -95,4 +95,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(CLS2DET_NAMESPACE, m) {
       "int assignment) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(CLS2DET_NAMESPACE, CPU, m) { m.impl("imitation_mask", TORCH_BOX(&cls2det::imitation_mask<cls2det::mark>)); }
+STABLE_TORCH_LIBRARY_IMPL(CLS2DET_NAMESPACE, CPU, m) {
+  m.impl("imitation_mask", TORCH_BOX(&cls2det::imitation_mask<cls2det::mark>));
+}

@@ -37,4 +37,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(CLS2DET_NAMESPACE, m) {
       "int background, bool need_grad) -> (Tensor, Tensor)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(CLS2DET_NAMESPACE, CPU, m) { m.impl("kd_softmax_loss", TORCH_BOX(&cls2det::kd_softmax_loss<cls2det::loss>)); }
+STABLE_TORCH_LIBRARY_IMPL(CLS2DET_NAMESPACE, CPU, m) {
+  m.impl("kd_softmax_loss", TORCH_BOX(&cls2det::kd_softmax_loss<cls2det::loss>));
+}
