@@ -1,4 +1,4 @@
-"""How far the compiler's NEON is from hand-written NEON, in executed instructions: python tests/replay/instructions.py
+"""How far the compiler's NEON is from hand-written NEON, in executed instructions: python tests/replay/neon.py
 
 Each operator's benchmark, at a small shape, is recorded and repeated as replay.py does, under qemu with count.c and, where there is
 valgrind, here. Printed by operator, forward and backward, in float32:
