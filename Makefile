@@ -1,19 +1,22 @@
+# WHEEL=cls2det-….whl installs that file in place of the checkout, so no compiler is needed: make demo WHEEL=…
 # make demo · make test · make sanitize · make bench · make bench-compare · make docs · make gpu-check · make lint · make wheel ·
 # make release-check: each sets up what it needs in .venv on first use; gpu-check uses the Python that is there.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+WHEEL  ?=
+EXTRAS := train,study,detr,onnx,test,docs,dev
 
 .PHONY: demo test sanitize sanitize-memory sanitize-races bench bench-compare docs gpu-check lint wheel wheel-again sdist release-check clean
 
 # The package and everything for training and testing. torch comes first, so that the extension builds against the torch
 # that it will run with and no second one is downloaded into an isolated build.
-$(VENV)/.ready: pyproject.toml setup.py $(shell find csrc -type f)
+$(VENV)/.ready: $(or $(WHEEL),pyproject.toml setup.py $(shell find csrc -type f))
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch torchvision 'setuptools>=77' wheel ninja numpy
-	$(BIN)/python -m pip install --verbose --disable-pip-version-check --no-build-isolation -e '.[train,study,detr,onnx,test,docs,dev]' \
+	$(BIN)/python -m pip install --verbose --disable-pip-version-check --no-build-isolation $(if $(WHEEL),,-e) '$(or $(WHEEL),.)[$(EXTRAS)]' \
 		> $(VENV)/build.log 2>&1 || { tail -n 40 $(VENV)/build.log; exit 1; }
-	$(BIN)/python -m cls2det_ops
+	$(BIN)/python -I -m cls2det_ops
 	touch $@
 
 demo: $(VENV)/.ready

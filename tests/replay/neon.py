@@ -4,9 +4,10 @@ Each operator's benchmark, at a small shape, is recorded and repeated as replay.
 valgrind, here. Printed by operator, forward and backward, in float32:
 
 - arm64: instructions in the operators' own functions, templates of the standard library on their types included;
-- needed: those among them that hand-written code needs as well, if all else were free: arithmetic on vectors, loads and stores of
-  whole vectors outside the stack, and a quarter of the same on single floats. Addresses, loops, branches, shuffles, moves between
-  registers and what is spilled do not count, so this is below what anybody can write for the same method;
+- by hand: the same with NEON intrinsics at their best. Addresses, loops and branches stay, as the compiler writes them in both
+  cases. Blocks that work on single floats alone count a quarter, as do single floats elsewhere: four go into a vector. Moves and
+  shuffles of floats are free, and so are floats on the stack;
+- arithmetic: what is left of that if addresses, loops and branches were free as well. Nobody can write this;
 - plain, avx2: instructions on x86-64 of the same source with vectors of 16 bytes, and with 32 bytes.
 
 --kernels prints the functions of each operator, too.
@@ -21,7 +22,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,17 +55,42 @@ OWN = re.compile(r"cls2det::")
 
 class Counts(NamedTuple):
     executed: float
-    needed: float
+    by_hand: float
+    arithmetic: float
 
 
-def needed(operation: str, operands: str) -> float:
-    """What hand-written NEON needs of one instruction: 1, a quarter, or 0."""
-    memory, vectors = "[" in operands, bool(re.search(r"\bv\d+\.|\bq\d", operands))
-    if not (vectors or re.search(r"\b[sd]\d", operands)) or MOVES.match(operation):
-        return 0.0
-    if memory and ("[sp" in operands or not re.match(r"(ld|st)", operation)):
-        return 0.0 if "[sp" in operands else 1.0  # by lane: fmla v0.4s, v1.4s, v2.s[0]
-    return 1.0 if vectors else 0.25
+class Instruction(NamedTuple):
+    function: str
+    operation: str
+    operands: str
+
+    @property
+    def on_vectors(self) -> bool:
+        return bool(re.search(r"\bv\d+\.|\bq\d", self.operands))
+
+    @property
+    def on_floats(self) -> bool:
+        return bool(re.search(r"\b[sd]\d", self.operands)) and not self.on_vectors
+
+    @property
+    def share_by_hand(self) -> float:
+        if not (self.on_vectors or self.on_floats):
+            return 1.0
+        if MOVES.match(self.operation) or "[sp" in self.operands:
+            return 0.0
+        return 0.25 if self.on_floats else 1.0
+
+
+def instructions_of(program: Path) -> dict[int, Instruction]:
+    """The instructions of the operators' own functions, by address."""
+    dump = ["aarch64-linux-gnu-objdump", "-dC", "--no-show-raw-insn", str(program)]
+    found, name = {}, ""
+    for line in subprocess.run(dump, check=True, capture_output=True, text=True).stdout.splitlines():
+        if function := FUNCTION.match(line):
+            name = function[1]
+        elif OWN.search(name) and (instruction := INSTRUCTION.match(line)):
+            found[int(instruction[1], 16)] = Instruction(name, instruction[2], instruction[3])
+    return found
 
 
 def short(function: str) -> str:
@@ -73,27 +98,24 @@ def short(function: str) -> str:
     return match[1] + (", a part" if "{lambda" in function else "") if match else function
 
 
-def on_arm64(program: Path, plugin: Path, calls: Path) -> dict[str, Counts]:
-    """Executed and needed instructions by function."""
+def on_arm64(program: Path, known: dict[int, Instruction], plugin: Path, calls: Path) -> dict[str, Counts]:
+    """Counts by function."""
     counts = calls.with_suffix(".counts")
     command = [*replay.EMULATOR, "-plugin", f"{plugin},out={counts}", str(program)]
     with calls.open("rb") as content:
         subprocess.run(command, stdin=content, stdout=subprocess.DEVNULL, check=True)
-    at: Counter[int] = Counter()
+    found: dict[str, Counts] = {}
     for line in counts.read_text().splitlines():
         address, length, executions = line.split()
-        for i in range(int(length)):
-            at[int(address, 16) + 4 * i] += int(executions)
-    dump = ["aarch64-linux-gnu-objdump", "-dC", "--no-show-raw-insn", str(program)]
-    found: dict[str, Counts] = {}
-    name, seen = "", at.keys()
-    for line in subprocess.run(dump, check=True, capture_output=True, text=True).stdout.splitlines():
-        if function := FUNCTION.match(line):
-            name = function[1]
-        elif (instruction := INSTRUCTION.match(line)) and (address := int(instruction[1], 16)) in seen and OWN.search(name):
-            before = found.get(name, Counts(0, 0))
-            times = at[address]
-            found[name] = Counts(before.executed + times, before.needed + times * needed(instruction[2], instruction[3]))
+        block = [known[at] for i in range(int(length)) if (at := int(address, 16) + 4 * i) in known]
+        quarter = any(one.on_floats for one in block) and not any(one.on_vectors for one in block)
+        for one in block:
+            by_hand = one.share_by_hand if not quarter else 0.25
+            arithmetic = one.share_by_hand if one.on_vectors or one.on_floats else 0.0
+            times, before = int(executions), found.get(one.function, Counts(0, 0, 0))
+            found[one.function] = Counts(
+                before.executed + times, before.by_hand + times * by_hand, before.arithmetic + times * arithmetic
+            )
     return found
 
 
@@ -132,20 +154,22 @@ def main() -> None:
         folder = options.folder or Path(temporary)
         program = replay.build(folder / "arm64", sources)
         here = replay.build(folder / "here", sources, "g++") if shutil.which("valgrind") else None
-        plugin = folder / "count.so"
+        known, plugin = instructions_of(program), folder / "count.so"
         subprocess.run(["gcc", "-O2", "-shared", "-fPIC", str(replay.HERE / "count.c"), "-o", str(plugin)], check=True)
-        print("| operator | arm64 | needed | ratio | x86 plain | x86 avx2 |\n|---|---:|---:|---:|---:|---:|")
+        print(
+            "| operator | arm64 | by hand | ratio | arithmetic | ratio | plain | avx2 |\n|---|---:|---:|---:|---:|---:|---:|---:|"
+        )
         for operator in options.operators:
             for name, smaller in SHAPES[operator]:
                 calls = folder / "calls"
                 record(operator, name, smaller, calls)
-                by_function = on_arm64(program, plugin, calls)
+                by_function = on_arm64(program, known, plugin, calls)
                 total = Counts(*map(sum, zip(*by_function.values(), strict=True)))
                 others = [f"{on_x86(here, calls, level):,}" if here else "" for level in ("plain", "avx2")]
-                figures = [f"{total.executed:,.0f}", f"{total.needed:,.0f}", f"{total.executed / total.needed:.2f}", *others]
-                print(f"| {operator}, {name} | {' | '.join(figures)} |", flush=True)
+                bounds = [text for bound in total[1:] for text in (f"{bound:,.0f}", f"{total.executed / bound:.2f}")]
+                print(f"| {operator}, {name} | {' | '.join([f'{total.executed:,.0f}', *bounds, *others])} |", flush=True)
                 for function, count in sorted(by_function.items(), key=lambda item: -item[1].executed)[: 8 * options.kernels]:
-                    print(f"    {short(function)}: {count.executed:,.0f}, needed {count.needed:,.0f}")
+                    print(f"    {short(function)}: {count.executed:,.0f}, by hand {count.by_hand:,.0f}")
 
 
 if __name__ == "__main__":
