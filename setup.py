@@ -120,7 +120,8 @@ def extensions() -> dict:
     prefixes = [f"-ffile-prefix-map={folder}/=" for folder in folders]
     cxx = ["-O3", "-std=c++17", "-Wall", "-Wextra", "-Wno-psabi", "-fvisibility=hidden", "-ffp-contract=fast", "-g0"]
     cxx += prefixes
-    link = ["-Wl,--strip-all"] if sys.platform == "linux" else []  # Apple's linker does not know it
+    # a wheel has no names of functions, a build in place keeps them for profilers; Apple's linker lacks the option
+    link = ["-Wl,--strip-all"] if sys.platform == "linux" and "bdist_wheel" in sys.argv else []
     if os.environ.get("CLS2DET_SANITIZE", "0") not in ("", "0"):
         link = ["-fsanitize=address,undefined"]
         cxx += ["-O1", "-g1", "-fno-omit-frame-pointer", *link, "-fsanitize=float-cast-overflow", "-fno-sanitize-recover=all"]
