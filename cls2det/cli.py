@@ -88,6 +88,11 @@ def _run(name: str, command: Command, words: Sequence[str]) -> int:
         with _stopped_by_signals():
             function = getattr(importlib.import_module(command.module), name)
             result = function(parsed)
+        if isinstance(result, dict):
+            from cls2det.commands.printing import print_result
+
+            print_result(result)
+        sys.stdout.flush()  # here, and not when Python ends, a closed pipe can be told from a fault
     except KeyboardInterrupt as stop:
         how = f" by {stop.signal.name}" if isinstance(stop, _Stopped) else ""
         print(f"\nStopped{how}.{_what_is_kept(name, getattr(parsed, 'out', None))}", file=sys.stderr)
@@ -111,10 +116,6 @@ def _run(name: str, command: Command, words: Sequence[str]) -> int:
             raise
         print(f"cls2det {name}: {error}", file=sys.stderr)
         return 2
-    if isinstance(result, dict):
-        from cls2det.commands.printing import print_result
-
-        print_result(result)
     return 0
 
 
