@@ -4,6 +4,9 @@ A step is forward, backward and optimizer. A pair is a plain step and a distille
 printed is the mean of their differences, without the tenth that is largest and the tenth that is smallest, with its standard
 error, as a share of the plain step's median. On a CPU the clock is the process's own, which other work moves little; on a GPU it
 is the host's, from an idle GPU to the last kernel. Detector, batch and teacher are those of steps.py.
+
+Whole steps of a large detector vary by more than a bank adds. So the last column has what the distiller alone takes after the
+detector's forward: positives, terms, and their gradients at the head's outputs.
 """
 
 from __future__ import annotations
@@ -87,6 +90,18 @@ class Pair:
         torch.cuda.synchronize()
         return time.perf_counter() - start
 
+    def alone(self, rounds: int = 30) -> float:
+        """Median seconds of the distiller: positives, terms, and their gradients at the head's outputs."""
+        with self.workload.tap as tap:
+            self.workload.detector(*self.workload.batch)
+
+        def distill() -> None:
+            terms = self.distiller(tap.student_outputs.positives)
+            torch.autograd.grad(cast(Tensor, sum(terms.values())), tap.outputs, retain_graph=True, allow_unused=True)
+
+        distill()
+        return statistics.median(self.seconds(distill) for _ in range(rounds))
+
     def measure(self, pairs: int) -> tuple[float, float, float]:
         """Seconds of the plain step; the share that distillation adds, and its standard error."""
         for step in 2 * (self.plain, self.distilled):
@@ -128,15 +143,16 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         bank = make_bank(Path(folder) / "bank.safetensors")
-        print(
-            f"| student | contender | plain step, ms | added, % |  pairs: {options.pairs}, {options.device}\n|---|---|---:|---:|"
-        )
+        print(f"| student | contender | plain step, ms | added, % | alone, % |  pairs: {options.pairs}, {options.device}")
+        print("|---|---|---:|---:|---:|", flush=True)
         for student in options.students:
             workload = workload_of(student, options.device)
             for name in options.contenders:
                 with_bank, settings = CONTENDERS[name]
-                whole, share, error = Pair(workload, bank if with_bank else None, settings).measure(options.pairs)
-                print(f"| {student} | {name} | {1000 * whole:.1f} | {100 * share:+.1f} ± {100 * error:.1f} |", flush=True)
+                pair = Pair(workload, bank if with_bank else None, settings)
+                whole, share, error = pair.measure(options.pairs)
+                figures = f"{1000 * whole:.1f} | {100 * share:+.1f} ± {100 * error:.1f} | {100 * pair.alone() / whole:+.2f}"
+                print(f"| {student} | {name} | {figures} |", flush=True)
 
 
 if __name__ == "__main__":
