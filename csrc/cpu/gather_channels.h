@@ -30,18 +30,19 @@ void gather_channels(const T* p, int64_t stride_c, int64_t stride_x, int n, int 
   if constexpr (sizeof(T) == 4) {
     constexpr int lanes = kLanes<T>;
     int x = 0;
-    if (stride_x == 1 && n == lanes && count >= lanes) {
+    const bool shuffle = stride_x == 1 && 2 * n >= lanes;  // of few channels a scalar loop reads less
+    if (shuffle && count >= lanes) {
       for (;; x = x + 2 * lanes <= count ? x + lanes : count - lanes) {  // the last block begins within the one before
         Vec<T> block[lanes];
-        for (int c = 0; c < lanes; ++c) block[c] = load(p + c * stride_c + x);
+        for (int c = 0; c < lanes; ++c) block[c] = c < n ? load(p + c * stride_c + x) : Vec<T>{};
         transpose_steps<1>(block);
         for (int i = 0; i < lanes; ++i) out[x + i] = block[i];
         if (x + lanes == count) return;
       }
     }
-    if (stride_x == 1 && n == lanes) {
+    if (shuffle) {
       Vec<T> block[lanes];
-      for (int c = 0; c < lanes; ++c) block[c] = load_n(p + c * stride_c, count, T(0));
+      for (int c = 0; c < lanes; ++c) block[c] = c < n ? load_n(p + c * stride_c, count, T(0)) : Vec<T>{};
       transpose_steps<1>(block);
       for (int i = 0; i < count; ++i) out[i] = block[i];
       return;

@@ -118,6 +118,10 @@ void matched_planes_backward(const MatchedArgs<T>& args, int64_t begin, int64_t 
     const T* pooled = args.pooled_grad + i * bins;
     T* plane = args.grad + i * area;
     const T g = args.grad_rows[i / args.channels];
+    if (bins == 1) {  // one value; 0 in front as in a sum
+      std::fill(plane, plane + area, T(0) + g * pooled[0] / T(area));
+      continue;
+    }
     std::memset(plane, 0, area * sizeof(T));
     for (int p = 0; p < args.out_h; ++p) {
       const int y0 = bin_begin(p, args.height, args.out_h), y1 = bin_end(p, args.height, args.out_h);

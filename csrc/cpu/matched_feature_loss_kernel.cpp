@@ -2,6 +2,7 @@
 // are not kept. The gradient that the forward leaves behind has the pooled size.
 #include "matched_feature_loss.h"
 
+#include <algorithm>
 #include <cstring>
 #include <vector>
 

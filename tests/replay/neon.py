@@ -98,10 +98,17 @@ def short(function: str) -> str:
     return match[1] + (", a part" if "{lambda" in function else "") if match else function
 
 
-def on_arm64(program: Path, known: dict[int, Instruction], plugin: Path, calls: Path) -> dict[str, Counts]:
+def plugin(folder: Path) -> Path:
+    """count.c, compiled."""
+    made = folder / "count.so"
+    subprocess.run(["gcc", "-O2", "-shared", "-fPIC", str(replay.HERE / "count.c"), "-o", str(made)], check=True)
+    return made
+
+
+def on_arm64(program: Path, known: dict[int, Instruction], counter: Path, calls: Path) -> dict[str, Counts]:
     """Counts by function."""
     counts = calls.with_suffix(".counts")
-    command = [*replay.EMULATOR, "-plugin", f"{plugin},out={counts}", str(program)]
+    command = [*replay.EMULATOR, "-plugin", f"{counter},out={counts}", str(program)]
     with calls.open("rb") as content:
         subprocess.run(command, stdin=content, stdout=subprocess.DEVNULL, check=True)
     found: dict[str, Counts] = {}
@@ -154,8 +161,7 @@ def main() -> None:
         folder = options.folder or Path(temporary)
         program = replay.build(folder / "arm64", sources)
         here = replay.build(folder / "here", sources, "g++") if shutil.which("valgrind") else None
-        known, plugin = instructions_of(program), folder / "count.so"
-        subprocess.run(["gcc", "-O2", "-shared", "-fPIC", str(replay.HERE / "count.c"), "-o", str(plugin)], check=True)
+        known, counter = instructions_of(program), plugin(folder)
         print(
             "| operator | arm64 | by hand | ratio | arithmetic | ratio | plain | avx2 |\n|---|---:|---:|---:|---:|---:|---:|---:|"
         )
@@ -163,7 +169,7 @@ def main() -> None:
             for name, smaller in SHAPES[operator]:
                 calls = folder / "calls"
                 record(operator, name, smaller, calls)
-                by_function = on_arm64(program, known, plugin, calls)
+                by_function = on_arm64(program, known, counter, calls)
                 total = Counts(*map(sum, zip(*by_function.values(), strict=True)))
                 others = [f"{on_x86(here, calls, level):,}" if here else "" for level in ("plain", "avx2")]
                 bounds = [text for bound in total[1:] for text in (f"{bound:,.0f}", f"{total.executed / bound:.2f}")]
