@@ -46,10 +46,10 @@ def counts() -> dict[str, int]:
         subprocess.run(command, check=True, env=env, stderr=subprocess.DEVNULL)
         annotate = ["callgrind_annotate", "--inclusive=yes", "--threshold=100", report]
         lines = subprocess.run(annotate, check=True, capture_output=True, text=True).stdout.splitlines()
-    found = [match for match in map(KERNEL.match, lines) if match]
-    if not found:
+    kernels = [match for match in map(KERNEL.match, lines) if match]
+    if not kernels:
         raise SystemExit("instructions are not counted: the library has no names of functions; pip install -e . keeps them")
-    return dict(sorted((match.group(2), int(match.group(1).replace(",", ""))) for match in found))
+    return dict(sorted((match.group(2), int(match.group(1).replace(",", ""))) for match in kernels))
 
 
 def main() -> None:

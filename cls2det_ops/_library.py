@@ -48,8 +48,8 @@ def _load_cpu() -> tuple[dict[str, str], str]:
     # stays when this module is imported again
     operators()._loaded_from = str(CPU_LIBRARY.resolve())
     build_info = dict(line.split("=", 1) for line in record.splitlines())
-    if (built := build_info.get("namespace", "cls2det")) != NAMESPACE:
-        return {}, f"the compiled library registers torch.ops.{built} where torch.ops.{NAMESPACE} was expected"
+    if (namespace := build_info.get("namespace", "cls2det")) != NAMESPACE:
+        return {}, f"the compiled library registers torch.ops.{namespace} where torch.ops.{NAMESPACE} was expected"
     return build_info, ""
 
 

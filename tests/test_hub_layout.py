@@ -111,10 +111,10 @@ def test_a_build_with_its_own_namespace_runs_beside_the_package(wheel, tmp_path)
     subprocess.run(command, cwd=PACKAGE.parent, env=env, check=True, capture_output=True)
     own = tmp_path / "own" / NAME
     own.parent.mkdir()
-    with zipfile.ZipFile(wheel) as archive, zipfile.ZipFile(own, "w") as changed:
+    with zipfile.ZipFile(wheel) as archive, zipfile.ZipFile(own, "w") as copy:
         for name in archive.namelist():
             library = tmp_path / name
-            changed.writestr(name, library.read_bytes() if name.endswith("_C.so") else archive.read(name))
+            copy.writestr(name, library.read_bytes() if name.endswith("_C.so") else archive.read(name))
     (variant,) = hub_layout.lay_out(own, tmp_path / "kernel")
     beside = """
 import cls2det_ops

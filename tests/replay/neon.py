@@ -84,13 +84,13 @@ class Instruction(NamedTuple):
 def instructions_of(program: Path) -> dict[int, Instruction]:
     """The instructions of the operators' own functions, by address."""
     dump = ["aarch64-linux-gnu-objdump", "-dC", "--no-show-raw-insn", str(program)]
-    found, name = {}, ""
+    instructions, name = {}, ""
     for line in subprocess.run(dump, check=True, capture_output=True, text=True).stdout.splitlines():
         if function := FUNCTION.match(line):
             name = function[1]
         elif OWN.search(name) and (instruction := INSTRUCTION.match(line)):
-            found[int(instruction[1], 16)] = Instruction(name, instruction[2], instruction[3])
-    return found
+            instructions[int(instruction[1], 16)] = Instruction(name, instruction[2], instruction[3])
+    return instructions
 
 
 def short(function: str) -> str:
@@ -100,30 +100,30 @@ def short(function: str) -> str:
 
 def plugin(folder: Path) -> Path:
     """count.c, compiled."""
-    made = folder / "count.so"
-    subprocess.run(["gcc", "-O2", "-shared", "-fPIC", str(replay.HERE / "count.c"), "-o", str(made)], check=True)
-    return made
+    library = folder / "count.so"
+    subprocess.run(["gcc", "-O2", "-shared", "-fPIC", str(replay.HERE / "count.c"), "-o", str(library)], check=True)
+    return library
 
 
-def on_arm64(program: Path, known: dict[int, Instruction], counter: Path, calls: Path) -> dict[str, Counts]:
+def on_arm64(program: Path, instructions: dict[int, Instruction], counter: Path, calls: Path) -> dict[str, Counts]:
     """Counts by function."""
-    counts = calls.with_suffix(".counts")
-    command = [*replay.EMULATOR, "-plugin", f"{counter},out={counts}", str(program)]
+    report = calls.with_suffix(".counts")
+    command = [*replay.EMULATOR, "-plugin", f"{counter},out={report}", str(program)]
     with calls.open("rb") as content:
         subprocess.run(command, stdin=content, stdout=subprocess.DEVNULL, check=True)
-    found: dict[str, Counts] = {}
-    for line in counts.read_text().splitlines():
+    counts: dict[str, Counts] = {}
+    for line in report.read_text().splitlines():
         address, length, executions = line.split()
-        block = [known[at] for i in range(int(length)) if (at := int(address, 16) + 4 * i) in known]
+        block = [instructions[at] for i in range(int(length)) if (at := int(address, 16) + 4 * i) in instructions]
         quarter = any(one.on_floats for one in block) and not any(one.on_vectors for one in block)
         for one in block:
             by_hand = one.share_by_hand if not quarter else 0.25
             arithmetic = one.share_by_hand if one.on_vectors or one.on_floats else 0.0
-            times, before = int(executions), found.get(one.function, Counts(0, 0, 0))
-            found[one.function] = Counts(
+            times, before = int(executions), counts.get(one.function, Counts(0, 0, 0))
+            counts[one.function] = Counts(
                 before.executed + times, before.by_hand + times * by_hand, before.arithmetic + times * arithmetic
             )
-    return found
+    return counts
 
 
 def on_x86(program: Path, calls: Path, level: str) -> int:
@@ -161,7 +161,7 @@ def main() -> None:
         folder = options.folder or Path(temporary)
         program = replay.build(folder / "arm64", sources)
         here = replay.build(folder / "here", sources, "g++") if shutil.which("valgrind") else None
-        known, counter = instructions_of(program), plugin(folder)
+        instructions, counter = instructions_of(program), plugin(folder)
         print(
             "| operator | arm64 | by hand | ratio | arithmetic | ratio | plain | avx2 |\n|---|---:|---:|---:|---:|---:|---:|---:|"
         )
@@ -169,7 +169,7 @@ def main() -> None:
             for name, smaller in SHAPES[operator]:
                 calls = folder / "calls"
                 record(operator, name, smaller, calls)
-                by_function = on_arm64(program, known, counter, calls)
+                by_function = on_arm64(program, instructions, counter, calls)
                 total = Counts(*map(sum, zip(*by_function.values(), strict=True)))
                 others = [f"{on_x86(here, calls, level):,}" if here else "" for level in ("plain", "avx2")]
                 bounds = [text for bound in total[1:] for text in (f"{bound:,.0f}", f"{total.executed / bound:.2f}")]
