@@ -14,7 +14,7 @@ pytest.importorskip("lightning")
 pytest.importorskip("jsonargparse")
 
 from cls2det import cli
-from cls2det.commands.export import BOX_TOLERANCE, EXPORTERS, DetectionsDiffer, largest_differences
+from cls2det.commands.export import BOX_TOLERANCE, EXPORTERS, DetectionsDiffer, largest_differences, probes
 from cls2det.commands.export import export as run_export
 from cls2det.commands.options import ExportOptions
 from cls2det.models.students import STUDENTS, TrainedStudent, build_student, load_student, save_student
@@ -293,6 +293,26 @@ def test_difference():
     )  # each once
     nan = largest_differences(detections([first, [float("nan")] * 4], [1, 2], [0.5, 0.5]), there, 100)
     assert not nan[0] <= 1
+
+
+class KeepsByNoise(torch.nn.Module):
+    """Four boxes, of which one jumps with the last digits of a fine image; in a smooth image three that stay."""
+
+    def forward(self, images):
+        return [self.detections(image) for image in images]
+
+    def detections(self, image):
+        is_smooth = bool(image.diff(dim=2).abs().mean() < 0.02)
+        boxes = torch.tensor([[0.0, 0, 9, 9]]).repeat(3 if is_smooth else 4, 1)
+        boxes[0] += 0 if is_smooth else image.double().sum() * 1e6 % 20
+        return {"boxes": boxes, "scores": torch.full((len(boxes),), 0.5), "labels": torch.ones(len(boxes))}
+
+
+def test_images_of_the_check_are_those_where_noise_decides_nothing():
+    detector = KeepsByNoise()
+    for image in probes(detector, 96):
+        first, again = detector([image, image + 1e-6 * torch.randn(image.shape)])
+        assert torch.equal(first["boxes"], again["boxes"])
 
 
 def test_command(ssd, tmp_path, capsys):

@@ -63,6 +63,7 @@ OUTPUTS = {
 }
 BOX_TOLERANCE = 1e-4  # of the image's longer side
 SCORE_TOLERANCE = 5e-4  # an untrained Faster R-CNN's scores on the same boxes differ by 1.3e-4 in ONNX Runtime
+NOISE = 1e-6  # standard deviation in an image in [0, 1]: moves an untrained Faster R-CNN's scores as ONNX Runtime does
 TIES = " (nearly equal scores or overlaps, as an untrained student has many, leave it to rounding which boxes are kept)"
 
 
@@ -82,7 +83,7 @@ def export(options: ExportOptions) -> dict[str, Any]:
         raise ValueError(f"image_size: expected a side of at least 1 pixel, found {options.image_size}")
     side = options.image_size or student.image_size or _own_size(student.detector)
     try:
-        images = _probes(student.detector, side)
+        images = probes(student.detector, side)
     except NotFinite as error:
         raise ValueError(f"{options.weights}: in an image of random blobs, {error}") from None
     make_folder(out)
@@ -276,22 +277,38 @@ class DetectionsDiffer(ValueError):
     """A file gives other detections than the student that it was written from."""
 
 
-def _probes(detector: nn.Module, side: int, tries: int = 6) -> list[Tensor]:
+def probes(detector: nn.Module, side: int, tries: int = 6) -> list[Tensor]:
     """A square image, and a larger one of another shape, which is brought to the detector's size by a scale of about 1/2.
 
-    Each is the one of several images of random blobs, coarse to fine, in which the detector finds most. Raises ``NotFinite`` if
-    the detector gives NaN for one of them.
+    Each is one of several images of random blobs, coarse to fine: of those with half of the most detections or more, the one
+    whose detections change least under noise of the size of rounding. Where noise decides which box is kept, another library
+    may keep another. Raises ``NotFinite`` if the detector gives NaN for one of them.
     """
     generator = torch.Generator().manual_seed(0)
-    probes = []
+    chosen = []
     with torch.no_grad(), finite_heads(detector):
         for height, width in ((side, side), (2 * side, 3 * side)):
-            images = []
+            images, counts, changes = [], [], []
             for number in range(tries):
                 grid = torch.rand(1, 3, 3 * 2**number, 3 * 2**number, generator=generator)
-                images.append(nn.functional.interpolate(grid, (height, width), mode="bilinear")[0])
-            probes.append(max(images, key=lambda image: len(detector([image])[0]["scores"])))
-    return probes
+                image = nn.functional.interpolate(grid, (height, width), mode="bilinear")[0]
+                noise = NOISE * torch.randn(3, *image.shape, generator=generator)
+                detections, *others = detector([image, *(image + noise)])
+                images.append(image)
+                counts.append(len(detections["scores"]))
+                changes.append(max(_change(other, detections, max(height, width)) for other in others))
+            enough = [number for number in range(tries) if 2 * counts[number] >= max(counts)]
+            chosen.append(images[min(enough, key=changes.__getitem__)])
+    return chosen
+
+
+def _change(result: Detections, expected: Detections, side: float) -> float:
+    """In tolerances; infinite if other boxes are kept."""
+    try:
+        box, score = largest_differences(result, expected, side)
+    except DetectionsDiffer:
+        return float("inf")
+    return max(box / BOX_TOLERANCE, score / SCORE_TOLERANCE)
 
 
 def _compare(load: Load, detector: nn.Module, images: list[Tensor]) -> dict[str, Any]:
