@@ -26,21 +26,27 @@ inline bool is_dense(const Tensor& map, bool channels_last) {
 // Planar wins where both hold. map_like in cls2det_ops/ops/_common.py decides in the same way.
 inline bool is_channels_last(const Tensor& map) { return map.numel() > 0 && is_dense(map, true) && !is_dense(map, false); }
 
-// A new map of this shape.
-inline Tensor make_map(const Tensor& like, bool channels_last, ScalarType dtype) {
-  if (!channels_last) return make(like, shape_of(like), dtype);
-  const Tensor map = make(like, {like.size(0), like.size(2), like.size(3), like.size(1)}, dtype);
+// A new map of this shape, (images, channels, height, width), on the device of `like`.
+inline Tensor make_map(const Tensor& like, const Shape& shape, bool channels_last, ScalarType dtype) {
+  if (!channels_last) return make(like, shape, dtype);
+  const Tensor map = make(like, {shape[0], shape[2], shape[3], shape[1]}, dtype);
   return torch::stable::transpose(torch::stable::transpose(map, 1, 3), 2, 3);
 }
 
+inline Tensor make_map(const Tensor& like, bool channels_last, ScalarType dtype) {
+  return make_map(like, shape_of(like), channels_last, dtype);
+}
+
 struct DenseMap {
-  Tensor map;  // the tensor itself, or a copy in the other order
+  Tensor map;  // the tensor itself, or a copy in the other order or dtype
   DenseShape shape;
   int64_t stride;  // from one image to the next
 
-  DenseMap(const Tensor& tensor, bool channels_last) : map(tensor) {
-    if (!is_dense(tensor, channels_last)) {
-      map = make_map(tensor, channels_last, tensor.scalar_type());
+  DenseMap(const Tensor& tensor, bool channels_last) : DenseMap(tensor, channels_last, tensor.scalar_type()) {}
+
+  DenseMap(const Tensor& tensor, bool channels_last, ScalarType dtype) : map(tensor) {
+    if (!is_dense(tensor, channels_last) || tensor.scalar_type() != dtype) {
+      map = make_map(tensor, channels_last, dtype);
       torch::stable::copy_(map, tensor);
     }
     const int64_t channels = map.size(1), positions = map.size(2) * map.size(3);

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cls2det_ops import matched_feature_loss
-from helpers import DTYPES, ORACLE, assert_close, compare, evaluate
+from helpers import ANYWHERE, DTYPES, ORACLE, assert_close, channels_last, compare, evaluate
 
 
 def scene(channels: int = 5, height: int = 7, width: int = 6, k: int = 9, g: int = 4) -> dict[str, Tensor]:
@@ -55,7 +55,7 @@ def test_infinite_difference_is_an_infinite_loss_and_nan_stays(backend, loss, ch
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("channels", "height", "width", "bins", "loss", "channels_last", "index"),
+    ("channels", "height", "width", "bins", "loss", "last", "index"),
     [
         (1, 5, 9, 3, "l1", False, torch.int64),
         (3, 28, 28, 8, "l1", True, torch.int32),
@@ -67,14 +67,27 @@ def test_infinite_difference_is_an_infinite_loss_and_nan_stays(backend, loss, ch
         (33, 6, 11, (6, 2), "smooth_l1", False, torch.int64),
         (18, 7, 9, 1, "l1", False, torch.int64),
         (5, 7, 6, (3, 1), "l2", False, torch.int64),
+        (5, 7, 6, (3, 1), "l2", True, torch.int64),
+        (18, 7, 9, 1, "l1", True, torch.int64),
+        (16, 2, 3, (4, 5), "l1", True, torch.int64),
+        (64, 28, 28, 8, "l1", True, torch.int64),
     ],
 )
-def test_matches_reference(backend, dtype, channels, height, width, bins, loss, channels_last, index):
-    layout = {"features": lambda t: t.contiguous(memory_format=torch.channels_last)} if channels_last else None
+def test_matches_reference(backend, dtype, channels, height, width, bins, loss, last, index):
+    layout = {"features": channels_last, "target_features": channels_last} if last else None
     options = {"output_size": bins, "loss": loss, "beta": 0.2, "reduction": "none"}
     tensors = scene(channels, height, width)
-    output, _ = compare(backend, matched_feature_loss, tensors, options, dtype, ("features",), layout, index)
+    output, grads = compare(backend, matched_feature_loss, tensors, options, dtype, ("features",), layout, index)
     assert output.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    order = torch.channels_last if last else torch.contiguous_format
+    assert backend.name != "cpu" or grads["features"].is_contiguous(memory_format=order)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", ANYWHERE.values(), ids=ANYWHERE)
+@pytest.mark.parametrize("of", ["features", "target_features"])
+def test_crops_that_begin_anywhere(backend, dtype, layout, of):
+    compare(backend, matched_feature_loss, scene(8, 7, 10), {"output_size": 3}, dtype, ("features",), {of: layout})
 
 
 def test_rows_without_match_are_ignored(backend):

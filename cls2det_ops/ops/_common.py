@@ -106,11 +106,16 @@ def refuse_second_derivative(name: str) -> None:
     register_autograd(name, lambda ctx, arguments, output: None, refuse)
 
 
-def map_like(map: Tensor) -> Tensor:
-    """A new map, channels-last where the images of ``map`` are: what make_map and is_channels_last in csrc do."""
+def map_order(map: Tensor) -> torch.memory_format:
+    """Channels-last where the images of ``map`` are: what is_channels_last in csrc says."""
     image = map[:1]
     last = image.is_contiguous(memory_format=torch.channels_last) and not image.is_contiguous()
-    return torch.empty_like(map, memory_format=torch.channels_last if last else torch.contiguous_format)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def map_like(map: Tensor) -> Tensor:
+    """A new map in that order, as make_map in csrc gives it."""
+    return torch.empty_like(map, memory_format=map_order(map))
 
 
 def wants_gradient(*tensors: Tensor) -> bool:

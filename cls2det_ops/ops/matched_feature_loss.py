@@ -11,6 +11,7 @@ from .. import _checks as check
 from .. import reference
 from .._library import native
 from ._common import (
+    map_order,
     reduce_rows,
     refuse_second_derivative,
     register_autograd,
@@ -43,7 +44,8 @@ def matched_feature_loss(
     through the match; no gathered copy is made.
 
     Args:
-        features: (K, C, h, w) teacher features of the predicted crops, float32, float64, float16 or bfloat16, any strides.
+        features: (K, C, h, w) teacher features of the predicted crops, float32, float64, float16 or bfloat16, any strides. On a
+            CPU NCHW and channels-last order are read as they lie and others are copied, as are targets in another order.
         target_features: (G, C, h, w) teacher features of the ground-truth crops.
         matched_idxs: (K,) int64 or int32, the ground truth, in [0, G), of each crop.
         output_size: P or (h, w), bins per axis.
@@ -52,7 +54,8 @@ def matched_feature_loss(
     Returns:
         A scalar, or (K,) for "none", in float32 (float64 for float64 features).
 
-    Gradients flow to ``features`` only. Rows with a match outside [0, G) are ignored (0, no gradient).
+    Gradients flow to ``features`` only, on a CPU in their memory format. Rows with a match outside [0, G) are ignored (0, no
+    gradient).
 
     Raises:
         TypeError, ValueError: an argument of wrong dtype, shape, device or value range, named with what was found.
@@ -91,14 +94,21 @@ def matched_feature_loss(
 def _(arguments: Any) -> tuple[Tensor, Tensor]:
     features = arguments.features
     acc = check.accumulate_dtype(features.dtype)
-    pooled = (*features.shape[:2], arguments.out_h, arguments.out_w) if arguments.need_grad else (0,)
-    return features.new_empty(features.shape[0], dtype=acc), features.new_empty(pooled, dtype=acc)
+    rows = features.new_empty(features.shape[0], dtype=acc)
+    if not arguments.need_grad:
+        return rows, features.new_empty(0, dtype=acc)
+    pooled = (*features.shape[:2], arguments.out_h, arguments.out_w)
+    return rows, torch.empty(pooled, dtype=acc, device=features.device, memory_format=_gradient_order(features))
 
 
 @register_fake("matched_feature_loss_backward")
 def _(arguments: Any) -> Tensor:
     features: Tensor = arguments.features
-    return features.new_empty(features.shape)
+    return torch.empty_like(features, memory_format=_gradient_order(features))
+
+
+def _gradient_order(features: Tensor) -> torch.memory_format:
+    return map_order(features) if features.device.type == "cpu" else torch.contiguous_format
 
 
 def _backward(ctx: Any, needs: Any, grad_rows: Tensor | None, _: None) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <vector>
 
+#include "dense_map.h"
 #include "math/feature_distance.h"
 #include "math/sampling.h"
 
@@ -14,8 +15,10 @@ namespace {
 
 template <typename T>
 struct MatchedArgs {
-  const T *features, *target;  // (K, C, height, width), (G, C, height, width)
-  const int64_t* matched;      // (K,)
+  bool channels_last;          // of the crops, and of all that is pooled
+  const T *features, *target;  // (K, C, height, width), (G, C, height, width), crops at these distances
+  int64_t features_stride, target_stride;
+  const int64_t* matched;  // (K,)
   int64_t channels, targets;
   int height, width, out_h, out_w;
   Distance loss;
@@ -25,7 +28,10 @@ struct MatchedArgs {
   T* pooled_target;                  // (G, C, bins)
   T* rows;                           // (K,)
   T* grad;                           // forward: (K, C, bins) or null; backward: (K, C, height, width)
-  const T *grad_rows, *pooled_grad;  // backward: (K,), (K, C, bins)
+  const T *grad_rows, *pooled_grad;  // backward: (K,), (K, C, bins), crops at this distance
+  int64_t pooled_grad_stride;
+
+  int64_t parts() const { return channels_last ? 1 : channels; }  // of a crop, pooled one by one: planes, or all of it
 };
 
 }  // namespace
@@ -42,7 +48,8 @@ struct Bins {  // the part of the arguments that follows from the sizes, and the
   std::vector<int> begin, end;
   MatchedArgs<T> args{};
 
-  Bins(const Tensor& features, int64_t out_h, int64_t out_w) {
+  Bins(const Tensor& features, bool channels_last, int64_t out_h, int64_t out_w) {
+    args.channels_last = channels_last;
     args.channels = features.size(1);
     args.height = int(features.size(2)), args.width = int(features.size(3));
     args.out_h = int(out_h), args.out_w = int(out_w);
@@ -54,21 +61,27 @@ struct Bins {  // the part of the arguments that follows from the sizes, and the
   }
 
   int64_t planes_worth_a_thread() const { return 1 + 32768 / (int64_t(args.height) * args.width); }
+  int64_t crops_worth_a_thread() const { return 1 + planes_worth_a_thread() / (args.channels + 1); }
+  int64_t parts_worth_a_thread() const { return args.channels_last ? crops_worth_a_thread() : planes_worth_a_thread(); }
 };
 
 template <typename T>
 std::tuple<Tensor, Tensor> forward(const MatchedLossCall& call) {
   const ScalarType acc = accumulate_dtype(call.features.scalar_type());
-  const Tensor crops = packed(call.features, acc), truths = packed(call.target_features, acc);
+  const bool last = is_channels_last(call.features);
+  const DenseMap crops(call.features, last, acc), truths(call.target_features, last, acc);
   const Tensor matched = packed(call.matched_idxs);
   const int64_t count = call.count(), channels = call.channels(), targets = call.targets();
-  Bins<T> bins(crops, call.out_h, call.out_w);
+  Bins<T> bins(crops.map, last, call.out_h, call.out_w);
   MatchedArgs<T>& args = bins.args;
-  Tensor rows = make(crops, {count}, acc);
-  Tensor grad = make(crops, call.need_grad ? Shape{count, channels, call.out_h, call.out_w} : Shape{0}, acc);
-  Tensor pooled = make(crops, {targets, channels, call.out_h, call.out_w}, acc);
-  args.features = data<const T>(crops);
-  args.target = data<const T>(truths);
+  Tensor rows = make(crops.map, {count}, acc);
+  Tensor grad =
+      call.need_grad ? make_map(crops.map, {count, channels, call.out_h, call.out_w}, last, acc) : make(crops.map, {0}, acc);
+  Tensor pooled = make_map(crops.map, {targets, channels, call.out_h, call.out_w}, last, acc);
+  args.features = data<const T>(crops.map);
+  args.features_stride = crops.stride;
+  args.target = data<const T>(truths.map);
+  args.target_stride = truths.stride;
   args.matched = data<const int64_t>(matched);
   args.targets = targets;
   args.loss = call.loss;
@@ -81,10 +94,10 @@ std::tuple<Tensor, Tensor> forward(const MatchedLossCall& call) {
     if (args.matched[k] >= 0 && args.matched[k] < targets) used[args.matched[k]] = 1;
   }
   args.used = used.data();
-  torch::stable::parallel_for(0, targets * channels, bins.planes_worth_a_thread(), [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, targets * args.parts(), bins.parts_worth_a_thread(), [&](int64_t begin, int64_t end) {
     CLS2DET_CALL(matched_targets<T>, args, begin, end);
   });
-  torch::stable::parallel_for(0, count, 1 + bins.planes_worth_a_thread() / (channels + 1), [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, count, bins.crops_worth_a_thread(), [&](int64_t begin, int64_t end) {
     CLS2DET_CALL(matched_rows<T>, args, begin, end);
   });
   return {rows, grad};
@@ -93,15 +106,23 @@ std::tuple<Tensor, Tensor> forward(const MatchedLossCall& call) {
 template <typename T>
 Tensor backward(const Tensor& grad_rows, const Tensor& pooled_grad, const Tensor& features) {
   const ScalarType acc = accumulate_dtype(features.scalar_type());
-  const Tensor upstream = packed(grad_rows, acc), pooled = packed(pooled_grad, acc);
-  Bins<T> bins(features, pooled_grad.size(2), pooled_grad.size(3));
-  Tensor grad = make(features, shape_of(features), acc);
-  bins.args.grad_rows = data<const T>(upstream);
-  bins.args.pooled_grad = data<const T>(pooled);
-  bins.args.grad = data<T>(grad);
-  torch::stable::parallel_for(
-      0, features.size(0) * features.size(1), bins.planes_worth_a_thread(),
-      [&](int64_t begin, int64_t end) { CLS2DET_CALL(matched_planes_backward<T>, bins.args, begin, end); });
+  const bool last = is_channels_last(features);
+  const Tensor upstream = packed(grad_rows, acc);
+  const DenseMap pooled(pooled_grad, last, acc);
+  Bins<T> bins(features, last, pooled_grad.size(2), pooled_grad.size(3));
+  MatchedArgs<T>& args = bins.args;
+  Tensor grad = make_map(features, last, acc);
+  args.grad_rows = data<const T>(upstream);
+  args.pooled_grad = data<const T>(pooled.map);
+  args.pooled_grad_stride = pooled.stride;
+  args.grad = data<T>(grad);
+  torch::stable::parallel_for(0, features.size(0) * args.parts(), bins.parts_worth_a_thread(), [&](int64_t begin, int64_t end) {
+    if (last) {
+      CLS2DET_CALL(matched_crops_backward<T>, args, begin, end);
+    } else {
+      CLS2DET_CALL(matched_planes_backward<T>, args, begin, end);
+    }
+  });
   return to_dtype(grad, features.scalar_type());
 }
 
