@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-KERNEL = re.compile(r"^\s*([\d,]+) .*?cls2det::(?:avx2|plain)::(\w+)<float>")
+KERNEL = re.compile(r"^\s*([\d,]+) .*?cls2det::(?:avx2|plain)::(\w+)<float(?:, float)?>")
 
 
 def run_all() -> None:

@@ -108,4 +108,15 @@ inline ScalarType accumulate_dtype(ScalarType dtype) {
   return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
+// run(S()) with the storage type of `dtype`, which has been checked to be one of the four.
+template <typename Run>
+auto for_storage(ScalarType dtype, const Run& run) {
+  switch (dtype) {
+    case ScalarType::Double: return run(double());
+    case ScalarType::Half: return run(c10::Half());
+    case ScalarType::BFloat16: return run(c10::BFloat16());
+    default: return run(float());
+  }
+}
+
 }  // namespace cls2det

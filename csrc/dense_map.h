@@ -38,15 +38,13 @@ inline Tensor make_map(const Tensor& like, bool channels_last, ScalarType dtype)
 }
 
 struct DenseMap {
-  Tensor map;  // the tensor itself, or a copy in the other order or dtype
+  Tensor map;  // the tensor itself, or a copy in the other order
   DenseShape shape;
   int64_t stride;  // from one image to the next
 
-  DenseMap(const Tensor& tensor, bool channels_last) : DenseMap(tensor, channels_last, tensor.scalar_type()) {}
-
-  DenseMap(const Tensor& tensor, bool channels_last, ScalarType dtype) : map(tensor) {
-    if (!is_dense(tensor, channels_last) || tensor.scalar_type() != dtype) {
-      map = make_map(tensor, channels_last, dtype);
+  DenseMap(const Tensor& tensor, bool channels_last) : map(tensor) {
+    if (!is_dense(tensor, channels_last)) {
+      map = make_map(tensor, channels_last, tensor.scalar_type());
       torch::stable::copy_(map, tensor);
     }
     const int64_t channels = map.size(1), positions = map.size(2) * map.size(3);

@@ -1,7 +1,7 @@
 // What the kernels of both back ends get in place of tensors: pointers, sizes and strides. Nothing here knows torch.
 //
-// S is the storage type of maps and logits (float, double; on CUDA also Half and BFloat16), Accumulate<S> that of sums, boxes
-// and losses. Strides count elements.
+// S is the storage type of maps and logits (float, double, Half, BFloat16; on the CPU logits, and maps with boxes, are widened
+// to the first two), Accumulate<S> that of sums, boxes and losses. Strides count elements.
 #pragma once
 
 #include <cstdint>

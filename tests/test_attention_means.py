@@ -44,6 +44,22 @@ def test_matches_reference(backend, dtype, last, shape, absolute):
     assert backend.name == "reference" or grads["features"].is_contiguous(memory_format=order)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_every_16_bit_number_is_widened_and_every_gradient_rounded_as_in_torch(kernel_backend, dtype):
+    numbers = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
+    random = torch.Generator().manual_seed(0)
+    bits = torch.randint(-(2**31), 2**31, (2**15,), generator=random)
+    halfway = numbers[::8].float().view(torch.int32)[:, None] + torch.tensor([0x0FFF, 0x1000, 0x7FFF, 0x8000])
+    upstream = torch.cat([bits, halfway.flatten()]).to(torch.int32).view(torch.float32).reshape(1, -1, 1)
+    upstream = upstream.to(kernel_backend.device)
+    features = numbers.reshape(1, 1, -1, 1).to(kernel_backend.device).requires_grad_()
+    with kernel_backend.context():
+        spatial, channel = cls2det_ops.attention_means(features, absolute=False)
+        (grad,) = torch.autograd.grad([spatial, channel], features, [upstream, torch.zeros_like(channel)])
+    torch.testing.assert_close(spatial, features[:, 0].float(), rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(grad[:, 0], upstream.to(dtype), rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", ANYWHERE.values(), ids=ANYWHERE)
 def test_images_that_begin_anywhere(backend, dtype, layout):
@@ -57,10 +73,11 @@ def test_several_tiles_of_either_order(backend, last):
     compare(backend, both_means, scene(1, 1100, 9, 9), None, torch.float32, ("features",), layouts)
 
 
+@pytest.mark.parametrize(("dtype", "channels"), [(torch.float32, 144), (torch.bfloat16, 272)])
 @pytest.mark.parametrize("last", [False, True], ids=["nchw", "channels_last"])
-def test_gradient_larger_than_the_caches(native_backend, last):
+def test_gradient_larger_than_the_caches(native_backend, last, dtype, channels):
     layouts = dict.fromkeys(["features"], channels_last) if last else None
-    compare(native_backend, both_means, scene(2, 144, 128, 128), None, torch.float32, ("features",), layouts)
+    compare(native_backend, both_means, scene(2, channels, 128, 128), None, dtype, ("features",), layouts)
 
 
 @pytest.mark.parametrize("used", [0, 1], ids=["spatial", "channel"])

@@ -75,10 +75,11 @@ def test_several_tiles_of_either_order(backend, last):
     compare(backend, masked_feature_loss, scene(1, 16400, 2, 3), None, torch.float32, MAPS, layouts)
 
 
+@pytest.mark.parametrize(("dtype", "channels"), [(torch.float32, 144), (torch.bfloat16, 272)])
 @pytest.mark.parametrize("last", [False, True], ids=["nchw", "channels_last"])
-def test_gradient_larger_than_the_caches(native_backend, last):
+def test_gradient_larger_than_the_caches(native_backend, last, dtype, channels):
     layouts = dict.fromkeys(MAPS, channels_last) if last else None
-    compare(native_backend, masked_feature_loss, scene(2, 144, 128, 128), None, torch.float32, MAPS, layouts)
+    compare(native_backend, masked_feature_loss, scene(2, channels, 128, 128), None, dtype, MAPS, layouts)
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["nchw", "channels_last"])

@@ -16,7 +16,7 @@
 #include <immintrin.h>
 
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512")
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512")
 #define CLS2DET_TARGET 512
 namespace cls2det::avx512 {
 #include "cpu/simd.h"
@@ -26,7 +26,7 @@ namespace cls2det::avx512 {
 #pragma GCC pop_options
 
 #pragma GCC push_options
-#pragma GCC target("avx2,fma")
+#pragma GCC target("avx2,fma,f16c")
 #define CLS2DET_TARGET 256
 namespace cls2det::avx2 {
 #include "cpu/simd.h"

@@ -7,22 +7,23 @@
 namespace cls2det {
 namespace {
 
-template <typename T>
+template <typename S>
 struct MaskedArgs {
+  using T = Accumulate<S>;
   MapTiles tiles;
-  const T *student, *teacher;  // (images, outer, inner), images at these distances
+  const S *student, *teacher;  // (images, outer, inner), images at these distances
   int64_t student_stride, teacher_stride;
   const T *outer_mask, *inner_mask;  // (images, outer), (images, inner), or null: 1
   T* partial = nullptr;              // forward: the sum of each tile
   const T* grad_rows = nullptr;      // backward: (images,), at this distance
   int64_t grad_rows_stride = 0;
-  T *grad_student = nullptr, *grad_teacher = nullptr;  // dense, or null
+  S *grad_student = nullptr, *grad_teacher = nullptr;  // dense, or null
   bool past_caches = false;                            // see MapTiles
 
   explicit MaskedArgs(const MaskedMaps& maps)
       : tiles(maps.student.shape, 16384),
-        student(data<const T>(maps.student.map)),
-        teacher(data<const T>(maps.teacher.map)),
+        student(data<const S>(maps.student.map)),
+        teacher(data<const S>(maps.teacher.map)),
         student_stride(maps.student.stride),
         teacher_stride(maps.teacher.stride),
         outer_mask(maps.outer_mask ? data<const T>(*maps.outer_mask) : nullptr),
@@ -38,35 +39,35 @@ struct MaskedArgs {
 namespace cls2det {
 namespace {
 
-template <typename T>
+template <typename S>
 Tensor forward(const MaskedMaps& maps) {
-  MaskedArgs<T> args(maps);
+  using T = Accumulate<S>;
+  MaskedArgs<S> args(maps);
   const int64_t images = args.tiles.shape.images, per_image = args.tiles.down * args.tiles.across;
   std::vector<T> partial(args.tiles.count());
   args.partial = partial.data();
-  args.tiles.for_tiles([&](int64_t begin, int64_t end) { CLS2DET_CALL(masked_sums<T>, args, begin, end); });
-  Tensor rows = make_zeros(maps.student.map, {images}, maps.student.map.scalar_type());
+  args.tiles.for_tiles([&](int64_t begin, int64_t end) { CLS2DET_CALL(masked_sums<S>, args, begin, end); });
+  Tensor rows = make_zeros(maps.student.map, {images}, accumulate_dtype(maps.student.map.scalar_type()));
   T* row = data<T>(rows);
   for (int64_t i = 0; i < args.tiles.count(); ++i) row[i / per_image] += partial[i];
   return rows;
 }
 
-template <typename T>
+template <typename S>
 void backward(const MaskedMaps& maps, const Tensor& grad_rows, const Tensor& grad_student, const Tensor& grad_teacher) {
-  MaskedArgs<T> args(maps);
-  args.grad_rows = data<const T>(grad_rows);
+  MaskedArgs<S> args(maps);
+  args.grad_rows = data<const Accumulate<S>>(grad_rows);
   args.grad_rows_stride = grad_rows.stride(0);
-  if (grad_student.dim() == 4) args.grad_student = data<T>(grad_student);  // else not needed
-  if (grad_teacher.dim() == 4) args.grad_teacher = data<T>(grad_teacher);
+  if (grad_student.dim() == 4) args.grad_student = data<S>(grad_student);  // else not needed
+  if (grad_teacher.dim() == 4) args.grad_teacher = data<S>(grad_teacher);
   args.past_caches = args.tiles.past_caches(args.grad_student) && args.tiles.past_caches(args.grad_teacher);
-  args.tiles.for_tiles([&](int64_t begin, int64_t end) { CLS2DET_CALL(masked_gradients<T>, args, begin, end); });
+  args.tiles.for_tiles([&](int64_t begin, int64_t end) { CLS2DET_CALL(masked_gradients<S>, args, begin, end); });
 }
 
 Tensor masked_feature_loss(Tensor student, Tensor teacher, std::optional<Tensor> mask, std::optional<Tensor> channel_mask) {
   check_masked_loss(student, teacher, mask, channel_mask);
-  const ScalarType acc = accumulate_dtype(student.scalar_type());
-  const MaskedMaps maps(to_dtype(student, acc), to_dtype(teacher, acc), mask, channel_mask);
-  return (acc == ScalarType::Double ? forward<double> : forward<float>)(maps);
+  const MaskedMaps maps(student, teacher, mask, channel_mask);
+  return for_storage(student.scalar_type(), [&](auto storage) { return forward<decltype(storage)>(maps); });
 }
 
 std::tuple<Tensor, Tensor> masked_feature_loss_backward(
@@ -74,14 +75,15 @@ std::tuple<Tensor, Tensor> masked_feature_loss_backward(
     bool need_student, bool need_teacher) {
   check_masked_loss(student, teacher, mask, channel_mask);
   check_grad_rows(grad_rows, student);
-  const ScalarType dtype = student.scalar_type(), acc = accumulate_dtype(dtype);
-  const MaskedMaps maps(to_dtype(student, acc), to_dtype(teacher, acc), mask, channel_mask);
+  const ScalarType dtype = student.scalar_type();
+  const MaskedMaps maps(student, teacher, mask, channel_mask);
   const auto gradient = [&](bool needed) {
-    return needed ? make_map(student, maps.channels_last, acc) : make(student, {0}, acc);
+    return needed ? make_map(student, maps.channels_last, dtype) : make(student, {0}, dtype);
   };
   const Tensor grad_student = gradient(need_student), grad_teacher = gradient(need_teacher);
-  (acc == ScalarType::Double ? backward<double> : backward<float>)(maps, to_dtype(grad_rows, acc), grad_student, grad_teacher);
-  return {to_dtype(grad_student, dtype), to_dtype(grad_teacher, dtype)};
+  const Tensor upstream = to_dtype(grad_rows, accumulate_dtype(dtype));
+  for_storage(dtype, [&](auto storage) { backward<decltype(storage)>(maps, upstream, grad_student, grad_teacher); });
+  return {grad_student, grad_teacher};
 }
 
 }  // namespace

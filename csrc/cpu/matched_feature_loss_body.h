@@ -1,6 +1,7 @@
 // Adaptive average pooling of crops and their comparison: plane by plane with lanes over the pixels of a row, or, where
 // channels are the last dimension, with lanes over neighbours in memory.
 #include "cpu/gather_channels.h"
+#include "cpu/storage.h"
 
 // What pooling needs beside its input: sums of columns, of some planes side by side or of all channels, and the same with lanes
 // over planes.
@@ -8,7 +9,8 @@ template <typename T>
 struct CropScratch {
   std::vector<T> sums, lanes;
 
-  explicit CropScratch(const MatchedArgs<T>& args)
+  template <typename S>
+  explicit CropScratch(const MatchedArgs<S>& args)
       : sums(size_t(args.width) * (args.channels_last ? args.channels : kLanes<T>)),
         lanes(size_t(args.width + 1) * kLanes<T>) {}
 
@@ -19,34 +21,40 @@ struct CropScratch {
 };
 
 // out (bins_h,) of one plane (height, width): whole rows, neighbours in memory.
-template <typename T>
-void pool_crop_rows(const MatchedArgs<T>& args, const T* plane, T* out) {
+template <typename S, typename T>
+void pool_crop_rows(const MatchedArgs<S>& args, const S* plane, T* out) {
   for (int p = 0; p < args.out_h; ++p) {
-    const int y0 = bin_begin(p, args.height, args.out_h), y1 = bin_end(p, args.height, args.out_h);
+    const int y0 = args.begin_y[p], y1 = args.end_y[p];
     Vec<T> sum{};
     for_vectors<T>(int64_t(y1 - y0) * args.width, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
-      sum += load_up_to(plane + int64_t(y0) * args.width + i, n, T(0));
+      sum += read_up_to(plane + int64_t(y0) * args.width + i, n);
     });
     out[p] = sum_lanes<T>(sum) / T((y1 - y0) * args.width);
   }
 }
 
+// sums (count,) of the rows [0, rows) of `count` values each.
+template <typename S, typename T>
+CLS2DET_HD void sum_rows(const S* first, int rows, int64_t count, T* sums) {
+  for_overlapping_vectors<T>(count, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
+    const S* at = first + i;
+    Vec<T> sum = read_up_to(at, n);
+    for (int y = 1; y < rows; ++y) sum += read_up_to(at += count, n);
+    store_up_to(sums + i, sum, n);
+  });
+}
+
 // out (n, bins_h, bins_w) of n planes (height, width), at most a vector of them: columns plane by plane with lanes over pixels,
 // then rows with lanes over planes, because a bin has few columns.
-template <typename T>
-void pool_crop_planes(const MatchedArgs<T>& args, const T* planes, int n, CropScratch<T>& scratch, T* out) {
+template <typename S, typename T>
+void pool_crop_planes(const MatchedArgs<S>& args, const S* planes, int n, CropScratch<T>& scratch, T* out) {
   const int64_t area = int64_t(args.height) * args.width, bins = int64_t(args.out_h) * args.out_w;
   Vec<T>* lanes = scratch.vectors();
   for (int p = 0; p < args.out_h; ++p) {
-    const int y0 = bin_begin(p, args.height, args.out_h), y1 = bin_end(p, args.height, args.out_h);
+    const int y0 = args.begin_y[p], y1 = args.end_y[p];
     for (int c = 0; c < n; ++c) {
-      const T* plane = planes + c * area;
-      T* sums = scratch.sums.data() + int64_t(c) * args.width;
-      std::memcpy(sums, plane + int64_t(y0) * args.width, args.width * sizeof(T));
-      for (int y = y0 + 1; y < y1; ++y) {
-        const T* row = plane + int64_t(y) * args.width;
-        for (int x = 0; x < args.width; ++x) sums[x] += row[x];
-      }
+      sum_rows(
+          planes + c * area + int64_t(y0) * args.width, y1 - y0, args.width, scratch.sums.data() + int64_t(c) * args.width);
     }
     gather_channels<T>(scratch.sums.data(), args.width, 1, n, args.width, lanes);
     for (int q = 0; q < args.out_w; ++q) {
@@ -59,17 +67,13 @@ void pool_crop_planes(const MatchedArgs<T>& args, const T* planes, int n, CropSc
 }
 
 // out (bins_h, bins_w, channels) of one crop (height, width, channels).
-template <typename T>
-void pool_crop_positions(const MatchedArgs<T>& args, const T* crop, CropScratch<T>& scratch, T* out) {
+template <typename S, typename T>
+void pool_crop_positions(const MatchedArgs<S>& args, const S* crop, CropScratch<T>& scratch, T* out) {
   const int64_t channels = args.channels, row = args.width * channels;
   T* sums = scratch.sums.data();
   for (int p = 0; p < args.out_h; ++p) {
-    const int y0 = bin_begin(p, args.height, args.out_h), y1 = bin_end(p, args.height, args.out_h);
-    for_vectors<T>(row, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
-      Vec<T> sum = load_up_to(crop + y0 * row + i, n, T(0));
-      for (int y = y0 + 1; y < y1; ++y) sum += load_up_to(crop + y * row + i, n, T(0));
-      store_up_to(sums + i, sum, n);
-    });
+    const int y0 = args.begin_y[p], y1 = args.end_y[p];
+    sum_rows(crop + y0 * row, y1 - y0, row, sums);
     for (int q = 0; q < args.out_w; ++q) {
       const int x0 = args.begin_x[q], x1 = args.end_x[q];
       T* bin = out + (int64_t(p) * args.out_w + q) * channels;
@@ -83,8 +87,8 @@ void pool_crop_positions(const MatchedArgs<T>& args, const T* crop, CropScratch<
 }
 
 // out (count, bins) of `count` planes (height, width), or (bins, channels) of one crop with the channels last.
-template <typename T>
-void pool_crops(const MatchedArgs<T>& args, const T* from, int64_t count, CropScratch<T>& scratch, T* out) {
+template <typename S, typename T>
+void pool_crops(const MatchedArgs<S>& args, const S* from, int64_t count, CropScratch<T>& scratch, T* out) {
   const int64_t bins = int64_t(args.out_h) * args.out_w, area = int64_t(args.height) * args.width;
   if (args.channels_last) return pool_crop_positions(args, from, scratch, out);
   if (args.out_w == 1) {
@@ -98,22 +102,23 @@ void pool_crops(const MatchedArgs<T>& args, const T* from, int64_t count, CropSc
 }
 
 // Parts [begin, end) of args.pooled_target (G, C, bins), of those ground truths that some row is matched to.
-template <typename T>
-void matched_targets(const MatchedArgs<T>& args, int64_t begin, int64_t end) {
-  CropScratch<T> scratch(args);
+template <typename S>
+void matched_targets(const MatchedArgs<S>& args, int64_t begin, int64_t end) {
+  CropScratch<Accumulate<S>> scratch(args);
   const int64_t parts = args.parts(), area = int64_t(args.height) * args.width,
                 values = args.channels / parts * args.out_h * args.out_w;
   for (int64_t i = begin, next; i < end; i = next) {
     const int64_t g = i / parts, last = (g + 1) * parts;
     next = last < end ? last : end;
-    const T* from = args.target + g * args.target_stride + i % parts * area;
+    const S* from = args.target + g * args.target_stride + i % parts * area;
     if (args.used[g]) pool_crops(args, from, next - i, scratch, args.pooled_target + i * values);
   }
 }
 
 // Rows [begin, end): loss, and d row / d pooled where it is asked for.
-template <typename T>
-void matched_rows(const MatchedArgs<T>& args, int64_t begin, int64_t end) {
+template <typename S>
+void matched_rows(const MatchedArgs<S>& args, int64_t begin, int64_t end) {
+  using T = Accumulate<S>;
   const int64_t values = args.channels * args.out_h * args.out_w;
   const T share = T(1) / T(values > 0 ? values : 1);
   CropScratch<T> scratch(args);
@@ -138,71 +143,90 @@ void matched_rows(const MatchedArgs<T>& args, int64_t begin, int64_t end) {
   }
 }
 
-// Planes [begin, end) of d L / d features: every pixel gets the share of the bins that it lies in.
+// Unpools rows of `count` values: the lines of a few bins along y, of which each row of the map adds those that it lies in.
 template <typename T>
-void matched_planes_backward(const MatchedArgs<T>& args, int64_t begin, int64_t end) {
+struct Unpooling {
+  int64_t count, stride;     // of a line in memory: whole vectors
+  int slots;                 // as many bins as can share a row
+  std::vector<T> lines;      // (slots, stride)
+  std::vector<const T*> in;  // the lines of a row's bins
+
+  template <typename S>
+  Unpooling(const MatchedArgs<S>& args, int64_t count)
+      : count(count),
+        stride((count + kLanes<T> - 1) / kLanes<T> * kLanes<T>),
+        slots((args.out_h + args.height - 1) / args.height + 1),
+        lines(size_t(slots) * stride),
+        in(slots) {}
+
+  // out (height, count); add_line(p, line) adds the bins (p, *) to a line of zeros.
+  template <typename S, typename AddLine>
+  CLS2DET_HD void rows(const MatchedArgs<S>& args, S* out, const AddLine& add_line) {
+    int first = 0, last = 0;  // bins that hold the row
+    for (int y = 0; y < args.height; ++y, out += count) {
+      for (; last < args.out_h && args.begin_y[last] <= y; ++last) {
+        T* line = lines.data() + last % slots * stride;
+        std::memset(line, 0, stride * sizeof(T));
+        add_line(last, line);
+      }
+      while (args.end_y[first] <= y) ++first;
+      const int bins = last - first;
+      for (int p = first; p < last; ++p) in[p - first] = lines.data() + p % slots * stride;
+      const T* const* from = in.data();
+      for_overlapping_vectors<T>(count, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
+        Vec<T> sum = load(from[0] + i);
+        for (int p = 1; p < bins; ++p) sum += load(from[p] + i);
+        write_rounded(out + i, sum, n, false);
+      });
+    }
+  }
+};
+
+// Planes [begin, end) of d L / d features: every pixel gets the share of the bins that it lies in.
+template <typename S>
+void matched_planes_backward(const MatchedArgs<S>& args, int64_t begin, int64_t end) {
+  using T = Accumulate<S>;
   const int64_t bins = int64_t(args.out_h) * args.out_w, area = int64_t(args.height) * args.width;
-  std::vector<T> line(args.width);
+  Unpooling<T> unpooling(args, args.width);
   for (int64_t i = begin; i < end; ++i) {
     const T* pooled = args.pooled_grad + i / args.channels * args.pooled_grad_stride + i % args.channels * bins;
-    T* plane = args.grad + i * area;
+    S* plane = args.grad_features + i * area;
     const T g = args.grad_rows[i / args.channels];
     if (bins == 1) {  // one value; 0 in front as in a sum
-      std::fill(plane, plane + area, T(0) + g * pooled[0] / T(area));
+      std::fill(plane, plane + area, S(T(0) + g * pooled[0] / T(area)));
       continue;
     }
-    std::memset(plane, 0, area * sizeof(T));
-    for (int p = 0; p < args.out_h; ++p) {
-      const int y0 = bin_begin(p, args.height, args.out_h), y1 = bin_end(p, args.height, args.out_h);
-      if (args.out_w == 1) {
-        const T value = g * pooled[p] / T((y1 - y0) * args.width);
-        for (int64_t x = int64_t(y0) * args.width; x < int64_t(y1) * args.width; ++x) plane[x] += value;
-        continue;
-      }
-      std::memset(line.data(), 0, args.width * sizeof(T));
+    unpooling.rows(args, plane, [&](int p, T* line) __attribute__((always_inline)) {
       for (int q = 0; q < args.out_w; ++q) {
-        const T value = g * pooled[p * args.out_w + q] / T((y1 - y0) * (args.end_x[q] - args.begin_x[q]));
+        const T value =
+            g * pooled[p * args.out_w + q] / T((args.end_y[p] - args.begin_y[p]) * (args.end_x[q] - args.begin_x[q]));
         for (int x = args.begin_x[q]; x < args.end_x[q]; ++x) line[x] += value;
       }
-      for (int y = y0; y < y1; ++y) {
-        T* row = plane + int64_t(y) * args.width;
-        for (int x = 0; x < args.width; ++x) row[x] += line[x];
-      }
-    }
+    });
   }
 }
 
-// Crops [begin, end) of d L / d features with the channels last.
-template <typename T>
-void matched_crops_backward(const MatchedArgs<T>& args, int64_t begin, int64_t end) {
+// The same of crops [begin, end) with the channels last.
+template <typename S>
+void matched_crops_backward(const MatchedArgs<S>& args, int64_t begin, int64_t end) {
+  using T = Accumulate<S>;
   const int64_t channels = args.channels, row = args.width * channels;
-  std::vector<T> line(row);
+  Unpooling<T> unpooling(args, row);
   for (int64_t k = begin; k < end; ++k) {
     const T* pooled = args.pooled_grad + k * args.pooled_grad_stride;
-    T* crop = args.grad + k * args.height * row;
     const T g = args.grad_rows[k];
-    int first = 0;  // the first row that no bin has reached
-    for (int p = 0; p < args.out_h; ++p) {
-      const int y0 = bin_begin(p, args.height, args.out_h), y1 = bin_end(p, args.height, args.out_h);
-      std::memset(line.data(), 0, row * sizeof(T));
-      for (int q = 0; q < args.out_w; ++q, pooled += channels) {
+    unpooling.rows(args, args.grad_features + k * args.height * row, [&](int p, T* line) __attribute__((always_inline)) {
+      for (int q = 0; q < args.out_w; ++q) {
         const int x0 = args.begin_x[q], x1 = args.end_x[q];
+        const T* bin = pooled + (int64_t(p) * args.out_w + q) * channels;
         for_vectors<T>(channels, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
-          const Vec<T> value = g * load_up_to(pooled + i, n, T(0)) / T((y1 - y0) * (x1 - x0));
+          const Vec<T> value = g * load_up_to(bin + i, n, T(0)) / T((args.end_y[p] - args.begin_y[p]) * (x1 - x0));
           for (int x = x0; x < x1; ++x) {
-            T* pixel = line.data() + x * channels + i;
+            T* pixel = line + x * channels + i;
             store_up_to(pixel, Vec<T>(load_up_to(pixel, n, T(0)) + value), n);
           }
         });
       }
-      for (int y = y0; y < y1 && y < first; ++y) {
-        for_vectors<T>(row, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
-          store_up_to(
-              crop + y * row + i, Vec<T>(load_up_to(crop + y * row + i, n, T(0)) + load_up_to(line.data() + i, n, T(0))), n);
-        });
-      }
-      for (int y = y0 > first ? y0 : first; y < y1; ++y) std::memcpy(crop + y * row, line.data(), row * sizeof(T));
-      first = y1;
-    }
+    });
   }
 }

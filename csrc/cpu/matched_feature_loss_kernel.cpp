@@ -13,22 +13,24 @@
 namespace cls2det {
 namespace {
 
-template <typename T>
+template <typename S>
 struct MatchedArgs {
+  using T = Accumulate<S>;
   bool channels_last;          // of the crops, and of all that is pooled
-  const T *features, *target;  // (K, C, height, width), (G, C, height, width), crops at these distances
+  const S *features, *target;  // (K, C, height, width), (G, C, height, width), crops at these distances
   int64_t features_stride, target_stride;
   const int64_t* matched;  // (K,)
   int64_t channels, targets;
   int height, width, out_h, out_w;
   Distance loss;
   T beta;
-  const int *begin_x, *end_x;        // pixels of each bin along x
-  const char* used;                  // (G,)
-  T* pooled_target;                  // (G, C, bins)
-  T* rows;                           // (K,)
-  T* grad;                           // forward: (K, C, bins) or null; backward: (K, C, height, width)
-  const T *grad_rows, *pooled_grad;  // backward: (K,), (K, C, bins), crops at this distance
+  const int *begin_x, *end_x, *begin_y, *end_y;  // pixels of each bin
+  const char* used;                              // (G,)
+  T* pooled_target;                              // (G, C, bins)
+  T* rows;                                       // (K,)
+  T* grad;                                       // (K, C, bins), or null
+  S* grad_features;                              // backward: (K, C, height, width)
+  const T *grad_rows, *pooled_grad;              // backward: (K,), (K, C, bins), crops at this distance
   int64_t pooled_grad_stride;
 
   int64_t parts() const { return channels_last ? 1 : channels; }  // of a crop, pooled one by one: planes, or all of it
@@ -43,10 +45,10 @@ struct MatchedArgs {
 namespace cls2det {
 namespace {
 
-template <typename T>
+template <typename S>
 struct Bins {  // the part of the arguments that follows from the sizes, and the memory that it points into
-  std::vector<int> begin, end;
-  MatchedArgs<T> args{};
+  std::vector<int> begin_x, end_x, begin_y, end_y;
+  MatchedArgs<S> args{};
 
   Bins(const Tensor& features, bool channels_last, int64_t out_h, int64_t out_w) {
     args.channels_last = channels_last;
@@ -54,10 +56,15 @@ struct Bins {  // the part of the arguments that follows from the sizes, and the
     args.height = int(features.size(2)), args.width = int(features.size(3));
     args.out_h = int(out_h), args.out_w = int(out_w);
     for (int q = 0; q < args.out_w; ++q) {
-      begin.push_back(bin_begin(q, args.width, args.out_w));
-      end.push_back(bin_end(q, args.width, args.out_w));
+      begin_x.push_back(bin_begin(q, args.width, args.out_w));
+      end_x.push_back(bin_end(q, args.width, args.out_w));
     }
-    args.begin_x = begin.data(), args.end_x = end.data();
+    for (int p = 0; p < args.out_h; ++p) {
+      begin_y.push_back(bin_begin(p, args.height, args.out_h));
+      end_y.push_back(bin_end(p, args.height, args.out_h));
+    }
+    args.begin_x = begin_x.data(), args.end_x = end_x.data();
+    args.begin_y = begin_y.data(), args.end_y = end_y.data();
   }
 
   int64_t planes_worth_a_thread() const { return 1 + 32768 / (int64_t(args.height) * args.width); }
@@ -65,22 +72,23 @@ struct Bins {  // the part of the arguments that follows from the sizes, and the
   int64_t parts_worth_a_thread() const { return args.channels_last ? crops_worth_a_thread() : planes_worth_a_thread(); }
 };
 
-template <typename T>
+template <typename S>
 std::tuple<Tensor, Tensor> forward(const MatchedLossCall& call) {
+  using T = Accumulate<S>;
   const ScalarType acc = accumulate_dtype(call.features.scalar_type());
   const bool last = is_channels_last(call.features);
-  const DenseMap crops(call.features, last, acc), truths(call.target_features, last, acc);
+  const DenseMap crops(call.features, last), truths(call.target_features, last);
   const Tensor matched = packed(call.matched_idxs);
   const int64_t count = call.count(), channels = call.channels(), targets = call.targets();
-  Bins<T> bins(crops.map, last, call.out_h, call.out_w);
-  MatchedArgs<T>& args = bins.args;
+  Bins<S> bins(crops.map, last, call.out_h, call.out_w);
+  MatchedArgs<S>& args = bins.args;
   Tensor rows = make(crops.map, {count}, acc);
   Tensor grad =
       call.need_grad ? make_map(crops.map, {count, channels, call.out_h, call.out_w}, last, acc) : make(crops.map, {0}, acc);
   Tensor pooled = make_map(crops.map, {targets, channels, call.out_h, call.out_w}, last, acc);
-  args.features = data<const T>(crops.map);
+  args.features = data<const S>(crops.map);
   args.features_stride = crops.stride;
-  args.target = data<const T>(truths.map);
+  args.target = data<const S>(truths.map);
   args.target_stride = truths.stride;
   args.matched = data<const int64_t>(matched);
   args.targets = targets;
@@ -95,43 +103,45 @@ std::tuple<Tensor, Tensor> forward(const MatchedLossCall& call) {
   }
   args.used = used.data();
   torch::stable::parallel_for(0, targets * args.parts(), bins.parts_worth_a_thread(), [&](int64_t begin, int64_t end) {
-    CLS2DET_CALL(matched_targets<T>, args, begin, end);
+    CLS2DET_CALL(matched_targets<S>, args, begin, end);
   });
   torch::stable::parallel_for(0, count, bins.crops_worth_a_thread(), [&](int64_t begin, int64_t end) {
-    CLS2DET_CALL(matched_rows<T>, args, begin, end);
+    CLS2DET_CALL(matched_rows<S>, args, begin, end);
   });
   return {rows, grad};
 }
 
-template <typename T>
+template <typename S>
 Tensor backward(const Tensor& grad_rows, const Tensor& pooled_grad, const Tensor& features) {
+  using T = Accumulate<S>;
   const ScalarType acc = accumulate_dtype(features.scalar_type());
   const bool last = is_channels_last(features);
   const Tensor upstream = packed(grad_rows, acc);
-  const DenseMap pooled(pooled_grad, last, acc);
-  Bins<T> bins(features, last, pooled_grad.size(2), pooled_grad.size(3));
-  MatchedArgs<T>& args = bins.args;
-  Tensor grad = make_map(features, last, acc);
+  const DenseMap pooled(to_dtype(pooled_grad, acc), last);
+  Bins<S> bins(features, last, pooled_grad.size(2), pooled_grad.size(3));
+  MatchedArgs<S>& args = bins.args;
+  const Tensor grad = make_map(features, last, features.scalar_type());
   args.grad_rows = data<const T>(upstream);
   args.pooled_grad = data<const T>(pooled.map);
   args.pooled_grad_stride = pooled.stride;
-  args.grad = data<T>(grad);
+  args.grad_features = data<S>(grad);
   torch::stable::parallel_for(0, features.size(0) * args.parts(), bins.parts_worth_a_thread(), [&](int64_t begin, int64_t end) {
     if (last) {
-      CLS2DET_CALL(matched_crops_backward<T>, args, begin, end);
+      CLS2DET_CALL(matched_crops_backward<S>, args, begin, end);
     } else {
-      CLS2DET_CALL(matched_planes_backward<T>, args, begin, end);
+      CLS2DET_CALL(matched_planes_backward<S>, args, begin, end);
     }
   });
-  return to_dtype(grad, features.scalar_type());
+  return grad;
 }
 
 std::tuple<Tensor, Tensor> loss(const MatchedLossCall& call) {
-  return call.features.scalar_type() == ScalarType::Double ? forward<double>(call) : forward<float>(call);
+  return for_storage(call.features.scalar_type(), [&](auto storage) { return forward<decltype(storage)>(call); });
 }
 
 Tensor loss_backward(const Tensor& grad_rows, const Tensor& pooled_grad, const Tensor& features) {
-  return (features.scalar_type() == ScalarType::Double ? backward<double> : backward<float>)(grad_rows, pooled_grad, features);
+  return for_storage(
+      features.scalar_type(), [&](auto storage) { return backward<decltype(storage)>(grad_rows, pooled_grad, features); });
 }
 
 }  // namespace

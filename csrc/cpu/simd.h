@@ -86,6 +86,16 @@ CLS2DET_HD void for_vectors(int64_t count, const Visit& visit) {
   if (i < count) visit(i, count - i);
 }
 
+// Like for_vectors, but from a vector's worth of values on all vectors are whole ones: the last begins within the one before.
+// So visit may only write what does not depend on what it has written.
+template <typename T, typename Visit>
+CLS2DET_HD void for_overlapping_vectors(int64_t count, const Visit& visit) {
+  if (count < kLanes<T>) return visit(0, count);
+  int64_t i = 0;
+  for (; i + kLanes<T> <= count; i += kLanes<T>) visit(i, int64_t(kLanes<T>));
+  if (i < count) visit(count - kLanes<T>, int64_t(kLanes<T>));
+}
+
 // Like store_up_to. With `past_caches` all lanes are written past the caches, so that the memory is not read first; n is then
 // at least a vector. finish_writes() must follow the last one.
 template <typename T>
