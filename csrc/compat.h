@@ -74,10 +74,6 @@ inline Tensor make(const Tensor& like, const Shape& shape, ScalarType dtype) {
   return tensor;
 }
 
-inline Tensor make_zeros(const Tensor& like, const Shape& shape, ScalarType dtype) {
-  return torch::stable::new_zeros(like, shape, dtype);
-}
-
 template <typename T>
 T* data(const Tensor& tensor) {
   return static_cast<T*>(tensor.data_ptr());

@@ -66,6 +66,7 @@ def test_infinite_difference_is_an_infinite_loss_and_nan_stays(backend, loss, ch
         (64, 28, 28, 8, "l1", False, torch.int64),
         (33, 6, 11, (6, 2), "smooth_l1", False, torch.int64),
         (18, 7, 9, 1, "l1", False, torch.int64),
+        (64, 7, 7, 1, "l2", False, torch.int64),
         (5, 7, 6, (3, 1), "l2", False, torch.int64),
         (5, 7, 6, (3, 1), "l2", True, torch.int64),
         (18, 7, 9, 1, "l1", True, torch.int64),

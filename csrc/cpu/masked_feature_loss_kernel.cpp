@@ -47,8 +47,9 @@ Tensor forward(const MaskedMaps& maps) {
   std::vector<T> partial(args.tiles.count());
   args.partial = partial.data();
   args.tiles.for_tiles([&](int64_t begin, int64_t end) { CLS2DET_CALL(masked_sums<S>, args, begin, end); });
-  Tensor rows = make_zeros(maps.student.map, {images}, accumulate_dtype(maps.student.map.scalar_type()));
+  const Tensor rows = make(maps.student.map, {images}, accumulate_dtype(maps.student.map.scalar_type()));
   T* row = data<T>(rows);
+  std::fill(row, row + images, T(0));
   for (int64_t i = 0; i < args.tiles.count(); ++i) row[i / per_image] += partial[i];
   return rows;
 }

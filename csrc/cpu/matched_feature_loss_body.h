@@ -25,11 +25,8 @@ template <typename S, typename T>
 void pool_crop_rows(const MatchedArgs<S>& args, const S* plane, T* out) {
   for (int p = 0; p < args.out_h; ++p) {
     const int y0 = args.begin_y[p], y1 = args.end_y[p];
-    Vec<T> sum{};
-    for_vectors<T>(int64_t(y1 - y0) * args.width, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
-      sum += read_up_to(plane + int64_t(y0) * args.width + i, n);
-    });
-    out[p] = sum_lanes<T>(sum) / T((y1 - y0) * args.width);
+    const S* from = plane + int64_t(y0) * args.width;
+    out[p] = sum_lanes<T>(sum_lanewise(from, int64_t(y1 - y0) * args.width)) / T((y1 - y0) * args.width);
   }
 }
 

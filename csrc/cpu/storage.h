@@ -73,6 +73,27 @@ CLS2DET_HD Vec<Accumulate<S>> read_up_to(const S* p, int64_t n) {
   }
 }
 
+// The last n lanes of the vector that ends at `end`; the others hold 0.
+template <typename S>
+CLS2DET_HD Vec<Accumulate<S>> read_last(const S* end, int n) {
+  using T = Accumulate<S>;
+  typedef std::conditional_t<sizeof(T) == 4, int32_t, int64_t> Index;
+  Vec<Index> lane;
+  for (int i = 0; i < kLanes<T>; ++i) lane[i] = i;
+  return lane >= Index(kLanes<T> - n) ? read_up_to(end - kLanes<T>, kLanes<T>) : Vec<T>{};
+}
+
+// `count` neighbouring values, added lane by lane.
+template <typename S>
+CLS2DET_HD Vec<Accumulate<S>> sum_lanewise(const S* p, int64_t count) {
+  constexpr int lanes = kLanes<Accumulate<S>>;
+  if (count < lanes) return read_up_to(p, count);
+  Vec<Accumulate<S>> sum = read_up_to(p, lanes);
+  int64_t i = lanes;
+  for (; i + lanes <= count; i += lanes) sum += read_up_to(p + i, lanes);
+  return i < count ? sum + read_last(p + count, int(count - i)) : sum;
+}
+
 // Like write_up_to of simd.h.
 template <typename S>
 CLS2DET_HD void write_rounded(S* p, Vec<Accumulate<S>> v, int64_t n, bool past_caches) {
