@@ -105,7 +105,7 @@ void matched_rows(const MatchedArgs<T>& args, int64_t begin, int64_t end) {
       sum += distance(difference, args.loss, args.beta);
       if (grad) store_up_to(grad + j, Vec<T>(distance_slope(difference, args.loss, args.beta) * share), n);
     });
-    args.rows[k] = sum_lanes<T>(sum) * share;
+    args.rows[k] = sum_lanes<T>(sum) * share * args.factor;
   }
 }
 
@@ -117,7 +117,7 @@ void matched_planes_backward(const MatchedArgs<T>& args, int64_t begin, int64_t 
   for (int64_t i = begin; i < end; ++i) {
     const T* pooled = args.pooled_grad + i * bins;
     T* plane = args.grad + i * area;
-    const T g = args.grad_rows[i / args.channels];
+    const T g = args.factor * args.grad_rows[i / args.channels];
     if (bins == 1) {  // one value; 0 in front as in a sum
       std::fill(plane, plane + area, T(0) + g * pooled[0] / T(area));
       continue;

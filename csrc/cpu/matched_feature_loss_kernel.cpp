@@ -19,7 +19,7 @@ struct MatchedArgs {
   int64_t channels, targets;
   int height, width, out_h, out_w;
   Distance loss;
-  T beta;
+  T beta, factor;
   const int *begin_x, *end_x;        // pixels of each bin along x
   const char* used;                  // (G,)
   T* pooled_target;                  // (G, C, bins)
@@ -73,6 +73,7 @@ std::tuple<Tensor, Tensor> forward(const MatchedLossCall& call) {
   args.targets = targets;
   args.loss = call.loss;
   args.beta = T(call.beta);
+  args.factor = T(call.factor);
   args.pooled_target = data<T>(pooled);
   args.rows = data<T>(rows);
   args.grad = call.need_grad ? data<T>(grad) : nullptr;
@@ -91,11 +92,12 @@ std::tuple<Tensor, Tensor> forward(const MatchedLossCall& call) {
 }
 
 template <typename T>
-Tensor backward(const Tensor& grad_rows, const Tensor& pooled_grad, const Tensor& features) {
+Tensor backward(const Tensor& grad_rows, const Tensor& pooled_grad, const Tensor& features, double factor) {
   const ScalarType acc = accumulate_dtype(features.scalar_type());
   const Tensor upstream = packed(grad_rows, acc), pooled = packed(pooled_grad, acc);
   Bins<T> bins(features, pooled_grad.size(2), pooled_grad.size(3));
   Tensor grad = make(features, shape_of(features), acc);
+  bins.args.factor = T(factor);
   bins.args.grad_rows = data<const T>(upstream);
   bins.args.pooled_grad = data<const T>(pooled);
   bins.args.grad = data<T>(grad);
@@ -109,8 +111,9 @@ std::tuple<Tensor, Tensor> loss(const MatchedLossCall& call) {
   return call.features.scalar_type() == ScalarType::Double ? forward<double>(call) : forward<float>(call);
 }
 
-Tensor loss_backward(const Tensor& grad_rows, const Tensor& pooled_grad, const Tensor& features) {
-  return (features.scalar_type() == ScalarType::Double ? backward<double> : backward<float>)(grad_rows, pooled_grad, features);
+Tensor loss_backward(const Tensor& grad_rows, const Tensor& pooled_grad, const Tensor& features, double factor) {
+  const auto run = features.scalar_type() == ScalarType::Double ? backward<double> : backward<float>;
+  return run(grad_rows, pooled_grad, features, factor);
 }
 
 }  // namespace
@@ -119,8 +122,8 @@ Tensor loss_backward(const Tensor& grad_rows, const Tensor& pooled_grad, const T
 STABLE_TORCH_LIBRARY_FRAGMENT(CLS2DET_NAMESPACE, m) {
   m.def(
       "matched_feature_loss(Tensor features, Tensor target_features, Tensor matched_idxs, int out_h, int out_w, int loss, "
-      "float beta, bool need_grad) -> (Tensor, Tensor)");
-  m.def("matched_feature_loss_backward(Tensor grad_rows, Tensor pooled_grad, Tensor features) -> Tensor");
+      "float beta, bool need_grad, float factor) -> (Tensor, Tensor)");
+  m.def("matched_feature_loss_backward(Tensor grad_rows, Tensor pooled_grad, Tensor features, float factor) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(CLS2DET_NAMESPACE, CPU, m) {

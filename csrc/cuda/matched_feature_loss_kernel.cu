@@ -21,8 +21,8 @@ __device__ __forceinline__ T bin_share(int p, int size, int bins) {
 // exchanged give the bins of a pixel. Along an axis these are one or two, unless there are more bins than pixels.
 template <typename S, typename T>
 __global__ void __launch_bounds__(kBlock) unpool_kernel(
-    const T* grad_rows, const T* pooled_grad, int64_t planes, int64_t channels, int height, int width, int out_h, int out_w,
-    S* grad) {
+    const T* grad_rows, int64_t grad_stride, T factor, const T* pooled_grad, int64_t planes, int64_t channels, int height,
+    int width, int out_h, int out_w, S* grad) {
   const int64_t area = int64_t(height) * width, total = (planes + kThreadPlanes - 1) / kThreadPlanes * area;
   for (int64_t i = int64_t(blockIdx.x) * kBlock + threadIdx.x; i < total; i += int64_t(gridDim.x) * kBlock) {
     const int64_t chunk = divide(i, area), pixel = i - chunk * area, first = chunk * kThreadPlanes;
@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(kBlock) unpool_kernel(
           }
         }
       }
-      grad[plane * area + pixel] = static_cast<S>(grad_rows[row] * sum);
+      grad[plane * area + pixel] = static_cast<S>(factor * grad_rows[row * grad_stride] * sum);
       if (++channel == channels) channel = 0, ++row;
     }
   }
@@ -74,19 +74,20 @@ void matched_feature_loss_rows(const FeatureLoss<S>& args, cudaStream_t stream) 
 
 template <typename S>
 void unpool_windows(
-    const Accumulate<S>* grad_rows, const Accumulate<S>* pooled_grad, int64_t rows, int64_t channels, int height, int width,
-    int out_h, int out_w, S* grad, cudaStream_t stream) {
+    const Accumulate<S>* grad_rows, int64_t grad_stride, Accumulate<S> factor, const Accumulate<S>* pooled_grad, int64_t rows,
+    int64_t channels, int height, int width, int out_h, int out_w, S* grad, cudaStream_t stream) {
   const int64_t planes = rows * channels;
   if (planes == 0) return;
   CLS2DET_LAUNCH(
       (unpool_kernel<S, Accumulate<S>>), grid_of(ceil_div(ceil_div(planes, kThreadPlanes) * height * width, kBlock)), stream,
-      grad_rows, pooled_grad, planes, channels, height, width, out_h, out_w, grad);
+      grad_rows, grad_stride, factor, pooled_grad, planes, channels, height, width, out_h, out_w, grad);
 }
 
-#define INSTANTIATE(S)                                                          \
-  template void matched_feature_loss_rows(const FeatureLoss<S>&, cudaStream_t); \
-  template void unpool_windows(                                                 \
-      const Accumulate<S>*, const Accumulate<S>*, int64_t, int64_t, int, int, int, int, S*, cudaStream_t);
+#define INSTANTIATE(S)                                                                                              \
+  template void matched_feature_loss_rows(const FeatureLoss<S>&, cudaStream_t);                                     \
+  template void unpool_windows(                                                                                     \
+      const Accumulate<S>*, int64_t, Accumulate<S>, const Accumulate<S>*, int64_t, int64_t, int, int, int, int, S*, \
+      cudaStream_t);
 CLS2DET_FOR_STORAGE(INSTANTIATE)
 
 }  // namespace cls2det
