@@ -13,6 +13,7 @@ struct LogitsCall {
   Background background;
   SigmoidMode mode;  // of kd_sigmoid_loss
   bool need_grad;
+  double factor;  // of the rows alone: a 16-bit gradient keeps its digits, and scale_rows gets the factor, too
 
   int64_t count() const { return student.size(0); }
   int64_t columns() const { return student.size(1); }
@@ -46,6 +47,7 @@ LogitsView<S> logits_view(const LogitsCall& call, const Tensor& rows, const Tens
   view.classes = call.classes();
   view.columns = call.columns();
   view.temperature = Accumulate<S>(call.temperature);
+  view.loss_scale = Accumulate<S>(call.factor * call.temperature * call.temperature);
   view.background = call.background;
   view.mode = call.mode;
   view.rows = data<Accumulate<S>>(rows);
@@ -56,19 +58,20 @@ LogitsView<S> logits_view(const LogitsCall& call, const Tensor& rows, const Tens
 // The operators with the arguments of their schemas. They check these and call Run, the implementation of one back end.
 template <auto Run>
 std::tuple<Tensor, Tensor> kd_softmax_loss(
-    Tensor student, Tensor teacher, Tensor matched, double temperature, int64_t background, bool need_grad) {
+    Tensor student, Tensor teacher, Tensor matched, double temperature, int64_t background, bool need_grad, double factor) {
   const Background column = to_option("background", background, Background::last);
-  const LogitsCall call{student, teacher, matched, temperature, column, SigmoidMode::bce, need_grad};
+  const LogitsCall call{student, teacher, matched, temperature, column, SigmoidMode::bce, need_grad, factor};
   check(call);
   return Run(call);
 }
 
 template <auto Run>
 std::tuple<Tensor, Tensor> kd_sigmoid_loss(
-    Tensor student, Tensor teacher, Tensor matched, double temperature, int64_t mode, int64_t background, bool need_grad) {
+    Tensor student, Tensor teacher, Tensor matched, double temperature, int64_t mode, int64_t background, bool need_grad,
+    double factor) {
   const Background column = to_option("background", background, Background::last);
-  const LogitsCall call{student,  teacher, matched, temperature, column, to_option("mode", mode, SigmoidMode::l1norm),
-                        need_grad};
+  const LogitsCall call{student,   teacher, matched, temperature, column, to_option("mode", mode, SigmoidMode::l1norm),
+                        need_grad, factor};
   check(call);
   return Run(call);
 }

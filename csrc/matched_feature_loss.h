@@ -11,6 +11,7 @@ struct MatchedLossCall {
   Distance loss;
   double beta;
   bool need_grad;
+  double factor;  // of the rows, not of the gradient that the forward leaves behind: the backward gets it, too
 
   int64_t count() const { return features.size(0); }
   int64_t channels() const { return features.size(1); }
@@ -41,16 +42,16 @@ inline void check_matched_loss_backward(const Tensor& grad_rows, const Tensor& p
 template <auto Run>
 std::tuple<Tensor, Tensor> matched_feature_loss(
     Tensor features, Tensor target_features, Tensor matched_idxs, int64_t out_h, int64_t out_w, int64_t loss, double beta,
-    bool need_grad) {
-  const MatchedLossCall call{features, target_features, matched_idxs, out_h, out_w, to_distance(loss), beta, need_grad};
+    bool need_grad, double factor) {
+  const MatchedLossCall call{features, target_features, matched_idxs, out_h, out_w, to_distance(loss), beta, need_grad, factor};
   check(call);
   return Run(call);
 }
 
 template <auto Run>
-Tensor matched_feature_loss_backward(Tensor grad_rows, Tensor pooled_grad, Tensor features) {
+Tensor matched_feature_loss_backward(Tensor grad_rows, Tensor pooled_grad, Tensor features, double factor) {
   check_matched_loss_backward(grad_rows, pooled_grad, features);
-  return Run(grad_rows, pooled_grad, features);
+  return Run(grad_rows, pooled_grad, features, factor);
 }
 
 }  // namespace cls2det

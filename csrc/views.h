@@ -56,6 +56,7 @@ struct LogitsView {
   const int64_t* matched;  // (count,)
   int64_t count, teachers, classes, columns;
   T temperature;
+  T loss_scale;  // of a row's divergence: T^2 and the caller's factor
   Background background;
   SigmoidMode mode;  // of kd_sigmoid_loss
   T* rows;           // (count,)

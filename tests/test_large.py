@@ -42,17 +42,17 @@ def logits(n: int, classes: int) -> dict[str, Tensor]:
 
 
 def kd_softmax_loss(n: int) -> tuple[Tensor, ...]:
-    return ops.kd_softmax_loss(**logits(n, 511), temperature=2.0, background=1, need_grad=True)
+    return ops.kd_softmax_loss(**logits(n, 511), temperature=2.0, background=1, need_grad=True, factor=1.0)
 
 
 def kd_sigmoid_loss(n: int) -> tuple[Tensor, ...]:
-    return ops.kd_sigmoid_loss(**logits(n, 512), temperature=2.0, mode=0, background=0, need_grad=True)
+    return ops.kd_sigmoid_loss(**logits(n, 512), temperature=2.0, mode=0, background=0, need_grad=True, factor=1.0)
 
 
 def scale_rows(n: int) -> tuple[Tensor, ...]:
     grads = torch.empty(n, 512)  # pages that nothing has touched take no memory
     grads[-1] = normal(512)
-    return (ops.scale_rows(grad_rows=torch.full((n,), 3.0), row_grads=grads, input=torch.empty(0)),)
+    return (ops.scale_rows(grad_rows=torch.full((n,), 3.0), row_grads=grads, input=torch.empty(0), factor=1.0),)
 
 
 def roi_crop(n: int) -> tuple[Tensor, ...]:
@@ -83,12 +83,13 @@ def roi_avg_pool_map_gradient(n: int) -> tuple[Tensor, ...]:
 def matched_feature_loss(n: int) -> tuple[Tensor, ...]:
     tensors = {"features": same_rows(normal(64, 1, 1).expand(64, 32, 32), n), "target_features": normal(1, 64, 32, 32)}
     tensors["matched_idxs"] = torch.zeros(n, dtype=torch.int64)
-    return ops.matched_feature_loss(**tensors, out_h=32, out_w=32, loss=1, beta=1.0, need_grad=True)[1:]
+    return ops.matched_feature_loss(**tensors, out_h=32, out_w=32, loss=1, beta=1.0, need_grad=True, factor=1.0)[1:]
 
 
 def matched_feature_loss_backward(n: int) -> tuple[Tensor, ...]:
     tensors = {"grad_rows": torch.ones(n), "pooled_grad": same_rows(normal(64, 2, 2), n).contiguous()}
-    return (ops.matched_feature_loss_backward(**tensors, features=same_rows(normal(64, 1, 1).expand(64, 32, 32), n)),)
+    features = same_rows(normal(64, 1, 1).expand(64, 32, 32), n)
+    return (ops.matched_feature_loss_backward(**tensors, features=features, factor=1.0),)
 
 
 def masked_feature_loss_backward(n: int) -> tuple[Tensor, ...]:

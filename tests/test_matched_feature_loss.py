@@ -72,6 +72,9 @@ def test_infinite_difference_is_an_infinite_loss_and_nan_stays(backend, loss, ch
         (18, 7, 9, 1, "l1", True, torch.int64),
         (16, 2, 3, (4, 5), "l1", True, torch.int64),
         (64, 28, 28, 8, "l1", True, torch.int64),
+        (3, 16, 14, 14, "l1", False, torch.int64),
+        (2, 2, 131, (1, 5), "l1", False, torch.int64),
+        (1, 23, 23, 23, "l2", False, torch.int64),
     ],
 )
 def test_matches_reference(backend, dtype, channels, height, width, bins, loss, last, index):

@@ -141,6 +141,23 @@ def test_rows_without_match_or_image_are_ignored(backend):
     assert (output[~ignored.to(output.device)] > 0).all()
 
 
+def test_without_an_image_a_box_lies_on_that_of_its_match(backend):
+    tensors = scene()
+    tensors["matched_idxs"][[1, 4, 7]] = torch.tensor([-1, 4, -2])
+    tensors["target_image_index"][3] = 3  # out of range
+    inside = (tensors["matched_idxs"] >= 0) & (tensors["matched_idxs"] < 4)
+    images = torch.where(inside, tensors["target_image_index"][tensors["matched_idxs"].clamp(0, 3)], -1)
+    options = {"output_size": 3, "sampling_size": 6, "reduction": "none"}
+    gradients = ("features", "boxes")
+    expected, expected_grads = evaluate(backend, roi_feature_loss, tensors | {"image_index": images}, options, gradients)
+    del tensors["image_index"]
+    output, grads = evaluate(backend, roi_feature_loss, tensors, options | {"image_index": None}, gradients)
+    assert torch.equal(output, expected)
+    assert (output[[1, 4, 7]] == 0).all()
+    assert (output != 0).any()
+    assert all(torch.equal(grads[name], expected_grads[name]) for name in gradients)
+
+
 def test_box_that_is_not_finite_gives_nan_in_its_row_alone(backend):
     tensors = scene()
     options = {"output_size": 3, "sampling_size": 6, "reduction": "none"}

@@ -81,13 +81,18 @@ def register_autograd(name: str, save: Callable[..., None], backward: Callable[.
     _OPERATORS[name] = Operator(operator, formulas.apply, names)
 
 
+def is_traced() -> bool:
+    """Whether a compiler or a transform looks on: what depends on sizes then belongs into torch's operators."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
+
+
 def run(name: str, **arguments: Any) -> Any:
     """Call an operator with its arguments by name.
 
     In eager mode the dispatcher's way to a formula in Python and back costs more than a small kernel. There the formula is
     applied before the dispatcher is asked, and left out where nothing is recorded (benchmarks/NOTES.md has what both save).
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
+    if is_traced():
         return getattr(operators(), name).default(**arguments)
     kernel, function, names = _OPERATORS[name]
     values = map(arguments.__getitem__, names)
@@ -133,6 +138,25 @@ def save_row_gradients(tensors: Sequence[str], options: Sequence[str] = ()) -> C
         ctx.options = {name: getattr(arguments, name) for name in options}
 
     return save
+
+
+def factor_of_rows(
+    function: str, rows: Tensor, normalizer: float | Tensor | None, reduction: str
+) -> tuple[float, float | Tensor | None, str]:
+    """What kernels multiply the rows of a loss by, and the normalizer and reduction that are left for :func:`reduce_rows`.
+
+    A mean, or a division by a number, is then no launch of its own on a GPU, in either direction. ``rows`` is any argument
+    with a row per row of the loss, not yet checked.
+    """
+    check.choice(function, "reduction", reduction, check.REDUCTIONS)
+    if isinstance(normalizer, Tensor) or is_traced():  # a compiled step is to serve any number of rows
+        return 1.0, normalizer, reduction
+    factor = 1.0
+    if normalizer is not None:
+        factor = 1 / check.positive(function, "normalizer", normalizer)
+    elif reduction == "mean" and isinstance(rows, Tensor) and rows.dim() > 0:
+        factor = 1 / max(rows.shape[0], 1)
+    return factor, None, "none" if reduction == "none" else "sum"
 
 
 def reduce_rows(

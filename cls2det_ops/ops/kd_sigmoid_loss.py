@@ -7,7 +7,7 @@ from torch import Tensor
 from .. import _checks as check
 from .. import reference
 from .._library import native
-from ._common import reduce_rows, run, wants_gradient, without_weightless
+from ._common import factor_of_rows, reduce_rows, run, wants_gradient, without_weightless
 from .kd_softmax_loss import matched_logits, register_logits_loss
 
 MODES = ("bce", "l1norm")
@@ -58,13 +58,30 @@ def kd_sigmoid_loss(
         TypeError, ValueError: an argument of wrong dtype, shape, device or value range, named with what was found.
     """
     name = "kd_sigmoid_loss"
+    factor, normalizer, reduction = factor_of_rows(name, student_logits, normalizer, reduction)
+    rows = kd_sigmoid_rows(student_logits, teacher_logits, matched_idxs, temperature, mode, background, weight, factor)
+    return reduce_rows(name, rows, weight, normalizer, reduction)
+
+
+def kd_sigmoid_rows(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    matched_idxs: Tensor,
+    temperature: float,
+    mode: str,
+    background: str,
+    weight: Tensor | None,
+    factor: float,
+) -> Tensor:
+    """The (K,) losses of the rows times ``factor``; the weight only tells which rows are out."""
+    name = "kd_sigmoid_loss"
     student_logits, teacher_logits, matched_idxs, column = matched_logits(
         name, student_logits, teacher_logits, matched_idxs, background
     )
     temperature = check.positive(name, "temperature", temperature)
     code = check.choice(name, "mode", mode, MODES)
     if native(student_logits):
-        rows, _ = run(
+        rows: Tensor = run(
             name,
             student_logits=student_logits,
             teacher_logits=teacher_logits,
@@ -73,11 +90,11 @@ def kd_sigmoid_loss(
             mode=code,
             background=column,
             need_grad=wants_gradient(student_logits),
-        )
-    else:
-        matches = without_weightless(name, matched_idxs, weight)
-        rows = reference.kd_sigmoid_loss(student_logits, teacher_logits, matches, temperature, mode, background)
-    return reduce_rows(name, rows, weight, normalizer, reduction)
+            factor=factor,
+        )[0]
+        return rows
+    matches = without_weightless(name, matched_idxs, weight)
+    return factor * reference.kd_sigmoid_loss(student_logits, teacher_logits, matches, temperature, mode, background)
 
 
 register_logits_loss("kd_sigmoid_loss")

@@ -12,6 +12,7 @@ from .. import reference
 from .._library import native
 from ..explain import warn_of_mistakes
 from ._common import (
+    factor_of_rows,
     reduce_rows,
     register_autograd,
     register_fake,
@@ -63,12 +64,28 @@ def kd_softmax_loss(
         TypeError, ValueError: an argument of wrong dtype, shape, device or value range, named with what was found.
     """
     name = "kd_softmax_loss"
+    factor, normalizer, reduction = factor_of_rows(name, student_logits, normalizer, reduction)
+    rows = kd_softmax_rows(student_logits, teacher_logits, matched_idxs, temperature, background, weight, factor)
+    return reduce_rows(name, rows, weight, normalizer, reduction)
+
+
+def kd_softmax_rows(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    matched_idxs: Tensor,
+    temperature: float,
+    background: str,
+    weight: Tensor | None,
+    factor: float,
+) -> Tensor:
+    """The (K,) losses of the rows times ``factor``; the weight only tells which rows are out."""
+    name = "kd_softmax_loss"
     student_logits, teacher_logits, matched_idxs, column = matched_logits(
         name, student_logits, teacher_logits, matched_idxs, background
     )
     temperature = check.positive(name, "temperature", temperature)
     if native(student_logits):
-        rows, _ = run(
+        rows: Tensor = run(
             name,
             student_logits=student_logits,
             teacher_logits=teacher_logits,
@@ -76,11 +93,11 @@ def kd_softmax_loss(
             temperature=temperature,
             background=column,
             need_grad=wants_gradient(student_logits),
-        )
-    else:
-        matches = without_weightless(name, matched_idxs, weight)
-        rows = reference.kd_softmax_loss(student_logits, teacher_logits, matches, temperature, background)
-    return reduce_rows(name, rows, weight, normalizer, reduction)
+            factor=factor,
+        )[0]
+        return rows
+    matches = without_weightless(name, matched_idxs, weight)
+    return factor * reference.kd_softmax_loss(student_logits, teacher_logits, matches, temperature, background)
 
 
 def matched_logits(
@@ -139,9 +156,10 @@ def register_logits_loss(name: str) -> None:
         if grad_rows is None or not needs.student_logits:
             return {}
         row_grads, student_logits = ctx.saved_tensors
-        return {"student_logits": run("scale_rows", grad_rows=grad_rows, row_grads=row_grads, input=student_logits)}
+        grads = {"grad_rows": grad_rows, "row_grads": row_grads}
+        return {"student_logits": run("scale_rows", **grads, input=student_logits, **ctx.options)}
 
-    register_autograd(name, save_row_gradients(["student_logits"]), backward)
+    register_autograd(name, save_row_gradients(["student_logits"], ["factor"]), backward)
 
 
 register_logits_loss("kd_softmax_loss")

@@ -11,6 +11,7 @@ from .. import _checks as check
 from .. import reference
 from .._library import native
 from ._common import (
+    factor_of_rows,
     map_order,
     reduce_rows,
     refuse_second_derivative,
@@ -61,6 +62,7 @@ def matched_feature_loss(
         TypeError, ValueError: an argument of wrong dtype, shape, device or value range, named with what was found.
     """
     name = "matched_feature_loss"
+    factor, normalizer, reduction = factor_of_rows(name, features, normalizer, reduction)
     check.feature_map(name, "features", features)
     check.floating(name, "target_features", target_features, ("G", *features.shape[1:]))
     matched_idxs = check.index(name, "matched_idxs", matched_idxs, features.shape[0], "features")
@@ -83,10 +85,11 @@ def matched_feature_loss(
             loss=kind,
             beta=beta,
             need_grad=wants_gradient(features),
+            factor=factor,
         )
     else:
         matches = without_weightless(name, matched_idxs, weight)
-        rows = reference.matched_feature_loss(features, target_features, matches, size, loss, beta)
+        rows = factor * reference.matched_feature_loss(features, target_features, matches, size, loss, beta)
     return reduce_rows(name, rows, weight, normalizer, reduction)
 
 
@@ -116,8 +119,8 @@ def _backward(ctx: Any, needs: Any, grad_rows: Tensor | None, _: None) -> dict[s
         return {}
     pooled_grad, features = ctx.saved_tensors
     grads = {"grad_rows": grad_rows, "pooled_grad": pooled_grad}
-    return {"features": run("matched_feature_loss_backward", **grads, features=features)}
+    return {"features": run("matched_feature_loss_backward", **grads, features=features, **ctx.options)}
 
 
-register_autograd("matched_feature_loss", save_row_gradients(["features"]), _backward)
+register_autograd("matched_feature_loss", save_row_gradients(["features"], ["factor"]), _backward)
 refuse_second_derivative("matched_feature_loss_backward")

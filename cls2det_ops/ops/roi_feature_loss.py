@@ -12,6 +12,7 @@ from .. import reference
 from .._library import native
 from ..explain import warn_of_mistakes
 from ._common import (
+    factor_of_rows,
     reduce_rows,
     refuse_second_derivative,
     register_autograd,
@@ -26,7 +27,7 @@ from ._common import (
 def roi_feature_loss(
     features: Tensor,
     boxes: Tensor,
-    image_index: Tensor,
+    image_index: Tensor | None,
     target_boxes: Tensor,
     target_image_index: Tensor,
     matched_idxs: Tensor,
@@ -58,7 +59,7 @@ def roi_feature_loss(
     Args:
         features: (B, C, H, W), float32, float64, float16 or bfloat16, any strides.
         boxes: (K, 4) predicted boxes (x1, y1, x2, y2) in input pixels; times ``spatial_scale`` in pixels of ``features``.
-        image_index: (K,) int64 or int32, the image of each predicted box.
+        image_index: (K,) int64 or int32, the image of each predicted box; None: that of its ground truth.
         target_boxes: (G, 4) ground-truth boxes of the batch, like ``boxes``.
         target_image_index: (G,) the image of each ground truth.
         matched_idxs: (K,) the ground truth, in [0, G), of each predicted box.
@@ -90,10 +91,58 @@ def roi_feature_loss(
         TypeError, ValueError: an argument of wrong dtype, shape, device or value range, named with what was found.
     """
     name = "roi_feature_loss"
+    factor, normalizer, reduction = factor_of_rows(name, boxes, normalizer, reduction)
+    rows = roi_feature_rows(
+        features,
+        boxes,
+        image_index,
+        target_boxes,
+        target_image_index,
+        matched_idxs,
+        output_size,
+        sampling_size,
+        spatial_scale,
+        target_features,
+        target_spatial_scale,
+        loss,
+        beta,
+        std,
+        padding_mode,
+        clip,
+        weight,
+        factor,
+    )
+    return reduce_rows(name, rows, weight, normalizer, reduction)
+
+
+def roi_feature_rows(
+    features: Tensor,
+    boxes: Tensor,
+    image_index: Tensor | None,
+    target_boxes: Tensor,
+    target_image_index: Tensor,
+    matched_idxs: Tensor,
+    output_size: int | tuple[int, int],
+    sampling_size: int | tuple[int, int],
+    spatial_scale: float,
+    target_features: Tensor | None,
+    target_spatial_scale: float | None,
+    loss: str,
+    beta: float,
+    std: float,
+    padding_mode: str,
+    clip: bool,
+    weight: Tensor | None,
+    factor: float,
+) -> Tensor:
+    """The (K,) losses of the rows times ``factor``; the weight only tells which rows are out."""
+    name = "roi_feature_loss"
     check.feature_map(name, "features", features)
     check.floating(name, "boxes", boxes, ("K", 4))
     check.floating(name, "target_boxes", target_boxes, ("G", 4))
-    image_index = check.index(name, "image_index", image_index, boxes.shape[0], "boxes")
+    indices = (
+        {} if image_index is None else {"image_index": check.index(name, "image_index", image_index, boxes.shape[0], "boxes")}
+    )
     matched_idxs = check.index(name, "matched_idxs", matched_idxs, boxes.shape[0], "boxes")
     target_image_index = check.index(name, "target_image_index", target_image_index, target_boxes.shape[0], "target_boxes")
     scale = check.positive(name, "spatial_scale", spatial_scale)
@@ -108,11 +157,11 @@ def roi_feature_loss(
         name,
         features=features,
         boxes=boxes,
-        image_index=image_index,
         target_features=target_features,
         target_boxes=target_boxes,
         target_image_index=target_image_index,
         matched_idxs=matched_idxs,
+        **indices,
     )
     size = check.size_pair(name, "output_size", output_size)
     samples = check.size_pair(name, "sampling_size", sampling_size)
@@ -121,7 +170,8 @@ def roi_feature_loss(
     kind = check.choice(name, "loss", loss, check.LOSSES)
     unit, beta = unit_of_differences(name, loss, beta, std)
     if check.debug_enabled():
-        check.index_values(name, "image_index", image_index, features.shape[0], "features", ignored=True)
+        for argument, index in indices.items():
+            check.index_values(name, argument, index, features.shape[0], "features", ignored=True)
         check.index_values(name, "target_image_index", target_image_index, target_features.shape[0], "target_features")
         check.index_values(name, "matched_idxs", matched_idxs, target_boxes.shape[0], "target_boxes", ignored=True)
         check.box_values(name, "boxes", boxes)
@@ -132,7 +182,7 @@ def roi_feature_loss(
             target_boxes=target_boxes,
             matched_idxs=matched_idxs,
             target_image_index=target_image_index,
-            image_index=image_index,
+            image_index=indices.get("image_index"),
             features=features,
             spatial_scale=scale,
             target_features=target_features if target_features is not features else None,
@@ -147,14 +197,14 @@ def roi_feature_loss(
     tensors: dict[str, Any] = {
         "features": features,
         "boxes": boxes,
-        "image_index": image_index,
+        "image_index": indices.get("image_index"),
         "target_features": target_features,
         "target_boxes": target_boxes,
         "target_image_index": target_image_index,
     }
     options: dict[str, Any] = {"spatial_scale": scale, "target_spatial_scale": target_scale, "clip": clip, "beta": beta}
     if native(features):
-        rows, _ = run(
+        rows: Tensor = run(
             name,
             **tensors,
             matched_idxs=matched_idxs,
@@ -166,19 +216,26 @@ def roi_feature_loss(
             border=border,
             loss=kind,
             need_boxes=wants_gradient(boxes),
-        )
-    else:
-        rows = reference.roi_feature_loss(
-            **tensors,
-            matched_idxs=without_weightless(name, matched_idxs, weight),
-            output_size=size,
-            sampling_size=samples,
-            **options,
-            padding_mode=padding_mode,
-            loss=loss,
-        )
-    result = reduce_rows(name, rows, weight, normalizer, reduction)
-    return result if unit == 1 else unit * result
+            factor=unit * factor,
+        )[0]
+        return rows
+    if image_index is None:
+        tensors["image_index"] = _images_of_matches(matched_idxs, target_image_index)
+    return (unit * factor) * reference.roi_feature_loss(
+        **tensors,
+        matched_idxs=without_weightless(name, matched_idxs, weight),
+        output_size=size,
+        sampling_size=samples,
+        **options,
+        padding_mode=padding_mode,
+        loss=loss,
+    )
+
+
+def _images_of_matches(matched_idxs: Tensor, target_image_index: Tensor) -> Tensor:
+    """target_image_index[matched_idxs]; any image for a match out of range, whose row is ignored."""
+    count = target_image_index.shape[0]
+    return target_image_index[matched_idxs.clamp(0, count - 1)] if count else matched_idxs
 
 
 def unit_of_differences(function: str, loss: str, beta: float, std: float) -> tuple[float, float]:
@@ -211,6 +268,7 @@ OPTIONS = (
     "clip",
     "loss",
     "beta",
+    "factor",
 )
 
 
@@ -223,7 +281,9 @@ def _backward(ctx: Any, needs: Any, grad_rows: Tensor | None, _: None) -> dict[s
     if needs.features:
         grads["features"] = run("roi_feature_loss_backward", grad_rows=grad_rows, **tensors, **ctx.options)
     if needs.boxes:
-        grads["boxes"] = run("scale_rows", grad_rows=grad_rows, row_grads=box_grads, input=tensors["boxes"])
+        grads["boxes"] = run(
+            "scale_rows", grad_rows=grad_rows, row_grads=box_grads, input=tensors["boxes"], factor=ctx.options["factor"]
+        )
     return grads
 
 

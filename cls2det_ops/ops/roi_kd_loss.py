@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import functools
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -10,10 +13,10 @@ from torch import Tensor
 
 from .. import _checks as check
 from ..explain import warn_of_mistakes
-from ._common import divisor, without_weightless
-from .kd_sigmoid_loss import kd_sigmoid_loss
-from .kd_softmax_loss import kd_softmax_loss
-from .roi_feature_loss import roi_feature_loss, unit_of_differences
+from ._common import divisor, is_traced, without_weightless
+from .kd_sigmoid_loss import kd_sigmoid_rows
+from .kd_softmax_loss import kd_softmax_rows
+from .roi_feature_loss import roi_feature_rows, unit_of_differences
 
 HEADS = ("softmax", "sigmoid")
 
@@ -135,49 +138,61 @@ def roi_kd_loss(
             loc_weight=loc_weight,
             weight=weight,
         )
-    # every scalar operation is a launch on a GPU, in both directions: weight and normalizer are read once for all terms
+    # every scalar operation is a launch on a GPU, in both directions: numbers go into the kernels, and weight and normalizer
+    # are read once for all terms
     matched_idxs = without_weightless(name, matched_idxs, weight)
-    if head == "softmax":
-        background = "first" if background is None else background
-        cls = kd_softmax_loss(student_logits, teacher_logits, matched_idxs, temperature, background, reduction="none")
-    else:
-        background = "none" if background is None else background
-        cls = kd_sigmoid_loss(
-            student_logits, teacher_logits, matched_idxs, temperature, background=background, reduction="none"
-        )
-    acc = check.accumulate_dtype(torch.promote_types(cls.dtype, boxes.dtype))
+    acc = check.accumulate_dtype(
+        functools.reduce(torch.promote_types, (student_logits.dtype, teacher_logits.dtype, boxes.dtype))
+    )
     normalizer = max(boxes.shape[0], 1) if normalizer is None else divisor(name, normalizer, acc)
     share = normalizer.reciprocal() if isinstance(normalizer, Tensor) else 1 / normalizer
 
-    def term(rows: Tensor, factor: float) -> Tensor:
+    traced = is_traced()
+
+    def term(rows_of: Callable[[float], Tensor], *factors: float | Tensor) -> Tensor:
+        inside = 1.0
+        outside: list[float | Tensor] = []
+        for factor in factors:
+            if isinstance(factor, Tensor) or traced:
+                outside.append(factor)
+            else:
+                inside *= factor
+        rows = rows_of(inside)
         if weight is not None:
             rows = rows * check.constant(weight, rows.dtype)
-        return rows.sum() * (factor * share)
+        return functools.reduce(operator.mul, outside, rows.sum())
 
-    cls = term(cls, cls_weight)
-    image_index = _image_of_match(matched_idxs, target_image_index)
+    logits = (student_logits, teacher_logits, matched_idxs, temperature)
+    if head == "softmax":
+        background = "first" if background is None else background
+        cls = term(partial(kd_softmax_rows, *logits, background, None), cls_weight, share)
+    else:
+        background = "none" if background is None else background
+        cls = term(partial(kd_sigmoid_rows, *logits, "bce", background, None), cls_weight, share)
     loc = None
     for roi_map in listed:
-        unit, map_beta = unit_of_differences(name, loss, beta, roi_map.std)  # part of the factor: no launch of its own
-        rows = roi_feature_loss(
+        unit, map_beta = unit_of_differences(name, loss, beta, roi_map.std)
+        rows_of = partial(
+            roi_feature_rows,
             roi_map.features,
             boxes,
-            image_index,
+            None,
             target_boxes,
             target_image_index,
             matched_idxs,
             roi_map.output_size,
             roi_map.sampling_size,
             roi_map.spatial_scale,
-            target_features=roi_map.target_features,
-            target_spatial_scale=roi_map.target_spatial_scale,
-            loss=loss,
-            beta=map_beta,
-            padding_mode=padding_mode,
-            clip=clip,
-            reduction="none",
+            roi_map.target_features,
+            roi_map.target_spatial_scale,
+            loss,
+            map_beta,
+            1.0,  # of a std
+            padding_mode,
+            clip,
+            None,
         )
-        of_map = term(rows, loc_weight * roi_map.weight * unit)
+        of_map = term(rows_of, loc_weight, roi_map.weight, unit, share)
         loc = of_map if loc is None else loc + of_map
     if loc is None:
         loc = boxes[:0].sum().to(cls.dtype)
@@ -196,9 +211,3 @@ def list_of_maps(function: str, maps: RoIMap | Sequence[RoIMap]) -> list[RoIMap]
         if not isinstance(roi_map, RoIMap):
             raise TypeError(f"{expected} {type(roi_map).__name__} at {number}")
     return listed
-
-
-def _image_of_match(matched_idxs: Tensor, target_image_index: Tensor) -> Tensor:
-    """target_image_index[matched_idxs]; any image for a match out of range, whose row is ignored."""
-    count = target_image_index.shape[0]
-    return target_image_index[matched_idxs.clamp(0, count - 1)] if count else matched_idxs

@@ -80,7 +80,7 @@ T l1norm_row(const T* z, const T* soft, int64_t classes, T scale, T* grad, T gra
 template <typename T>
 void kd_sigmoid_rows(const LogitsArgs<T>& args, int64_t begin, int64_t end) {
   const int64_t first = first_class_column(args.background);
-  const T scale = T(1) / args.temperature, squared = args.temperature * args.temperature;
+  const T scale = T(1) / args.temperature;
   std::vector<T> scratch(args.mode == SigmoidMode::l1norm ? 3 * args.classes : 0);
   for (int64_t k = begin; k < end; ++k) {
     const int64_t match = args.matched[k];
@@ -93,9 +93,9 @@ void kd_sigmoid_rows(const LogitsArgs<T>& args, int64_t begin, int64_t end) {
     if (grad) grad += first;
     if (args.mode == SigmoidMode::bce) {
       const T classes = T(args.classes);
-      args.rows[k] = squared / classes * bce_row<T>(z, soft, args.classes, scale, grad, args.temperature / classes);
+      args.rows[k] = args.loss_scale / classes * bce_row<T>(z, soft, args.classes, scale, grad, args.temperature / classes);
     } else {
-      args.rows[k] = squared * l1norm_row<T>(z, soft, args.classes, scale, grad, args.temperature, scratch.data());
+      args.rows[k] = args.loss_scale * l1norm_row<T>(z, soft, args.classes, scale, grad, args.temperature, scratch.data());
     }
   }
 }

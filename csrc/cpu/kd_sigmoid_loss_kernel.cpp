@@ -35,7 +35,7 @@ std::tuple<Tensor, Tensor> loss(const LogitsCall& call) {
 STABLE_TORCH_LIBRARY_FRAGMENT(CLS2DET_NAMESPACE, m) {
   m.def(
       "kd_sigmoid_loss(Tensor student_logits, Tensor teacher_logits, Tensor matched_idxs, float temperature, int mode, "
-      "int background, bool need_grad) -> (Tensor, Tensor)");
+      "int background, bool need_grad, float factor) -> (Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(CLS2DET_NAMESPACE, CPU, m) {

@@ -27,6 +27,6 @@ void kd_softmax_rows(const LogitsArgs<T>& args, int64_t begin, int64_t end) {
     const T kl = kl_row<T>(
         z + first, soft, soft + args.classes, args.classes, background < 0 ? nullptr : z + background, T(1) / args.temperature,
         args.temperature, grad ? grad + first : nullptr, grad ? grad + background : nullptr);
-    args.rows[k] = args.temperature * args.temperature * kl;
+    args.rows[k] = args.loss_scale * kl;
   }
 }

@@ -136,7 +136,7 @@ void matched_rows(const MatchedArgs<S>& args, int64_t begin, int64_t end) {
       sum += distance(difference, args.loss, args.beta);
       if (grad) store_up_to(grad + j, Vec<T>(distance_slope(difference, args.loss, args.beta) * share), n);
     });
-    args.rows[k] = sum_lanes<T>(sum) * share;
+    args.rows[k] = sum_lanes<T>(sum) * share * args.factor;
   }
 }
 
@@ -188,7 +188,7 @@ void matched_planes_backward(const MatchedArgs<S>& args, int64_t begin, int64_t 
   for (int64_t i = begin; i < end; ++i) {
     const T* pooled = args.pooled_grad + i / args.channels * args.pooled_grad_stride + i % args.channels * bins;
     S* plane = args.grad_features + i * area;
-    const T g = args.grad_rows[i / args.channels];
+    const T g = args.factor * args.grad_rows[i / args.channels];
     if (bins == 1) {  // one value; 0 in front as in a sum
       std::fill(plane, plane + area, S(T(0) + g * pooled[0] / T(area)));
       continue;
@@ -211,7 +211,7 @@ void matched_crops_backward(const MatchedArgs<S>& args, int64_t begin, int64_t e
   Unpooling<T> unpooling(args, row);
   for (int64_t k = begin; k < end; ++k) {
     const T* pooled = args.pooled_grad + k * args.pooled_grad_stride;
-    const T g = args.grad_rows[k];
+    const T g = args.factor * args.grad_rows[k];
     unpooling.rows(args, args.grad_features + k * args.height * row, [&](int p, T* line) __attribute__((always_inline)) {
       for (int q = 0; q < args.out_w; ++q) {
         const int x0 = args.begin_x[q], x1 = args.end_x[q];

@@ -23,7 +23,7 @@ struct MatchedArgs {
   int64_t channels, targets;
   int height, width, out_h, out_w;
   Distance loss;
-  T beta;
+  T beta, factor;
   const int *begin_x, *end_x, *begin_y, *end_y;  // pixels of each bin
   const char* used;                              // (G,)
   T* pooled_target;                              // (G, C, bins)
@@ -94,6 +94,7 @@ std::tuple<Tensor, Tensor> forward(const MatchedLossCall& call) {
   args.targets = targets;
   args.loss = call.loss;
   args.beta = T(call.beta);
+  args.factor = T(call.factor);
   args.pooled_target = data<T>(pooled);
   args.rows = data<T>(rows);
   args.grad = call.need_grad ? data<T>(grad) : nullptr;
@@ -112,7 +113,7 @@ std::tuple<Tensor, Tensor> forward(const MatchedLossCall& call) {
 }
 
 template <typename S>
-Tensor backward(const Tensor& grad_rows, const Tensor& pooled_grad, const Tensor& features) {
+Tensor backward(const Tensor& grad_rows, const Tensor& pooled_grad, const Tensor& features, double factor) {
   using T = Accumulate<S>;
   const ScalarType acc = accumulate_dtype(features.scalar_type());
   const bool last = is_channels_last(features);
@@ -121,6 +122,7 @@ Tensor backward(const Tensor& grad_rows, const Tensor& pooled_grad, const Tensor
   Bins<S> bins(features, last, pooled_grad.size(2), pooled_grad.size(3));
   MatchedArgs<S>& args = bins.args;
   const Tensor grad = make_map(features, last, features.scalar_type());
+  args.factor = T(factor);
   args.grad_rows = data<const T>(upstream);
   args.pooled_grad = data<const T>(pooled.map);
   args.pooled_grad_stride = pooled.stride;
@@ -139,9 +141,10 @@ std::tuple<Tensor, Tensor> loss(const MatchedLossCall& call) {
   return for_storage(call.features.scalar_type(), [&](auto storage) { return forward<decltype(storage)>(call); });
 }
 
-Tensor loss_backward(const Tensor& grad_rows, const Tensor& pooled_grad, const Tensor& features) {
-  return for_storage(
-      features.scalar_type(), [&](auto storage) { return backward<decltype(storage)>(grad_rows, pooled_grad, features); });
+Tensor loss_backward(const Tensor& grad_rows, const Tensor& pooled_grad, const Tensor& features, double factor) {
+  return for_storage(features.scalar_type(), [&](auto storage) {
+    return backward<decltype(storage)>(grad_rows, pooled_grad, features, factor);
+  });
 }
 
 }  // namespace
@@ -150,8 +153,8 @@ Tensor loss_backward(const Tensor& grad_rows, const Tensor& pooled_grad, const T
 STABLE_TORCH_LIBRARY_FRAGMENT(CLS2DET_NAMESPACE, m) {
   m.def(
       "matched_feature_loss(Tensor features, Tensor target_features, Tensor matched_idxs, int out_h, int out_w, int loss, "
-      "float beta, bool need_grad) -> (Tensor, Tensor)");
-  m.def("matched_feature_loss_backward(Tensor grad_rows, Tensor pooled_grad, Tensor features) -> Tensor");
+      "float beta, bool need_grad, float factor) -> (Tensor, Tensor)");
+  m.def("matched_feature_loss_backward(Tensor grad_rows, Tensor pooled_grad, Tensor features, float factor) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(CLS2DET_NAMESPACE, CPU, m) {

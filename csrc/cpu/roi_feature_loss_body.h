@@ -43,7 +43,7 @@ void roi_feature_loss_backward_tasks(const RoiLossArgs<T>& args, int64_t begin, 
   const int bins = args.pooling.bins();
   const int64_t blocks = channel_blocks<T>(args.predicted.map.channels),
                 area = int64_t(args.predicted.map.height) * args.predicted.map.width;
-  const T share = T(1) / (T(args.predicted.map.channels) * T(bins));
+  const T share = args.factor / (T(args.predicted.map.channels) * T(bins));
   PoolScratch<T> scratch, storage;
   Vec<T>* map = storage.vectors(size_t(area) + 2 * bins);
   Vec<T>*target = map + area, *pooled = target + bins;

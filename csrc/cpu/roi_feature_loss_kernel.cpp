@@ -13,7 +13,7 @@ struct RoiLossArgs {
   Pooling pooling;
   const int64_t* matched;  // (K,)
   Distance loss;
-  T beta;
+  T beta, factor;
   const Groups* groups;  // forward: rows by ground truth; backward: rows by image
   bool need_boxes;
   T* partial;          // forward: (K, blocks, kPooledParts)
@@ -30,23 +30,36 @@ struct RoiLossArgs {
 namespace cls2det {
 namespace {
 
+// The image of each box.
+Tensor box_images(const RoiLossCall& call, const Tensor& matched) {
+  if (call.image_index) return *call.image_index;
+  const Tensor of_targets = packed(call.target_image_index), images = make(matched, {matched.size(0)}, ScalarType::Long);
+  for (int64_t k = 0; k < matched.size(0); ++k) {
+    const int64_t match = data<const int64_t>(matched)[k];
+    const bool inside = match >= 0 && match < of_targets.size(0);
+    data<int64_t>(images)[k] = inside ? data<const int64_t>(of_targets)[match] : -1;
+  }
+  return images;
+}
+
 // The tensors of a call in accumulate dtype, and the arguments that point into them.
 template <typename T>
 struct Operands {
-  RoiTensors predicted, truths;
   Tensor matched;
+  RoiTensors predicted, truths;
   RoiLossArgs<T> args{};
 
   explicit Operands(const RoiLossCall& call)
-      : predicted(call.features, call.boxes, call.image_index),
-        truths(call.target_features, call.target_boxes, call.target_image_index),
-        matched(packed(call.matched_idxs)) {
+      : matched(packed(call.matched_idxs)),
+        predicted(call.features, call.boxes, box_images(call, matched)),
+        truths(call.target_features, call.target_boxes, call.target_image_index) {
     args.predicted = predicted.view<T>(call.spatial_scale);
     args.target = truths.view<T>(call.target_spatial_scale);
     args.pooling = call.pooling;
     args.matched = data<const int64_t>(matched);
     args.loss = call.loss;
     args.beta = T(call.beta);
+    args.factor = T(call.factor);
   }
 };
 
@@ -86,7 +99,7 @@ std::tuple<Tensor, Tensor> forward(const RoiLossCall& call, bool need_boxes) {
     for (int64_t block = 0; block < blocks; ++block) {
       for (int e = 0; e < kPooledParts; ++e) sums[e] += partial[(k * blocks + block) * kPooledParts + e] * share;
     }
-    row[k] = sums[kValue];
+    row[k] = sums[kValue] * args.factor;
     if (need_boxes && valid_match(args, k) < 0) {
       std::fill(grad + 4 * k, grad + 4 * k + 4, T(0));
     } else if (need_boxes) {
@@ -129,15 +142,15 @@ Tensor loss_backward(const RoiLossCall& call, const Tensor& grad_rows) {
 
 STABLE_TORCH_LIBRARY_FRAGMENT(CLS2DET_NAMESPACE, m) {
   m.def(
-      "roi_feature_loss(Tensor features, Tensor boxes, Tensor image_index, Tensor target_features, Tensor target_boxes, "
+      "roi_feature_loss(Tensor features, Tensor boxes, Tensor? image_index, Tensor target_features, Tensor target_boxes, "
       "Tensor target_image_index, Tensor matched_idxs, int out_h, int out_w, int samples_h, int samples_w, "
-      "float spatial_scale, float target_spatial_scale, bool border, bool clip, int loss, float beta, bool need_boxes) "
-      "-> (Tensor, Tensor)");
+      "float spatial_scale, float target_spatial_scale, bool border, bool clip, int loss, float beta, bool need_boxes, "
+      "float factor) -> (Tensor, Tensor)");
   m.def(
-      "roi_feature_loss_backward(Tensor grad_rows, Tensor features, Tensor boxes, Tensor image_index, "
+      "roi_feature_loss_backward(Tensor grad_rows, Tensor features, Tensor boxes, Tensor? image_index, "
       "Tensor target_features, Tensor target_boxes, Tensor target_image_index, Tensor matched_idxs, int out_h, int out_w, "
       "int samples_h, int samples_w, float spatial_scale, float target_spatial_scale, bool border, bool clip, int loss, "
-      "float beta) -> Tensor");
+      "float beta, float factor) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(CLS2DET_NAMESPACE, CPU, m) {

@@ -7,7 +7,7 @@ namespace cls2det {
 namespace {
 
 template <typename T>
-Tensor run(const Tensor& grad_rows, const Tensor& row_grads) {
+Tensor run(const Tensor& grad_rows, const Tensor& row_grads, T factor) {
   const int64_t count = row_grads.size(0), width = count ? row_grads.numel() / count : 0;
   Tensor out = make(row_grads, shape_of(row_grads), row_grads.scalar_type());
   const T* upstream = data<const T>(grad_rows);
@@ -16,7 +16,7 @@ Tensor run(const Tensor& grad_rows, const Tensor& row_grads) {
   T* result = data<T>(out);
   torch::stable::parallel_for(0, count, 1 + 16384 / (width + 1), [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k) {
-      const T g = upstream[k * stride];
+      const T g = factor * upstream[k * stride];
       const T* from = in + k * width;
       T* to = result + k * width;
       if (g == T(0)) {  // so is the result, even if the row's gradient is NaN
@@ -29,19 +29,21 @@ Tensor run(const Tensor& grad_rows, const Tensor& row_grads) {
   return out;
 }
 
-Tensor scale_rows(Tensor grad_rows, Tensor row_grads, Tensor input) {
+Tensor scale_rows(Tensor grad_rows, Tensor row_grads, Tensor input, double factor) {
   check_scale_rows(grad_rows, row_grads, input);
   const ScalarType dtype = input.scalar_type(), acc = accumulate_dtype(dtype);
   const Tensor upstream = to_dtype(grad_rows, acc), rows = packed(row_grads, acc);
-  return to_dtype(acc == ScalarType::Double ? run<double>(upstream, rows) : run<float>(upstream, rows), dtype);
+  return to_dtype(
+      acc == ScalarType::Double ? run<double>(upstream, rows, factor) : run<float>(upstream, rows, float(factor)), dtype);
 }
 
 }  // namespace
 }  // namespace cls2det
 
 STABLE_TORCH_LIBRARY_FRAGMENT(CLS2DET_NAMESPACE, m) {
-  // grad_rows[k] * row_grads[k, ...] in the dtype of input, which is an argument so that a second derivative can be refused
-  m.def("scale_rows(Tensor grad_rows, Tensor row_grads, Tensor input) -> Tensor");
+  // factor * grad_rows[k] * row_grads[k, ...] in the dtype of input, which is an argument so that a second derivative can be
+  // refused
+  m.def("scale_rows(Tensor grad_rows, Tensor row_grads, Tensor input, float factor) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(CLS2DET_NAMESPACE, CPU, m) { m.impl("scale_rows", TORCH_BOX(&cls2det::scale_rows)); }

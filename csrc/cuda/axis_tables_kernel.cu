@@ -7,6 +7,11 @@
 namespace cls2det {
 namespace {
 
+__device__ int64_t image_of_match(const ImagesOfMatches& a, int64_t box) {
+  const int64_t match = a.matched[box];
+  return match >= 0 && match < a.targets ? a.target_images[match] : -1;
+}
+
 // Appends entries to one row of W. Samples move in one direction along the axis, so those that read the same pixel follow each
 // other, and two pending entries merge nearly all of them. Two entries of one pixel give the same sums.
 template <typename T>
@@ -71,7 +76,9 @@ __global__ void __launch_bounds__(kBlock)
     const int64_t y_entries = int64_t(tables.out_h) * tables.slots_y,
                   all_entries = y_entries + int64_t(tables.out_w) * tables.slots_x;
     const int height = task.height, width = task.width;
-    const int64_t image = task.boxes.image_index[box];
+    const bool by_match = task.of_matches.images != nullptr;
+    const int64_t image = by_match ? image_of_match(task.of_matches, box) : task.boxes.image_index[box];
+    if (by_match && row == 0) task.of_matches.images[box] = image;
     const MapBox<T> b = map_box(task.boxes.xyxy + 4 * box, task.boxes.scale, height, width, pooling.clip);
     const int state = image < 0 || image >= task.images ? kIgnored : b.finite ? kPooled : kNotFinite;
     AxisEntry<T>* entries = tables.entries + box * all_entries;

@@ -32,10 +32,18 @@ struct AxisTables {
 // The slots that a row of W needs: every sample reads two pixels.
 int slots_per_bin(int samples, int bins);
 
+// Where boxes lie on the images of their matches: those images, to fill in with the tables.
+struct ImagesOfMatches {
+  const int64_t *matched, *target_images;  // (count,), (targets,)
+  int64_t targets;
+  int64_t* images;  // (count,), -1 without a match; null: the boxes name their images
+};
+
 // The boxes of one map, and the tables to fill for them.
 template <typename T>
 struct AxisTablesTask {
   BoxList<T> boxes;
+  ImagesOfMatches of_matches;
   int64_t images;
   int height, width;
   AxisTables<T> tables;

@@ -27,8 +27,8 @@ struct AxisTensors {
     tables.counts = data<int>(counts);
   }
 
-  AxisTablesTask<T> task(const Tensor& map, const BoxList<T>& boxes) const {
-    return {boxes, map.size(0), int(map.size(2)), int(map.size(3)), tables};
+  AxisTablesTask<T> task(const Tensor& map, const BoxList<T>& boxes, const ImagesOfMatches& of_matches = {}) const {
+    return {boxes, of_matches, map.size(0), int(map.size(2)), int(map.size(3)), tables};
   }
 
  private:

@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kBlock) kd_sigmoid_kernel(LogitsView<S> a) {
           });
     }
     if (matched && threadIdx.x % kLanes == 0) {
-      a.rows[k] = a.temperature * a.temperature * loss;
+      a.rows[k] = a.loss_scale * loss;
       if (grad && a.background != Background::none) grad[background_column(a.background, a.classes)] = static_cast<S>(0.0f);
     }
   });

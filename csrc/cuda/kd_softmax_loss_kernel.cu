@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(kBlock) kd_softmax_kernel(LogitsView<S> a) {
         row, same, column < 0 ? nullptr : &background, T(1) / a.temperature, a.temperature, &kl, &background_share,
         grad != nullptr, [&](auto c, T, T difference) { grad[first + c] = static_cast<S>(difference); });
     if (matched && threadIdx.x % kLanes == 0) {
-      a.rows[k] = a.temperature * a.temperature * kl;
+      a.rows[k] = a.loss_scale * kl;
       if (grad && column >= 0) grad[column] = static_cast<S>(a.temperature * background_share);
     }
   });

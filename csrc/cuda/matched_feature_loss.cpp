@@ -39,8 +39,8 @@ std::tuple<Tensor, Tensor> forward(const MatchedLossCall& call) {
   matched_feature_loss_rows(args, device.stream());
   const BoxList<T> no_boxes{nullptr, nullptr, count, T(1)};
   sum_partials<T>(
-      data<const T>(partial), tiles, args.share, no_boxes, args.map.height, args.map.width, false, data<T>(rows), nullptr,
-      device.stream());
+      data<const T>(partial), tiles, args.share, T(call.factor), no_boxes, args.map.height, args.map.width, false,
+      data<T>(rows), nullptr, device.stream());
   device.check_launch();
   return {rows, grad};
 }
@@ -49,17 +49,17 @@ std::tuple<Tensor, Tensor> loss(const MatchedLossCall& call) {
   return for_storage(call.features.scalar_type(), [&](auto storage) { return forward<decltype(storage)>(call); });
 }
 
-Tensor loss_backward(const Tensor& grad_rows, const Tensor& pooled_grad, const Tensor& features) {
+Tensor loss_backward(const Tensor& grad_rows, const Tensor& pooled_grad, const Tensor& features, double factor) {
   const CurrentDevice device(features);
   const ScalarType acc = accumulate_dtype(features.scalar_type());
-  const Tensor upstream = packed(grad_rows, acc), pooled = packed(pooled_grad, acc);
+  const Tensor upstream = to_dtype(grad_rows, acc), pooled = packed(pooled_grad, acc);
   Tensor grad = make(features, shape_of(features), features.scalar_type());
   for_storage(features.scalar_type(), [&](auto storage) {
     using S = decltype(storage);
     using T = Accumulate<S>;
     unpool_windows(
-        data<const T>(upstream), data<const T>(pooled), features.size(0), features.size(1), int(features.size(2)),
-        int(features.size(3)), int(pooled.size(2)), int(pooled.size(3)), data<S>(grad), device.stream());
+        data<const T>(upstream), upstream.stride(0), T(factor), data<const T>(pooled), features.size(0), features.size(1),
+        int(features.size(2)), int(features.size(3)), int(pooled.size(2)), int(pooled.size(3)), data<S>(grad), device.stream());
   });
   device.check_launch();
   return grad;

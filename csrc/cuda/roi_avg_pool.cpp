@@ -43,8 +43,8 @@ std::tuple<Tensor, Tensor> pool_backward(const RoiCall& call, const Tensor& grad
       const Tensor partial = make(call.map, {list.count, tiles, kPooledParts}, acc);
       roi_avg_pool_edges(map, list.image_index, axes.tables, data<const T>(upstream), data<T>(partial), device.stream());
       sum_partials<T>(
-          data<const T>(partial), tiles, T(1), list, map.height, map.width, call.pooling.clip, nullptr, data<T>(grad_boxes),
-          device.stream());
+          data<const T>(partial), tiles, T(1), T(1), list, map.height, map.width, call.pooling.clip, nullptr,
+          data<T>(grad_boxes), device.stream());
     }
     if (need_features) {
       roi_map_gradient(

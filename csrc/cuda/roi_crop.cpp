@@ -40,8 +40,8 @@ std::tuple<Tensor, Tensor> crop_backward(const RoiCall& call, const Tensor& grad
       const Tensor partial = make(call.map, {list.count, tiles, kPooledParts}, acc);
       roi_crop_edges(map, list, call.pooling, data<const T>(upstream), data<T>(partial), device.stream());
       sum_partials<T>(
-          data<const T>(partial), tiles, T(1), list, map.height, map.width, call.pooling.clip, nullptr, data<T>(grad_boxes),
-          device.stream());
+          data<const T>(partial), tiles, T(1), T(1), list, map.height, map.width, call.pooling.clip, nullptr,
+          data<T>(grad_boxes), device.stream());
     }
     if (need_images) {
       const AxisTensors<T> axes = box_tables(call.map, list, call.pooling, device.stream());

@@ -23,15 +23,20 @@ struct RoiLossSides {
   AxisTensors<T> axes, target_axes;
 
   RoiLossSides(const RoiLossCall& call, cudaStream_t stream)
-      : box_tensors(call.boxes, call.image_index),
+      : box_tensors(
+            call.boxes, call.image_index ? *call.image_index : make(call.boxes, {call.boxes.size(0)}, ScalarType::Long)),
         target_box_tensors(call.target_boxes, call.target_image_index),
         matched(packed(call.matched_idxs)),
         boxes(box_tensors.list<T>(call.spatial_scale)),
         target_boxes(target_box_tensors.list<T>(call.target_spatial_scale)),
         axes(call.features, boxes.count, false, call.pooling),
         target_axes(call.target_features, target_boxes.count, false, call.pooling) {
+    ImagesOfMatches of_matches{
+        data<const int64_t>(matched), target_boxes.image_index, target_boxes.count,
+        call.image_index ? nullptr : data<int64_t>(box_tensors.image_index)};
     build_axis_tables(
-        axes.task(call.features, boxes), target_axes.task(call.target_features, target_boxes), call.pooling, stream);
+        axes.task(call.features, boxes, of_matches), target_axes.task(call.target_features, target_boxes), call.pooling,
+        stream);
   }
 
   // The channels [c0, c0 + channels) of the comparison; pools the targets' into `target` (G, channels, bins).
@@ -75,8 +80,8 @@ std::tuple<Tensor, Tensor> forward(const RoiLossCall& call, bool need_boxes) {
   args.edges = need_boxes;
   roi_feature_loss_rows(args, device.stream());
   sum_partials(
-      data<const T>(partial), tiles, args.share, sides.boxes, args.map.height, args.map.width, call.pooling.clip, data<T>(rows),
-      need_boxes ? data<T>(grad_boxes) : nullptr, device.stream());
+      data<const T>(partial), tiles, args.share, T(call.factor), sides.boxes, args.map.height, args.map.width,
+      call.pooling.clip, data<T>(rows), need_boxes ? data<T>(grad_boxes) : nullptr, device.stream());
   device.check_launch();
   return {rows, grad_boxes};
 }
@@ -101,6 +106,7 @@ Tensor backward(const RoiLossCall& call, const Tensor& grad_rows) {
     FeatureLoss<S> args = sides.compare(call, c0, part, target, device.stream());
     args.grad_rows = data<const T>(upstream);
     args.grad_stride = upstream.stride(0);
+    args.share *= T(call.factor);
     args.pooled_grad = data<T>(pooled_grad);
     roi_feature_loss_rows(args, device.stream());
     roi_map_gradient(

@@ -28,13 +28,14 @@ __global__ void __launch_bounds__(kBlock)
 
 template <typename T>
 __global__ void __launch_bounds__(kBlock) sum_partials_kernel(
-    const T* partial, int64_t tiles, T share, BoxList<T> boxes, int height, int width, bool clip, T* rows, T* grad_boxes) {
+    const T* partial, int64_t tiles, T share, T factor, BoxList<T> boxes, int height, int width, bool clip, T* rows,
+    T* grad_boxes) {
   for (int64_t k = int64_t(blockIdx.x) * kBlock + threadIdx.x; k < boxes.count; k += int64_t(gridDim.x) * kBlock) {
     T sums[kPooledParts] = {};
     for (int64_t tile = 0; tile < tiles; ++tile) {
       for (int e = 0; e < kPooledParts; ++e) sums[e] += partial[(k * tiles + tile) * kPooledParts + e];
     }
-    if (rows) rows[k] = sums[kValue] * share;
+    if (rows) rows[k] = sums[kValue] * share * factor;
     if (grad_boxes) {
       const MapBox<T> b = map_box(boxes.xyxy + 4 * k, boxes.scale, height, width, clip);
       const bool moves[4] = {b.moves_x1, b.moves_y1, b.moves_x2, b.moves_y2};
@@ -77,12 +78,12 @@ void pool_boxes(
 
 template <typename T>
 void sum_partials(
-    const T* partial, int64_t tiles, T share, const BoxList<T>& boxes, int height, int width, bool clip, T* rows, T* grad_boxes,
-    cudaStream_t stream) {
+    const T* partial, int64_t tiles, T share, T factor, const BoxList<T>& boxes, int height, int width, bool clip, T* rows,
+    T* grad_boxes, cudaStream_t stream) {
   if (boxes.count == 0) return;
   CLS2DET_LAUNCH(
-      sum_partials_kernel<T>, grid_of(ceil_div(boxes.count, kBlock)), stream, partial, tiles, share, boxes, height, width, clip,
-      rows, grad_boxes);
+      sum_partials_kernel<T>, grid_of(ceil_div(boxes.count, kBlock)), stream, partial, tiles, share, factor, boxes, height,
+      width, clip, rows, grad_boxes);
 }
 
 #define INSTANTIATE(S)                                                              \
@@ -96,7 +97,7 @@ INSTANTIATE_TARGET(c10::Half)
 INSTANTIATE_TARGET(c10::BFloat16)
 
 #define INSTANTIATE_SUM(T) \
-  template void sum_partials(const T*, int64_t, T, const BoxList<T>&, int, int, bool, T*, T*, cudaStream_t);
+  template void sum_partials(const T*, int64_t, T, T, const BoxList<T>&, int, int, bool, T*, T*, cudaStream_t);
 INSTANTIATE_SUM(float)
 INSTANTIATE_SUM(double)
 

@@ -20,11 +20,11 @@ template <typename S, typename Out>
 void pool_boxes(
     const MapView<S>& map, const int64_t* image_index, const AxisTables<Accumulate<S>>& tables, Out* out, cudaStream_t stream);
 
-// rows (count,) = share * sum of partial[.., kValue]; grad_boxes (count, 4) = share * scale * sum of partial[.., kX1 to kY2], 0
-// for clipped edges. Either may be null.
+// rows (count,) = factor * share * sum of partial[.., kValue]; grad_boxes (count, 4) = share * scale * sum of partial[.., kX1
+// to kY2], 0 for clipped edges. Either may be null.
 template <typename T>
 void sum_partials(
-    const T* partial, int64_t tiles, T share, const BoxList<T>& boxes, int height, int width, bool clip, T* rows, T* grad_boxes,
-    cudaStream_t stream);
+    const T* partial, int64_t tiles, T share, T factor, const BoxList<T>& boxes, int height, int width, bool clip, T* rows,
+    T* grad_boxes, cudaStream_t stream);
 
 }  // namespace cls2det

@@ -7,7 +7,7 @@
 namespace cls2det {
 namespace {
 
-Tensor scale_rows(Tensor grad_rows, Tensor row_grads, Tensor input) {
+Tensor scale_rows(Tensor grad_rows, Tensor row_grads, Tensor input, double factor) {
   check_scale_rows(grad_rows, row_grads, input);
   const CurrentDevice device(input);
   const ScalarType dtype = input.scalar_type();
@@ -17,8 +17,8 @@ Tensor scale_rows(Tensor grad_rows, Tensor row_grads, Tensor input) {
   for_storage(dtype, [&](auto storage) {
     using S = decltype(storage);
     multiply_rows(
-        data<const Accumulate<S>>(upstream), upstream.stride(0), data<const S>(grads), count, width, data<S>(out),
-        device.stream());
+        data<const Accumulate<S>>(upstream), upstream.stride(0), Accumulate<S>(factor), data<const S>(grads), count, width,
+        data<S>(out), device.stream());
   });
   device.check_launch();
   return out;

@@ -2,13 +2,13 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <set>
+#include <map>
 #include <string>
 
 namespace emulator {
-const std::set<std::string>& launched_kernels();
+const std::map<std::string, int>& launched_kernels();
 }
 
 PYBIND11_MODULE(cls2det_emulated, m) {
-  m.def("launched_kernels", &emulator::launched_kernels, "The names of all kernels that this process has launched.");
+  m.def("launched_kernels", &emulator::launched_kernels, "How often this process has launched each kernel.");
 }

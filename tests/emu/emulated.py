@@ -164,8 +164,8 @@ def operator_names() -> list[str]:
     return sorted({name.split("::")[1].split(".")[0] for name in names if name.startswith("cls2det::")})
 
 
-def launched_kernels() -> set[str]:
-    """The names of the kernels that this process has launched."""
+def launched_kernels() -> dict[str, int]:
+    """How often this process has launched each kernel, by name."""
     return load().launched_kernels()
 
 

@@ -14,9 +14,9 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <map>
 #include <memory>
 #include <random>
-#include <set>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -54,7 +54,7 @@ const std::function<void()>* body;
 std::string kernel, failure;  // failure: found inside a fiber, thrown by the scheduler
 std::vector<SharedArray> shared;
 uint64_t lane_values[1024 / kWarpLanes][kWarpLanes];
-std::set<std::string> kernel_names;
+std::map<std::string, int> launches;  // by kernel
 
 // ---- errors ----
 
@@ -207,7 +207,7 @@ void launch(const char* name, unsigned blocks, unsigned block_threads, const std
   kernel = name;  // such as (pool_kernel<S, T>)
   kernel.erase(0, kernel.find_first_not_of('('));
   kernel.resize(std::min({kernel.find('<'), kernel.find(')'), kernel.size()}));
-  kernel_names.insert(kernel);
+  ++launches[kernel];
   if (blocks == 0 || blocks > INT32_MAX || block_threads == 0 || block_threads > 1024 || block_threads % kWarpLanes != 0) {
     throw std::runtime_error(
         "emulated " + kernel + ": launched with " + std::to_string(blocks) + " blocks of " + std::to_string(block_threads) +
@@ -274,7 +274,7 @@ void end_atomic() { races::end_atomic(); }
 
 unsigned lane() { return current % kWarpLanes; }
 
-const std::set<std::string>& launched_kernels() { return kernel_names; }
+const std::map<std::string, int>& launched_kernels() { return launches; }
 
 void fail(const std::string& message) {
   failure = message;
