@@ -338,8 +338,9 @@ def test_terms_fall_when_a_student_follows_them(scenes, teacher_weights, student
     """Some steps on one batch, on the distillation terms alone: each falls, through classification and box regression."""
     model = training(teacher_weights, student=student)
     pictures = batch(scenes, 4)
-    # RT-DETR's terms jump at 1e-3: on some processors they end above where they began
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4 if student == "rtdetr_v2_compact" else 1e-3)
+    # RT-DETR's encoder chooses its queries. It stays as it is, and with it the positives: with others, terms rise and fall.
+    names = ".decoder." if student == "rtdetr_v2_compact" else ""
+    optimizer = torch.optim.AdamW([weight for name, weight in model.named_parameters() if names in name], lr=1e-3)
     history = []
     for step in range(20):
         torch.manual_seed(step)  # of the proposals that Faster R-CNN samples
