@@ -63,9 +63,8 @@ OUTPUTS = {
 }
 BOX_TOLERANCE = 1e-4  # of the image's longer side
 SCORE_TOLERANCE = 5e-4  # an untrained Faster R-CNN's scores on the same boxes differ by 1.3e-4 in ONNX Runtime
-NOISE = (
-    1e-6  # standard deviation in an image in [0, 1]: an untrained Faster R-CNN moves 3 to 22 times as far as in ONNX Runtime
-)
+# Standard deviation in an image in [0, 1]. An untrained Faster R-CNN moves 3 to 22 times as far as in ONNX Runtime.
+NOISE = 1e-6
 TIES = " (nearly equal scores or overlaps, as an untrained student has many, leave it to rounding which boxes are kept)"
 
 
