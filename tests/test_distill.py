@@ -320,7 +320,7 @@ def test_terms_fall_when_a_published_student_follows_them(scenes, student):
     torch.manual_seed(0)
     model = training(CropClassifier(DIGITS, student=student, image_size=size), student=student, image_size=size)
     pictures = batch(scenes, 2)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5)  # at 2e-4 the boxes of SSD300's VGG jump about
     history = []
     for step in range(8):
         torch.manual_seed(step)
