@@ -13,8 +13,8 @@ from .ops.masked_feature_loss import masked_feature_loss
 from .ops.matched_feature_loss import matched_feature_loss
 from .ops.roi_avg_pool import roi_avg_pool
 from .ops.roi_crop import roi_crop
-from .ops.roi_feature_loss import roi_feature_loss
-from .ops.roi_kd_loss import RoIKDLoss, RoIMap, roi_kd_loss
+from .ops.roi_feature_loss import RoIMap, roi_feature_loss
+from .ops.roi_kd_loss import RoIKDLoss, roi_kd_loss
 
 __all__ = [
     "RoIKDLoss",

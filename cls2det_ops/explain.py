@@ -15,7 +15,7 @@ from ._call import Map, read_call
 from ._mistakes import sentences
 
 if TYPE_CHECKING:
-    from .ops.roi_kd_loss import RoIMap
+    from .ops.roi_feature_loss import RoIMap
 
 POSITIVES = {"student_logits": 2, "boxes": 2, "matched_idxs": 1, "image_index": 1, "weight": 1}  # dimensions
 TARGETS = {"teacher_logits": 2, "target_boxes": 2, "target_image_index": 1, "target_labels": 1}

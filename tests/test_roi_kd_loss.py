@@ -189,5 +189,5 @@ def test_a_std_of_1_changes_no_bit(backend):
         assert torch.equal(plain, roi_kd_loss(**tensors, maps=RoIMap(images, 4, 8, weight=0.3, std=1)).loc)
         half = roi_kd_loss(**tensors, maps=RoIMap(images, 4, 8, weight=0.3, std=2.0)).loc
         assert torch.equal(half, plain / 2)
-        with pytest.raises(ValueError, match="roi_kd_loss: std must be a positive finite number, found 0"):
+        with pytest.raises(ValueError, match="roi_feature_loss: std must be a positive finite number, found 0"):
             roi_kd_loss(**tensors, maps=RoIMap(images, 4, 8, std=0))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,25 @@ from ._common import (
     wants_gradient,
     without_weightless,
 )
+
+
+class RoIMap(NamedTuple):
+    """A map on which predicted and ground-truth boxes are compared.
+
+    features (B, C, H, W); output_size, sampling_size and spatial_scale as in :func:`roi_avg_pool`; target_features and
+    target_spatial_scale, the map of the ground-truth side if it is another one; weight of this map's term in the sum; std, the
+    unit of its differences, as in :func:`roi_feature_loss`.
+    The paper's pixel term is ``RoIMap(images, output_size=4, sampling_size=112)`` on images of 0..255.
+    """
+
+    features: Tensor
+    output_size: int | tuple[int, int]
+    sampling_size: int | tuple[int, int]
+    spatial_scale: float = 1.0
+    target_features: Tensor | None = None
+    target_spatial_scale: float | None = None
+    weight: float = 1.0
+    std: float = 1.0
 
 
 def roi_feature_loss(
@@ -92,51 +111,29 @@ def roi_feature_loss(
     """
     name = "roi_feature_loss"
     factor, normalizer, reduction = factor_of_rows(name, boxes, normalizer, reduction)
-    rows = roi_feature_rows(
-        features,
-        boxes,
-        image_index,
-        target_boxes,
-        target_image_index,
-        matched_idxs,
-        output_size,
-        sampling_size,
-        spatial_scale,
-        target_features,
-        target_spatial_scale,
-        loss,
-        beta,
-        std,
-        padding_mode,
-        clip,
-        weight,
-        factor,
-    )
+    roi_map = RoIMap(features, output_size, sampling_size, spatial_scale, target_features, target_spatial_scale, std=std)
+    matches = (boxes, image_index, target_boxes, target_image_index, matched_idxs)
+    rows = roi_feature_rows(roi_map, *matches, loss, beta, padding_mode, clip, weight, factor)
     return reduce_rows(name, rows, weight, normalizer, reduction)
 
 
 def roi_feature_rows(
-    features: Tensor,
+    roi_map: RoIMap,
     boxes: Tensor,
     image_index: Tensor | None,
     target_boxes: Tensor,
     target_image_index: Tensor,
     matched_idxs: Tensor,
-    output_size: int | tuple[int, int],
-    sampling_size: int | tuple[int, int],
-    spatial_scale: float,
-    target_features: Tensor | None,
-    target_spatial_scale: float | None,
     loss: str,
     beta: float,
-    std: float,
     padding_mode: str,
     clip: bool,
     weight: Tensor | None,
     factor: float,
 ) -> Tensor:
-    """The (K,) losses of the rows times ``factor``; the weight only tells which rows are out."""
+    """The (K,) losses of the rows times ``factor``; the weight only tells which rows are out, and the map's own is left out."""
     name = "roi_feature_loss"
+    features, output_size, sampling_size, spatial_scale, target_features, target_spatial_scale, _, std = roi_map
     check.feature_map(name, "features", features)
     check.floating(name, "boxes", boxes, ("K", 4))
     check.floating(name, "target_boxes", target_boxes, ("G", 4))

@@ -16,28 +16,9 @@ from ..explain import warn_of_mistakes
 from ._common import divisor, is_traced, without_weightless
 from .kd_sigmoid_loss import kd_sigmoid_rows
 from .kd_softmax_loss import kd_softmax_rows
-from .roi_feature_loss import roi_feature_rows, unit_of_differences
+from .roi_feature_loss import RoIMap, roi_feature_rows
 
 HEADS = ("softmax", "sigmoid")
-
-
-class RoIMap(NamedTuple):
-    """A map on which predicted and ground-truth boxes are compared.
-
-    features (B, C, H, W); output_size, sampling_size and spatial_scale as in :func:`roi_avg_pool`; target_features and
-    target_spatial_scale, the map of the ground-truth side if it is another one; weight of this map's term in the sum; std, the
-    unit of its differences, as in :func:`roi_feature_loss`.
-    The paper's pixel term is ``RoIMap(images, output_size=4, sampling_size=112)`` on images of 0..255.
-    """
-
-    features: Tensor
-    output_size: int | tuple[int, int]
-    sampling_size: int | tuple[int, int]
-    spatial_scale: float = 1.0
-    target_features: Tensor | None = None
-    target_spatial_scale: float | None = None
-    weight: float = 1.0
-    std: float = 1.0
 
 
 class RoIKDLoss(NamedTuple):
@@ -171,28 +152,9 @@ def roi_kd_loss(
         cls = term(partial(kd_sigmoid_rows, *logits, "bce", background, None), cls_weight, share)
     loc = None
     for roi_map in listed:
-        unit, map_beta = unit_of_differences(name, loss, beta, roi_map.std)
-        rows_of = partial(
-            roi_feature_rows,
-            roi_map.features,
-            boxes,
-            None,
-            target_boxes,
-            target_image_index,
-            matched_idxs,
-            roi_map.output_size,
-            roi_map.sampling_size,
-            roi_map.spatial_scale,
-            roi_map.target_features,
-            roi_map.target_spatial_scale,
-            loss,
-            map_beta,
-            1.0,  # of a std
-            padding_mode,
-            clip,
-            None,
-        )
-        of_map = term(rows_of, loc_weight, roi_map.weight, unit, share)
+        matches = (boxes, None, target_boxes, target_image_index, matched_idxs)
+        rows_of = partial(roi_feature_rows, roi_map, *matches, loss, beta, padding_mode, clip, None)
+        of_map = term(rows_of, loc_weight, roi_map.weight, share)
         loc = of_map if loc is None else loc + of_map
     if loc is None:
         loc = boxes[:0].sum().to(cls.dtype)
