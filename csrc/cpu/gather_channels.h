@@ -34,7 +34,11 @@ void gather_channels(const T* p, int64_t stride_c, int64_t stride_x, int n, int 
     if (shuffle && count >= lanes) {
       for (;; x = x + 2 * lanes <= count ? x + lanes : count - lanes) {  // the last block begins within the one before
         Vec<T> block[lanes];
-        for (int c = 0; c < lanes; ++c) block[c] = c < n ? load(p + c * stride_c + x) : Vec<T>{};
+        if (n == lanes) {  // without a question for each channel
+          for (int c = 0; c < lanes; ++c) block[c] = load(p + c * stride_c + x);
+        } else {
+          for (int c = 0; c < lanes; ++c) block[c] = c < n ? load(p + c * stride_c + x) : Vec<T>{};
+        }
         transpose_steps<1>(block);
         for (int i = 0; i < lanes; ++i) out[x + i] = block[i];
         if (x + lanes == count) return;
