@@ -269,6 +269,28 @@ def test_a_split_in_two_layouts_or_in_none(voc, yolo, tmp_path):
     with pytest.raises(ValueError, match=r"train is there twice, with XML files as of VOC and with labels as of YOLO"):
         DetectionData(yolo, "train")
     assert len(silently(yolo / "data.yaml")) == 12  # the way out
+    with pytest.raises(FileNotFoundError, match=r"no folder of data at .*none$"):
+        DetectionData(tmp_path / "none", "train")
     (tmp_path / "none").mkdir()
     with pytest.raises(FileNotFoundError, match=r"no annotation file .*instances_train\.json.*VOC's and YOLO's folders"):
         DetectionData(tmp_path / "none", "train")
+
+
+def test_a_place_that_is_not_the_folder_of_the_data(tmp_path):
+    root = make_rectangles(tmp_path / "coco")
+    with pytest.raises(NotADirectoryError, match=r"instances_train\.json is a file; expected .*, perhaps .*coco$"):
+        DetectionData(root / "annotations" / "instances_train.json", "train")
+    with pytest.raises(NotADirectoryError, match=r"is a file; expected the folder of the data, perhaps .*train$"):
+        DetectionData(next((root / "train").iterdir()), "train")
+    archive = tmp_path / "home" / "archive"
+    for split in ("train", "valid"):
+        shutil.copytree(root / "train", archive / split)
+        shutil.copy(root / "annotations" / "instances_train.json", archive / split / "_annotations.coco.json")
+    for place in (archive / "train", archive / "train" / "_annotations.coco.json"):
+        with pytest.raises(
+            NotADirectoryError, match=r"train is one split; expected the folder of the data, perhaps .*archive$"
+        ):
+            DetectionData(place, "train")
+    with pytest.raises(FileNotFoundError, match=r"archive has a split train: is that the folder of the data"):
+        DetectionData(archive.parent, "train")  # whose pictures, taken together, would mix the splits
+    assert len(DetectionData(archive, "valid")) == 12

@@ -160,6 +160,20 @@ def test_options_are_not_abbreviated(tmp_path, capsys):
         assert words[0] in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("--epochs", "is it --optim.epochs?"),
+        ("--imagesize", "is it --image-size?"),
+        ("--optim.epoch", "is it --optim.epochs?"),
+        ("--xyz", "cls2det train --help lists the options"),
+    ],
+)
+def test_a_word_that_is_no_option(tmp_path, capsys, word, hint):
+    assert main(["train", "--data-root", "d", "--out", str(tmp_path / "o"), word, "4"]) == 2
+    assert f"unrecognized arguments: {word} 4 ({hint})" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("content", [b"\xff\xfes\x00e\x00e\x00d\x00", b"a:\n\t- b\n"])
 def test_a_recipe_that_cannot_be_read_is_named(tmp_path, content):
     file = tmp_path / "recipe.yaml"

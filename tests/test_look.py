@@ -107,7 +107,7 @@ def test_nothing_to_look_at(tmp_path, capsys):
     assert "objects   0 and 0 crowds" in text and "Proposal" not in text
     assert json.loads((tmp_path / "out" / "look.json").read_text())["data"]["object size"] is None
     assert main(["look", "--data-root", str(tmp_path / "none")]) == 2
-    assert "no annotation file" in capsys.readouterr().err
+    assert "no folder of data at" in capsys.readouterr().err
 
 
 def test_options_that_cannot_be(data, capsys):

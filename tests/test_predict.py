@@ -102,13 +102,17 @@ def test_predictions_are_the_models_output(weights, photos, tmp_path):
     assert {name for image in images for name in image["classes"]} <= set(CLASSES)
 
 
-def test_threshold_and_most(weights, photos, tmp_path):
+def test_threshold_and_most(weights, photos, tmp_path, capsys):
     everything, few = tmp_path / "everything", tmp_path / "few"
     predict(weights, [photos / "a.png"], everything, threshold=0, device="cpu")
     predict(weights, [photos / "a.png"], few, threshold=0, most=3, device="cpu")
     scores = read(everything)["images"][0]["scores"]
     assert len(scores) > 3 and scores == sorted(scores, reverse=True)
     assert read(few)["images"][0]["scores"] == scores[:3]
+    assert not capsys.readouterr().err
+    predict(weights, [photos / "a.png"], tmp_path / "none", threshold=1, device="cpu")
+    assert f"no detection has a score of 1 or more; the best has {scores[0]:.2g}" in capsys.readouterr().err
+    assert read(tmp_path / "none")["images"][0]["scores"] == []
     with pytest.raises(ValueError, match=r"threshold: expected a score from 0 to 1, found 30"):
         predict(weights, [photos], tmp_path / "out", threshold=30)
 

@@ -11,7 +11,7 @@ pytest.importorskip("pycocotools")
 from rich.console import Console
 
 from cls2det.commands.printing import print_result
-from cls2det.evaluation.by_class import worst_and_best
+from cls2det.evaluation.by_class import classes_heading, worst_and_best
 from cls2det.training.progress import is_live, log_lines, progress_bar, progress_display
 
 
@@ -45,6 +45,7 @@ def test_worst_and_best_of_classes_that_are_mostly_absent():
     rows = [{"class": str(number), "objects": 0, "AP": None} for number in range(30)]
     rows[7] = {"class": "7", "objects": 1, "AP": 50.0}
     assert worst_and_best(rows, "AP") == [rows[7]]
+    assert classes_heading(rows, [rows[7]], "val") == "AP by class, percent on val (29 without an object)"  # none is the worst
 
 
 class Clock:

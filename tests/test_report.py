@@ -355,6 +355,18 @@ def test_unlike_runs_are_not_averaged_in_silence(tmp_path):
     assert any("baseline differ in run.precision**" in note for note in notes)
 
 
+def test_short_runs_are_called_short(tmp_path):
+    root = make_data(tmp_path / "data")
+    for seed, steps in enumerate((20, 499, 500)):
+        make_run(tmp_path / "runs" / str(seed), root, 10.0, seed=seed)
+        report = tmp_path / "runs" / str(seed) / "report.json"
+        write(report, {**json.loads(report.read_text()), "steps": steps})
+    _, notes = find_runs([tmp_path / "runs"], "val")
+    assert any("2 run(s) had 20 to 499 steps" in note for note in notes)
+    _, notes = find_runs([tmp_path / "runs" / "2"], "val")
+    assert not any("steps" in note for note in notes)
+
+
 def test_order_of_arms(tmp_path):
     root = make_data(tmp_path / "data")
     weights = {"all": (1, 1, 1), "base": (0, 0, 0), "cls": (1, 0, 0), "loc": (0, 1, 1)}

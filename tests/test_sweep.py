@@ -250,7 +250,7 @@ def test_errors(tmp_path, capsys):
     (tmp_path / "odd.yaml").write_text("epochs: 3")
     assert "is not a sweep: expected train, seeds" in error(tmp_path / "odd.yaml")
     config = write(tmp_path / "tiny.yaml", extends="demo-quick")
-    assert "no annotation file x/annotations/instances_train.json" in error(config, "--data-root", "x")
+    assert "no folder of data at x" in error(config, "--data-root", "x")
     assert "no arm fast; there are baseline, + KD-cls" in error(config, "--arms", "fast")
     for key, value in {"arms": ["baseline"], "seeds": 3, "train": [1], "grid": [2], "teachers": {"teacher": 4}}.items():
         assert f"{key} must be a " in error(write(tmp_path / "odd.yaml", **{"seeds": [1], key: value})).replace(

@@ -74,10 +74,10 @@ def warn_of_missing(
     if unless_absent:
         missing = [name for name in missing if counts.get(name)]
     if missing:
-        measured = f", {sum(counts[name] for name in missing)} in {validation.annotation_file}" if validation else ""
+        measured = f" ({validation.annotation_file} has {sum(counts[name] for name in missing)})" if validation else ""
         warnings.warn(
-            f"{training.annotation_file}: no object of class {quoted(missing)} in the {len(training)} images that are trained "
-            f"on{measured}: {consequence}",
+            f"{training.annotation_file}: the {len(training)} images that are trained on have no object of class {quoted(missing)}"
+            f"{measured}: {consequence}",
             stacklevel=3,
         )
 

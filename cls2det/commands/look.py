@@ -60,8 +60,8 @@ def _doubts(numbers: dict[str, Any]) -> list[str]:
     """What is no fault of the file, and still doubtful."""
     few = [name for name, count in numbers["classes"].items() if 0 < count < FEW_OBJECTS]
     none = [name for name, count in numbers["classes"].items() if not count]
-    texts = [f"no object of class {quoted(none)}"] if none else []
-    return texts + ([f"fewer than {FEW_OBJECTS} objects of class {quoted(few)}: neither is learnt"] if few else [])
+    texts = [f"no object of class {quoted(none)}: it is not learnt"] if none else []
+    return texts + ([f"fewer than {FEW_OBJECTS} objects of class {quoted(few)}: too few to learn from"] if few else [])
 
 
 def _fits(first: Sized) -> dict[str, Any] | None:

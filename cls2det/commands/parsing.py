@@ -7,6 +7,7 @@ import math
 import re
 from argparse import SUPPRESS, Action
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
@@ -46,7 +47,8 @@ def parse_words(record: type[Options], words: Sequence[str], command: str, takes
             parsed.pop("config")
         return _instance(record, parser, parsed.as_dict(), "the command line")
     except ArgumentError as error:
-        raise ValueError(f"{_one_line(error)} (cls2det {command} --help lists the options)") from None
+        hint = _nearest(str(error), parser) or f"cls2det {command} --help lists the options"
+        raise ValueError(f"{_one_line(error)} ({hint})") from None
 
 
 def parse_options(record: type[Options], options: Mapping[str, Any]) -> Options:
@@ -187,6 +189,17 @@ def _with_recipes_first(words: list[str]) -> list[str]:
         else:
             others.append(word)
     return [*recipes, *others]
+
+
+def _nearest(error: str, parser: ArgumentParser) -> str:
+    """The option that a word that is none was meant to be: ``--epochs`` is ``--optim.epochs``; empty where none is near."""
+    word = re.search(r"[Uu]nrecognized arguments: (--[\w.]+)", error)
+    if not word:
+        return ""
+    names = [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
+    near = [name for name in names if name.rpartition(".")[2] == word[1].removeprefix("--")]
+    near = near or get_close_matches(word[1], names, 1)
+    return f"is it {' or '.join(near)}?".replace("_", "-") if near else ""
 
 
 def _one_line(error: Exception) -> str:

@@ -44,13 +44,16 @@ def predict(options: PredictOptions, progress: Progress | None = None) -> dict[s
     predictions: list[dict[str, Any]] = []
     unreadable = [{"file": str(file), "reason": f"{file.suffix} cannot be read here"} for file in search.unreadable]
     failures: list[str] = []
+    best = 0.0
     with progress_bar("predicting", progress) as report_progress, finite_heads(detector):
         for number, (file, picture) in enumerate(search.pictures.items(), start=1):
             report_progress(number, len(search.pictures), "")
             try:
                 image = read_image(file, turned=True, max_pixels=options.max_pixels)
-                detections = _detect(detector, image.to(device), threshold, options.most)
-                boxes, labels, scores = (detections[name] for name in ("boxes", "labels", "scores"))
+                detections = _detect(detector, image.to(device), options.most)
+                best = max([best, *detections["scores"][:1].tolist()])
+                sure = detections["scores"] >= threshold
+                boxes, labels, scores = (detections[name][sure] for name in ("boxes", "labels", "scores"))
                 if not options.no_pictures:
                     write_picture(draw_boxes(image, boxes, labels, classes, scores), out / picture)
             except (ValueError, RuntimeError, MemoryError) as error:  # torch's of a picture too large for the memory, say
@@ -77,6 +80,8 @@ def predict(options: PredictOptions, progress: Progress | None = None) -> dict[s
     write_json(
         out / "predictions.json", {"threshold": threshold, "classes": classes, "images": predictions, "unreadable": unreadable}
     )
+    if not any(prediction["scores"] for prediction in predictions):
+        print(f"no detection has a score of {threshold:g} or more; the best has {best:.2g} (--threshold)", file=sys.stderr)
     return {
         "images": len(predictions),
         "detections": sum(len(prediction["scores"]) for prediction in predictions),
@@ -85,13 +90,12 @@ def predict(options: PredictOptions, progress: Progress | None = None) -> dict[s
 
 
 @torch.no_grad()
-def _detect(detector: torch.nn.Module, image: Tensor, threshold: float, most: int) -> dict[str, Tensor]:
+def _detect(detector: torch.nn.Module, image: Tensor, most: int) -> dict[str, Tensor]:
     """Detections of one uint8 image, on the CPU, best first. Each image alone: its neighbours in a batch would pad it."""
     detections = {name: value.cpu() for name, value in detector([image.float() / 255])[0].items()}
     check_finite(detections, "it")
     detections = foreground(detections)
-    order = detections["scores"].argsort(descending=True, stable=True)
-    order = order[detections["scores"][order] >= threshold][:most]
+    order = detections["scores"].argsort(descending=True, stable=True)[:most]
     return {name: value[order] for name, value in detections.items()}
 
 

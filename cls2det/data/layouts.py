@@ -21,6 +21,7 @@ from cls2det.data.yolo_place import find_yolo, yolo_splits
 if TYPE_CHECKING:
     from pycocotools.coco import COCO
 
+ARCHIVED = "_annotations.coco.json"  # of exported archives, in the folder of each split
 CONFIG_SUFFIXES = (".yaml", ".yml")  # of YOLO's data.yaml, which may stand in place of its folder
 
 
@@ -47,7 +48,8 @@ def read_split(root: str | Path, split: str) -> Split:
     the others.
 
     Raises:
-        FileNotFoundError: there is no such split; the message names those that there are
+        FileNotFoundError: there is no such folder, or no such split in it; the message names those that there are
+        NotADirectoryError: ``root`` is a file, or the folder of one split
         ValueError: the annotations cannot be read, or the split is there in two layouts
     """
     part = parse_part(split)
@@ -59,7 +61,7 @@ def _read_whole(root: str | Path, split: str) -> Split:
     root, config = Path(root), None
     if root.suffix in CONFIG_SUFFIXES and root.is_file():
         root, config = root.parent, root
-    beside = root / split / "_annotations.coco.json"  # of exported archives
+    beside = root / split / ARCHIVED
     for file in (root / "annotations" / f"instances_{split}.json", beside):
         if file.is_file() and not config:
             return Split(read_columns(file), file, root / split)
@@ -73,12 +75,13 @@ def _read_whole(root: str | Path, split: str) -> Split:
         return _split(read_voc(root, voc), voc.file, voc.pictures)
     if yolo:
         return _split(read_yolo(root, yolo), yolo.file, root)
+    _check_folder(root)
     file, splits = root / "annotations" / f"instances_{split}.json", list_splits(root, config)
     there_are = f"there are {', '.join(splits)}" if splits else "VOC's and YOLO's folders are understood too"
-    if len(splits) == 1:
-        there_are = f"there is {splits[0]} alone, which can be taken in parts: '{splits[0]}[:80%]' and '{splits[0]}[80%:]'"
-    elif not splits and (nested := _nested(root, split)):
+    if nested := _nested(root, split):
         there_are = f"{nested} has a split {split}: is that the folder of the data?"
+    elif len(splits) == 1:
+        there_are = f"there is {splits[0]} alone, which can be taken in parts: '{splits[0]}[:80%]' and '{splits[0]}[80%:]'"
     try:
         return Split(read_columns(file), file, root / split)
     except FileNotFoundError as error:
@@ -88,6 +91,22 @@ def _read_whole(root: str | Path, split: str) -> Split:
 
 def _split(content: dict[str, Any], file: Path, folder: Path) -> Split:
     return Split(arrange(listing_of(content), file, []), file, folder, content.get("unreadable", {}))
+
+
+def _check_folder(root: Path) -> None:
+    """FileNotFoundError or NotADirectoryError if ``root`` is no folder, or one split's, and not that of the data."""
+    if not root.exists():
+        raise FileNotFoundError(f"no folder of data at {root}")
+    place = root if root.is_dir() else root.parent
+    if (place / ARCHIVED).is_file():
+        place, what = place.resolve().parent, f"{place.resolve().name} is one split"
+    elif root.is_file() and place.name == "annotations":
+        place, what = place.resolve().parent, f"{root} is a file"
+    elif root.is_file():
+        what = f"{root} is a file"
+    else:
+        return
+    raise NotADirectoryError(f"{what}; expected the folder of the data, perhaps {place}")
 
 
 def _nested(root: Path, split: str) -> Path | None:
@@ -102,7 +121,7 @@ def list_splits(root: Path, config: Path | None = None) -> list[str]:
     if config is None and root.suffix in CONFIG_SUFFIXES and root.is_file():
         root, config = root.parent, root
     names = [file.stem.removeprefix("instances_") for file in sorted((root / "annotations").glob("instances_*.json"))]
-    names += [file.parent.name for file in sorted(root.glob("*/_annotations.coco.json"))]
+    names += [file.parent.name for file in sorted(root.glob(f"*/{ARCHIVED}"))]
     return list(dict.fromkeys([*names, *voc_splits(root), *yolo_splits(root, config)]))
 
 

@@ -26,9 +26,9 @@ def worst_and_best(rows: Sequence[Row], column: str, most: int = AT_ONCE) -> lis
 def classes_heading(rows: Sequence[Row], shown: Sequence[Row], split: str) -> str:
     """What a table of some of the rows shows."""
     text, half = f"AP by class, percent on {split}", len(shown) // 2
-    if len(shown) < len(rows):
-        text += f": the {len(shown) - half} worst and {half} best of {len(rows)} classes"
     absent = sum(row["objects"] == 0 for row in rows)
+    if len(shown) < len(rows) - absent:
+        text += f": the {len(shown) - half} worst and {half} best of {len(rows)} classes"
     return f"{text} ({absent} without an object)" if absent else text
 
 

@@ -182,7 +182,7 @@ class _Throughput(Callback):
 
 
 class _Report(Callback):
-    """Reports every tenth step to ``progress``, or to a bar on the screen."""
+    """Reports the first ten steps and every tenth to ``progress``, or to a bar on the screen."""
 
     def __init__(self, progress: Progress | None):
         self.progress, self.screen = progress, contextlib.ExitStack()
@@ -193,8 +193,9 @@ class _Report(Callback):
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_) -> None:
         total = trainer.num_training_batches * (trainer.max_epochs or 0) // trainer.accumulate_grad_batches
-        if self.progress and (trainer.global_step % 10 == 0 or trainer.global_step == total):
-            self.progress(trainer.global_step, int(total), f"loss {float(trainer.callback_metrics.get('loss', 'nan')):.3f}")
+        step = trainer.global_step
+        if self.progress and (step <= 10 or step % 10 == 0 or step == total):
+            self.progress(step, int(total), f"loss {float(trainer.callback_metrics.get('loss', 'nan')):.3f}")
 
     def on_fit_end(self, *_) -> None:
         self.screen.close()

@@ -17,6 +17,7 @@ from cls2det.commands.identity import present_run
 from cls2det.settings import DISTILLERS
 
 WITH_STUDENT = ("train", "distill")  # commands whose runs are compared
+FEW_STEPS = 500  # below them a detector has hardly begun
 # options that say what is distilled
 DISTILLED = ("distillers", "detector_teacher", "encoder", "encoder_weights", "term_weights", "balance", *DISTILLERS)
 TERM_NAMES = {"kd_cls_weight": "KD-cls", "loc_weight": "loc", "kd_loc_weight": "KD-loc"}
@@ -227,4 +228,6 @@ def _notes(runs: list[RunRecord], split: str, without: list[Path]) -> list[str]:
         others = [name for name in differing(group[0] for group in arms.values()) if name.split(".")[0] not in DISTILLED]
         if others:
             notes.append(f"Arms of {student} differ in more than what is distilled: {', '.join(others)}.")
+    if few := [run.result["steps"] for run in runs if (run.result.get("steps") or FEW_STEPS) < FEW_STEPS]:
+        notes.append(f"**{len(few)} run(s) had {min(few)} to {max(few)} steps**: too short a training flatters the teacher.")
     return notes
