@@ -183,6 +183,32 @@ def test_small_pictures_are_not_blown_up(tmp_path, capsys):
     assert teacher[teacher.index("--image-size") + 1] == distill[distill.index("--image-size") + 1] == "160"
 
 
+def test_pictures_far_larger_than_the_input_are_to_be_reduced(tmp_path, capsys):
+    look(make_rectangles(tmp_path / "large", splits={"train": 3, "val": 1}, size=(673, 504)), "--image-size", "224")
+    text = capsys.readouterr().out
+    words = (
+        "Pictures are 3.0 times as large as the input: --max-image-side 448 reads them at twice the input, which trains faster"
+    )
+    assert words in text
+    teacher, distill, train = proposed(text)
+    assert parse_words(TeacherOptions, teacher[2:], "teacher", takes_recipe=True).max_image_side == 448
+    assert parse_words(DistillOptions, distill[2:], "distill", takes_recipe=True).max_image_side == 448
+    assert parse_words(DistillOptions, train[2:], "distill", takes_recipe=True).max_image_side == 448
+    look(make_rectangles(tmp_path / "small", splits={"train": 3, "val": 1}, size=(672, 504)), "--image-size", "224")
+    assert "max-image-side" not in capsys.readouterr().out  # three times as large
+
+
+def test_the_size_of_most_pictures_counts(tmp_path, capsys):
+    """One large picture among small ones is no reason to reduce them."""
+    root = make_rectangles(tmp_path / "data", splits={"train": 3}, size=(600, 450))
+    change_annotations(root, "train", lambda content: content["images"][0].update(width=4000, height=3000))
+    Image.new("RGB", (4000, 3000)).save(root / "train" / "001.png")
+    look(root, "--image-size", "224")
+    assert "max-image-side" not in capsys.readouterr().out
+    look(root, "--image-size", "192")
+    assert "Pictures are 3.1 times as large as the input: --max-image-side 384" in capsys.readouterr().out
+
+
 def test_tiny_objects_are_said_to_be_too_small(tmp_path, capsys):
     look(shrink(make_rectangles(tmp_path / "data", size=(960, 720)), 6), "--image-size", "224")
     text = capsys.readouterr().out

@@ -84,6 +84,15 @@ def test_a_bank_of_a_teacher_per_seed_is_one_per_seed(tmp_path):
     assert all(training.options.teacher is None for training in students)
 
 
+def test_a_bank_reads_pictures_at_the_size_of_the_arms(tmp_path):
+    arms = {"both": {"bank": ["shared", "own"]} | KD_CLS}
+    banks = {"shared": {"teacher": "teacher"}, "own": {"teacher": "teacher", "max_image_side": 64}}
+    config = plan_of(tmp_path / "arms.yaml", arms, banks, train=TRAIN | {"max_image_side": 80})
+    _, made, students = parts_of(config, [5])
+    assert {bank.name: bank.options.max_image_side for bank in made} == {"bank shared": 80, "bank own": 64}
+    assert students[0].options.max_image_side == 80
+
+
 @pytest.mark.parametrize(
     ("arm", "bank", "message"),
     [

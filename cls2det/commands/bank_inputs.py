@@ -34,7 +34,14 @@ class Opened(NamedTuple):
 
 
 def open_inputs(options: BankOptions) -> Opened:
-    data = DetectionData(options.data_root, options.split, labelled_only=True, max_pixels=options.max_pixels, origins=True)
+    data = DetectionData(
+        options.data_root,
+        options.split,
+        labelled_only=True,
+        max_pixels=options.max_pixels,
+        max_image_side=options.max_image_side,
+        origins=True,
+    )
     teacher = load_teacher(options, data) if options.teacher else None
     encoder = None
     if options.encoder:
@@ -95,6 +102,7 @@ def header_of(options: BankOptions, opened: Opened) -> dict[str, Any]:
         "views": options.views,
         "flip": options.augmentation in MIRRORING if options.flip is None else options.flip,
         "augmentation": options.augmentation,
+        "max_image_side": options.max_image_side,
         "margins": options.margins,
         "seed": options.seed,
         "precision": options.precision,

@@ -35,6 +35,7 @@ def training_data(options: TeacherOptions | TrainOptions) -> DetectionData:
         cache=options.run.cache,
         on_bad_image="skip" if options.run.skip_bad_images else "stop",
         max_pixels=options.run.max_pixels,
+        max_image_side=options.max_image_side,
         origins=bool(getattr(options, "bank", None)),
     )
 

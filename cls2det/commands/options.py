@@ -62,6 +62,8 @@ class TeacherOptions:
             than two classes have objects; a classifier of one class would have nothing to tell apart)
         images: how many images to use, drawn with the seed (default: all)
         augmentation: none, flip, ssd, ssdlite, jitter, jitter_flip; best the same as the student's
+        max_image_side: pictures whose longer side is larger are reduced to it when they are read; evaluations read them as they
+            are (null: none is reduced)
         optim: how weights are optimised; batch_size counts images, not crops
         seed: of weights, order and augmentation
         run: where and how it runs
@@ -86,6 +88,7 @@ class TeacherOptions:
     background: bool | None = None
     images: int | None = None
     augmentation: str = "none"
+    max_image_side: int | None = None
     optim: Optim = Optim()
     seed: int = 0
     run: TeacherRun = TeacherRun()
@@ -109,6 +112,8 @@ class TrainOptions:
         name: what reports call this run (default: baseline, or what is distilled)
         images: how many images to use, drawn with the seed (default: all)
         augmentation: none, flip, ssd, ssdlite, jitter, jitter_flip
+        max_image_side: pictures whose longer side is larger are reduced to it when they are read; evaluations read them as they
+            are (null: none is reduced)
         backbone_weights: what the backbone, or an hf: student as a whole, starts from: imagenet (of an hf: student: its own),
             auto (random where there are none), none, or a file (.pth or .safetensors) with a state dict of torchvision's
             network of the backbone's architecture
@@ -133,6 +138,7 @@ class TrainOptions:
     name: str | None = None
     images: int | None = None
     augmentation: str = "none"
+    max_image_side: int | None = None
     backbone_weights: str = "auto"
     start: Path | None = None
     anchors: list[Any] | None = None
@@ -249,6 +255,8 @@ class BankOptions:
         image_size: side in pixels that images are brought to (default: the student's own, or that of the teacher's weights.pt)
         views: how many views of each box; the first is the box as it is, the others are as the augmentation shows it
         augmentation: of the further views: none, flip, ssd, ssdlite, jitter, jitter_flip; that of the training
+        max_image_side: pictures whose longer side is larger are reduced to it when they are read, but for those of the val_split
+            (null: none is reduced); that of the training
         margins: views are enlarged by these shares of the box's size on each side, one after another, beside the teacher's own
         flip: hold every view mirrored too (default: where the augmentation mirrors)
         prompts: of a zero-shot teacher, see distill
@@ -276,6 +284,7 @@ class BankOptions:
     image_size: int | None = None
     views: int = 1
     augmentation: str = "none"
+    max_image_side: int | None = None
     margins: list[float] = dataclasses.field(default_factory=lambda: [0.0])
     flip: bool | None = None
     prompts: list[str] | None = None

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.transforms.v2.functional import resize
 
 from cls2det.data.augment import Augment
 from cls2det.data.checks import log_once
@@ -94,6 +95,8 @@ class DetectionData(Dataset[tuple[Tensor, dict[str, Tensor]]]):
             with a warning per file, and only many in a row are an error. ``data[index]`` stops in any case: an evaluation
             that leaves out images is not one.
         max_pixels: an image of more is not read; None is no limit
+        max_image_side: an image whose longer side is larger is reduced to it as it is read, and its boxes with it; None reduces
+            none. For training: ``coco``, which evaluations read, is in pixels of the file
         classes: names in order of label, of another split or of weights; None is the file's own, in order of category id.
             ValueError for a name that only one side has
         classes_of: what ``classes`` are those of, for the message
@@ -117,12 +120,15 @@ class DetectionData(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         cache: bool = False,
         on_bad_image: Literal["stop", "skip"] = "stop",
         max_pixels: int | None = MAX_PIXELS,
+        max_image_side: int | None = None,
         classes: Sequence[str] | None = None,
         classes_of: str = "the list of classes",
         origins: bool = False,
     ):
         if on_bad_image not in ("stop", "skip"):
             raise ValueError(f"on_bad_image must be 'stop' or 'skip', got {on_bad_image!r}")
+        if max_image_side is not None and max_image_side < 1:
+            raise ValueError(f"max_image_side: expected a side of at least 1 pixel, or null, found {max_image_side}")
         columns, self.annotation_file, self.folder, unreadable = read_split(root, split)
         if not self.folder.is_dir():
             raise FileNotFoundError(
@@ -136,7 +142,7 @@ class DetectionData(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         tell_all(self.annotation_file, columns.heading.notes["split"] + columns.heading.notes["ids"])
         log_once(f"{self.annotation_file}: {columns.heading.summary}")
         self.origins = origins
-        self.targets = Targets(columns, range(len(columns)), with_ids=origins)
+        self.targets = Targets(columns, range(len(columns)), with_ids=origins, max_image_side=max_image_side)
         if classes is not None:
             self._take_order(classes, classes_of)
         self.files = Files(columns)
@@ -180,12 +186,17 @@ class DetectionData(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         return dict(zip(self.classes, labels.bincount(minlength=len(self.classes)).tolist(), strict=True))
 
     def size_of(self, index: int) -> tuple[float, float]:
-        """Width and height of an image in pixels, as the annotations have them."""
-        return self.columns.size(int(self.targets.places[index]))
+        """Width and height of ``self[index]`` in pixels: as the annotations have them, or reduced."""
+        return self.targets.size(index)
 
     @property
     def coco(self) -> COCO:
         """``pycocotools.coco.COCO`` of the whole split's boxes, for evaluation: see ``as_coco``."""
+        if self.targets.max_image_side is not None:
+            raise ValueError(
+                f"{self.annotation_file}: expected images as they are for an evaluation, found max_image_side "
+                f"{self.targets.max_image_side}: boxes in reduced images are not those of the file"
+            )
         if self._coco is None:
             self._coco = as_coco(self.columns)
         return self._coco
@@ -270,6 +281,9 @@ class DetectionData(Dataset[tuple[Tensor, dict[str, Tensor]]]):
             image = turn(image, orientation)
             if not self.told_of_turns:  # the headers of large splits are not all read
                 self._tell_of_turns("some pictures", [listed.name])
+        width, height = map(int, self.size_of(index))
+        if image.shape[1:] != (height, width):
+            image = resize(image, [height, width], antialias=True)
         if self.cache is not None:
             self.cache[index] = image
         return image

@@ -61,9 +61,14 @@ def make_bank(options: BankOptions, progress: Progress) -> None:
 def banks_of(plan: Plan, place: Place) -> list[BankOfSweep]:
     """Those banks that an arm, or all of them, name.
 
-    Split and augmentation are those of the arms where the bank does not say otherwise, so that its views are what they train on.
+    Split, augmentation and size of the pictures are those of the arms where the bank does not say otherwise, so that its views
+    are what they train on.
     """
-    shared = {"split": plan.train.get("train_split", "train"), "augmentation": plan.train.get("augmentation", "none")}
+    shared = {
+        "split": plan.train.get("train_split", "train"),
+        "augmentation": plan.train.get("augmentation", "none"),
+        "max_image_side": plan.train.get("max_image_side"),
+    }
     banks = []
     for name in used_banks(plan):
         own = {key: value for key, value in plan.banks[name].items() if key != "per_seed"}

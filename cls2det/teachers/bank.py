@@ -44,7 +44,8 @@ class Bank:
               normalisation is the network's own; None where there is none
             - ``data``: fingerprint of the split, with its annotation ids; ``split``: its name
             - ``pictures``: the student and its transform, that pictures were resized and normalised by
-            - ``views``, ``flip``, ``augmentation``, ``margins``, ``seed``, ``precision``, ``batch_size``
+            - ``views``, ``flip``, ``augmentation``, ``margins``, ``seed``, ``precision``, ``batch_size``, and ``max_image_side``,
+              which older files do not have
             - ``calibration``: of logits of the first view, on ``split``: accuracy, ece, overconfidence, log_likelihood and the
               temperature that would raise it most, by how they are read (``softmax``, ``sigmoid``)
             - ``digest``: of all of this, and of the tensors
