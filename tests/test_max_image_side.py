@@ -15,7 +15,7 @@ from cls2det.commands.data import training_data, validation_data
 from cls2det.commands.options import TrainOptions
 from cls2det.data.dataset import DetectionData
 from cls2det.evaluation.coco import evaluate_detector
-from cls2det.models.students import build_student
+from cls2det.models.students import build_student, load_student, save_student
 from cls2det.teachers import bank_file
 from cls2det.training.settings import Run
 from rectangles import COLOURS, change_annotations, make_rectangles, silently
@@ -184,7 +184,65 @@ def test_the_commands(root, tmp_path, monkeypatch, capsys):
         else:
             assert "max_image_side was 64, is 80" in refused
             assert json.loads((tmp_path / name / "options.json").read_text())["max_image_side"] == 64
+        if name in ("distill", "train"):
+            assert load_student(tmp_path / name / "weights.pt").detector.transform.max_image_side == 64
     about = bank_file.read_header(bank).about
     assert about["max_image_side"] == 64
     older = {name: value for name, value in about.items() if name != "max_image_side"}
     assert bank_file.is_same(older, older | {"max_image_side": None}) and not bank_file.is_same(older, about)
+
+
+def with_lines(root):
+    """A picture with lines of a pixel, which torchvision's resizing skips or hits, whole and reduced, in [0, 1]."""
+    lines = np.zeros((200, 300, 3), dtype=np.uint8)
+    lines[:, ::3] = 255
+    Image.fromarray(lines).save(root / "train" / "001.png")
+    return silently(root)[0][0] / 255, silently(root, max_image_side=SIDE)[0][0] / 255
+
+
+@pytest.mark.parametrize("student", ["ssd_compact", "fasterrcnn_compact"])
+def test_the_detector_sees_whole_pictures_as_it_saw_reduced_ones(root, student):
+    whole, reduced = with_lines(root)
+    transform = build_student(student, 3, 96).transform.eval()
+
+    def seen(image):
+        return transform([image])[0].tensors
+
+    tolerance = 0.6 / 255 / min(transform.image_std)  # of rounding to whole levels
+    assert (seen(whole) - seen(reduced)).abs().max() > 10 * tolerance
+    transform.max_image_side = SIDE
+    torch.testing.assert_close(seen(whole), seen(reduced), rtol=0, atol=tolerance)
+    transform.train()  # where pictures were reduced already, and augmentation may have enlarged them since
+    transform.max_image_side = None
+    expected = seen(whole)
+    transform.max_image_side = SIDE
+    assert torch.equal(seen(whole), expected)
+
+
+def test_boxes_are_in_pixels_of_the_whole_picture_and_weights_remember_the_side(root, tmp_path):
+    whole, reduced = with_lines(root)
+    detector = build_student("ssd_compact", 3, 96).eval()
+    detector.score_thresh = 0.0
+    detector.transform.max_image_side = SIDE
+    save_student(tmp_path / "weights.pt", detector, name="ssd_compact", classes=["red", "green", "blue"], image_size=96)
+    loaded = load_student(tmp_path / "weights.pt").detector
+    loaded.score_thresh = 0.0
+    for model in (detector, loaded):
+        with torch.no_grad():
+            boxes, expected = model([whole])[0]["boxes"], model([reduced])[0]["boxes"]
+        assert boxes[:, 2].max() > SIDE and len(boxes) == 100
+        ratios = torch.tensor([300 / 64, 200 / 43] * 2)
+        near = ((boxes[:50, None] - expected * ratios).abs().amax(2) < 2).any(
+            1
+        )  # an untrained detector's order hangs on digits
+        assert near.float().mean() > 0.9
+
+
+def test_an_exported_detector_leaves_the_reduction_to_its_user(root, tmp_path):
+    detector = build_student("ssd_compact", 3, 96)
+    detector.transform.max_image_side = SIDE
+    save_student(tmp_path / "weights.pt", detector, name="ssd_compact", classes=["red", "green", "blue"], image_size=96)
+    words = ["--weights", str(tmp_path / "weights.pt"), "--out", str(tmp_path / "out"), "--formats", "state_dict"]
+    assert main(["export", *words]) == 0
+    about = json.loads((tmp_path / "out" / "export.json").read_text())
+    assert about["max_image_side"].startswith(f"{SIDE}: reduce larger pictures to it first")

@@ -43,7 +43,7 @@ from torchvision.ops import boxes as box_ops
 from cls2det.commands.options import ExportOptions
 from cls2det.evaluation.finite import NotFinite, finite_heads
 from cls2det.files import make_folder, write_json
-from cls2det.models.students import TrainedStudent, load_student
+from cls2det.models.students import TrainedStudent, load_student, reduce_larger
 from cls2det.models.students.hungarian import RT_DETRS
 from cls2det.models.students.hungarian_loss import isinstance_of
 
@@ -83,13 +83,15 @@ def export(options: ExportOptions) -> dict[str, Any]:
     if options.image_size is not None and options.image_size < 1:
         raise ValueError(f"image_size: expected a side of at least 1 pixel, found {options.image_size}")
     side = options.image_size or student.image_size or _own_size(student.detector)
+    about = _about(student, side)
+    reduce_larger(student.detector, None)  # it depends on the picture's size, which no exporter follows
     try:
         images = probes(student.detector, side)
     except NotFinite as error:
         raise ValueError(f"{options.weights}: in an image of random blobs, {error}") from None
     make_folder(out)
     entries = {name: _write(name, student, images, out, check=options.check) for name in options.formats}
-    report = write_json(out / "export.json", _about(student, side) | {"formats": entries})
+    report = write_json(out / "export.json", about | {"formats": entries})
     failures = {name: f"{name}: {entry['fails']}" for name, entry in entries.items() if "fails" in entry}
     if len(failures) == len(entries) or any(entries[name].get("differs") for name in failures):
         raise ValueError("; ".join(failures.values()))
@@ -123,6 +125,7 @@ def _write(name: str, student: TrainedStudent, images: list[Tensor], out: Path, 
 
 def _about(student: TrainedStudent, side: int) -> dict[str, Any]:
     transform: GeneralizedRCNNTransform = student.detector.transform
+    largest = transform.max_image_side
     return {
         "student": student.name,
         "classes": list(student.classes),
@@ -130,6 +133,7 @@ def _about(student: TrainedStudent, side: int) -> dict[str, Any]:
         "mean": list(transform.image_mean),
         "std": list(transform.image_std),
         "image_size": side,
+        **({"max_image_side": f"{largest}: reduce larger pictures to it first, with antialiasing"} if largest else {}),
         "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
     }
 

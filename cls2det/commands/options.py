@@ -62,8 +62,8 @@ class TeacherOptions:
             than two classes have objects; a classifier of one class would have nothing to tell apart)
         images: how many images to use, drawn with the seed (default: all)
         augmentation: none, flip, ssd, ssdlite, jitter, jitter_flip; best the same as the student's
-        max_image_side: pictures whose longer side is larger are reduced to it when they are read; evaluations read them as they
-            are (null: none is reduced)
+        max_image_side: pictures whose longer side is larger are reduced to it when they are read, but for those of the val_split
+            (null: none is reduced)
         optim: how weights are optimised; batch_size counts images, not crops
         seed: of weights, order and augmentation
         run: where and how it runs
@@ -112,8 +112,8 @@ class TrainOptions:
         name: what reports call this run (default: baseline, or what is distilled)
         images: how many images to use, drawn with the seed (default: all)
         augmentation: none, flip, ssd, ssdlite, jitter, jitter_flip
-        max_image_side: pictures whose longer side is larger are reduced to it when they are read; evaluations read them as they
-            are (null: none is reduced)
+        max_image_side: pictures whose longer side is larger are reduced to it when they are read, and before they enter the trained
+            detector (null: none is reduced)
         backbone_weights: what the backbone, or an hf: student as a whole, starts from: imagenet (of an hf: student: its own),
             auto (random where there are none), none, or a file (.pth or .safetensors) with a state dict of torchvision's
             network of the backbone's architecture

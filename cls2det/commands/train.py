@@ -30,7 +30,7 @@ from cls2det.evaluation.anchors import DIAGNOSTICS
 from cls2det.evaluation.coco import warn_of_crowded_images
 from cls2det.files import is_first_process, start_processes, write_json
 from cls2det.models.backbones import load_classifier
-from cls2det.models.students import build_student, load_backbone, parameter_count, save_student
+from cls2det.models.students import build_student, load_backbone, parameter_count, reduce_larger, save_student
 from cls2det.training import fit
 from cls2det.training.detector import DetectorTraining
 from cls2det.training.progress import Progress
@@ -100,6 +100,7 @@ def train_student(
     torch.manual_seed(options.seed)
     backbone_weights = "none" if options.start else options.backbone_weights
     detector = build_student(options.student, len(data.classes), options.image_size, backbone_weights, anchors)
+    reduce_larger(detector, options.max_image_side)
     if is_first_process():
         warn_of_unmatched(options.student, detector, data)
     training = DetectorTraining(

@@ -96,7 +96,7 @@ class DetectionData(Dataset[tuple[Tensor, dict[str, Tensor]]]):
             that leaves out images is not one.
         max_pixels: an image of more is not read; None is no limit
         max_image_side: an image whose longer side is larger is reduced to it as it is read, and its boxes with it; None reduces
-            none. For training: ``coco``, which evaluations read, is in pixels of the file
+            none. For training: ``coco``, which evaluations read, is in pixels of the file. See ``resizing.Transform``
         classes: names in order of label, of another split or of weights; None is the file's own, in order of category id.
             ValueError for a name that only one side has
         classes_of: what ``classes`` are those of, for the message

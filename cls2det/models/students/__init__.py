@@ -248,18 +248,28 @@ def load_student(path: str | Path) -> TrainedStudent:
     return student
 
 
-OWN_SETTINGS = ("description", "anchors")  # of a detector, beside its name: in weights.pt where it has them
+OWN_SETTINGS = ("description", "anchors", "max_image_side")  # of a detector, beside its name: in weights.pt where it has them
 
 
 def _own_settings(detector: nn.Module) -> dict[str, Any]:
-    values = {name: getattr(detector, name, None) for name in OWN_SETTINGS}
+    values = {name: getattr(detector, name, None) for name in ("description", "anchors")}
+    values["max_image_side"] = getattr(detector.transform, "max_image_side", None)
     return {name: value for name, value in values.items() if value}
 
 
 def _untrained(name: str, classes: int, image_size: int | None, own: Mapping[str, Any]) -> nn.Module:
     if "description" in own:
-        return _with_own_transform(hugging_face.rebuild(own["description"]))
-    return build_student(name, classes, image_size, anchors=own.get("anchors"))
+        detector = _with_own_transform(hugging_face.rebuild(own["description"]))
+    else:
+        detector = build_student(name, classes, image_size, anchors=own.get("anchors"))
+    reduce_larger(detector, own.get("max_image_side"))
+    return detector
+
+
+def reduce_larger(detector: nn.Module, max_image_side: int | None) -> None:
+    """Let a student reduce larger pictures in eval mode, as its training did: see ``resizing.Transform``."""
+    transform: Any = detector.transform
+    transform.max_image_side = max_image_side
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torchvision
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 from torchvision.models.detection.transform import _get_shape_onnx as traced_shape
 
+from cls2det.data.targets import reduced_sizes
+
 
 class Transform(GeneralizedRCNNTransform):  # type: ignore[misc] # torchvision has no types
     """Torchvision's transform for pictures of any shape.
 
     Torchvision rounds the sides of a resized picture down: the shorter side of a strip, such as a scan of 1 : 160, becomes 0.
-    Here it becomes 1. All other pictures come out as torchvision makes them, to the bit.
+    Here it becomes 1. All other pictures come out as torchvision makes them, to the bit, unless ``max_image_side`` is set.
+
+    Attributes:
+        max_image_side: of a student whose training reduced larger pictures as it read them, else None. In eval mode larger pictures
+            are reduced so here: torchvision's resizing skips pixels of a far larger picture, and shows it sharper than that
+            training did
     """
+
+    max_image_side: int | None = None
 
     @classmethod
     def of(cls, transform: GeneralizedRCNNTransform) -> Transform:
@@ -32,15 +42,22 @@ class Transform(GeneralizedRCNNTransform):  # type: ignore[misc] # torchvision h
 
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
         """The image (3, H, W), resized, and ``target`` with its boxes in the resized image."""
+        if self.max_image_side is not None and not self.training:
+            image, target = self._reduced(image, target, self.max_image_side)
         if self.fixed_size is not None:
             resized: tuple[Tensor, dict[str, Tensor] | None] = super().resize(image, target)
             return resized
         shorter = self.torch_choice(self.min_size) if self.training else self.min_size[-1]
         size: Any = self._traced_size(image, shorter) if torchvision._is_tracing() else self._size(image, shorter)
-        before, image = image.shape[-2:], interpolate(image[None], size, mode="bilinear", align_corners=False)[0]
-        if target is not None:
-            target["boxes"] = resize_boxes(target["boxes"], before, image.shape[-2:])
-        return image, target
+        return _with_size(image, target, size)
+
+    def _reduced(self, image: Tensor, target: dict[str, Tensor] | None, side: int) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """As ``DetectionData`` reduces pictures that it reads."""
+        height, width = image.shape[-2:]
+        width, height = reduced_sizes(np.array([[width, height]]), side)[0].astype(int).tolist()
+        if image.shape[-2:] == (height, width):
+            return image, target
+        return _with_size(image, target, (height, width), antialias=True)
 
     def _size(self, image: Tensor, shorter: int) -> tuple[int, int]:
         height, width = image.shape[-2:]
@@ -53,6 +70,16 @@ class Transform(GeneralizedRCNNTransform):  # type: ignore[misc] # torchvision h
         scale = (shorter / sides.min()).minimum(self.max_size / sides.max())
         height, width = (sides * scale).floor().clamp(min=1).long().unbind()
         return height, width
+
+
+def _with_size(
+    image: Tensor, target: dict[str, Tensor] | None, size: Any, antialias: bool = False
+) -> tuple[Tensor, dict[str, Tensor] | None]:
+    before = image.shape[-2:]
+    image = interpolate(image[None], size, mode="bilinear", align_corners=False, antialias=antialias)[0]
+    if target is not None:
+        target["boxes"] = resize_boxes(target["boxes"], before, image.shape[-2:])
+    return image, target
 
 
 def settings_of(transform: GeneralizedRCNNTransform) -> dict[str, Any]:
