@@ -186,6 +186,8 @@ def test_the_commands(root, tmp_path, monkeypatch, capsys):
             assert json.loads((tmp_path / name / "options.json").read_text())["max_image_side"] == 64
         if name in ("distill", "train"):
             assert load_student(tmp_path / name / "weights.pt").detector.transform.max_image_side == 64
+    with pytest.warns(UserWarning, match=r"crops of pictures with max_image_side 64, and this run has null"):
+        assert main([*commands["distill"][:-1], str(tmp_path / "other"), "--data-root", str(root)]) == 0
     about = bank_file.read_header(bank).about
     assert about["max_image_side"] == 64
     older = {name: value for name, value in about.items() if name != "max_image_side"}

@@ -69,7 +69,7 @@ def open_banks(options: DistillOptions, data: DetectionData) -> Banks:
     if len(of_logits) > 1:
         logits = BankAverage(of_logits, head_of(options.student), options.bank_weights)
     if is_first_process():
-        _warn_of_augmentation(banks, options)
+        _warn_of_other_pictures(banks, options)
     return Banks(banks, logits, of_embeddings[0] if of_embeddings else None)
 
 
@@ -107,7 +107,7 @@ def _check_teacher(bank: Bank, options: DistillOptions) -> None:
                 )
 
 
-def _warn_of_augmentation(banks: list[Bank], options: DistillOptions) -> None:
+def _warn_of_other_pictures(banks: list[Bank], options: DistillOptions) -> None:
     for bank in banks:
         if options.augmentation in MIRRORING and not bank.about["flip"]:
             warnings.warn(
@@ -118,5 +118,11 @@ def _warn_of_augmentation(banks: list[Bank], options: DistillOptions) -> None:
         if bank.views > 1 and bank.about["augmentation"] not in ("none", options.augmentation):
             warnings.warn(
                 f"{bank.path} holds views of augmentation {bank.about['augmentation']}, and this run has {options.augmentation}",
+                stacklevel=4,
+            )
+        if (side := bank.about.get("max_image_side")) != options.max_image_side:
+            warnings.warn(
+                f"{bank.path} holds crops of pictures with max_image_side {side or 'null'}, and this run has "
+                f"{options.max_image_side or 'null'}",
                 stacklevel=4,
             )
